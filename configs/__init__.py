@@ -1,0 +1,1 @@
+"""Example configurations, installed beside the code so that `sightline demo` finds its own."""

@@ -1,0 +1,90 @@
+"""Ray: joining a cluster, or starting one here for one run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from pipelines.config import ConfigError, JobConfig, ray_address
+
+COMMIT_CPUS = 0.05
+"""Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run may use: shards read at once, and cores for each actor."""
+
+    readers: int
+    actor_cpus: float
+
+
+@contextmanager
+def connect(config: JobConfig) -> Iterator[Cluster]:
+    """A Ray to run on, for the length of a `with`. A joined cluster is left running.
+
+    A Ray started here declares more logical CPUs than the machine has: room for one reader for each core and for all
+    the actors. On a machine without a GPU both want the same cores, one or the other is the bottleneck, and the
+    operating system shares them better than reservations would. Raises `ConfigError`.
+    """
+    address = ray_address(config)
+    if ray.is_initialized():
+        yield _fit(config)
+        return
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            _start(config)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"ray.address: cannot join {address}: {str(error).splitlines()[0]}") from error
+    try:
+        yield _fit(config) if address else Cluster(_local_readers(config), _local_actor_cpus(config))
+    finally:
+        ray.shutdown()
+
+
+def _start(config: JobConfig) -> None:
+    actors = config.actors
+    cpus = _local_readers(config) + actors.largest * _local_actor_cpus(config) + 1
+    ray.init(
+        address="local",
+        num_cpus=int(-(-cpus // 1)),
+        resources={name: amount * actors.largest for name, amount in actors.resources.items()} or None,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if actors.num_gpus * actors.min > gpus:
+        ray.shutdown()
+        raise ConfigError(
+            f"actors.num_gpus: {actors.min} x {actors.num_gpus:g} GPUs asked for and this machine has {gpus:g}: "
+            "set it to 0, or join a cluster with ray.address"
+        )
+
+
+def _fit(config: JobConfig) -> Cluster:
+    """Defaults for a cluster that exists: leave a core of each node to the readers."""
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    actors = config.actors
+    cpus = actors.num_cpus or (1 if actors.num_gpus else max(1, (max(nodes) - 1) // actors.largest))
+    return Cluster(config.ray.readers or max(1, int(sum(nodes))), cpus)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _local_readers(config: JobConfig) -> int:
+    return config.ray.readers or _cores()
+
+
+def _local_actor_cpus(config: JobConfig) -> float:
+    actors = config.actors
+    return actors.num_cpus or (1 if actors.num_gpus else max(1, _cores() // actors.largest))

@@ -1,0 +1,244 @@
+"""A job's configuration: one YAML file, checked before any work."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from siglip.config import Limits, ModelConfig
+from siglip.images import DecodeMode
+from siglip.labels import LabelSet
+
+DEFAULT_THUMBNAIL = 256
+
+
+class ConfigError(Exception):
+    """Something the user must change before work can start. One line; the command line exits with 2."""
+
+
+class ActorsConfig(BaseModel):
+    """The pool of actors that run the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(1, ge=1, description="The pool never shrinks below this.")
+    max: int | None = Field(None, ge=1, description="The pool grows up to this under load; null is min.")
+    initial: int | None = Field(None, ge=1, description="Actors to start with; null is min. Ask for what you want.")
+    num_gpus: float = Field(0, ge=0, description="GPUs for each actor; a fraction shares one.")
+    num_cpus: float | None = Field(
+        None, gt=0, description="Cores for each actor; null is 1 beside a GPU, else all cores of the machine."
+    )
+    resources: dict[str, float] = Field({}, description="Custom Ray resources for each actor.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ActorsConfig:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"actors.max is {self.max}, less than actors.min {self.min}")
+        if self.initial is not None and not self.min <= self.initial <= self.largest:
+            raise ValueError(f"actors.initial is {self.initial}, not between actors.min and actors.max")
+        return self
+
+    @property
+    def largest(self) -> int:
+        """The most actors that the pool may hold."""
+        return self.max if self.max is not None else max(self.min, self.initial or 1)
+
+
+class ParquetConfig(BaseModel):
+    """How to read Parquet inputs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_column: str | None = Field(
+        None, description="Image bytes, a struct {bytes, path}, or URIs; null finds the one that looks like it."
+    )
+    key_column: str | None = Field(None, description="Becomes `key`; null is the struct's path, or the row's number.")
+    columns: tuple[str, ...] = Field((), description="Columns to pass through to the output.")
+
+
+class S3Config(BaseModel):
+    """The object store. Credentials come from the environment, a profile or a role: never from here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: str | None = Field(None, description="Endpoint URL; null is AWS_ENDPOINT_URL, or AWS itself.")
+    region: str | None = Field(None, description="Region; null is AWS_REGION or the profile's.")
+
+
+class RayConfig(BaseModel):
+    """Where to run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(
+        None, description="An existing cluster; null is RAY_ADDRESS, or a Ray started here for this run alone."
+    )
+    readers: int | None = Field(
+        None, ge=1, description="Shards read and decoded at once; null is one for each core of the cluster."
+    )
+
+
+class JobConfig(BaseModel):
+    """A tagging job, source to Parquet. Every key is checked; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: tuple[str, ...] = Field(
+        description="A folder or s3:// prefix, a file, or several: tars, Parquet, images, or a .txt/.csv list of URIs."
+    )
+    output: str = Field(description="A folder or s3:// prefix. A run continues what it finds there.")
+    labels: LabelSet = Field(
+        description="Names, or {names, templates, threshold, top_k}, or the path of a file with them."
+    )
+    model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
+    actors: ActorsConfig = Field(ActorsConfig(), description="The pool that runs the model.")
+    parquet: ParquetConfig = Field(ParquetConfig(), description="Reading Parquet inputs.")
+    limits: Limits = Field(Limits(), description="What one image may cost.")
+    s3: S3Config = Field(S3Config(), description="The object store.")
+    ray: RayConfig = Field(RayConfig(), description="Where to run.")
+    rows_per_shard: int = Field(
+        4096, gt=0, description="About this many images make a shard: what is committed, or redone after a kill."
+    )
+    decode: DecodeMode = Field(
+        "exact", description="fast lets libjpeg shrink JPEGs while decoding: quicker, slightly different pixels."
+    )
+    embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Of the embedding column.")
+    thumbnails: int | None = Field(
+        None, gt=0, description="Longer side in pixels of a JPEG kept with each row; true is 256, null is none."
+    )
+    max_reject_fraction: float = Field(
+        0.05, ge=0, le=1, description="More rejects than this and the run exits with 3, everything committed."
+    )
+    on_changed: Literal["error", "retag"] = Field(
+        "error", description="An input that changed since it was planned: stop, or tag it once more as new rows."
+    )
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        value = (value,) if isinstance(value, str) else value
+        if not value:
+            raise ValueError("no input: give at least one folder, prefix or file")
+        return value
+
+    @field_validator("thumbnails", mode="before")
+    @classmethod
+    def _true_is_a_size(cls, value: Any) -> Any:
+        return (DEFAULT_THUMBNAIL if value else None) if isinstance(value, bool) else value
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfig:
+    """Read a job's YAML and apply overrides, given as dotted key paths.
+
+    Relative label files are looked up beside the YAML file when they are not found from the working directory.
+    Raises `ConfigError`, one line, naming the key and, for an unknown key, the nearest known one.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as `input: s3://bucket/images`")
+    for dotted, value in (overrides or {}).items():
+        _set_key(raw, dotted, value)
+    labels = raw.get("labels")
+    if isinstance(labels, str) and not Path(labels).is_file() and (path.parent / labels).is_file():
+        raw["labels"] = str(path.parent / labels)
+    try:
+        return JobConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_error(error, JobConfig)}") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key.path=value` to the path and the value read as YAML: `actors.max=4`, `labels=[cat, dog]`.
+
+    Raises `ConfigError`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: expected key.path=value, such as actors.max=4")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
+
+
+def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a validation as one line that names the key and what to change."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {where}: did you mean {close[0]}? (known: {', '.join(known)})" if close else where
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = f" (given: {str(first['input'])[:60]!r})" if not isinstance(first.get("input"), (dict, list)) else ""
+    return f"{where}: {message}{given}"
+
+
+def list_keys(model: type[BaseModel] = JobConfig, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every key as (dotted path, default, description): the documentation of the schema, made from it."""
+    rows = []
+    for name, field in model.model_fields.items():
+        nested = _nested(field.annotation)
+        if nested is not None and nested is not LabelSet:
+            rows += list_keys(nested, f"{prefix}{name}.")
+            continue
+        if field.is_required():
+            default = "required"
+        else:
+            value = field.get_default(call_default_factory=True)
+            default = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
+            default = default.lower() if isinstance(value, bool) else default
+        rows.append((prefix + name, default, field.description or ""))
+        if nested is LabelSet:
+            rows += list_keys(LabelSet, f"{prefix}{name}.")
+    return rows
+
+
+def _set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    target = raw
+    for name in parents:
+        child = target.get(name)
+        if not isinstance(child, dict):
+            # `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
+            child = {"names": child} if name == "labels" and isinstance(child, list) else {}
+            target[name] = child
+        target = child
+    target[last] = value
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        nested = _nested(field.annotation) if field else None
+        if nested is None:
+            break
+        model = nested
+    return sorted(model.model_fields)
+
+
+def ray_address(config: JobConfig) -> str | None:
+    """The cluster to join, or None to start Ray here."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or None

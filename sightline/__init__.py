@@ -1,0 +1,1 @@
+"""The `sightline` command: the batch job and the endpoint under one name."""

@@ -1,0 +1,251 @@
+"""`sightline ...`: what a user types. Parses, calls, prints and picks the exit code; decides nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.config import ConfigError, JobConfig, list_keys, load_config, parse_override
+from sightline.progress import RunProgress
+
+FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
+INTERRUPTED, TERMINATED = 130, 143
+SCHEMA_HELP = "CONFIG keys\n\n" + "\n\n".join(f"{k} [{default}]: {text}" for k, default, text in list_keys())
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tag and embed images with SigLIP on Ray.",
+)
+model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints.")
+app.add_typer(model_app, name="model")
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+class Arch(StrEnum):
+    """The architectures that `model init` knows."""
+
+    base = "base"
+    tiny = "tiny"
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.command(epilog=SCHEMA_HELP)
+def tag(
+    config: Annotated[Path, typer.Argument(help="The job's YAML file; configs/ has examples.", show_default=False)],
+    input: Annotated[
+        list[str] | None, typer.Option("--input", metavar="URI", help="Replaces the config's input; may be repeated.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", metavar="URI", help="Replaces the config's output.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY.PATH=VALUE", help="Replaces one key, such as actors.max=4; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Tag and embed every image under the input that is not yet in the output.
+
+    Run it again after anything: a kill, a crash, new images. It does what is not yet committed and nothing twice.
+
+    Exit codes: 0 all shards committed; 1 the run failed, run it again; 2 change the usage, config, input or
+    credentials, nothing was done; 3 all committed, but more than max_reject_fraction was rejected; 130 or 143
+    interrupted.
+    """
+    with _errors():
+        overrides = dict(parse_override(text) for text in set_ or [])
+        if input:
+            overrides["input"] = input
+        if output:
+            overrides["output"] = output
+        job = load_config(config, overrides)
+        raise typer.Exit(_tag(job))
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="The output of `sightline tag`: a folder or s3:// prefix.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    remove_orphans: Annotated[
+        bool, typer.Option("--remove-orphans", help="Delete files that no commit names. Not while a run is under way.")
+    ] = False,
+) -> None:
+    """Recount an output from its files: every planned row there, once, in files that nobody changed.
+
+    Exits with 0 only if all of it holds. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
+    """
+    from pipelines.store import StoreError, StoreOptions, open_store
+    from pipelines.verify import verify_output
+
+    with _errors():
+        options = StoreOptions(os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_REGION"))
+        try:
+            report = verify_output(open_store(output, options), output, remove_orphans=remove_orphans)
+        except StoreError as error:
+            raise ConfigError(str(error)) from error
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        table = Table(show_header=False, box=None)
+        for name, value in report.as_dict().items():
+            if name != "problems":
+                table.add_row(name.replace("_", " "), str(value).lower() if isinstance(value, bool) else f"{value:,}")
+        out.print(table)
+        for problem in report.problems:
+            err.print(f"[red]-[/red] {escape(problem)}", highlight=False)
+    raise typer.Exit(0 if report.ok else FAILED)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put the images and the output.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Render a small image dataset, tag it with the checkpoint that ships with Sightline, verify, and sum up."""
+    from pipelines.store import StoreOptions, open_store
+    from pipelines.verify import verify_output
+    from sightline.demo import CONFIG, render_dataset
+
+    with _errors():
+        images, output = folder / "input", folder / "output"
+        count = render_dataset(images)
+        out.print(f"{count} images in {images}", highlight=False)
+        job = load_config(CONFIG, {"input": [str(images)], "output": str(output)})
+        code = _tag(job)
+        report = verify_output(open_store(str(output), StoreOptions()), str(output))
+        verdict = "[green]ok[/green]" if report.ok else "[red]not ok[/red]"
+        out.print(
+            f"verify: {verdict}, {report.rows_in} rows in = {report.rows_tagged} tagged + {report.rows_rejected} "
+            f"rejected, {report.duplicates} doubled, {report.missing} missing",
+            highlight=False,
+        )
+        raise typer.Exit(code or (0 if report.ok else FAILED))
+
+
+@model_app.command("init")
+def model_init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must be empty or new.")],
+    arch: Annotated[
+        Arch, typer.Option(help="base is siglip-base-patch16-256; tiny is that of the shipped checkpoint.")
+    ],
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Write a checkpoint with random weights in the hub's file layout: for benchmarks, and to try the loading path."""
+    from siglip.checkpoint import init_checkpoint
+
+    with _errors():
+        try:
+            count = init_checkpoint(directory, arch.value, seed)
+        except OSError as error:
+            raise ConfigError(str(error)) from error
+        out.print(f"{directory}: {arch.value}, {count:,} parameters, random weights (seed {seed})", highlight=False)
+
+
+def _tag(job: JobConfig) -> int:
+    """Run a job with progress and a summary. Returns the exit code."""
+    from pipelines.tag import run_job
+
+    with RunProgress(err) as progress:
+        outcome = run_job(job, progress)
+    plan, manifest = outcome.plan, outcome.manifest
+    if plan.skipped:
+        what = ", ".join(f"{count} {why}" for why, count in plan.skipped.most_common())
+        out.print(f"skipped {sum(plan.skipped.values())}: {what}; such as {escape(', '.join(plan.skipped_examples))}")
+    if not outcome.new_shards:
+        out.print(
+            f"nothing to do: all {manifest['shards']} shards with {manifest['rows_in']:,} images are in {job.output}",
+            highlight=False,
+        )
+    else:
+        _print_summary(job, manifest)
+    total = manifest["rows_rejected"] / max(1, manifest["rows_in"])
+    if max(total, outcome.rejected_fraction) > job.max_reject_fraction:
+        err.print(
+            f"[red]{max(total, outcome.rejected_fraction):.1%} of the images were rejected, over max_reject_fraction "
+            f"{job.max_reject_fraction:.1%}[/red]: see {job.output}/rejects",
+            highlight=False,
+        )
+        return TOO_MANY_REJECTS
+    return 0
+
+
+def _print_summary(job: JobConfig, manifest: dict[str, object]) -> None:
+    run = manifest["run"]
+    assert isinstance(run, dict)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row(
+        "images",
+        f"{run['rows']:,} in {run['seconds']:.1f} s, {run['rows_tagged']:,} tagged, {run['rows_rejected']:,} rejected",
+    )
+    table.add_row("images/s", f"{run['images_per_second']:,} (limited by {run['limited_by']})")
+    for title, key in (("tags", "top_labels"), ("rejects", "reasons")):
+        counts = manifest[key]
+        assert isinstance(counts, dict)
+        shown = [f"{escape(name)} {count:,}" for name, count in list(counts.items())[:8]]
+        more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
+        table.add_row(title, (", ".join(shown) or "none") + more)
+    table.add_row("output", escape(job.output))
+    out.print(table)
+    reader = f"pyarrow.dataset.dataset({job.output.rstrip('/') + '/data'!r}).to_table().slice(0, 5).to_pandas()"
+    if job.output.startswith("s3://"):
+        reader = f"duckdb.sql(\"from '{job.output.rstrip('/')}/data/*.parquet' limit 5\")"
+    out.print(f"read it: [bold]{escape(reader)}[/bold]", highlight=False)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors as one line and an exit code, and signals as an end that leaves no process behind."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except ConfigError as error:
+        _fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        _fail("interrupted: what is committed stays, run the same command to go on", INTERRUPTED)
+    except _Terminated:
+        _fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if os.environ.get("SIGHTLINE_TRACEBACK"):
+            raise
+        cause = getattr(error, "cause", None) or error
+        lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+        _fail(f"the run failed: {lines[-1].strip()} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived: unwinds like Ctrl-C, so that Ray is shut down."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(f"[red]sightline:[/red] {escape(' '.join(message.split()))}", highlight=False)
+    sys.stdout.flush()
+    raise typer.Exit(code)

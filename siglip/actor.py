@@ -1,0 +1,70 @@
+"""The actor: what Ray Data and Ray Serve both run on a GPU or on a CPU's cores."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siglip.config import ModelConfig
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale, score_pairs, select, sigmoid
+
+
+class Tagged(TypedDict):
+    """A tagged batch of N images."""
+
+    embedding: Floats  # (N, D), unit norm
+    labels: list[list[str]]
+    scores: list[Floats]
+
+
+class SiglipActor:
+    """Embeds and tags batches of decoded images. A plain class that knows no Ray.
+
+    A label set's embeddings are handed in as an array, computed once per run and not once per actor. Its arguments
+    are small, because they travel to every actor.
+
+    `threads` are the cores that it was given: Ray sets OMP_NUM_THREADS to an actor's num_cpus, which would leave
+    torch on one thread for any actor that shares a machine's cores.
+    """
+
+    def __init__(self, config: ModelConfig, threads: int | None = None, *, texts: bool = False) -> None:
+        import torch
+
+        from siglip.encoder import Encoder
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.encoder = Encoder(config, texts=texts)
+        self.model_seconds = 0.0
+        # The first pass compiles or picks kernels: paid here, where nobody waits for an image.
+        size = self.encoder.spec.size
+        self.encoder.embed_images(np.zeros((self.encoder.batch_size, size, size, 3), np.uint8))
+
+    def embed(self, pixels: NDArray[np.uint8]) -> Floats:
+        """uint8 (N, S, S, 3) to float32 (N, D), unit norm. Adds to `model_seconds`."""
+        start = time.perf_counter()
+        embeddings = self.encoder.embed_images(pixels)
+        self.model_seconds += time.perf_counter() - start
+        return embeddings
+
+    def describe(self) -> dict[str, Any]:
+        """What this actor turned out to run on, for manifests and health pages."""
+        encoder = self.encoder
+        return {
+            "device": encoder.device.type,
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+            "compiled": encoder.compiled,
+            "batch_size": encoder.batch_size,
+        }
+
+
+def tag_embeddings(embeddings: Floats, labels: LabelSet, texts: Floats, scale: Scale) -> Tagged:
+    """Embeddings (N, D) against a label set's texts (L, D): labels over their thresholds, best first."""
+    names = labels.label_names()
+    scores = sigmoid(score_pairs(embeddings, texts, scale))
+    chosen, kept = select(scores, np.asarray(labels.thresholds(), np.float32), labels.top_k)
+    return {"embedding": embeddings, "labels": [[names[i] for i in row] for row in chosen], "scores": kept}

@@ -1,0 +1,60 @@
+"""What a user says about the model, and what a checkpoint says about itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+class ModelConfig(BaseModel):
+    """Which checkpoint to load and how to run it.
+
+    Knows nothing of where it runs: the device is whatever the process that builds the
+    `siglip.encoder.Encoder` was given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        "tiny",
+        description="A hub id (google/siglip-base-patch16-256), a directory, an s3:// prefix that holds a "
+        "checkpoint in the hub's file layout, or 'tiny': the checkpoint that ships with Sightline.",
+    )
+    revision: str | None = Field(
+        None, description="A hub commit, tag or branch. Pin the commit: a branch can move between two nights."
+    )
+    dtype: DType = Field(
+        "auto", description="auto is bfloat16 where the CPU or GPU multiplies it natively, else float32."
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="torch.compile the vision tower. auto compiles when a compiler is there and the job is long "
+        "enough to earn back the minute or so that it takes.",
+    )
+    batch_size: int | Literal["auto"] = Field(
+        "auto", description="Images in one forward pass. auto is 256 on a GPU and 16 on a CPU."
+    )
+
+
+class Limits(BaseModel):
+    """What one image may cost before it is rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_bytes: int = Field(64 * 2**20, gt=0, description="Encoded bytes of one image.")
+    max_pixels: int = Field(64_000_000, gt=0, description="Width times height of one image, before decoding it.")
+    max_seconds: float = Field(30.0, gt=0, description="Seconds that one image may take to decode.")
+
+
+class ImageSpec(BaseModel):
+    """How a checkpoint wants its pixels: the part of `preprocessor_config.json` that SigLIP uses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(gt=0, description="Both sides, in pixels, of the square the image is squashed to.")
+    resample: int = Field(3, description="Pillow's resampling filter: 3 is bicubic.")
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)

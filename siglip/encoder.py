@@ -1,0 +1,159 @@
+"""SigLIP itself: the only place that calls transformers' model code."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from siglip.config import ImageSpec, ModelConfig
+from siglip.labels import LabelSet, canonicalize
+from siglip.scoring import Floats, Scale
+from siglip.weights import CheckpointError, fetch_checkpoint, read_image_spec
+
+GPU_BATCH, CPU_BATCH = 256, 16
+_TEXT_BATCH = 64
+
+
+class Encoder:
+    """A SigLIP checkpoint, loaded and ready: images and texts in, unit vectors out.
+
+    Runs on the GPU when this process was given one, else on the CPU with the threads that torch was given. Not
+    thread-safe. It knows nothing of labels' meaning, thresholds, Ray or files.
+
+    Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
+    `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`.
+
+    Raises `siglip.weights.CheckpointError` when the checkpoint cannot be used.
+    """
+
+    def __init__(self, config: ModelConfig, *, texts: bool = True) -> None:
+        from transformers import SiglipModel, SiglipTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        directory = fetch_checkpoint(config.source, config.revision)
+        self.spec: ImageSpec = read_image_spec(config)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = choose_dtype(config, self.device)
+        try:
+            model = SiglipModel.from_pretrained(
+                directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, attn_implementation="sdpa"
+            )
+            self._tokenizer = SiglipTokenizer.from_pretrained(directory, local_files_only=True) if texts else None
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"model.source: {config.source}: {str(error).splitlines()[0]}") from error
+        # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
+        self.scale = Scale(float(model.logit_scale.exp()), float(model.logit_bias))
+        self.width = int(model.config.vision_config.hidden_size)
+        self.text_length = int(model.config.text_config.max_position_embeddings)
+        self.batch_size = choose_batch_size(config, self.device)
+        self._text = model.text_model.eval().to(self.device, self.dtype) if texts else None
+        self._vision = model.vision_model.eval().to(self.device, self.dtype)
+        mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
+        # (pixel / 255 - mean) / std as one multiply and one add.
+        self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
+        self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        self.compiled = choose_compile(config)
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self._compile() if self.compiled else self._embed_pixels
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
+        """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
+        if not len(pixels):
+            return np.zeros((0, self.width), np.float32)
+        outputs = []
+        with torch.inference_mode():
+            for start in range(0, len(pixels), self.batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + self.batch_size]))
+                count = len(batch)
+                if self.compiled and count < self.batch_size:
+                    # A compiled graph has one batch shape; another would compile again in the middle of a job.
+                    batch = torch.cat([batch, batch.new_zeros(self.batch_size - count, *batch.shape[1:])])
+                if self.device.type == "cuda":
+                    # Pinned and asynchronous: the copy of one batch runs while the one before is computed.
+                    batch = batch.pin_memory().to(self.device, non_blocking=True)
+                outputs.append(self._forward(batch)[:count].clone())
+            return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """Texts to float32 (N, D) of unit norm. Text beyond the model's length is cut off."""
+        if self._text is None:
+            raise RuntimeError("this encoder was loaded without its text tower")
+        if not texts:
+            return np.zeros((0, self.width), np.float32)
+        ids = torch.from_numpy(self.tokenize(texts)).to(self.device)
+        with torch.inference_mode():
+            batches = [
+                torch.nn.functional.normalize(self._text(input_ids=part).pooler_output.float(), dim=-1)
+                for part in torch.split(ids, _TEXT_BATCH)
+            ]
+            return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
+
+    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Canonical text to token ids, int64 (N, text_length).
+
+        Always padded to the full length and without an attention mask: SigLIP was trained so, and scores the last
+        position. Shorter padding gives other, wrong, scores without an error.
+        """
+        if self._tokenizer is None:
+            raise RuntimeError("this encoder was loaded without its tokenizer")
+        encoded = self._tokenizer(
+            [canonicalize(text) for text in texts],
+            padding="max_length",
+            max_length=self.text_length,
+            truncation=True,
+            return_tensors="np",
+        )
+        return np.asarray(encoded["input_ids"], dtype=np.int64)
+
+    def embed_labels(self, labels: LabelSet) -> Floats:
+        """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again."""
+        prompts = labels.prompts()
+        vectors = self.embed_texts([prompt for group in prompts for prompt in group])
+        rows, start = [], 0
+        for group in prompts:
+            mean = vectors[start : start + len(group)].mean(axis=0)
+            rows.append(mean / np.linalg.norm(mean))
+            start += len(group)
+        return np.asarray(rows, dtype=np.float32)
+
+    def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, S, S, 3) on the device to float32 (B, D) of unit norm."""
+        scaled = pixels.permute(0, 3, 1, 2).float() * self._gain + self._offset
+        pooled = self._vision(pixel_values=scaled.to(self.dtype)).pooler_output
+        return torch.nn.functional.normalize(pooled.float(), dim=-1)
+
+    def _compile(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        from torch._inductor import config as inductor
+
+        # Weights are constants here: freezing packs them once into the layout that the matrix kernels want.
+        inductor.freezing = self.device.type == "cpu"
+        return torch.compile(self._embed_pixels, dynamic=False)
+
+
+def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where it is multiplied natively: on a CPU without it, it is emulated and slower."""
+    if config.dtype != "auto":
+        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def choose_batch_size(config: ModelConfig, device: torch.device) -> int:
+    """`auto`: enough rows to fill the matrix units, and no more memory than that takes."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
+
+
+def choose_compile(config: ModelConfig) -> bool:
+    """`auto` compiles when a C++ compiler is there; callers with short jobs resolve it to False before."""
+    has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    if config.compile is True and not has_compiler:
+        raise CheckpointError("model.compile: true needs a C++ compiler: install g++, or set it to auto or false")
+    return has_compiler if config.compile == "auto" else config.compile

@@ -1,0 +1,119 @@
+"""Label sets: what is asked of an image, and the exact text that the model is asked with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DEFAULT_TEMPLATE = "This is a photo of {label}."
+"""The template of transformers' zero-shot-image-classification pipeline, so that scores can be compared."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def canonicalize(text: str) -> str:
+    """The text as SigLIP's tokenizer is to see it.
+
+    Lower-case; `_` becomes a space (transformers would delete it and read `golden_retriever` as one word); ASCII
+    punctuation goes; runs of space become one. Source: big_vision's `canonicalize_text`, which SigLIP was trained
+    with. Text in a script without case or ASCII punctuation passes unchanged.
+    """
+    return " ".join(text.lower().replace("_", " ").translate(_NO_PUNCTUATION).split())
+
+
+class Label(BaseModel):
+    """One label: the name that is written out, and optionally its own prompts and threshold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    prompts: tuple[str, ...] = Field((), description="Asked instead of the templates; several are averaged.")
+    threshold: float | None = Field(None, ge=0, le=1, description="Replaces the set's threshold for this label.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": str(value)} if isinstance(value, (str, int, float)) else value
+
+
+class LabelSet(BaseModel):
+    """Labels, the templates that turn them into prompts, and which scores are worth writing down.
+
+    SigLIP's scores are independent probabilities that run low: 0.1 to 0.5 is usual for a right label. A threshold
+    therefore belongs to a label set and a model, and is to be chosen on the user's own images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    names: tuple[Label, ...] = Field(min_length=1, description="Label names, or {name, prompts, threshold}.")
+    templates: tuple[str, ...] = Field(
+        (DEFAULT_TEMPLATE,), min_length=1, description="Prompts with {label} (or {}) in them; several are averaged."
+    )
+    threshold: float = Field(0.0, ge=0, le=1, description="Labels that score less are not written.")
+    top_k: int | None = Field(5, gt=0, description="At most this many labels an image, best first; null for all.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_anything(cls, value: Any) -> Any:
+        """A list of names, a path of a YAML or text file, or the mapping itself."""
+        if isinstance(value, str):
+            return _read_file(Path(value))
+        return {"names": value} if isinstance(value, (list, tuple)) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> LabelSet:
+        for template in self.templates:
+            if "{label}" not in template and "{}" not in template:
+                raise ValueError(f"template {template!r} has no {{label}} in it")
+        seen: set[str] = set()
+        for label, prompts in zip(self.names, self.prompts(), strict=True):
+            if label.name in seen:
+                raise ValueError(f"label {label.name!r} is listed twice")
+            seen.add(label.name)
+            if not label.prompts and not canonicalize(label.name):
+                raise ValueError(f"label {label.name!r} has no letter or digit: give it prompts of its own")
+            if not all(prompts):
+                raise ValueError(f"label {label.name!r} has a prompt without any letter or digit")
+        return self
+
+    def label_names(self) -> list[str]:
+        """The names, in order: row i of the text embeddings belongs to name i."""
+        return [label.name for label in self.names]
+
+    def prompts(self) -> list[list[str]]:
+        """For each label the canonical prompts that are embedded and averaged."""
+        return [
+            [canonicalize(prompt) for prompt in label.prompts or (fill(t, label.name) for t in self.templates)]
+            for label in self.names
+        ]
+
+    def thresholds(self) -> list[float]:
+        """For each label the score it must reach."""
+        return [self.threshold if label.threshold is None else label.threshold for label in self.names]
+
+    def digest(self) -> str:
+        """Hex SHA-256 over what decides the scores: names and canonical prompts, in order."""
+        content = json.dumps([self.label_names(), self.prompts()], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def fill(template: str, label: str) -> str:
+    """Put a label into a template. Braces in a label mean nothing, so this is no `str.format`."""
+    return template.replace("{label}" if "{label}" in template else "{}", label)
+
+
+def _read_file(path: Path) -> Any:
+    """A label set from YAML (list or mapping), or from a text file with one label a line."""
+    if not path.is_file():
+        raise ValueError(f"label file {path} does not exist")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        value = yaml.safe_load(text)
+        return {"names": value} if isinstance(value, list) else value
+    return {"names": [line.strip() for line in text.splitlines() if line.strip()]}

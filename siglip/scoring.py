@@ -1,0 +1,54 @@
+"""From embeddings to labels. NumPy only: the same few lines behind both doors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a checkpoint learned to turn cosines into logits. `logit_scale` is already exponentiated."""
+
+    logit_scale: float
+    logit_bias: float
+
+
+def score_pairs(images: Floats, texts: Floats, scale: Scale) -> Floats:
+    """Logits of every image against every text: (B, D) x (L, D), both of unit norm, to float32 (B, L).
+
+    `exp(logit_scale) * cos + logit_bias`, equation 1 of the SigLIP paper (Zhai et al. 2023).
+    """
+    return np.asarray(scale.logit_scale * (images @ texts.T) + scale.logit_bias, dtype=np.float32)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Independent probabilities: each label is a question of its own."""
+    # exp overflows for logits under -88 in float32; the result, 0, is right.
+    with np.errstate(over="ignore"):
+        return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities that share one unit among the labels asked: for "exactly one of these"."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def select(
+    scores: Floats, thresholds: Floats | float, top_k: int | None
+) -> tuple[list[NDArray[np.intp]], list[Floats]]:
+    """For each row of `scores` (B, L) the label indices worth writing, best first, and their scores.
+
+    `scores` are probabilities, so none is negative. Ties keep the label set's order. A row may come back empty: no
+    label reached its threshold.
+    """
+    passing = np.where(scores >= thresholds, scores, -1.0)
+    order = np.argsort(-passing, axis=1, kind="stable")[:, :top_k]
+    ranked = np.take_along_axis(passing, order, axis=1)
+    keep = ranked >= 0
+    return [o[k] for o, k in zip(order, keep, strict=True)], [r[k] for r, k in zip(ranked, keep, strict=True)]
