@@ -12,6 +12,9 @@ import ray
 
 from pipelines.config import ConfigError, JobConfig, ray_address
 
+LOGICAL_CPUS = 4
+"""Declared CPUs for each that a local run uses. Ray Data sets half of them aside, in equal parts for each stage, so that
+with just enough of them one reader runs where two should; the stages' real limits are set on the stages."""
 COMMIT_CPUS = 0.05
 """Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
 
@@ -28,19 +31,20 @@ class Cluster:
 def connect(config: JobConfig) -> Iterator[Cluster]:
     """A Ray to run on, for the length of a `with`. A joined cluster is left running.
 
-    A Ray started here declares more logical CPUs than the machine has: room for one reader for each core and for all
-    the actors. On a machine without a GPU both want the same cores, one or the other is the bottleneck, and the
-    operating system shares them better than reservations would. Raises `ConfigError`.
+    A Ray started here declares more logical CPUs than the machine has: room for a reader for each core and for all the
+    actors. Without a GPU both want the same cores, one or the other is the bottleneck, and the operating system shares
+    them better than reservations would. Raises `ConfigError`.
     """
     address = ray_address(config)
     if ray.is_initialized():
         yield _fit(config)
         return
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            _start(config)
+        with _quiet_core():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                _start(config)
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"ray.address: cannot join {address}: {str(error).splitlines()[0]}") from error
     try:
@@ -49,9 +53,26 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Ray Data keeps its actors' arguments in the object store, and Ray's core logs an error about that for each.
+
+    The level that silences it is read once, by `ray.init`, and announced on the standard error, which is silenced too.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 def _start(config: JobConfig) -> None:
     actors = config.actors
-    cpus = _local_readers(config) + actors.largest * _local_actor_cpus(config) + 1
+    cpus = LOGICAL_CPUS * (_local_readers(config) + actors.largest * _local_actor_cpus(config))
     ray.init(
         address="local",
         num_cpus=int(-(-cpus // 1)),

@@ -127,10 +127,27 @@ class JobConfig(BaseModel):
             raise ValueError("no input: give at least one folder, prefix or file")
         return value
 
+    @field_validator("input", mode="after")
+    @classmethod
+    def _absolute_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(absolute(uri) for uri in value)
+
+    @field_validator("output", mode="after")
+    @classmethod
+    def _absolute_output(cls, value: str) -> str:
+        return absolute(value).rstrip("/")
+
     @field_validator("thumbnails", mode="before")
     @classmethod
     def _true_is_a_size(cls, value: Any) -> Any:
         return (DEFAULT_THUMBNAIL if value else None) if isinstance(value, bool) else value
+
+
+def absolute(uri: str) -> str:
+    """A local path from the root of the disk: workers have other working directories, and plans outlive ours."""
+    if "://" in uri and not uri.startswith("file://"):
+        return uri
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfig:

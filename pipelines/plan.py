@@ -15,6 +15,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,15 @@ from pipelines.sources import (
     TAR_SUFFIXES,
     Input,
     Kind,
+    estimate_tar_rows,
     image_column,
+    map_ahead,
     resolve,
 )
 from pipelines.store import Entry, Store, StoreFile, StoreOptions, join, open_store
 
 LIST_SUFFIXES = (".txt", ".csv")
 LIST_COLUMNS = ("uri", "url", "image_uri", "image_url", "path", "image", "file", "file_name")
-IMAGE_BYTES = 100_000
-"""The assumed size of an image in a tar, for packing: the number in it is known only when it has been read."""
 
 _SCHEMA = pa.schema(
     [
@@ -55,6 +56,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _SKIPPED_EXAMPLES = 5
+_LOOKS_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,19 @@ def _version(planned: Input) -> str:
 
 
 def _new_inputs(config: JobConfig, options: StoreOptions, known: _Known, report: PlanReport) -> Iterator[Input]:
-    """Inputs that are not planned yet, each once even when two listings overlap."""
+    """Inputs that are not planned yet, sized up, each once even when two listings overlap."""
+    with ThreadPoolExecutor(_LOOKS_AHEAD) as pool:
+        unknown = _unknown_inputs(config, options, known, report)
+        looks = map_ahead(pool, lambda item: (item, _size_up(item, config, options)), unknown, _LOOKS_AHEAD)
+        for planned, parts in looks:
+            if parts:
+                report.inputs += 1
+                yield from parts
+            else:
+                report.skip(planned.uri, "Parquet files without an image column")
+
+
+def _unknown_inputs(config: JobConfig, options: StoreOptions, known: _Known, report: PlanReport) -> Iterator[Input]:
     for planned in _classify(config, options, report):
         version, versions = _version(planned), known.versions(planned.uri)
         if version in versions or (versions and ("" in versions or not version)):
@@ -192,18 +206,21 @@ def _new_inputs(config: JobConfig, options: StoreOptions, known: _Known, report:
                 "set on_changed: retag to tag it once more"
             )
         known.add([planned])
-        if planned.kind == "parquet":
-            parts = _split_parquet(planned, config, options, report)
-            report.inputs += bool(parts)
-            yield from parts
-        else:
-            report.inputs += 1
-            yield planned
+        yield planned
+
+
+def _size_up(planned: Input, config: JobConfig, options: StoreOptions) -> list[Input]:
+    """How many images an input holds, as far as a look at it tells; Parquet files are cut by their row groups."""
+    if planned.kind == "tar":
+        return [replace(planned, rows=estimate_tar_rows(open_store(planned.uri, options), planned.entry))]
+    if planned.kind == "parquet":
+        return _split_parquet(planned, config, options)
+    return [planned]
 
 
 def _list_inputs(config: JobConfig, options: StoreOptions) -> Iterator[Entry]:
     """Every object under the configured inputs, except what lies in the output. Raises `ConfigError`."""
-    own = _absolute(config.output).rstrip("/") + "/"
+    own = config.output + "/"
     for uri in config.input:
         store = open_store(uri, options)
         single = store.stat(uri)
@@ -213,19 +230,14 @@ def _list_inputs(config: JobConfig, options: StoreOptions) -> Iterator[Entry]:
         empty = True
         for entry in store.list(uri):
             empty = False
-            if not _absolute(entry.uri).startswith(own):
+            if not entry.uri.startswith(own):
                 yield entry
-        if empty and not (uri.startswith("s3://") or Path(uri.removeprefix("file://")).is_dir()):
+        if empty and not uri.startswith("s3://") and not Path(uri).is_dir():
             raise ConfigError(f"input: {uri} does not exist")
 
 
-def _absolute(uri: str) -> str:
-    return uri if uri.startswith("s3://") else str(Path(uri.removeprefix("file://")).absolute())
-
-
 def _classify(config: JobConfig, options: StoreOptions, report: PlanReport) -> Iterator[Input]:
-    roots = [root.removeprefix("file://").rstrip("/") + "/" for root in config.input]
-    listed = {root.removesuffix("/") for root in roots}
+    roots = [root.rstrip("/") + "/" for root in config.input]
     for entry in _list_inputs(config, options):
         root = next((root for root in roots if entry.uri.startswith(root)), "")
         key = entry.uri.removeprefix(root) if root else entry.uri.rpartition("/")[2]
@@ -234,7 +246,7 @@ def _classify(config: JobConfig, options: StoreOptions, report: PlanReport) -> I
             report.skip(entry.uri.encode("utf-8", "replace").decode(), "names that are not UTF-8")
         elif name.startswith("._"):
             report.skip(entry.uri, "hidden files")
-        elif name.endswith(LIST_SUFFIXES) and entry.uri in listed:
+        elif name.endswith(LIST_SUFFIXES) and entry.uri in config.input:
             yield from _read_list(open_store(entry.uri, options), entry, report)
         elif name.endswith(TAR_SUFFIXES):
             yield _plan_input("tar", entry, key)
@@ -248,8 +260,7 @@ def _classify(config: JobConfig, options: StoreOptions, report: PlanReport) -> I
 
 
 def _plan_input(kind: Kind, entry: Entry, key: str) -> Input:
-    rows = max(1, entry.size // IMAGE_BYTES) if kind == "tar" else 1
-    return Input(kind, entry.uri, key, entry.size, entry.etag, rows=rows)
+    return Input(kind, entry.uri, key, entry.size, entry.etag)
 
 
 def _is_utf8(name: str) -> bool:
@@ -270,8 +281,11 @@ def _read_footer(store: Store, entry: Entry) -> tuple[pa.Schema | None, list[int
         return None, []
 
 
-def _split_parquet(planned: Input, config: JobConfig, options: StoreOptions, report: PlanReport) -> list[Input]:
-    """Runs of row groups with about `rows_per_shard` rows. An unreadable file stays whole: reading it says why."""
+def _split_parquet(planned: Input, config: JobConfig, options: StoreOptions) -> list[Input]:
+    """Runs of row groups with about `rows_per_shard` rows; none for a file without images.
+
+    An unreadable file stays whole: reading it says why.
+    """
     schema, counts = _read_footer(open_store(planned.uri, options), planned.entry)
     if schema is None:
         return [planned]
@@ -281,8 +295,9 @@ def _split_parquet(planned: Input, config: JobConfig, options: StoreOptions, rep
                 f"parquet.image_column: {planned.uri} has no column {config.parquet.image_column!r}; "
                 f"it has {', '.join(schema.names)}"
             )
-        report.skip(planned.uri, "Parquet files without an image column")
         return []
+    if not counts:
+        return [replace(planned, rows=0)]
     parts: list[Input] = []
     start, rows = 0, 0
     for group, count in enumerate(counts):

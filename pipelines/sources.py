@@ -11,11 +11,11 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,12 @@ METADATA_SUFFIXES = frozenset(("json", "txt", "cls"))
 
 Kind = Literal["image", "tar", "parquet", "uri"]
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _FETCHES_AHEAD = 8
+_SAMPLE_IMAGES = 32
+_SAMPLE_BYTES = 1 << 20
 _PARQUET_ROWS = 64
 _TAR_END = bytes(tarfile.BLOCKSIZE)
 
@@ -98,7 +103,7 @@ def read_input(planned: Input, reading: Reading) -> Iterator[Row]:
 def read_images(planned: Iterable[Input], reading: Reading) -> Iterator[Row]:
     """Loose images and images named in lists, fetched a few ahead, in order."""
     with ThreadPoolExecutor(_FETCHES_AHEAD) as pool:
-        yield from _map_ahead(pool, lambda item: _fetch(item, reading), planned)
+        yield from map_ahead(pool, lambda item: _fetch(item, reading), planned, _FETCHES_AHEAD)
 
 
 def resolve(uri: str, beside: str) -> str:
@@ -126,10 +131,10 @@ def image_column(schema: pa.Schema, config: ParquetConfig) -> str | None:
     return None
 
 
-def _map_ahead(pool: ThreadPoolExecutor, function: Any, items: Iterable[Any]) -> Iterator[Any]:
+def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     """`pool.map` that reads its input and holds results only a few ahead."""
     source = iter(items)
-    pending = [pool.submit(function, item) for item in islice(source, _FETCHES_AHEAD)]
+    pending = [pool.submit(function, item) for item in islice(source, ahead)]
     while pending:
         yield pending.pop(0).result()
         pending.extend(pool.submit(function, item) for item in islice(source, 1))
@@ -173,6 +178,24 @@ class _Recorder(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         self.last = super().read(size)
         return self.last
+
+
+def estimate_tar_rows(store: Store, entry: Entry) -> int:
+    """About how many images a tar holds, from its first megabyte: what packing shards needs to know."""
+    raw: Any = io.BufferedReader(StoreFile(store, entry, _SAMPLE_BYTES), 1 << 16)
+    stream = raw if entry.uri.lower().endswith(".tar") else gzip.GzipFile(fileobj=raw)
+    images, stop = 0, 0
+    try:
+        with raw, tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
+            for member in tar:
+                if member.isreg() and member.name.lower().rpartition(".")[2] in IMAGE_SUFFIXES:
+                    images += 1
+                    stop = member.offset_data + member.size if stream is raw else raw.tell()
+                if images == _SAMPLE_IMAGES or stop >= _SAMPLE_BYTES:
+                    return max(1, images * entry.size // stop)
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError):
+        pass  # reading it will say what is wrong with it
+    return max(1, images)
 
 
 def _read_tar(store: Store, planned: Input, max_bytes: int) -> Iterator[Row]:

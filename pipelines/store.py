@@ -323,8 +323,9 @@ class StoreFile(io.RawIOBase):
     consumed. Wrap it in `io.BufferedReader` for small reads.
     """
 
-    def __init__(self, store: Store, entry: Entry) -> None:
+    def __init__(self, store: Store, entry: Entry, chunk_bytes: int = READ_BYTES) -> None:
         super().__init__()
+        self._chunk_bytes = chunk_bytes
         self._store = store
         self._entry = entry
         self._position = 0
@@ -376,7 +377,7 @@ class StoreFile(io.RawIOBase):
 
     def _range(self, start: int) -> bytes:
         return self._store.read(
-            self._entry.uri, start, min(start + READ_BYTES, self._entry.size), self._entry.etag or None
+            self._entry.uri, start, min(start + self._chunk_bytes, self._entry.size), self._entry.etag or None
         )
 
 

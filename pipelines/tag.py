@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,8 +40,8 @@ from siglip.weights import CheckpointError, embedding_width, identify_checkpoint
 
 RETRIES = 5
 """How often Ray may replay a task or restart an actor whose process died. Its default is for ever."""
-ACTOR_ROWS = 1024
-"""Rows in one call of an actor."""
+GPU_ROWS = 1024
+"""Rows in one call of an actor on a GPU: several forward passes, so that copying one batch overlaps with the other's."""
 ACTOR_START_SECONDS = 3600
 """How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""
 COMPILE_FLOPS = {"cpu": 1e14, "cuda": 3e16}
@@ -181,6 +183,7 @@ def build_dataset(
     """Source to sink. The rows that come out are receipts: see `pipelines.stages.RECEIPT_SCHEMA`."""
     actors = config.actors
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
+    warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     return (
         # One block for each shard, so that a task reads one shard.
         ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending))
@@ -196,8 +199,8 @@ def build_dataset(
         .map_batches(
             Tag,
             fn_constructor_kwargs={"tagging": tagging, "threads": max(1, int(cluster.actor_cpus))},
-            # Several forward passes in one call, so that copies to a GPU overlap with its work.
-            batch_size=ACTOR_ROWS,
+            # Ray Data asks for a number beside a GPU, and collects that many rows before it calls. Otherwise whole blocks.
+            batch_size=min(GPU_ROWS, config.rows_per_shard) if actors.num_gpus else None,
             compute=ActorPoolStrategy(
                 min_size=actors.min,
                 max_size=actors.largest,
@@ -291,6 +294,7 @@ def _prepare_labels(config: JobConfig, rows: int) -> Tagging:
 def _data_context() -> Iterator[None]:
     """Ray Data's settings for this run; put back afterwards, because they belong to the whole process."""
     context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ours = {
         "target_max_block_size": BLOCK_BYTES,
         "enable_progress_bars": False,
@@ -328,7 +332,7 @@ def _prepare_output(config: JobConfig, store: Store, options: StoreOptions) -> t
         "model.mean": list(spec.mean),
         "model.std": list(spec.std),
         "decode": config.decode,
-        "labels.digest": labels.digest(),
+        "labels.digest": labels.digest()[:16],
         "labels.names": labels.label_names(),
         "labels.templates": list(labels.templates),
         "labels.thresholds": labels.thresholds(),

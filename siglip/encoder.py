@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from siglip.config import ImageSpec, ModelConfig
 from siglip.labels import LabelSet, canonicalize
 from siglip.scoring import Floats, Scale
-from siglip.weights import CheckpointError, fetch_checkpoint, read_image_spec
+from siglip.weights import CheckpointError, fetch_checkpoint, read_image_spec, vision_flops
 
-GPU_BATCH, CPU_BATCH = 256, 16
+GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
+SMALL_FLOPS = 1e9
 _TEXT_BATCH = 64
 
 
@@ -35,6 +36,7 @@ class Encoder:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # it warns about the real checkpoint's own config
         directory = fetch_checkpoint(config.source, config.revision)
         self.spec: ImageSpec = read_image_spec(config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,7 +49,7 @@ class Encoder:
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"model.source: {config.source}: {str(error).splitlines()[0]}") from error
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
-        self.scale = Scale(float(model.logit_scale.exp()), float(model.logit_bias))
+        self.scale = Scale(model.logit_scale.detach().exp().item(), model.logit_bias.detach().item())
         self.width = int(model.config.vision_config.hidden_size)
         self.text_length = int(model.config.text_config.max_position_embeddings)
         self.batch_size = choose_batch_size(config, self.device)
@@ -148,7 +150,9 @@ def choose_batch_size(config: ModelConfig, device: torch.device) -> int:
     """`auto`: enough rows to fill the matrix units, and no more memory than that takes."""
     if config.batch_size != "auto":
         return config.batch_size
-    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
+    if device.type == "cuda":
+        return GPU_BATCH
+    return SMALL_CPU_BATCH if vision_flops(config) < SMALL_FLOPS else CPU_BATCH
 
 
 def choose_compile(config: ModelConfig) -> bool:

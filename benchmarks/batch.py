@@ -1,0 +1,128 @@
+"""The batch job against its limits.
+
+    python -m benchmarks.batch tiny     decode is the limit: against two plain processes that only decode
+    python -m benchmarks.batch base     the model is the limit: against the encoder alone and transformers' pipeline
+
+Every figure comes from one run on one machine; compare ratios, not runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks.limits import decode_rate, matrix_rate
+from benchmarks.photos import write_tars
+from siglip.checkpoint import init_checkpoint
+from siglip.config import ModelConfig
+from siglip.encoder import Encoder
+from siglip.shapes import LABELS
+from siglip.weights import vision_flops
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def run_job(folder: Path, source: str, rows_per_shard: int, compile: bool | str, **extra: Any) -> dict[str, Any]:
+    """Tag the images under `folder`/input with the command line, and return the manifest's account of the run."""
+    config = {
+        "input": str(folder / "input"),
+        "output": str(folder / f"output-{time.time_ns()}"),
+        "labels": list(LABELS),
+        "model": {"source": source, "compile": compile},
+        "rows_per_shard": rows_per_shard,
+        **extra,
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(config))
+    subprocess.run([sys.executable, "-m", "sightline", "tag", str(path)], check=True, stdout=subprocess.DEVNULL)
+    manifest = json.loads((Path(str(config["output"])) / "manifest.json").read_text())
+    return dict(manifest["run"])
+
+
+def encoder_rate(encoder: Encoder, seconds: float) -> float:
+    """Images/s of the encoder on pixels that are in memory."""
+    size = encoder.spec.size
+    pixels = np.random.default_rng(0).integers(0, 256, (encoder.batch_size, size, size, 3), np.uint8)
+    encoder.embed_images(pixels)
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        encoder.embed_images(pixels)
+        count += len(pixels)
+    return count / elapsed
+
+
+def pipeline_rate(directory: Path, photos: list[bytes], count: int) -> float:
+    """Images/s of transformers' zero-shot-image-classification pipeline, as its documentation uses it."""
+    from transformers import pipeline
+
+    classify = pipeline("zero-shot-image-classification", model=str(directory), device="cpu")
+    images = [Image.open(io.BytesIO(data)) for data in photos[:count]]
+    classify(images[0], candidate_labels=list(LABELS))
+    start = time.perf_counter()
+    for image in images:
+        classify(image, candidate_labels=list(LABELS))
+    return len(images) / (time.perf_counter() - start)
+
+
+def measure_tiny(folder: Path, images: int) -> None:
+    """Decode-bound: the shipped checkpoint."""
+    photos = write_tars(folder / "input", 16, images // 16)
+    limit = decode_rate(photos, processes=2)
+    run = run_job(folder, "tiny", images // 16, False)
+    again = decode_rate(photos, processes=2)
+    fast = run_job(folder, "tiny", images // 16, False, decode="fast")
+    limit = max(limit, again)
+    print(f"two processes that only decode     {limit:8.1f} images/s")
+    print(f"the job, tiny model, decode: exact {run['images_per_second']:8.1f} images/s  {run['images_per_second'] / limit:.0%}")
+    print(f"the job, tiny model, decode: fast  {fast['images_per_second']:8.1f} images/s  {fast['images_per_second'] / limit:.0%}")
+    print(f"busy {run['busy']}")
+
+
+def measure_base(folder: Path, images: int, compile: bool) -> None:
+    """Model-bound: siglip-base-patch16-256's architecture with random weights."""
+    directory = folder / "base"
+    init_checkpoint(directory, "base")
+    photos = write_tars(folder / "input", 4, images // 4)
+    torch.set_num_threads(CORES)
+    encoder = Encoder(ModelConfig(source=str(directory), compile=compile), texts=False)
+    limit = matrix_rate(encoder.dtype)
+    before = encoder_rate(encoder, 40)
+    run = run_job(folder, str(directory), images // 4, compile)
+    after = encoder_rate(encoder, 40)
+    limit = max(limit, matrix_rate(encoder.dtype))
+    alone = (before + after) / 2
+    del encoder
+    theirs = pipeline_rate(directory, photos, 12)
+    flops = vision_flops(ModelConfig(source=str(directory)))
+    print(f"limit: {limit / 1e9:.0f} GFLOP/s                        {limit / flops:8.2f} images/s")
+    print(f"encoder alone                      {alone:8.2f} images/s  {alone * flops / limit:.0%} of the limit")
+    end_to_end = run["images_per_second"]
+    print(f"the job, end to end                {end_to_end:8.2f} images/s  {end_to_end / alone:.0%} of the encoder alone")
+    print(f"transformers' pipeline             {theirs:8.2f} images/s  the job is {end_to_end / theirs:.1f} times that")
+    print(f"actors {run['actors']}, busy {run['busy']}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=["tiny", "base"])
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if arguments.model == "tiny":
+            measure_tiny(Path(temporary), arguments.images or 9600)
+        else:
+            measure_base(Path(temporary), arguments.images or 256, not arguments.no_compile)

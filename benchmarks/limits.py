@@ -1,0 +1,57 @@
+"""What this machine can do at most: matrix products, and decoded JPEGs."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import time
+
+import torch
+from PIL import Image
+
+
+def matrix_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 4.0) -> float:
+    """FLOP/s of the best of a few large matrix products, warmed up: the shapes of a base encoder's batch and square ones.
+
+    Each is timed over at least a second. The best counts, because a limit is what can be reached.
+    """
+    shapes = [(4096, 768, 3072), (4096, 3072, 768), (2048, 2048, 2048), (4096, 4096, 4096)]
+    if device == "cuda":
+        shapes = [(65536, 768, 3072), (8192, 8192, 8192), (16384, 16384, 16384)]
+    best = 0.0
+    for m, k, n in shapes:
+        a, b = torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device)
+        out = torch.empty(m, n, dtype=dtype, device=device)
+        for _ in range(3):
+            torch.mm(a, b, out=out)
+        _wait(device)
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds / len(shapes):
+            for _ in range(20 if device == "cuda" else 1):
+                torch.mm(a, b, out=out)
+                count += 1
+            _wait(device)
+        best = max(best, 2.0 * m * k * n * count / (time.perf_counter() - start))
+    return best
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def decode_rate(photos: list[bytes], size: int = 256, processes: int = 2, seconds: float = 8.0) -> float:
+    """Images/s of plain processes that decode JPEGs in memory to `size` x `size` and do nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes) as pool:
+        pool.starmap(_decode_for, [(photos, size, 0.5)] * processes)  # imports and caches
+        counts = pool.starmap(_decode_for, [(photos, size, seconds)] * processes)
+    return sum(counts)
+
+
+def _decode_for(photos: list[bytes], size: int, seconds: float) -> float:
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        Image.open(io.BytesIO(photos[count % len(photos)])).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        count += 1
+    return count / elapsed
