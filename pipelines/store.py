@@ -196,7 +196,7 @@ class S3Store:
         from botocore.config import Config
 
         self._endpoint = options.endpoint
-        self._client = boto3.client(
+        self._client = boto3.session.Session().client(
             "s3",
             endpoint_url=options.endpoint,
             region_name=options.region,

@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := benchmarks configs pipelines scripts sightline siglip tests
+
+.PHONY: help install check test demo format clean
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.installed ## Make .venv with everything in it
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
+		{ echo "Python 3.11 or newer with venv is needed: apt-get install python3-venv, or set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+check: install ## Lint and type-check
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+
+test: install ## Run the tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+demo: install ## Render a small dataset, tag it, verify it
+	$(BIN)/sightline demo
+
+format: install ## Format the code
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean: ## Remove what the other targets made
+	rm -rf .venv demo reports build *.egg-info .mypy_cache .pytest_cache .ruff_cache

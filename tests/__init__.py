@@ -1,0 +1,1 @@
+"""Tests: real Ray, real files, a real S3 server."""

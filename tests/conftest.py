@@ -1,0 +1,31 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.radosgw import Radosgw, why_not
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
+    """A real S3 server for the session. Without its programs the test is skipped, and fails where CI must have them."""
+    reason = why_not()
+    if reason:
+        if os.environ.get("SIGHTLINE_CI"):
+            pytest.fail(f"no S3 server: {reason}")
+        pytest.skip(f"no S3 server: {reason}")
+    server = Radosgw(tmp_path_factory.mktemp("radosgw"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
+    """The S3 server, with this process's environment set to use it."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3

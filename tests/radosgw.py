@@ -1,0 +1,177 @@
+"""A real S3 server on loopback for tests: Ceph's radosgw over one monitor and one OSD that lives in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "monmaptool", "radosgw", "radosgw-admin")
+ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
+_POOLS = (".rgw.root", *(f"default.rgw.{n}" for n in ("log", "control", "meta", "buckets.index", "buckets.data")))
+_CONFIG = """
+[global]
+fsid = {fsid}
+mon_host = [v1:127.0.0.1:{mon_port}/0]
+mon_initial_members = a
+ms_bind_msgr2 = false
+public_addr = 127.0.0.1
+cluster_addr = 127.0.0.1
+auth_cluster_required = none
+auth_service_required = none
+auth_client_required = none
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_pool_default_pg_num = 4
+osd_pool_default_pgp_num = 4
+osd_pool_default_pg_autoscale_mode = off
+osd_crush_chooseleaf_type = 0
+mon_allow_pool_size_one = true
+mon_max_pg_per_osd = 1000
+run_dir = {dir}/run
+log_file = {dir}/log/$name.log
+admin_socket = {dir}/run/$name.asok
+pid_file = {dir}/run/$name.pid
+keyring = {dir}/keyring
+[mon]
+mon_data = {dir}/mon
+[osd]
+osd_data = {dir}/osd
+osd_objectstore = memstore
+memstore_device_bytes = 4294967296
+osd_class_update_on_start = false
+osd_crush_update_on_start = false
+[client.rgw]
+rgw_data = {dir}/rgw
+rgw_frontends = beast endpoint=127.0.0.1:{port}
+rgw_enable_apis = s3
+rgw_run_sync_thread = false
+"""
+
+
+def why_not() -> str | None:
+    """Why no server can be started here, or None."""
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
+    if missing:
+        return f"not installed: {', '.join(missing)} (Debian: radosgw ceph-mon ceph-osd ceph-common)"
+    return None if os.geteuid() == 0 else "Ceph's daemons need root here"
+
+
+class Radosgw:
+    """A running server. `stop` ends its daemons, and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, mon_port = _free_port(), _free_port()
+        for name in ("mon", "osd", "rgw", "run", "log"):
+            (folder / name).mkdir(parents=True)
+        (folder / "keyring").touch()
+        self._conf = folder / "ceph.conf"
+        fsid = str(uuid.uuid4())
+        self._conf.write_text(_CONFIG.format(fsid=fsid, mon_port=mon_port, dir=folder, port=self._port))
+        try:
+            self._start(fsid, mon_port)
+        except Exception:
+            self.stop()
+            raise
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of the S3 API."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a client's environment needs."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        }
+
+    def client(self) -> Any:
+        """A boto3 client, for what our own store does not do: making buckets."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+        )
+
+    def new_bucket(self) -> str:
+        """The name of a new, empty bucket."""
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def stop(self) -> None:
+        """End the daemons by the process ids that they wrote down."""
+        for file in (self._folder / "run").glob("*.pid"):
+            pid = int(file.read_text().strip() or 0)
+            if pid:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+    def _start(self, fsid: str, mon_port: int) -> None:
+        folder, conf = self._folder, ["-c", str(self._conf)]
+        monmap = folder / "monmap"
+        address = f"[v1:127.0.0.1:{mon_port}]"
+        _run("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", fsid, str(monmap))
+        as_root = ["--setuser", "root", "--setgroup", "root"]
+        _run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monmap), "--keyring", "/dev/null")
+        _run("ceph-mon", *conf, "-i", "a", *as_root)
+        self._ceph("status")
+        _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", str(uuid.uuid4()), *as_root)
+        self._ceph("osd", "new", (folder / "osd/fsid").read_text().strip())
+        _run("ceph-osd", *conf, "-i", "0", *as_root)
+        self._ceph("osd", "crush", "add", "osd.0", "1", "host=h", "root=default")
+        for pool in (*_POOLS, "default.rgw.buckets.non-ec"):
+            self._ceph("osd", "pool", "create", pool, "4")
+            self._ceph("osd", "pool", "application", "enable", pool, "rgw")
+        user = ["--uid=test", "--display-name=test", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
+        _run("radosgw-admin", *conf, "user", "create", *user)
+        _run("radosgw", *conf, "-n", "client.rgw", *as_root)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(self.endpoint, timeout=2).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.2)
+        log = "\n".join(p.read_text(errors="replace")[-2000:] for p in (folder / "log").glob("*rgw*"))
+        raise RuntimeError(f"radosgw did not answer on {self.endpoint}:\n{log}")
+
+    def _ceph(self, *arguments: str) -> None:
+        _run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
+
+
+def _run(*command: str) -> None:
+    # A daemon that goes to the background must not hold a pipe of ours open: its output goes to a file or nowhere.
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} ... exited with {done.returncode}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,105 @@
+"""The store: the same promises on a local disk and on S3."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipelines.store import Changed, Forbidden, NotFound, Store, StoreError, StoreFile, StoreOptions, join, open_store
+from tests.radosgw import Radosgw
+
+NAMES = ["plain.jpg", "a folder/with space.jpg", "hash#100%25 %.jpg", "umlaut ü – 東京.png", "a+b=c&d.jpg"]
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
+    """A store and an empty folder in it."""
+    if request.param == "local":
+        return open_store(str(tmp_path)), str(tmp_path / "root")
+    server: Radosgw = request.getfixturevalue("s3_env")
+    root = f"s3://{server.new_bucket()}/root"
+    return open_store(root, StoreOptions(server.endpoint, "us-east-1")), root
+
+
+def test_names_are_taken_literally(place: tuple[Store, str]) -> None:
+    store, root = place
+    for name in NAMES:
+        store.put(join(root, name), name.encode())
+    found = {entry.uri.removeprefix(root + "/"): entry for entry in store.list(root)}
+    assert set(found) == set(NAMES)
+    for name, entry in found.items():
+        assert store.read(entry.uri, etag=entry.etag) == name.encode()
+        assert store.stat(entry.uri) == entry
+
+
+def test_put_if_absent_has_one_winner(place: tuple[Store, str]) -> None:
+    store, root = place
+    with ThreadPoolExecutor(8) as pool:
+        wins = list(pool.map(lambda n: store.put_if_absent(join(root, "commit.json"), b"%d" % n), range(8)))
+    assert sum(wins) == 1
+    assert store.read(join(root, "commit.json")) == b"%d" % wins.index(True)
+    # Written once more with the same content is what a retried request looks like: it counts as ours.
+    assert store.put_if_absent(join(root, "commit.json"), b"%d" % wins.index(True))
+
+
+def test_ranges_and_changed_objects(place: tuple[Store, str]) -> None:
+    store, root = place
+    entry = store.put(join(root, "object"), bytes(range(100)))
+    assert store.read(entry.uri, 10, 20, entry.etag) == bytes(range(10, 20))
+    store.put(entry.uri, b"another, of another size")
+    with pytest.raises(Changed):
+        store.read(entry.uri, 0, 5, entry.etag)
+    store.delete(entry.uri)
+    store.delete(entry.uri)
+    assert store.stat(entry.uri) is None
+    with pytest.raises(NotFound):
+        store.read(entry.uri)
+
+
+def test_a_prefix_is_a_folder(place: tuple[Store, str]) -> None:
+    store, root = place
+    store.put(join(root, "images/a.jpg"), b"a")
+    store.put(join(root, "images2/b.jpg"), b"b")
+    assert [entry.uri for entry in store.list(join(root, "images"))] == [join(root, "images/a.jpg")]
+
+
+def test_a_stored_file_reads_and_seeks(place: tuple[Store, str]) -> None:
+    store, root = place
+    content = bytes(n % 251 for n in range(100_000))
+    entry = store.put(join(root, "object"), content)
+    with io.BufferedReader(StoreFile(store, entry, chunk_bytes=7000), 512) as file:
+        assert file.read() == content
+        file.seek(-10, io.SEEK_END)
+        assert file.read() == content[-10:]
+        file.seek(12_345)
+        assert file.read(20_000) == content[12_345:32_345]
+
+
+@pytest.mark.s3
+def test_errors_say_what_to_change(s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("s3://x", StoreOptions(s3_env.endpoint, "us-east-1"))
+    with pytest.raises(NotFound, match="no such bucket"):
+        list(store.list("s3://no-such-bucket-here/prefix"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    other = open_store("s3://x", StoreOptions(s3_env.endpoint, "eu-west-1"))
+    with pytest.raises(Forbidden, match="check the credentials"):
+        list(other.list(f"s3://{s3_env.new_bucket()}/"))
+
+
+@pytest.mark.parametrize("uri", ["http://host/a.jpg", "gs://bucket/a"])
+def test_other_stores_are_refused(uri: str) -> None:
+    with pytest.raises(StoreError, match="only local paths and s3://"):
+        open_store(uri)
+
+
+def test_a_symlink_loop_ends(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"a")
+    (tmp_path / "images/again").symlink_to(tmp_path / "images")
+    (tmp_path / "images/dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    find: Callable[[], list[str]] = lambda: [e.uri for e in open_store(str(tmp_path)).list(str(tmp_path))]  # noqa: E731
+    assert find() == [str(tmp_path / "images/a.jpg")]
