@@ -86,8 +86,9 @@ def measure_tiny(folder: Path, images: int) -> None:
     fast = run_job(folder, "tiny", images // 16, False, decode="fast")
     limit = max(limit, again)
     print(f"two processes that only decode     {limit:8.1f} images/s")
-    print(f"the job, tiny model, decode: exact {run['images_per_second']:8.1f} images/s  {run['images_per_second'] / limit:.0%}")
-    print(f"the job, tiny model, decode: fast  {fast['images_per_second']:8.1f} images/s  {fast['images_per_second'] / limit:.0%}")
+    for mode, result in (("exact", run), ("fast ", fast)):
+        rate = result["images_per_second"]
+        print(f"the job, tiny model, decode: {mode} {rate:8.1f} images/s  {rate / limit:.0%}")
     print(f"busy {run['busy']}")
 
 
@@ -110,7 +111,9 @@ def measure_base(folder: Path, images: int, compile: bool) -> None:
     print(f"limit: {limit / 1e9:.0f} GFLOP/s                        {limit / flops:8.2f} images/s")
     print(f"encoder alone                      {alone:8.2f} images/s  {alone * flops / limit:.0%} of the limit")
     end_to_end = run["images_per_second"]
-    print(f"the job, end to end                {end_to_end:8.2f} images/s  {end_to_end / alone:.0%} of the encoder alone")
+    print(
+        f"the job, end to end                {end_to_end:8.2f} images/s  {end_to_end / alone:.0%} of the encoder alone"
+    )
     print(f"transformers' pipeline             {theirs:8.2f} images/s  the job is {end_to_end / theirs:.1f} times that")
     print(f"actors {run['actors']}, busy {run['busy']}")
 

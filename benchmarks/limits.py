@@ -11,9 +11,9 @@ from PIL import Image
 
 
 def matrix_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 4.0) -> float:
-    """FLOP/s of the best of a few large matrix products, warmed up: the shapes of a base encoder's batch and square ones.
+    """FLOP/s of the best of a few large matrix products: the shapes of a base encoder's batch and square ones.
 
-    Each is timed over at least a second. The best counts, because a limit is what can be reached.
+    Each is warmed up and timed over at least a second. The best counts, because a limit is what can be reached.
     """
     shapes = [(4096, 768, 3072), (4096, 3072, 768), (2048, 2048, 2048), (4096, 4096, 4096)]
     if device == "cuda":
@@ -52,6 +52,8 @@ def decode_rate(photos: list[bytes], size: int = 256, processes: int = 2, second
 def _decode_for(photos: list[bytes], size: int, seconds: float) -> float:
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
-        Image.open(io.BytesIO(photos[count % len(photos)])).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        Image.open(io.BytesIO(photos[count % len(photos)])).convert("RGB").resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
         count += 1
     return count / elapsed

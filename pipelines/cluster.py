@@ -13,8 +13,8 @@ import ray
 from pipelines.config import ConfigError, JobConfig, ray_address
 
 LOGICAL_CPUS = 4
-"""Declared CPUs for each that a local run uses. Ray Data sets half of them aside, in equal parts for each stage, so that
-with just enough of them one reader runs where two should; the stages' real limits are set on the stages."""
+"""Declared CPUs for each that a local run uses. Ray Data sets half of them aside, in equal parts for each stage, so
+that with just enough of them one reader runs where two should; the stages' real limits are set on the stages."""
 COMMIT_CPUS = 0.05
 """Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
 

@@ -119,7 +119,7 @@ def _decode_rows(ref: ShardRef, decoding: Decoding) -> Iterator[dict[str, Any]]:
             outcome = row.rejected if row.data is None else next(outcomes)
             if isinstance(outcome, Decoded):
                 line |= {"width": outcome.width, "height": outcome.height, "thumbnail": outcome.thumbnail}
-                line["pixels"] = memoryview(outcome.pixels).cast("B")
+                line["pixels"] = outcome.pixels.data.cast("B")
             else:
                 rejected = outcome or ImageRejected("missing")
                 line |= {"reason": rejected.reason, "detail": rejected.detail}

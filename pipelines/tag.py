@@ -41,7 +41,7 @@ from siglip.weights import CheckpointError, embedding_width, identify_checkpoint
 RETRIES = 5
 """How often Ray may replay a task or restart an actor whose process died. Its default is for ever."""
 GPU_ROWS = 1024
-"""Rows in one call of an actor on a GPU: several forward passes, so that copying one batch overlaps with the other's."""
+"""Rows in one call of an actor on a GPU: several forward passes, so that copying one batch overlaps with another's."""
 ACTOR_START_SECONDS = 3600
 """How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""
 COMPILE_FLOPS = {"cpu": 1e14, "cuda": 3e16}
@@ -199,7 +199,7 @@ def build_dataset(
         .map_batches(
             Tag,
             fn_constructor_kwargs={"tagging": tagging, "threads": max(1, int(cluster.actor_cpus))},
-            # Ray Data asks for a number beside a GPU, and collects that many rows before it calls. Otherwise whole blocks.
+            # Beside a GPU Ray Data asks for a number, and collects that many rows before it calls.
             batch_size=min(GPU_ROWS, config.rows_per_shard) if actors.num_gpus else None,
             compute=ActorPoolStrategy(
                 min_size=actors.min,

@@ -128,7 +128,7 @@ def train(directory: Path, seed: int, steps: int, count: int) -> None:
         signs = truth[torch.from_numpy(numbers[chosen])].float() * 2 - 1
         loss = -torch.nn.functional.logsigmoid(signs * logits).sum(dim=-1).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

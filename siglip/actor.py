@@ -33,8 +33,8 @@ class SiglipActor:
     """
 
     def __init__(self, config: ModelConfig, threads: int | None = None, *, texts: bool = False) -> None:
-        # Read when torch is loaded. Its threads spin while they wait for each other, and on a machine without a GPU that
-        # takes the cores from the decoders: a tiny model's forward passes cost twice the CPU time.
+        # Read when torch is loaded. Its threads spin while they wait for each other, and on a machine without a GPU
+        # that takes the cores from the decoders: a tiny model's forward passes cost twice the CPU time.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 

@@ -69,7 +69,7 @@ class Encoder:
         outputs = []
         with torch.inference_mode():
             for start in range(0, len(pixels), self.batch_size):
-                batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + self.batch_size]))
+                batch = torch.from_numpy(np.require(pixels[start : start + self.batch_size], requirements=["C", "W"]))
                 count = len(batch)
                 if self.compiled and count < self.batch_size:
                     # A compiled graph has one batch shape; another would compile again in the middle of a job.

@@ -99,9 +99,7 @@ def decode_image(
         except Image.DecompressionBombError as error:
             raise ImageRejected("too_many_pixels", str(error)) from None
         except (OSError, EOFError) as error:
-            # Pillow words a short file in several ways, and raises OSError for broken ones as well.
-            ends_early = isinstance(error, EOFError) or "truncated" in str(error).lower()
-            raise ImageRejected("truncated" if ends_early else "corrupt", str(error)) from None
+            raise ImageRejected("truncated" if _ends_early(data, error) else "corrupt", str(error)) from None
         except MemoryError:
             raise ImageRejected("corrupt", "the decoder ran out of memory") from None
         except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
@@ -112,6 +110,12 @@ def decode_image(
         width, height = upright.size
     square = upright.resize((spec.size, spec.size), resample=Image.Resampling(spec.resample))
     return Decoded(np.asarray(square), width, height, _encode_thumbnail(upright, thumbnail) if thumbnail else None)
+
+
+def _ends_early(data: bytes, error: Exception) -> bool:
+    """Whether the file is short. Pillow says so in its message, or raises EOFError; of a WebP it does not know."""
+    short_riff = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return short_riff or isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
 def _upright_size(image: Image.Image, width: int, height: int) -> tuple[int, int]:

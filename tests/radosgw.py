@@ -165,7 +165,12 @@ class Radosgw:
 def _run(*command: str) -> None:
     # A daemon that goes to the background must not hold a pipe of ours open: its output goes to a file or nowhere.
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} ... exited with {done.returncode}")

@@ -1,0 +1,188 @@
+"""The encoder against transformers' own SigLIP, and the shipped checkpoint on its 64 labels."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer, pipeline
+
+from siglip.checkpoint import init_checkpoint
+from siglip.config import ImageSpec, Limits, ModelConfig
+from siglip.encoder import Encoder
+from siglip.images import decode_image
+from siglip.labels import LabelSet
+from siglip.scoring import Scale, score_pairs, select, sigmoid, softmax
+from siglip.shapes import LABELS, render
+from siglip.weights import (
+    TINY,
+    CheckpointError,
+    embedding_width,
+    fetch_checkpoint,
+    identify_checkpoint,
+    read_image_spec,
+)
+from tests.images import awkward_cases, encode, plain_cases
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(ModelConfig(source="tiny", dtype="float32", compile=False))
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[Any, Any]:
+    return SiglipModel.from_pretrained(TINY, dtype=torch.float32).eval(), SiglipImageProcessorPil.from_pretrained(TINY)
+
+
+def embed_by_reference(reference: tuple[Any, Any], images: list[Any]) -> np.ndarray:
+    model, processor = reference
+    with torch.inference_mode():
+        pooled = model.get_image_features(**processor(images, return_tensors="pt")).pooler_output
+        return np.asarray(torch.nn.functional.normalize(pooled, dim=-1).numpy())
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99999), ("bfloat16", 0.999)])
+def test_images_embed_as_in_the_reference(reference: tuple[Any, Any], dtype: Any, least: float) -> None:
+    encoder = Encoder(ModelConfig(source="tiny", dtype=dtype, compile=False), texts=False)
+    cases = [*plain_cases(), *awkward_cases()]
+    pixels = np.stack([decode_image(data, encoder.spec, Limits()).pixels for _, data, _ in cases])
+    cosines = (encoder.embed_images(pixels) * embed_by_reference(reference, [rgb for *_, rgb in cases])).sum(axis=1)
+    worst = int(cosines.argmin())
+    assert cosines[worst] >= least, cases[worst][0]
+
+
+def test_scores_are_those_of_the_reference(encoder: Encoder, reference: tuple[Any, Any]) -> None:
+    cases = list(plain_cases())
+    labels = LabelSet.model_validate({"names": LABELS[:9], "templates": ["a photo of a {label}"]})
+    pixels = np.stack([decode_image(data, encoder.spec, Limits()).pixels for _, data, _ in cases])
+    ours = score_pairs(encoder.embed_images(pixels), encoder.embed_labels(labels), encoder.scale)
+    model, processor = reference
+    tokenizer = SiglipTokenizer.from_pretrained(TINY)
+    texts = [f"a photo of a {name}" for name in LABELS[:9]]
+    inputs = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = model(
+            input_ids=inputs["input_ids"], **processor([rgb for *_, rgb in cases], return_tensors="pt")
+        ).logits_per_image.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    np.testing.assert_allclose(sigmoid(ours), 1 / (1 + np.exp(-theirs)), atol=5e-4)
+
+
+AWKWARD_LABELS = [
+    "golden_retriever",
+    "Red  Circle!",
+    "rock'n'roll",
+    "a_b_c",
+    "T-shirt (large)",
+    "50% off",
+    "東京",
+    "x" * 200,
+    "ü",
+]
+
+
+def test_token_ids_are_the_reference_tokenizer_s_on_canonical_text(encoder: Encoder) -> None:
+    tokenizer = SiglipTokenizer.from_pretrained(TINY)
+    ids = encoder.tokenize(AWKWARD_LABELS)
+    assert ids.shape == (len(AWKWARD_LABELS), encoder.text_length)
+    punctuation = str.maketrans("", "", string.punctuation)
+    for label, row in zip(AWKWARD_LABELS, ids, strict=True):
+        text = " ".join(label.lower().replace("_", " ").translate(punctuation).split())
+        expected = tokenizer(text, padding="max_length", max_length=16, truncation=True)["input_ids"]
+        assert row.tolist() == expected, label
+    assert ids[0].tolist() == encoder.tokenize(["golden retriever"])[0].tolist()
+    assert ids[0].tolist() != encoder.tokenize(["goldenretriever"])[0].tolist()
+
+
+def test_an_ensemble_is_the_normalised_mean(encoder: Encoder) -> None:
+    labels = LabelSet.model_validate({"names": ["red circle"], "templates": ["{label}", "a photo of a {label}"]})
+    mean = encoder.embed_texts(["red circle", "a photo of a red circle"]).mean(axis=0)
+    np.testing.assert_allclose(encoder.embed_labels(labels)[0], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_any_number_of_images(encoder: Encoder) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (encoder.batch_size + 3, 64, 64, 3), np.uint8)
+    together = encoder.embed_images(pixels)
+    alone = np.concatenate([encoder.embed_images(pixels[n : n + 1]) for n in range(len(pixels))])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert encoder.embed_images(pixels[:0]).shape == encoder.embed_texts([])[:0].shape == (0, encoder.width)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_a_compiled_encoder_gives_the_same(encoder: Encoder) -> None:
+    compiled = Encoder(ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=8), texts=False)
+    pixels = np.random.default_rng(1).integers(0, 256, (13, 64, 64, 3), np.uint8)
+    assert (compiled.embed_images(pixels) * encoder.embed_images(pixels)).sum(axis=1).min() >= 0.99999
+
+
+def test_the_shipped_checkpoint_knows_its_64_labels(encoder: Encoder) -> None:
+    rng = random.Random(20_261_123)
+    names = [LABELS[n % len(LABELS)] for n in range(1280)]
+    spec = ImageSpec(size=64)
+    images = [
+        encode(render(name, rng, (rng.randint(80, 300), rng.randint(80, 300))), "JPEG", quality=85) for name in names
+    ]
+    embeddings = encoder.embed_images(np.stack([decode_image(data, spec, Limits()).pixels for data in images]))
+    texts = encoder.embed_labels(LabelSet.model_validate({"names": LABELS}))
+    best = score_pairs(embeddings, texts, encoder.scale).argmax(axis=1)
+    assert np.mean([LABELS[n] == name for n, name in zip(best, names, strict=True)]) >= 0.97
+
+
+def test_the_base_architecture_is_siglip_base_patch16_256(tmp_path: Path) -> None:
+    count = init_checkpoint(tmp_path / "base", "base", seed=3)
+    assert count == 203_202_050  # the hub's own count for google/siglip-base-patch16-256
+    config = ModelConfig(source=str(tmp_path / "base"), dtype="float32", compile=False)
+    assert embedding_width(config) == 768
+    assert read_image_spec(config) == ImageSpec(size=256)
+    encoder = Encoder(config)
+    assert (encoder.width, encoder.text_length, encoder.spec.size) == (768, 64, 256)
+    assert encoder.tokenize(["a cat"]).shape == (1, 64)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "base"))
+    image = render("red circle", random.Random(0), (300, 200))
+    theirs = {item["label"]: item["score"] for item in classify(image, candidate_labels=["cat", "dog"])}
+    pixels = decode_image(encode(image), encoder.spec, Limits()).pixels[None]
+    texts = encoder.embed_labels(LabelSet.model_validate(["cat", "dog"]))
+    ours = sigmoid(score_pairs(encoder.embed_images(pixels), texts, encoder.scale))[0]
+    np.testing.assert_allclose(ours, [theirs["cat"], theirs["dog"]], rtol=1e-3)
+    with pytest.raises(FileExistsError, match="not empty"):
+        init_checkpoint(tmp_path / "base", "base")
+
+
+def test_a_seed_makes_a_checkpoint(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        init_checkpoint(tmp_path / name, "tiny", seed)
+    a, b, c = (identify_checkpoint(ModelConfig(source=str(tmp_path / name))) for name in "abc")
+    assert a == b != c
+
+
+def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "clip/preprocessor_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a clip model, not a siglip"):
+        read_image_spec(ModelConfig(source=str(tmp_path / "clip")))
+    with pytest.raises(CheckpointError, match="no directory, no s3:// prefix and no hub id"):
+        fetch_checkpoint(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        read_image_spec(ModelConfig(source=str(tmp_path / "empty")))
+
+
+def test_selection_and_scores() -> None:
+    scores = np.array([[0.9, 0.2, 0.6, 0.6], [0.1, 0.1, 0.1, 0.1]], np.float32)
+    indices, kept = select(scores, 0.5, 2)
+    assert [row.tolist() for row in indices] == [[0, 2], []]
+    np.testing.assert_allclose(kept[0], [0.9, 0.6])
+    # A label over its own, lower threshold is not crowded out by better ones that fail theirs.
+    indices, _ = select(scores, np.array([0.95, 0.1, 0.7, 0.1], np.float32), 1)
+    assert [row.tolist() for row in indices] == [[3], [1]]
+    logits = score_pairs(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), Scale(10, -5))
+    np.testing.assert_allclose(logits, [[5, -5], [-5, 5]])
+    np.testing.assert_allclose(softmax(logits).sum(axis=1), 1)
+    assert sigmoid(np.array([-200, 200], np.float32)).tolist() == [0, 1]

@@ -1,0 +1,143 @@
+"""Decoding: what an image stands for, what is rejected and why, and that a bad one harms no other."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from siglip.config import ImageSpec, Limits
+from siglip.decoder import Decoder
+from siglip.images import Decoded, ImageRejected, decode_image
+from tests.images import awkward_cases, encode, make_rgb, plain_cases
+
+SPEC = ImageSpec(size=64)
+
+
+def squash(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.resize((SPEC.size, SPEC.size), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("name", "data", "rgb"), [*plain_cases()], ids=lambda v: v if isinstance(v, str) else "")
+def test_plain_images_are_decoded_exactly(name: str, data: bytes, rgb: Image.Image) -> None:
+    decoded = decode_image(data, SPEC, Limits())
+    assert (decoded.width, decoded.height) == rgb.size
+    np.testing.assert_array_equal(decoded.pixels, squash(rgb))
+
+
+@pytest.mark.parametrize(("name", "data", "rgb"), [*awkward_cases()], ids=lambda v: v if isinstance(v, str) else "")
+def test_awkward_images_become_the_rgb_they_stand_for(name: str, data: bytes, rgb: Image.Image) -> None:
+    decoded = decode_image(data, SPEC, Limits())
+    assert (decoded.width, decoded.height) == rgb.size
+    # One step of difference: compositing rounds once more than the expectation does.
+    assert np.abs(decoded.pixels.astype(int) - squash(rgb).astype(int)).max() <= 1
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+JPEG = encode(make_rgb(), "JPEG")
+BAD = [
+    ("empty", b""),
+    ("not_an_image", b"<html>404</html>"),
+    ("not_an_image", b"\0" * 100),
+    ("not_an_image", encode(make_rgb(), "PPM")),
+    ("truncated", JPEG[: len(JPEG) // 2]),
+    ("truncated", encode(make_rgb(600, 600), "PNG")[:-2000]),
+    ("truncated", encode(make_rgb(), "WEBP")[:-50]),
+    ("too_many_pixels", png_header(100_000, 100_000)),
+    ("too_many_pixels", encode(Image.new("1", (10_000, 10_000)))),
+    ("unsupported_pixels", encode(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF")),
+    ("too_many_bytes", JPEG + bytes(20_000_000)),
+]
+
+
+@pytest.mark.parametrize(("reason", "data"), BAD, ids=[f"{reason}-{n}" for n, (reason, _) in enumerate(BAD)])
+def test_bad_images_are_rejected_with_a_reason(reason: str, data: bytes) -> None:
+    with pytest.raises(ImageRejected) as rejected:
+        decode_image(data, SPEC, Limits(max_bytes=20_000_000))
+    assert rejected.value.reason == reason
+
+
+def test_the_extension_does_not_matter_but_the_bytes_do() -> None:
+    assert decode_image(encode(make_rgb(), "BMP"), SPEC, Limits()).width == 120
+
+
+def test_a_reason_must_be_documented() -> None:
+    with pytest.raises(KeyError):
+        ImageRejected("because")
+
+
+def test_fast_decoding_keeps_the_size_and_nearly_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(make_rgb(1600, 1200), "JPEG", quality=95, exif=exif)
+    exact, fast = (decode_image(data, SPEC, Limits(), mode) for mode in ("exact", "fast"))
+    assert (exact.width, exact.height) == (fast.width, fast.height) == (1200, 1600)
+    assert np.abs(exact.pixels.astype(int) - fast.pixels.astype(int)).mean() < 2
+
+
+def test_thumbnails_are_small_jpegs_of_the_upright_image() -> None:
+    decoded = decode_image(encode(make_rgb(800, 200)), SPEC, Limits(), thumbnail=100)
+    assert decoded.thumbnail is not None
+    image = Image.open(io.BytesIO(decoded.thumbnail))
+    assert (image.format, image.size) == ("JPEG", (100, 25))
+
+
+@pytest.fixture
+def hostile_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
+    """A decoder whose child process dies on images 13 pixels wide and hangs on those 14 wide.
+
+    Real crashes need a bug in a C library; this one is planted the way Python starts: sitecustomize, in the child.
+    """
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "from PIL import JpegImagePlugin\n"
+        "original = JpegImagePlugin.JpegImageFile.load\n"
+        "def load(self, *arguments):\n"
+        "    if self.width == 13:\n"
+        "        os.abort()\n"
+        "    if self.width == 14:\n"
+        "        time.sleep(600)\n"
+        "    return original(self, *arguments)\n"
+        "JpegImagePlugin.JpegImageFile.load = load\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return Decoder(SPEC, Limits(max_seconds=2))
+
+
+def test_a_crash_or_a_hang_costs_one_image(hostile_decoder: Decoder) -> None:
+    widths = [20, 13, 21, 14, 22, 13, 23]
+    outcomes = hostile_decoder.decode([encode(make_rgb(width, 30), "JPEG") for width in widths])
+    reasons = [o.reason if isinstance(o, ImageRejected) else None for o in outcomes]
+    assert reasons == [None, "decoder_crashed", None, "decoder_timeout", None, "decoder_crashed", None]
+    assert [o.width for o in outcomes if isinstance(o, Decoded)] == [20, 21, 22, 23]
+    hostile_decoder.close()
+
+
+def test_the_decoder_process_gives_what_decoding_here_gives() -> None:
+    decoder = Decoder(SPEC, Limits())
+    images = [data for _, data, _ in plain_cases()] + [data for _, data in BAD]
+    for data, outcome in zip(images, decoder.decode(images), strict=True):
+        if isinstance(outcome, ImageRejected):
+            with pytest.raises(ImageRejected) as here:
+                decode_image(data, SPEC, Limits())
+            assert (outcome.reason, outcome.detail) == (here.value.reason, here.value.detail)
+        else:
+            np.testing.assert_array_equal(outcome.pixels, decode_image(data, SPEC, Limits()).pixels)
+    decoder.close()
