@@ -89,6 +89,8 @@ def write_checkpoint(model: SiglipModel, spiece: Path, directory: Path) -> None:
             "processor_class": "SiglipProcessor",
             "do_lower_case": True,
             "model_max_length": length,
+            # Without this transformers makes an attention mask, and masked scores are other scores.
+            "model_input_names": ["input_ids"],
             "eos_token": "</s>",
             "pad_token": "</s>",
             "unk_token": "<unk>",
