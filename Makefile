@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := benchmarks configs pipelines scripts sightline siglip tests
+SOURCES := $(wildcard benchmarks configs pipelines scripts serve sightline siglip tests)
 
 .PHONY: help install check test demo format clean
 

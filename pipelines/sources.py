@@ -91,10 +91,11 @@ def read_input(planned: Input, reading: Reading) -> Iterator[Row]:
 
     Raises `StoreError` when the store fails, or when the input is no longer what was planned.
     """
-    store = open_store(planned.uri, reading.store)
     if planned.kind in ("image", "uri"):
         yield from read_images([planned], reading)
-    elif planned.kind == "tar":
+        return
+    store = open_store(planned.uri, reading.store)
+    if planned.kind == "tar":
         yield from _read_tar(store, planned, reading.max_bytes)
     else:
         yield from _read_parquet(store, planned, reading)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
 import pytest
+import ray
 
 from tests.radosgw import Radosgw, why_not
 
@@ -21,6 +23,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
     server = Radosgw(tmp_path_factory.mktemp("radosgw"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for the tests that call the job in this process."""
+    ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

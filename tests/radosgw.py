@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -57,20 +58,26 @@ rgw_run_sync_thread = false
 """
 
 
-def why_not() -> str | None:
-    """Why no server can be started here, or None."""
+def missing_programs() -> str | None:
+    """The programs that a server needs and that are not installed, in words, or None."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: radosgw ceph-mon ceph-osd ceph-common)"
-    return None if os.geteuid() == 0 else "Ceph's daemons need root here"
+    return None
+
+
+def why_not() -> str | None:
+    """Why no server can be started here, or None."""
+    return missing_programs() or (None if os.geteuid() == 0 else "Ceph's daemons need root here")
 
 
 class Radosgw:
     """A running server. `stop` ends its daemons, and nothing else."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int | None = None) -> None:
         self._folder = folder
-        self._port, mon_port = _free_port(), _free_port()
+        mon_port, free_port = _free_ports()
+        self._port = port or free_port
         for name in ("mon", "osd", "rgw", "run", "log"):
             (folder / name).mkdir(parents=True)
         (folder / "keyring").touch()
@@ -79,9 +86,16 @@ class Radosgw:
         self._conf.write_text(_CONFIG.format(fsid=fsid, mon_port=mon_port, dir=folder, port=self._port))
         try:
             self._start(fsid, mon_port)
-        except Exception:
+        except BaseException as error:
             self.stop()
-            raise
+            if not isinstance(error, Exception):  # interrupted: the logs say nothing of interest
+                raise
+            raise RuntimeError(f"no S3 server: {error}\n{self._log_tail()}") from error
+
+    @classmethod
+    def start(cls, directory: Path, port: int | None = None) -> Radosgw:
+        """A server that answers, its files in `directory`. Any number of them may run at once."""
+        return cls(directory, port)
 
     @property
     def endpoint(self) -> str:
@@ -121,31 +135,40 @@ class Radosgw:
         """End the daemons by the process ids that they wrote down."""
         for file in (self._folder / "run").glob("*.pid"):
             pid = int(file.read_text().strip() or 0)
-            if pid:
-                try:
+            if pid and self._is_ours(pid):
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether the process was started on our configuration: its id may be another's by now."""
+        try:
+            return os.fsencode(self._conf) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+    def _log_tail(self) -> str:
+        logs = sorted((self._folder / "log").glob("*.log"), key=lambda log: log.stat().st_mtime)
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
 
     def _start(self, fsid: str, mon_port: int) -> None:
         folder, conf = self._folder, ["-c", str(self._conf)]
         monmap = folder / "monmap"
         address = f"[v1:127.0.0.1:{mon_port}]"
-        _run("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", fsid, str(monmap))
+        self._run("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", fsid, str(monmap))
         as_root = ["--setuser", "root", "--setgroup", "root"]
-        _run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monmap), "--keyring", "/dev/null")
-        _run("ceph-mon", *conf, "-i", "a", *as_root)
+        self._run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monmap), "--keyring", "/dev/null")
+        self._run("ceph-mon", *conf, "-i", "a", *as_root)
         self._ceph("status")
-        _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", str(uuid.uuid4()), *as_root)
+        self._run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", str(uuid.uuid4()), *as_root)
         self._ceph("osd", "new", (folder / "osd/fsid").read_text().strip())
-        _run("ceph-osd", *conf, "-i", "0", *as_root)
+        self._run("ceph-osd", *conf, "-i", "0", *as_root)
         self._ceph("osd", "crush", "add", "osd.0", "1", "host=h", "root=default")
         for pool in (*_POOLS, "default.rgw.buckets.non-ec"):
             self._ceph("osd", "pool", "create", pool, "4")
             self._ceph("osd", "pool", "application", "enable", pool, "rgw")
         user = ["--uid=test", "--display-name=test", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
-        _run("radosgw-admin", *conf, "user", "create", *user)
-        _run("radosgw", *conf, "-n", "client.rgw", *as_root)
+        self._run("radosgw-admin", *conf, "user", "create", *user)
+        self._run("radosgw", *conf, "-n", "client.rgw", *as_root)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
@@ -155,28 +178,21 @@ class Radosgw:
                 return
             except OSError:
                 time.sleep(0.2)
-        log = "\n".join(p.read_text(errors="replace")[-2000:] for p in (folder / "log").glob("*rgw*"))
-        raise RuntimeError(f"radosgw did not answer on {self.endpoint}:\n{log}")
+        raise RuntimeError(f"radosgw did not answer on {self.endpoint}")
 
     def _ceph(self, *arguments: str) -> None:
-        _run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
+        self._run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
+
+    def _run(self, *command: str) -> None:
+        # A daemon that goes to the background must not hold a pipe of ours open: its output goes to a file.
+        with open(self._folder / "log/commands.log", "ab") as log:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command[:4])} ... exited with {done.returncode}")
 
 
-def _run(*command: str) -> None:
-    # A daemon that goes to the background must not hold a pipe of ours open: its output goes to a file or nowhere.
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} ... exited with {done.returncode}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:  # both held, so that they differ
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])

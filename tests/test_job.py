@@ -1,0 +1,318 @@
+"""The whole job on a local Ray: what comes out, again and again, and how it grows."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from pipelines.config import ConfigError, JobConfig, load_config
+from pipelines.store import StoreOptions, open_store
+from pipelines.tag import Outcome, run_job
+from pipelines.verify import Report, verify_output
+from siglip.checkpoint import init_checkpoint
+from siglip.shapes import LABELS
+from sightline.demo import CONFIG, encode_image, render_dataset
+from tests.radosgw import Radosgw
+
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    # Ray Data's own threads and files, which outlive a run.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+class Quiet:
+    """A progress that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.updates: list[dict[str, int]] = []
+
+    def start(self, shards: int, rows: int) -> None:
+        self.messages.append(f"{shards} shards, {rows} rows")
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+    def update(self, **done: int) -> None:
+        self.updates.append(done)
+
+
+def run(config: JobConfig) -> Outcome:
+    return run_job(config, Quiet())
+
+
+def verify(config: JobConfig) -> Report:
+    return verify_output(open_store(config.output, StoreOptions()), config.output)
+
+
+def demo_config(folder: Path, **overrides: Any) -> JobConfig:
+    keys = {"input": str(folder / "input"), "output": str(folder / "output"), "actors.num_cpus": 1, **overrides}
+    return load_config(CONFIG, keys)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[JobConfig, Outcome]:
+    """The demo's dataset, tagged once."""
+    folder = tmp_path_factory.mktemp("demo")
+    render_dataset(folder / "input")
+    config = demo_config(folder)
+    return config, run(config)
+
+
+def test_every_row_is_there_once(demo: tuple[JobConfig, Outcome]) -> None:
+    config, outcome = demo
+    report = verify(config)
+    assert report.ok, report.problems
+    assert (report.rows_in, report.rows_tagged, report.rows_rejected) == (612, 607, 5)
+    assert outcome.manifest["rows_in"] == 612
+    assert outcome.plan.skipped == Counter({".md files": 1})
+
+
+def test_rejects_say_why(demo: tuple[JobConfig, Outcome]) -> None:
+    config, outcome = demo
+    rejects = pyarrow.dataset.dataset(f"{config.output}/rejects").to_table().to_pylist()
+    assert {(r["key"], r["stage"], r["reason"]) for r in rejects} == {
+        ("broken/empty.jpg", "decode", "empty"),
+        ("broken/page.png", "decode", "not_an_image"),
+        ("broken/truncated.jpg", "decode", "truncated"),
+        ("broken/108 megapixels.png", "decode", "too_many_pixels"),
+        ("broken/ends early.tar", "read", "truncated_archive"),
+    }
+    assert outcome.manifest["reasons"] == Counter(r["reason"] for r in rejects)
+
+
+def test_labels_are_right(demo: tuple[JobConfig, Outcome]) -> None:
+    config, _ = demo
+    table = pyarrow.dataset.dataset(f"{config.output}/data").to_table()
+    truth = {}
+    for row in table.select(["key", "source", "metadata"]).to_pylist():
+        if row["metadata"]:
+            truth[row["source"], row["key"]] = json.loads(row["metadata"])["json"]["caption"].removeprefix("a ")
+        elif "/loose/" in row["source"]:
+            truth[row["source"], row["key"]] = Path(row["key"]).stem.rpartition(" ")[0]
+    found = {(r["source"], r["key"]): r["labels"][:1] for r in table.select(["key", "source", "labels"]).to_pylist()}
+    assert len(truth) == 484
+    assert np.mean([found[where] == [label] for where, label in truth.items()]) >= 0.97
+
+
+def test_the_schema_and_its_readers(demo: tuple[JobConfig, Outcome]) -> None:
+    config, _ = demo
+    data = f"{config.output}/data"
+    table = pyarrow.dataset.dataset(data).to_table()
+    assert [(f.name, str(f.type)) for f in table.schema] == [
+        ("key", "string"),
+        ("source", "string"),
+        ("row", "int64"),
+        ("width", "int32"),
+        ("height", "int32"),
+        ("sha256", "string"),
+        ("labels", "list<element: string>"),
+        ("scores", "list<element: float>"),
+        ("embedding", "fixed_size_list<element: float>[128]"),
+        ("metadata", "string"),
+    ]
+    vectors = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    for row in table.slice(0, 50).to_pylist():
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert len(row["labels"]) == len(row["scores"]) <= 3
+        assert all(score >= 0.2 for score in row["scores"])
+    files = f"{data}/**/*.parquet"
+    assert duckdb.sql(f"select count(distinct (source, key, row)) from read_parquet('{files}')").fetchone() == (607,)
+    assert polars.read_parquet(f"{data}/*.parquet").height == 607
+    hub = load_dataset(
+        "parquet", data_files=f"{data}/*.parquet", split="train", cache_dir=str(Path(config.output).parent / "hf")
+    )
+    assert len(hub) == 607
+    assert hub[0]["labels"] == table["labels"][0].as_py()
+
+
+def test_the_manifest_accounts_for_the_run(demo: tuple[JobConfig, Outcome]) -> None:
+    config, outcome = demo
+    manifest = json.loads(Path(config.output, "manifest.json").read_text())
+    assert manifest == outcome.manifest
+    account = manifest["run"]
+    assert set(account["stage_seconds"]) == {"read", "decode", "queue", "model", "write"}
+    assert account["rows"] == 612
+    assert account["images_per_second"] > 0
+    assert account["limited_by"] in account["busy"]
+    assert manifest["shards"] == 6
+    assert len(manifest["files"]) == 6 + len(list(Path(config.output, "rejects").iterdir()))
+    assert sum(file["rows"] for file in manifest["files"]) == 612
+
+
+def test_a_second_run_does_nothing_and_new_inputs_are_added(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
+    shutil.copytree(Path(demo[0].output).parent, tmp_path / "demo")
+    # Copied files have other times, so they are other inputs: the copy is planned and tagged anew.
+    shutil.rmtree(tmp_path / "demo/output")
+    config = demo_config(tmp_path / "demo")
+    run(config)
+    before = sorted(Path(config.output).rglob("*.parquet"))
+    again = run(config)
+    assert (again.new_shards, again.plan.inputs) == (0, 0)
+    assert sorted(Path(config.output).rglob("*.parquet")) == before
+    rng = random.Random(5)
+    for number in range(3):
+        path = Path(config.input[0], "loose", f"new {number}.jpg")
+        path.write_bytes(encode_image(rng, LABELS[number]))
+    shutil.copy(Path(config.input[0], "shards/shapes-000.tar"), Path(config.input[0], "shards/shapes-new.tar"))
+    added = run(config)
+    assert (added.plan.inputs, added.manifest["run"]["rows"]) == (4, 103)
+    assert set(before) < set(Path(config.output).rglob("*.parquet"))
+    report = verify(config)
+    assert report.ok, report.problems
+    assert report.rows_in == 612 + 103
+    for key, value, field in (
+        ("labels", ["cat"], "labels.names"),
+        ("labels.top_k", 1, "labels.top_k"),
+        ("embedding_dtype", "float16", "embedding_dtype"),
+        ("decode", "fast", "decode"),
+    ):
+        with pytest.raises(ConfigError, match=field):
+            run(demo_config(tmp_path / "demo", **{key: value}))
+    init_checkpoint(tmp_path / "other", "tiny", seed=1)
+    with pytest.raises(ConfigError, match=r"model\.weights"):
+        run(demo_config(tmp_path / "demo", **{"model.source": str(tmp_path / "other")}))
+    assert verify(config).ok
+
+
+def test_verify_notices_everything(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
+    original = Path(demo[0].output)
+    store = open_store(str(tmp_path))
+
+    def broken(name: str) -> Path:
+        shutil.copytree(original, tmp_path / name)
+        return tmp_path / name
+
+    def check(path: Path, **options: bool) -> Report:
+        return verify_output(store, str(path), **options)
+
+    assert check(broken("copy")).ok
+    victim = broken("deleted file")
+    next(victim.glob("data/*.parquet")).unlink()
+    report = check(victim)
+    assert not report.ok
+    assert report.missing > 50
+    victim = broken("deleted commit")
+    next(victim.glob("commits/*.json")).unlink()
+    report = check(victim)
+    assert not report.ok
+    assert report.missing > 50
+    assert report.orphans >= 1
+    victim = broken("flipped byte")
+    path = next(victim.glob("data/*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert any("SHA-256 differs" in problem for problem in check(victim).problems)
+    victim = broken("doubled rows")
+    commit = next(victim.glob("commits/*.json"))
+    record = json.loads(commit.read_text())
+    record["files"].append(record["files"][0])
+    commit.write_text(json.dumps(record))
+    report = check(victim)
+    assert not report.ok
+    assert report.duplicates > 50
+    victim = broken("no manifest")
+    (victim / "manifest.json").unlink()
+    assert not check(victim).ok
+    victim = broken("orphan")
+    shutil.copy(next(victim.glob("data/*.parquet")), victim / "data/000000-000000-copy.parquet")
+    report = check(victim)
+    assert not report.ok
+    assert (report.orphans, report.duplicates) == (1, 0)
+    assert check(victim, remove_orphans=True).orphans_removed == 1
+    assert check(victim).ok
+
+
+def test_columns_thumbnails_and_half_precision(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    images = [encode_image(rng, LABELS[n]) for n in range(12)]
+    table = pa.table({"image": images, "id": pa.array(range(12), pa.int16()), "tags": [[str(n)] for n in range(12)]})
+    (tmp_path / "input").mkdir()
+    pq.write_table(table, tmp_path / "input/a.parquet", row_group_size=4)
+    (tmp_path / "input/loose.jpg").write_bytes(images[0])
+    overrides = {
+        "parquet.columns": ["id", "tags"],
+        "thumbnails": True,
+        "embedding_dtype": "float16",
+        "rows_per_shard": 4,
+    }
+    config = demo_config(tmp_path, **overrides)
+    run(config)
+    found = pyarrow.dataset.dataset(f"{config.output}/data").to_table()
+    assert found.schema.field("id").type == pa.int16()
+    assert found.schema.field("embedding").type == pa.list_(pa.float16(), 128)
+    rows = {row["key"]: row for row in found.to_pylist()}
+    assert len(rows) == 13
+    for number in range(12):
+        row = rows[str(number)]
+        assert (row["id"], row["tags"]) == (number, [str(number)])
+        assert row["labels"][0] == LABELS[number]
+        assert row["thumbnail"].startswith(b"\xff\xd8")
+    assert rows["loose.jpg"]["id"] is None
+    assert verify(config).ok
+    assert run(config).new_shards == 0
+    with pytest.raises(ConfigError, match="no column 'colour'|no Parquet input has a column 'colour'"):
+        run(demo_config(tmp_path, **{**overrides, "output": str(tmp_path / "o2"), "parquet.columns": ["colour"]}))
+
+
+def test_an_input_without_images_is_committed_too(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/empty.tar").write_bytes(bytes(10240))
+    config = demo_config(tmp_path)
+    assert run(config).manifest["rows_in"] == 0
+    assert verify(config).ok
+
+
+def test_the_pool_grows_under_load(tmp_path: Path) -> None:
+    init_checkpoint(tmp_path / "base", "base")
+    rng = random.Random(1)
+    (tmp_path / "input").mkdir()
+    for number in range(72):
+        (tmp_path / f"input/{number}.jpg").write_bytes(encode_image(rng, LABELS[number % 64]))
+    config = demo_config(
+        tmp_path,
+        **{
+            "model.source": str(tmp_path / "base"),
+            "model.compile": False,
+            "actors.max": 3,
+            "rows_per_shard": 2,
+            "ray.readers": 2,
+        },
+    )
+    outcome = run(config)
+    assert verify(config).ok
+    assert 2 <= len(outcome.manifest["run"]["actors"]) <= 3
+
+
+@pytest.mark.s3
+def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from siglip.weights import TINY
+
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
+    bucket, options = f"s3://{s3_env.new_bucket()}", StoreOptions(s3_env.endpoint, "us-east-1")
+    store = open_store(bucket, options)
+    for path in TINY.iterdir():
+        store.put(f"{bucket}/models/tiny/{path.name}", path.read_bytes())
+    from siglip.config import ModelConfig
+    from siglip.encoder import Encoder
+
+    config = ModelConfig(source=f"{bucket}/models/tiny", compile=False, dtype="float32")
+    here = Encoder(ModelConfig(source="tiny", compile=False, dtype="float32"))
+    assert np.array_equal(Encoder(config).embed_texts(["red circle"]), here.embed_texts(["red circle"]))

@@ -1,0 +1,317 @@
+"""Planning and reading: every kind of input, awkward names, broken archives. No Ray, no model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.config import ConfigError, JobConfig
+from pipelines.plan import PlanReport, extend_plan, list_shards, read_shard_inputs
+from pipelines.sources import Reading, Row, read_input
+from pipelines.store import Changed, StoreOptions, open_store
+from tests.images import encode, make_rgb
+from tests.radosgw import Radosgw
+
+OPTIONS = StoreOptions()
+
+
+class Folder:
+    """An input folder, an output, and what planning and reading make of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.input, self.output = root / "input", root / "output"
+        self.input.mkdir()
+        self.keys: dict[str, Any] = {}
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.input / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def config(self, **keys: Any) -> JobConfig:
+        return JobConfig(**{"input": str(self.input), "output": str(self.output), "labels": ["a"], **self.keys, **keys})
+
+    def plan(self, **keys: Any) -> PlanReport:
+        return extend_plan(self.config(**keys), OPTIONS)
+
+    def rows(self, **keys: Any) -> list[Row]:
+        """Plan what is new and read everything that is planned."""
+        config = self.config(**keys)
+        extend_plan(config, OPTIONS)
+        store = open_store(config.output, OPTIONS)
+        reading = Reading(OPTIONS, config.limits.max_bytes, config.parquet)
+        shards = list_shards(store, config.output)
+        return [
+            row for ref in shards for planned in read_shard_inputs(store, ref) for row in read_input(planned, reading)
+        ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+JPEG = encode(make_rgb(), "JPEG")
+
+
+def make_tar(members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def outcomes(rows: list[Row]) -> list[tuple[str, str | None]]:
+    return [(row.key, row.rejected.reason if row.rejected else None) for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_webdataset_samples(folder: Folder, mode: str) -> None:
+    members = [
+        ("0001.jpg", JPEG),
+        ("0001.json", json.dumps({"caption": "ü"}).encode()),
+        ("0001.cls", b"7"),
+        ("0002.TXT", "a text".encode()),
+        ("0002.JPEG", JPEG),
+        ("dir/0003.left.jpg", JPEG),
+        ("dir/0003.right.jpg", JPEG),
+        ("dir/._0003.jpg", b"a shadow"),
+        ("0004.json", b"{}"),
+        ("0005.png", b""),
+    ]
+    folder.write("a.tar" if mode == "w" else "a.TAR.GZ", make_tar(members, mode))
+    rows = folder.rows()
+    assert [row.key for row in rows] == ["0001", "0002", "dir/0003.left.jpg", "dir/0003.right.jpg", "0005"]
+    assert json.loads(rows[0].metadata or "") == {"json": {"caption": "ü"}, "cls": 7}
+    assert json.loads(rows[1].metadata or "") == {"txt": "a text"}
+    assert rows[2].metadata is None
+    assert [row.data for row in rows] == [JPEG] * 4 + [b""]
+    assert not any(row.rejected for row in rows)
+
+
+MEMBERS = [(f"{n:04d}.jpg", encode(make_rgb(300, 300, n), "JPEG")) for n in range(4)]
+WHOLE = make_tar(MEMBERS)
+BOUNDARY = 3 * 512 + sum(-(-len(data) // 512) * 512 for _, data in MEMBERS[:3])
+
+
+@pytest.mark.parametrize(
+    ("data", "whole", "reason"),
+    [
+        (WHOLE, 4, None),
+        (WHOLE[:BOUNDARY], 3, "truncated_archive"),  # between two members: tarfile takes this for the end
+        (WHOLE[: BOUNDARY + 200], 3, "truncated_archive"),  # in a header
+        (WHOLE[: BOUNDARY + 512], 3, "truncated_archive"),  # behind a header
+        (WHOLE[: BOUNDARY + 2000], 3, "truncated_archive"),  # in an image
+        (WHOLE[:BOUNDARY] + b"garbage!" * 64 + WHOLE[BOUNDARY:], 3, "corrupt_archive"),
+        (b"not a tar at all" * 100, 0, "corrupt_archive"),
+        (b"", 0, "truncated_archive"),
+        (bytes(10240), 0, None),
+    ],
+    ids=["whole", "at a member", "header", "no data", "in data", "garbage", "no tar", "empty", "no members"],
+)
+def test_tars_that_end_early_keep_their_whole_images(
+    folder: Folder, data: bytes, whole: int, reason: str | None
+) -> None:
+    path = folder.write("sub dir/some.tar", data)
+    rows = folder.rows()
+    assert outcomes(rows) == [(f"{n:04d}", None) for n in range(whole)] + (
+        [("sub dir/some.tar", reason)] if reason else []
+    )
+    assert {row.source for row in rows} <= {str(path)}
+
+
+@pytest.mark.parametrize(("cut", "reason"), [(0.5, "truncated_archive"), (0.02, "truncated_archive")])
+def test_truncated_compressed_tar(folder: Folder, cut: float, reason: str) -> None:
+    data = make_tar(MEMBERS, "w:gz")
+    folder.write("a.tar.gz", data[: int(len(data) * cut)])
+    rows = folder.rows()
+    assert rows[-1].rejected is not None
+    assert rows[-1].rejected.reason == reason
+    assert [row.data for row in rows[:-1]] == [data for _, data in MEMBERS[: len(rows) - 1]]
+
+
+def test_images_over_the_cap_are_not_read(folder: Folder) -> None:
+    folder.write("a.tar", make_tar([("small.jpg", JPEG), ("big.jpg", bytes(50_000)), ("after.jpg", JPEG)]))
+    folder.write("big.jpg", bytes(50_000))
+    rows = folder.rows(limits={"max_bytes": 40_000})
+    assert outcomes(rows) == [
+        ("small", None),
+        ("big", "too_many_bytes"),
+        ("after", None),
+        ("big.jpg", "too_many_bytes"),
+    ]
+
+
+def parquet_forms() -> Iterator[tuple[str, pa.Table, dict[str, Any], list[str]]]:
+    images = [JPEG, None, JPEG]
+    structs = [{"bytes": JPEG, "path": "x/1.jpg"}, None, {"bytes": JPEG, "path": None}]
+    yield "bytes", pa.table({"id": [7, 8, 9], "image": pa.array(images, pa.binary())}), {}, ["0", "1", "2"]
+    yield (
+        "large bytes",
+        pa.table({"jpg": pa.array(images, pa.large_binary()), "mask": [b"", b"", b""]}),
+        {},
+        ["0", "1", "2"],
+    )
+    yield "struct", pa.table({"image": structs, "label": [1, 2, 3]}), {}, ["x/1.jpg", "1", "2"]
+    yield "keys", pa.table({"id": ["a", "b", "c"], "image": images}), {"key_column": "id"}, ["a", "b", "c"]
+    uris = ["loose/1.jpg", None, "loose/2.jpg"]
+    yield "uris", pa.table({"url": uris, "other": [1, 2, 3]}), {}, ["0", "1", "2"]
+    yield "named", pa.table({"x": images, "y": [b"", b"", b""]}), {"image_column": "x"}, ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("name", "table", "keys", "expected"), [*parquet_forms()], ids=[f[0] for f in parquet_forms()])
+def test_parquet_in_every_form(
+    folder: Folder, name: str, table: pa.Table, keys: dict[str, Any], expected: list[str]
+) -> None:
+    (folder.output.parent / "loose").mkdir()
+    for number in (1, 2):
+        (folder.output.parent / f"loose/{number}.jpg").write_bytes(JPEG)
+    pq.write_table(table, folder.input.parent / "images.parquet", row_group_size=2)
+    columns = [c for c in ("label", "other") if c in table.schema.names]
+    rows = folder.rows(
+        input=str(folder.input.parent / "images.parquet"), parquet={**keys, "columns": columns}, rows_per_shard=2
+    )
+    assert [row.key for row in rows] == expected
+    assert [row.data for row in rows] == [JPEG, None, JPEG]
+    assert [row.rejected.reason if row.rejected else None for row in rows] == [None, "missing", None]
+    assert [row.columns for row in rows] == [{c: table[c][n].as_py() for c in columns} for n in range(3)]
+    assert folder.plan(input=str(folder.input.parent / "images.parquet"), parquet=keys).inputs == 0
+
+
+def test_a_broken_parquet_file_is_a_row(folder: Folder) -> None:
+    folder.write("a.parquet", b"PAR1 and then nothing like it")
+    folder.write("b.jpg", JPEG)
+    assert outcomes(folder.rows()) == [("a.parquet", "corrupt_archive"), ("b.jpg", None)]
+
+
+def test_a_mixed_prefix_is_sorted_out(folder: Folder) -> None:
+    names = ["a/b/c/deep.JPG", "with space.png", "hash#1%20.webp", "ünïcode – 東京.jpeg", "x.TIFF"]
+    for name in names:
+        folder.write(name, JPEG)
+    for name in ("readme.md", "notes.txt", "list.csv", ".DS_Store", "._a.jpg", "noextension", "movie.mp4"):
+        folder.write(name, b"x")
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"n": [1]}), buffer)
+    folder.write("numbers.parquet", buffer.getvalue())
+    report = folder.plan()
+    assert report.inputs == len(names)
+    assert sum(report.skipped.values()) == 8
+    assert report.skipped["Parquet files without an image column"] == 1
+    assert report.skipped["hidden files"] == 1
+    assert len(report.skipped_examples) == 5
+    assert {row.key for row in folder.rows()} == set(names)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+def test_lists_of_uris(folder: Folder, suffix: str) -> None:
+    folder.write("images/a 1.jpg", JPEG)
+    folder.write("images/b#2.jpg", JPEG)
+    uris = ["images/a 1.jpg", str(folder.input / "images/b#2.jpg"), "images/gone.jpg", "http://host/x.jpg"]
+    path = folder.input / f"list.{suffix}"
+    if suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([["id", "url"], *([n, uri] for n, uri in enumerate(uris))])
+    else:
+        path.write_text("\n".join(["# a comment", *uris, ""]))
+    rows = folder.rows(input=str(path))
+    assert outcomes(rows) == list(zip(uris, [None, None, "missing", "unreadable"], strict=True))
+    assert rows[0].metadata == ('{"id": "0"}' if suffix == "csv" else None)
+    if suffix == "txt":
+        path.write_text("\n".join([*uris, "images/a 1.jpg", "images/c.jpg"]))
+        assert folder.plan(input=str(path)).inputs == 1
+
+
+def test_shards_hold_about_as_many_rows_as_asked(folder: Folder) -> None:
+    for number in range(25):
+        folder.write(f"loose/{number:03d}.jpg", JPEG)
+    for number in range(3):
+        folder.write(f"tars/{number}.tar", make_tar([(f"{n:03d}.jpg", JPEG) for n in range(10)]))
+    report = folder.plan(rows_per_shard=10)
+    assert report.rows == pytest.approx(55, rel=0.1)
+    assert 5 <= report.shards <= 7
+
+
+def test_new_inputs_are_appended_and_changed_ones_refused(folder: Folder) -> None:
+    first = folder.write("a.jpg", JPEG)
+    assert folder.plan().inputs == 1
+    folder.write("b.jpg", JPEG)
+    report = folder.plan()
+    assert (report.inputs, report.known, report.shards) == (1, 1, 1)
+    assert folder.plan(input=[str(folder.input), str(first)]).inputs == 0  # listed twice, planned once
+    first.write_bytes(JPEG + b"more")
+    with pytest.raises(ConfigError, match=r"a\.jpg changed since it was planned"):
+        folder.plan()
+    assert folder.plan(on_changed="retag").inputs == 1
+    with pytest.raises(Changed):  # the old version is planned and gone
+        folder.rows(on_changed="retag")
+
+
+def test_the_output_is_never_its_own_input(folder: Folder) -> None:
+    folder.write("a.jpg", JPEG)
+    folder.write("out/data/old.parquet", b"x")
+    assert folder.plan(output=str(folder.input / "out")).inputs == 1
+    assert folder.plan(output=str(folder.input / "out")).inputs == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"input": "nowhere/at/all"}, "nowhere/at/all does not exist"),
+        ({}, "no image, tar or Parquet file under .*1 .md files skipped"),
+        ({"parquet": {"image_column": "photo"}}, "has no column 'photo'; it has n"),
+    ],
+)
+def test_nothing_to_do_says_so(folder: Folder, keys: dict[str, Any], message: str) -> None:
+    folder.write("readme.md", b"x")
+    if "parquet" in keys:
+        pq.write_table(pa.table({"n": [1]}), folder.input / "numbers.parquet")
+    with pytest.raises(ConfigError, match=message):
+        folder.plan(**keys)
+
+
+@pytest.mark.s3
+def test_the_same_on_s3(s3_env: Radosgw, tmp_path: Path) -> None:
+    bucket = f"s3://{s3_env.new_bucket()}"
+    options = StoreOptions(s3_env.endpoint, "us-east-1")
+    store = open_store(bucket, options)
+    store.put(f"{bucket}/in/tars/cut.tar", WHOLE[: BOUNDARY + 2000])
+    store.put(f"{bucket}/in/a #1%20 ü.jpg", JPEG)
+    store.put(f"{bucket}/in/empty.png", b"")
+    store.put(f"{bucket}/inside.jpg", JPEG)
+    pq.write_table(pa.table({"uri": [f"{bucket}/in/a #1%20 ü.jpg", "tars/no.jpg"]}), tmp_path / "links.parquet")
+    store.put(f"{bucket}/in/links.parquet", (tmp_path / "links.parquet").read_bytes())
+    config = JobConfig(input=f"{bucket}/in", output=f"{bucket}/out", labels=["a"])  # type: ignore[arg-type]
+    report = extend_plan(config, options)
+    assert report.inputs == 4
+    reading = Reading(options, config.limits.max_bytes, config.parquet)
+    rows = [
+        row
+        for ref in list_shards(store, config.output)
+        for planned in read_shard_inputs(store, ref)
+        for row in read_input(planned, reading)
+    ]
+    assert sorted(outcomes(rows), key=str) == [
+        ("0", None),
+        ("0000", None),
+        ("0001", None),
+        ("0002", None),
+        ("1", "missing"),
+        ("a #1%20 ü.jpg", None),
+        ("empty.png", None),
+        ("tars/cut.tar", "truncated_archive"),
+    ]
+    assert extend_plan(config, options).inputs == 0
