@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import ray
 
-from pipelines.config import ConfigError, JobConfig, ray_address
+from pipelines.config import JobConfig, ray_address
+from siglip.settings import ConfigError
 
 LOGICAL_CPUS = 4
 """Declared CPUs for each that a local run uses. Ray Data sets half of them aside, in equal parts for each stage, so

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.config import ConfigError
 from pipelines.plan import list_segments
 from pipelines.shards import commit_uri, covers
 from pipelines.store import Store, StoreError, join
+from siglip.settings import ConfigError
 
 SCHEMA_VERSION = 1
 _THREADS = 16

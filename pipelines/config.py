@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from siglip.config import Limits, ModelConfig
 from siglip.images import DecodeMode
 from siglip.labels import LabelSet
+from siglip.settings import check_settings, override_key, read_settings
 
 DEFAULT_THUMBNAIL = 256
-
-
-class ConfigError(Exception):
-    """Something the user must change before work can start. One line; the command line exits with 2."""
 
 
 class ActorsConfig(BaseModel):
@@ -156,104 +150,13 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
     Relative label files are looked up beside the YAML file when they are not found from the working directory.
     Raises `ConfigError`, one line, naming the key and, for an unknown key, the nearest known one.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values, such as `input: s3://bucket/images`")
+    raw = read_settings(path, "input: s3://bucket/images")
     for dotted, value in (overrides or {}).items():
-        _set_key(raw, dotted, value)
+        override_key(raw, dotted, value)
     labels = raw.get("labels")
     if isinstance(labels, str) and not Path(labels).is_file() and (path.parent / labels).is_file():
         raw["labels"] = str(path.parent / labels)
-    try:
-        return JobConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe_error(error, JobConfig)}") from None
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`key.path=value` to the path and the value read as YAML: `actors.max=4`, `labels=[cat, dog]`.
-
-    Raises `ConfigError`.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {text}: expected key.path=value, such as actors.max=4")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
-
-
-def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation as one line that names the key and what to change."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "config"
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(model, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown key {where}: did you mean {close[0]}? (known: {', '.join(known)})" if close else where
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    given = f" (given: {str(first['input'])[:60]!r})" if not isinstance(first.get("input"), (dict, list)) else ""
-    return f"{where}: {message}{given}"
-
-
-def list_keys(model: type[BaseModel] = JobConfig, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Every key as (dotted path, default, description): the documentation of the schema, made from it."""
-    rows = []
-    for name, field in model.model_fields.items():
-        nested = _nested(field.annotation)
-        if nested is not None and nested is not LabelSet:
-            rows += list_keys(nested, f"{prefix}{name}.")
-            continue
-        if field.is_required():
-            default = "required"
-        else:
-            value = field.get_default(call_default_factory=True)
-            default = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
-            default = default.lower() if isinstance(value, bool) else default
-        rows.append((prefix + name, default, field.description or ""))
-        if nested is LabelSet:
-            rows += list_keys(LabelSet, f"{prefix}{name}.")
-    return rows
-
-
-def _set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    target = raw
-    for name in parents:
-        child = target.get(name)
-        if not isinstance(child, dict):
-            # `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
-            child = {"names": child} if name == "labels" and isinstance(child, list) else {}
-            target[name] = child
-        target = child
-    target[last] = value
-
-
-def _nested(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _known_keys(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(str(part))
-        nested = _nested(field.annotation) if field else None
-        if nested is None:
-            break
-        model = nested
-    return sorted(model.model_fields)
+    return check_settings(path, raw, JobConfig)
 
 
 def ray_address(config: JobConfig) -> str | None:

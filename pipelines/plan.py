@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.config import ConfigError, JobConfig
+from pipelines.config import JobConfig
 from pipelines.sources import (
     IMAGE_SUFFIXES,
     PARQUET_SUFFIXES,
@@ -37,6 +37,7 @@ from pipelines.sources import (
     resolve,
 )
 from pipelines.store import Entry, Store, StoreFile, StoreOptions, join, open_store
+from siglip.settings import ConfigError
 
 LIST_SUFFIXES = (".txt", ".csv")
 LIST_COLUMNS = ("uri", "url", "image_uri", "image_url", "path", "image", "file", "file_name")

@@ -27,7 +27,7 @@ from pipelines.commit import (
     remove_leftovers,
     write_manifest,
 )
-from pipelines.config import ConfigError, JobConfig
+from pipelines.config import JobConfig
 from pipelines.plan import PlanReport, ShardRef, extend_plan, list_shards, passed_schema
 from pipelines.shards import OutputFormat, PartWriter
 from pipelines.sources import Reading
@@ -36,6 +36,7 @@ from pipelines.store import NotFound, Store, StoreError, StoreOptions, join, ope
 from siglip.config import ModelConfig
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
+from siglip.settings import ConfigError
 from siglip.weights import CheckpointError, embedding_width, identify_checkpoint, read_image_spec, vision_flops
 
 RETRIES = 5

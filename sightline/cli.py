@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.config import ConfigError, JobConfig, list_keys, load_config, parse_override
+from pipelines.config import JobConfig, load_config
 from sightline.progress import RunProgress
+from siglip.settings import ConfigError, list_keys, parse_override
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
-SCHEMA_HELP = "CONFIG keys\n\n" + "\n\n".join(f"{k} [{default}]: {text}" for k, default, text in list_keys())
+SCHEMA_HELP = "CONFIG keys\n\n" + "\n\n".join(f"{k} [{default}]: {text}" for k, default, text in list_keys(JobConfig))
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from siglip.config import ImageSpec, ModelConfig
 from siglip.labels import LabelSet, canonicalize
-from siglip.scoring import Floats, Scale
+from siglip.scoring import Floats, Scale, average_prompts
 from siglip.weights import CheckpointError, fetch_checkpoint, read_image_spec, vision_flops
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
 SMALL_FLOPS = 1e9
-_TEXT_BATCH = 64
+TEXT_BATCH = 64
+"""Texts in one forward pass. Cutting a list at multiples of it changes no batch, and so no number."""
 
 
 class Encoder:
@@ -90,7 +91,7 @@ class Encoder:
         with torch.inference_mode():
             batches = [
                 torch.nn.functional.normalize(self._text(input_ids=part).pooler_output.float(), dim=-1)
-                for part in torch.split(ids, _TEXT_BATCH)
+                for part in torch.split(ids, TEXT_BATCH)
             ]
             return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
 
@@ -115,12 +116,7 @@ class Encoder:
         """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again."""
         prompts = labels.prompts()
         vectors = self.embed_texts([prompt for group in prompts for prompt in group])
-        rows, start = [], 0
-        for group in prompts:
-            mean = vectors[start : start + len(group)].mean(axis=0)
-            rows.append(mean / np.linalg.norm(mean))
-            start += len(group)
-        return np.asarray(rows, dtype=np.float32)
+        return average_prompts(vectors, [len(group) for group in prompts])
 
     def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, S, S, 3) on the device to float32 (B, D) of unit norm."""

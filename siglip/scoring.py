@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,19 @@ class Scale:
 
     logit_scale: float
     logit_bias: float
+
+
+def average_prompts(vectors: Floats, counts: Sequence[int]) -> Floats:
+    """Prompts' embeddings (P, D), `counts[i]` of them in a row for label i, to float32 (L, D) of unit norm.
+
+    Each label's prompts are averaged and normalised again: the ensemble of CLIP (Radford et al. 2021), section 3.1.4.
+    """
+    rows, start = [], 0
+    for count in counts:
+        mean = vectors[start : start + count].mean(axis=0)
+        rows.append(mean / np.linalg.norm(mean))
+        start += count
+    return np.asarray(rows, dtype=np.float32)
 
 
 def score_pairs(images: Floats, texts: Floats, scale: Scale) -> Floats:

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from pipelines.config import ConfigError, JobConfig, load_config
+from pipelines.config import JobConfig, load_config
 from pipelines.store import StoreOptions, open_store
 from pipelines.tag import Outcome, run_job
 from pipelines.verify import Report, verify_output
-from siglip.checkpoint import init_checkpoint
-from siglip.shapes import LABELS
 from sightline.demo import CONFIG, encode_image, render_dataset
+from siglip.checkpoint import init_checkpoint
+from siglip.settings import ConfigError
+from siglip.shapes import LABELS
 from tests.radosgw import Radosgw
 
 pytestmark = [
@@ -268,7 +269,7 @@ def test_columns_thumbnails_and_half_precision(tmp_path: Path) -> None:
     assert rows["loose.jpg"]["id"] is None
     assert verify(config).ok
     assert run(config).new_shards == 0
-    with pytest.raises(ConfigError, match="no column 'colour'|no Parquet input has a column 'colour'"):
+    with pytest.raises(ConfigError, match="no Parquet input has a column 'colour'"):
         run(demo_config(tmp_path, **{**overrides, "output": str(tmp_path / "o2"), "parquet.columns": ["colour"]}))
 
 

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import ConfigError, JobConfig
+from pipelines.config import JobConfig
 from pipelines.plan import PlanReport, extend_plan, list_shards, read_shard_inputs
 from pipelines.sources import Reading, Row, read_input
 from pipelines.store import Changed, StoreOptions, open_store
+from siglip.settings import ConfigError
 from tests.images import encode, make_rgb
 from tests.radosgw import Radosgw
 
@@ -84,7 +85,7 @@ def test_webdataset_samples(folder: Folder, mode: str) -> None:
         ("0001.jpg", JPEG),
         ("0001.json", json.dumps({"caption": "ü"}).encode()),
         ("0001.cls", b"7"),
-        ("0002.TXT", "a text".encode()),
+        ("0002.TXT", b"a text"),
         ("0002.JPEG", JPEG),
         ("dir/0003.left.jpg", JPEG),
         ("dir/0003.right.jpg", JPEG),
@@ -294,7 +295,7 @@ def test_the_same_on_s3(s3_env: Radosgw, tmp_path: Path) -> None:
     store.put(f"{bucket}/inside.jpg", JPEG)
     pq.write_table(pa.table({"uri": [f"{bucket}/in/a #1%20 ü.jpg", "tars/no.jpg"]}), tmp_path / "links.parquet")
     store.put(f"{bucket}/in/links.parquet", (tmp_path / "links.parquet").read_bytes())
-    config = JobConfig(input=f"{bucket}/in", output=f"{bucket}/out", labels=["a"])  # type: ignore[arg-type]
+    config = JobConfig(input=f"{bucket}/in", output=f"{bucket}/out", labels=["a"])
     report = extend_plan(config, options)
     assert report.inputs == 4
     reading = Reading(options, config.limits.max_bytes, config.parquet)
