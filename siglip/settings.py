@@ -1,0 +1,128 @@
+"""Settings files: YAML checked against a pydantic model, with errors of one line that say what to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from siglip.labels import LabelSet
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class ConfigError(Exception):
+    """Something the user must change before work can start. One line; the command line exits with 2."""
+
+
+def read_settings(path: Path, example: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, not yet checked. `example` is a line that such a file may hold.
+
+    Raises `ConfigError`.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as `{example}`")
+    return raw
+
+
+def check_settings(path: Path, raw: Mapping[str, Any], model: type[Settings]) -> Settings:
+    """The keys and values as the model that they stand for.
+
+    Raises `ConfigError`, one line, naming the key and, for an unknown key, the nearest known one.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_error(error, model)}") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key.path=value` to the path and the value read as YAML: `actors.max=4`, `labels=[cat, dog]`.
+
+    Raises `ConfigError`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: expected key.path=value, such as actors.max=4")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
+
+
+def override_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set the value of a dotted key path, making the mappings on the way."""
+    *parents, last = dotted.split(".")
+    target = raw
+    for name in parents:
+        child = target.get(name)
+        if not isinstance(child, dict):
+            # `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
+            child = {"names": child} if name == "labels" and isinstance(child, list) else {}
+            target[name] = child
+        target = child
+    target[last] = value
+
+
+def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a validation as one line that names the key and what to change."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {where}: did you mean {close[0]}? (known: {', '.join(known)})" if close else where
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = f" (given: {str(first['input'])[:60]!r})" if not isinstance(first.get("input"), (dict, list)) else ""
+    return f"{where}: {message}{given}"
+
+
+def list_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every key as (dotted path, default, description): the documentation of the schema, made from it."""
+    rows = []
+    for name, field in model.model_fields.items():
+        nested = _nested(field.annotation)
+        if nested is not None and nested is not LabelSet:
+            rows += list_keys(nested, f"{prefix}{name}.")
+            continue
+        if field.is_required():
+            default = "required"
+        else:
+            value = field.get_default(call_default_factory=True)
+            default = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
+            default = default.lower() if isinstance(value, bool) else default
+        rows.append((prefix + name, default, field.description or ""))
+        if nested is LabelSet:
+            rows += list_keys(LabelSet, f"{prefix}{name}.")
+    return rows
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        nested = _nested(field.annotation) if field else None
+        if nested is None:
+            break
+        model = nested
+    return sorted(model.model_fields)
