@@ -32,4 +32,4 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 
 clean: ## Remove what the other targets made
-	rm -rf .venv demo reports build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv demo reports build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

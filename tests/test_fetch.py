@@ -1,0 +1,610 @@
+"""Fetching by URL: what is refused, whatever its spelling, and what still works."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Network, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from serve.addresses import Address, Network, classify_address
+from serve.fetch import CODES, FetchConfig, Fetcher, FetchRefused, parse_url
+
+METADATA = "169.254.169.254"
+NAMES = {
+    "localhost": ["127.0.0.1"],
+    "localhost.example": ["127.0.0.1"],
+    "metadata.google.internal": [METADATA],
+    "kubernetes.default.svc": ["10.96.0.1"],
+    "mixed.example": ["93.184.216.34", "10.0.0.7"],
+    "mapped.example": ["::ffff:10.0.0.7"],
+    "six.example": ["fd00::7"],
+    "zone.example": ["fe80::1%eth0"],
+    "nonsense.example": ["not an address"],
+    "xn--bcher-kva.example": ["192.168.1.1"],
+    "empty.example": [],
+}
+
+
+async def resolve_fixed(host: str) -> Sequence[str]:
+    """A name server with `NAMES` alone."""
+    if host not in NAMES:
+        raise OSError("Name or service not known")
+    return NAMES[host]
+
+
+HOSTILE = [
+    # (URL, code, what the detail or message must say)
+    ("file:///etc/passwd", "fetch_bad_url", "http"),
+    ("ftp://example.org/a.jpg", "fetch_bad_url", "http"),
+    ("gopher://127.0.0.1:6379/_FLUSHALL", "fetch_bad_url", "http"),
+    ("data:text/html,hello", "fetch_bad_url", "http"),
+    ("//127.0.0.1/a.jpg", "fetch_bad_url", "http"),
+    ("127.0.0.1/a.jpg", "fetch_bad_url", "http"),
+    (" http://127.0.0.1/", "fetch_bad_url", "http"),
+    ("http://", "fetch_bad_url", "no valid host"),
+    ("http:///etc/passwd", "fetch_bad_url", "no valid host"),
+    ("http:\\\\127.0.0.1\\a.jpg", "fetch_bad_url", "no valid host"),
+    ("http://a..b/", "fetch_bad_url", "no valid host"),
+    ("http://" + "a" * 64 + ".example/", "fetch_bad_url", "no valid host"),
+    ("http://example.org/" + "a" * 9000, "fetch_bad_url", "longer"),
+    ("http://user:secret@example.org/a.jpg", "fetch_bad_url", "password"),
+    ("http://example.org@127.0.0.1/", "fetch_bad_url", "password"),
+    ("http://example.org:80@127.0.0.1/", "fetch_bad_url", "password"),
+    ("http://127.0.0.1\\@example.org/", "fetch_bad_url", "password"),
+    ("http://127.0.0.1%2f@example.org/", "fetch_bad_url", "password"),
+    ("http://127.0.0.1\\.example.org/", "fetch_bad_url", "no valid host"),
+    ("http://127.0.0.1%00.example.org/", "fetch_bad_url", "no valid host"),
+    ("http://127.0.0.1\r\nHost: inside/", "fetch_bad_url", "cannot be read"),
+    ("http://127.0.0.1\t/", "fetch_bad_url", "cannot be read"),
+    ("http://example.org:99999999/", "fetch_forbidden", "port"),
+    ("http://example.org:-1/", "fetch_forbidden", "port"),
+    ("http://example.org:22/", "fetch_forbidden", "port 22"),
+    ("http://example.org:6379/", "fetch_forbidden", "port 6379"),
+    ("http://example.org:0/", "fetch_forbidden", "port 0"),
+    ("http://example.org:http/", "fetch_bad_url", "cannot be read"),
+    # IPv4 and its other spellings
+    ("http://127.0.0.1/", "fetch_forbidden", "loopback"),
+    ("http://127.255.255.254/", "fetch_forbidden", "loopback"),
+    ("https://127.0.0.1/", "fetch_forbidden", "loopback"),
+    ("http://127.0.0.1./", "fetch_forbidden", "loopback"),
+    ("http://0.0.0.0/", "fetch_forbidden", "this network"),
+    ("http://10.1.2.3/", "fetch_forbidden", "private"),
+    ("http://172.31.255.255/", "fetch_forbidden", "private"),
+    ("http://192.168.0.1/", "fetch_forbidden", "private"),
+    ("http://100.64.0.1/", "fetch_forbidden", "CGNAT"),
+    ("http://100.100.100.200/latest/meta-data/", "fetch_forbidden", "CGNAT"),
+    (f"http://{METADATA}/latest/meta-data/", "fetch_forbidden", "link-local"),
+    ("http://168.63.129.16/machine?comp=goalstate", "fetch_forbidden", "Azure"),
+    ("http://192.0.0.192/opc/v2/instance/", "fetch_forbidden", "IETF"),
+    ("http://192.0.2.1/", "fetch_forbidden", "documentation"),
+    ("http://198.18.0.1/", "fetch_forbidden", "benchmarking"),
+    ("http://192.88.99.1/", "fetch_forbidden", "6to4"),
+    ("http://224.0.0.1/", "fetch_forbidden", "multicast"),
+    ("http://240.0.0.1/", "fetch_forbidden", "reserved"),
+    ("http://255.255.255.255/", "fetch_forbidden", "reserved"),
+    ("http://2130706433/", "fetch_bad_url", "four decimal"),
+    ("http://017700000001/", "fetch_bad_url", "four decimal"),
+    ("http://0x7f000001/", "fetch_bad_url", "four decimal"),
+    ("http://0X7F.1/", "fetch_bad_url", "four decimal"),
+    ("http://127.1/", "fetch_bad_url", "four decimal"),
+    ("http://127.0.1/", "fetch_bad_url", "four decimal"),
+    ("http://0/", "fetch_bad_url", "four decimal"),
+    ("http://0x/", "fetch_bad_url", "four decimal"),
+    ("http://127.0.0.0x1/", "fetch_bad_url", "four decimal"),
+    ("http://127.0.0.1.2/", "fetch_bad_url", "four decimal"),
+    ("http://0177.0.0.1/", "fetch_bad_url", "cannot be read"),
+    ("http://127.0.0.01/", "fetch_bad_url", "cannot be read"),
+    ("http://256.0.0.1/", "fetch_bad_url", "cannot be read"),
+    ("http://１２７.０.０.１/", "fetch_bad_url", "cannot be read"),
+    ("http://①②⑦.⓪.⓪.①/", "fetch_bad_url", "cannot be read"),
+    ("http://127。0。0。1/", "fetch_forbidden", "loopback"),
+    ("http://ⓛocalhost/", "fetch_bad_url", "cannot be read"),
+    # IPv6 and what is inside it
+    ("http://[::1]/", "fetch_forbidden", "loopback"),
+    ("http://[0:0:0:0:0:0:0:1]/", "fetch_forbidden", "loopback"),
+    ("http://[::]/", "fetch_forbidden", "unspecified"),
+    ("http://[::ffff:127.0.0.1]/", "fetch_forbidden", "mapped"),
+    ("http://[::ffff:7f00:1]/", "fetch_forbidden", "mapped"),
+    ("http://[::ffff:8.8.8.8]/", "fetch_forbidden", "mapped"),
+    ("http://[::127.0.0.1]/", "fetch_forbidden", "compatible"),
+    ("http://[::ffff:0:127.0.0.1]/", "fetch_forbidden", "translated"),
+    ("http://[64:ff9b::169.254.169.254]/", "fetch_forbidden", "NAT64"),
+    ("http://[64:ff9b:1::a9fe:a9fe]/", "fetch_forbidden", "NAT64"),
+    ("http://[2002:7f00:1::]/", "fetch_forbidden", "6to4"),
+    ("http://[2001:0:53aa:64c:0:fffe:80ff:fffe]/", "fetch_forbidden", "Teredo"),
+    ("http://[2001:db8::1]/", "fetch_forbidden", "documentation"),
+    ("http://[2606:4700::5efe:127.0.0.1]/", "fetch_forbidden", "ISATAP"),
+    ("http://[fc00::1]/", "fetch_forbidden", "unique local"),
+    ("http://[fd00:ec2::254]/latest/meta-data/", "fetch_forbidden", "unique local"),
+    ("http://[fe80::1]/", "fetch_forbidden", "link-local"),
+    ("http://[fe80::1%25eth0]/", "fetch_forbidden", "interface"),
+    ("http://[2606:4700::1%25lo]/", "fetch_forbidden", "interface"),
+    ("http://[fec0::1]/", "fetch_forbidden", "site-local"),
+    ("http://[ff02::1]/", "fetch_forbidden", "multicast"),
+    ("http://[4000::1]/", "fetch_forbidden", "not global"),
+    ("http://[::1/", "fetch_bad_url", ""),
+    ("http://[127.0.0.1]/", "fetch_bad_url", "cannot be read"),
+    # names
+    ("http://localhost/", "fetch_forbidden", "127.0.0.1 is loopback"),
+    ("http://LOCALHOST./", "fetch_forbidden", "127.0.0.1 is loopback"),
+    ("http://localhost.example/", "fetch_forbidden", "127.0.0.1 is loopback"),
+    ("http://metadata.google.internal/computeMetadata/v1/", "fetch_forbidden", "link-local"),
+    ("https://kubernetes.default.svc/api", "fetch_forbidden", "private"),
+    ("http://mixed.example/", "fetch_forbidden", "10.0.0.7 is private"),
+    ("http://mapped.example/", "fetch_forbidden", "mapped"),
+    ("http://six.example/", "fetch_forbidden", "unique local"),
+    ("http://zone.example/", "fetch_forbidden", "interface"),
+    ("http://nonsense.example/", "fetch_forbidden", "not an address"),
+    ("http://bücher.example/", "fetch_forbidden", "private"),
+    ("http://empty.example/", "fetch_forbidden", "no address"),
+    ("http://nowhere.example/", "fetch_forbidden", "not known"),
+]
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len({url for url, _, _ in HOSTILE}) >= 40
+
+
+@pytest.mark.parametrize(("url", "code", "words"), HOSTILE, ids=[url[:60] for url, _, _ in HOSTILE])
+def test_a_hostile_url_is_refused(url: str, code: str, words: str) -> None:
+    refused = refuse(url, FetchConfig(enabled=True), resolve_fixed)
+    assert (refused.code, words in f"{refused.message} {refused.detail}") == (code, True), refused.args
+    assert "\n" not in refused.message
+    assert "secret" not in refused.message
+
+
+def test_off_by_default_and_says_so() -> None:
+    refused = refuse("http://example.org/a.jpg", FetchConfig(), resolve_fixed)
+    assert refused.code == "fetch_disabled"
+    assert "fetch.enabled" in refused.message
+    assert "data:" in refused.message
+
+
+def test_a_stranger_does_not_learn_which_names_exist_inside() -> None:
+    config = FetchConfig(enabled=True)
+    inside = refuse("http://kubernetes.default.svc/", config, resolve_fixed)
+    nowhere = refuse("http://nowhere.example/", config, resolve_fixed)
+    assert inside.message.split(": ", 1)[1] == nowhere.message.split(": ", 1)[1]
+    assert "10.96" not in inside.message
+
+
+def test_the_machines_own_resolver_is_guarded_too() -> None:
+    assert refuse("http://localhost/", FetchConfig(enabled=True)).code == "fetch_forbidden"
+    assert "loopback" in refuse("http://localhost/", FetchConfig(enabled=True)).detail
+
+
+def test_a_config_is_strict() -> None:
+    for wrong in ({"max_byte": 1}, {"max_bytes": 0}, {"allowed_networks": ["10.0.0.1/8"]}, {"max_redirects": -1}):
+        with pytest.raises(ValidationError):
+            FetchConfig.model_validate(wrong)
+    with pytest.raises(KeyError):
+        FetchRefused("made_up", "")
+
+
+# A real server on loopback. `allowed_networks` is what an operator with an image store inside the cluster sets.
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+IMAGE = bytes(range(256)) * 40
+
+
+def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, **fields: str) -> Answer:
+    """An answer that closes the connection."""
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+        writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode("utf-8") + body)
+        await writer.drain()
+
+    return write
+
+
+def redirect(location: str, status: str = "302 Found") -> Answer:
+    return reply(status=status, Location=location)
+
+
+def drip(piece: bytes, seconds: float, start: bytes = b"") -> Answer:
+    """`start`, then a piece every so often, without end."""
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(start)
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(seconds)
+
+    return write
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
+
+
+class Web:
+    """A loopback HTTP server with a fixed answer for each path. `seen` are the requests it got, heads as text."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers = answers
+        self.seen: list[str] = []
+        self.port = 0
+        self.server_names: list[str | None] = []
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            self.seen.append(head)
+            await self.answers[head.split()[1]](writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    @asynccontextmanager
+    async def run(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
+        if tls:
+            tls.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
+        server = await asyncio.start_server(self.handle, host, 0, ssl=tls)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+
+
+def fetch_from(answers: dict[str, Answer], path: str, **config: Any) -> tuple[bytes | FetchRefused, Web, float]:
+    """What a fetcher that may use this server's address gets from it, the server, and the seconds it took."""
+
+    async def run() -> tuple[bytes | FetchRefused, Web, float]:
+        async with Web(answers).run() as web:
+            options = {"ports": (80, 443, web.port), "allowed_networks": ("127.0.0.1/32",), "max_seconds": 5, **config}
+            async with Fetcher(FetchConfig(enabled=True, **options), resolve_fixed) as fetcher:
+                start = time.perf_counter()
+                try:
+                    outcome: bytes | FetchRefused = await fetcher.fetch(f"http://127.0.0.1:{web.port}{path}")
+                except FetchRefused as refused:
+                    outcome = refused
+                return outcome, web, time.perf_counter() - start
+
+    return asyncio.run(run())
+
+
+def refuse(url: str, config: FetchConfig, resolver: Any = None) -> FetchRefused:
+    """The refusal of a URL; a failure when it was fetched."""
+
+    async def run() -> None:
+        async with Fetcher(config, resolver) as fetcher:
+            await fetcher.fetch(url)
+
+    with pytest.raises(FetchRefused) as caught:
+        asyncio.run(run())
+    assert caught.value.code in CODES
+    return caught.value
+
+
+def test_a_good_fetch() -> None:
+    outcome, web, _ = fetch_from({"/a%20b.png?x=1": reply(IMAGE)}, "/a b.png?x=1#part")
+    assert outcome == IMAGE
+    head = web.seen[0]
+    assert f"\r\nHost: 127.0.0.1:{web.port}\r\n" in head
+    assert "\r\nAccept-Encoding: identity\r\n" in head
+    assert "ookie" not in head
+    assert "uthorization" not in head
+
+
+def test_a_good_fetch_from_the_standard_librarys_server(tmp_path: Path) -> None:
+    (tmp_path / "an image.png").write_bytes(IMAGE)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+
+        async def run() -> list[bytes]:
+            config = FetchConfig(enabled=True, ports=(port,), allowed_networks=(IPv4Network("127.0.0.0/8"),))
+            async with Fetcher(config) as fetcher:
+                return list(
+                    await asyncio.gather(*(fetcher.fetch(f"http://localhost:{port}/an image.png") for _ in range(8)))
+                )
+
+        assert asyncio.run(run()) == [IMAGE] * 8
+        server.shutdown()
+
+
+def test_good_redirects_are_followed() -> None:
+    answers = {
+        "/1": redirect("/2", "301 Moved Permanently"),
+        "/2": redirect("3?q=ü", "307 Temporary Redirect"),
+        "/3?q=%C3%BC": reply(IMAGE),
+    }
+    assert fetch_from(answers, "/1")[0] == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("location", "code", "words"),
+    [
+        (f"http://{METADATA}/latest/meta-data/iam/", "fetch_forbidden", "link-local"),
+        (f"//{METADATA}/", "fetch_forbidden", "link-local"),
+        ("http://metadata.google.internal/", "fetch_forbidden", "link-local"),
+        ("http://127.0.0.2/", "fetch_forbidden", "loopback"),
+        ("http://[::1]/", "fetch_forbidden", "loopback"),
+        ("http://2852039166/", "fetch_bad_url", "four decimal"),
+        ("https://kubernetes.default.svc/", "fetch_forbidden", "private"),
+        ("http://user:pass@example.org/", "fetch_bad_url", "password"),
+        ("http://127.0.0.1:22/", "fetch_forbidden", "port 22"),
+        ("file:///etc/passwd", "fetch_bad_url", "http"),
+        ("http://nowhere.example/", "fetch_forbidden", "not known"),
+    ],
+)
+def test_a_redirect_is_checked_like_the_first_url(location: str, code: str, words: str) -> None:
+    outcome, web, _ = fetch_from({"/": redirect(location)}, "/")
+    assert isinstance(outcome, FetchRefused)
+    assert (outcome.code, words in f"{outcome.message} {outcome.detail}") == (code, True), outcome.args
+    assert len(web.seen) == 1
+
+
+def test_redirects_are_bounded() -> None:
+    outcome, web, _ = fetch_from({"/": redirect("/")}, "/", max_redirects=2)
+    assert isinstance(outcome, FetchRefused)
+    assert (outcome.code, "2 times" in outcome.message, len(web.seen)) == ("fetch_failed", True, 3)
+    outcome, web, _ = fetch_from({"/": redirect("/next"), "/next": reply(IMAGE)}, "/", max_redirects=0)
+    assert isinstance(outcome, FetchRefused)
+    assert len(web.seen) == 1
+
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+SLOW = {
+    "no answer": drip(b"", 60),
+    "slow head": drip(b"H", 0.05),
+    "endless head": drip(b"X-More: 1\r\n", 0.05, HEAD),
+    "endless informational answers": drip(b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.05),
+    "dripping body": drip(b"x", 0.05, HEAD + b"Content-Length: 1000\r\n\r\n"),
+    "dripping chunks": drip(b"1\r\nx\r\n", 0.05, CHUNKED),
+    "body without end or length": drip(b"x", 0.05, HEAD + b"\r\n"),
+    "stalled body": drip(b"", 60, HEAD + b"Content-Length: 1000\r\n\r\nx"),
+}
+
+
+@pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
+def test_all_time_counts(answer: Answer) -> None:
+    outcome, _, seconds = fetch_from({"/": answer}, "/", max_seconds=0.4)
+    assert isinstance(outcome, FetchRefused)
+    assert (outcome.code, "0.4 s" in outcome.message) == ("fetch_timeout", True), outcome.args
+    assert 0.3 < seconds < 3
+
+
+def test_redirects_share_one_time() -> None:
+    async def wait(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        await redirect("/")(writer)
+
+    outcome, web, seconds = fetch_from({"/": wait}, "/", max_seconds=0.5, max_redirects=100)
+    assert isinstance(outcome, FetchRefused)
+    assert outcome.code == "fetch_timeout"
+    assert len(web.seen) <= 3
+    assert seconds < 3
+
+
+def test_a_slow_name_server_counts() -> None:
+    async def resolve(host: str) -> Sequence[str]:
+        await asyncio.sleep(60)
+        return []
+
+    start = time.perf_counter()
+    refused = refuse("http://slow.example/", FetchConfig(enabled=True, max_seconds=0.3), resolve)
+    assert refused.code == "fetch_timeout"
+    assert time.perf_counter() - start < 3
+
+
+LARGE = {
+    "declared": reply(b"", length=10**12),
+    "more than declared is never read": reply(IMAGE * 10, length=10**6),
+    "endless": drip(b"x" * 65536, 0, HEAD + b"\r\n"),
+    "endless chunks": drip(b"10000\r\n" + b"x" * 65536 + b"\r\n", 0, CHUNKED),
+}
+
+
+@pytest.mark.parametrize("answer", LARGE.values(), ids=LARGE)
+def test_bytes_are_capped(answer: Answer) -> None:
+    outcome, _, seconds = fetch_from({"/": answer}, "/", max_bytes=len(IMAGE), max_seconds=30)
+    assert isinstance(outcome, FetchRefused)
+    assert (outcome.code, f"{len(IMAGE):,} bytes" in outcome.message) == ("fetch_too_large", True), outcome.args
+    assert seconds < 10
+
+
+def test_the_cap_itself_is_allowed() -> None:
+    assert fetch_from({"/": reply(IMAGE)}, "/", max_bytes=len(IMAGE))[0] == IMAGE
+
+
+BROKEN = {
+    "compressed": (reply(gzip.compress(b"\0" * 10**6), Content_Encoding="gzip"), "fetch_encoded", "gzip"),
+    "two encodings": (reply(b"x", Content_Encoding="identity, br"), "fetch_encoded", "br"),
+    "not there": (reply(b"", "404 Not Found"), "fetch_failed", "404"),
+    "an error": (reply(b"", "500 Oh"), "fetch_failed", "500"),
+    "part of it": (reply(b"x", "206 Partial Content"), "fetch_failed", "206"),
+    "a redirect to nowhere": (reply(b"", "302 Found"), "fetch_failed", "302"),
+    "no HTTP": (drip(b"220 mail.example ESMTP\r\n", 0), "fetch_failed", "HTTP"),
+    "less than declared": (reply(b"x", length=100), "fetch_failed", "broke off"),
+    "two lengths": (reply(b"xy", Content_length="1"), "fetch_failed", "HTTP"),
+    "an endless header line": (drip(b"X" * 10_000, 0, HEAD + b"X: "), "fetch_failed", "HTTP"),
+}
+
+
+@pytest.mark.parametrize(("answer", "code", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_bad_answer_is_an_error_in_words(answer: Answer, code: str, words: str) -> None:
+    outcome, _, _ = fetch_from({"/": answer}, "/")
+    assert isinstance(outcome, FetchRefused)
+    assert (outcome.code, words in outcome.message) == (code, True), outcome.args
+
+
+def test_nobody_listens() -> None:
+    config = FetchConfig(enabled=True, ports=(1,), allowed_networks=(IPv4Network("127.0.0.1/32"),))
+    refused = refuse("http://127.0.0.1:1/", config)
+    assert (refused.code, "could not be connected" in refused.message) == ("fetch_failed", True)
+
+
+def test_the_checked_address_is_the_one_connected_to() -> None:
+    """DNS rebinding: the first answer is acceptable, every later one is not."""
+    asked = []
+
+    async def rebind(host: str) -> Sequence[str]:
+        asked.append(host)
+        return ["127.0.0.2" if len(asked) == 1 else "127.0.0.1"]
+
+    async def run() -> None:
+        async with Web({"/": reply(b"outside")}).run("127.0.0.2") as outside:
+            inside = Web({"/": reply(b"inside")})
+            server = await asyncio.start_server(inside.handle, "127.0.0.1", outside.port)
+            allowed = (IPv4Network("127.0.0.2/32"),)
+            config = FetchConfig(enabled=True, ports=(outside.port,), allowed_networks=allowed)
+            url = f"http://rebind.example:{outside.port}/"
+            async with server, Fetcher(config, rebind) as fetcher:
+                assert await fetcher.fetch(url) == b"outside"
+                assert asked == ["rebind.example"]
+                assert f"Host: rebind.example:{outside.port}\r\n" in outside.seen[0]
+                with pytest.raises(FetchRefused) as caught:  # the server closed, so this is a new connection
+                    await fetcher.fetch(url)
+            assert (caught.value.code, "127.0.0.1" in caught.value.detail) == ("fetch_forbidden", True)
+            assert (asked, inside.seen) == (["rebind.example"] * 2, [])
+
+    asyncio.run(run())
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
+    async def resolve(host: str) -> Sequence[str]:
+        return ["127.0.0.3", "127.0.0.1"]
+
+    async def run() -> None:
+        async with Web({"/": reply(IMAGE)}).run() as web:
+            allowed = (IPv4Network("127.0.0.0/8"),)
+            config = FetchConfig(enabled=True, ports=(web.port,), allowed_networks=allowed)
+            async with Fetcher(config, resolve) as fetcher:
+                assert await fetcher.fetch(f"http://two.example:{web.port}/") == IMAGE
+
+    asyncio.run(run())
+
+
+def test_only_allowed_hosts() -> None:
+    config = FetchConfig(enabled=True, allowed_hosts=("images.example", "*.cdn.example"))
+    for host in ("example.org", "cdn.example", "evilcdn.example", "images.example.evil.example", "93.184.216.34"):
+        refused = refuse(f"http://{host}/", config, resolve_fixed)
+        assert (refused.code, "not a host" in refused.message) == ("fetch_forbidden", True)
+    for host in ("IMAGES.example", "a.b.cdn.example."):  # allowed, and then they have no address
+        assert "not known" in refuse(f"http://{host}/", config, resolve_fixed).detail
+
+
+@pytest.mark.parametrize(("certified", "works"), [("images.example", True), ("other.example", False)])
+def test_tls_is_for_the_name(certified: str, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(certified).configure_cert(context)
+
+    async def resolve(host: str) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async def run() -> bytes:
+        async with Web({"/": reply(IMAGE)}).run(tls=context) as web:
+            allowed = (IPv4Network("127.0.0.1/32"),)
+            config = FetchConfig(enabled=True, ports=(web.port,), allowed_networks=allowed)
+            async with Fetcher(config, resolve) as fetcher:
+                try:
+                    return await fetcher.fetch(f"https://images.example.:{web.port}/")
+                finally:
+                    assert web.server_names == ["images.example"]
+
+    if works:
+        assert asyncio.run(run()) == IMAGE
+        return
+    with pytest.raises(FetchRefused) as caught:
+        asyncio.run(run())
+    assert (caught.value.code, "certificate" in caught.value.message) == ("fetch_failed", True)
+    assert "images.example" in caught.value.detail
+
+
+def test_a_caller_that_leaves_frees_its_connection() -> None:
+    async def run() -> None:
+        async with Web({"/": drip(b"x", 0.05, HEAD + b"\r\n"), "/ok": reply(IMAGE)}).run() as web:
+            allowed = (IPv4Network("127.0.0.1/32"),)
+            config = FetchConfig(enabled=True, ports=(web.port,), allowed_networks=allowed, max_seconds=5)
+            async with Fetcher(config) as fetcher:
+                tasks = [asyncio.create_task(fetcher.fetch(f"http://127.0.0.1:{web.port}/")) for _ in range(40)]
+                await asyncio.sleep(0.3)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                assert await fetcher.fetch(f"http://127.0.0.1:{web.port}/ok") == IMAGE
+
+    asyncio.run(run())
+
+
+# Properties
+
+# Written down on its own, from the RFCs, without looking at the table under test.
+SPECIAL = """
+0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
+192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 ::/3 4000::/2 8000::/1 2001::/23
+2001:db8::/32 2002::/16 3fff::/20
+"""
+NEVER: list[Network] = [ip_network(text) for text in SPECIAL.split()]
+EDGES = [  # the last address before each network and the first after it, where a wrong mask would show
+    type(network[0])(number)
+    for network in NEVER
+    for number in (int(network[0]) - 1, int(network[-1]) + 1)
+    if 0 <= number < 2**network.max_prefixlen
+]
+ADDRESSES: st.SearchStrategy[Address] = st.one_of(
+    st.ip_addresses(), st.sampled_from(EDGES), *(st.ip_addresses(network=str(network)) for network in NEVER)
+)
+
+
+@settings(max_examples=1500, deadline=None, database=None)
+@given(ADDRESSES)
+def test_no_accepted_address_is_special(address: Address) -> None:
+    if classify_address(address) is None:
+        assert not any(address in network for network in NEVER)
+        assert address.is_global
+        for kind in ("multicast", "reserved", "unspecified", "loopback", "private", "link_local"):
+            assert not getattr(address, f"is_{kind}")
+        if isinstance(address, IPv6Address):
+            assert (address.ipv4_mapped, address.sixtofour, address.teredo) == (None, None, None)
+
+
+def test_public_addresses_are_accepted() -> None:
+    public = (
+        "1.1.1.1 8.8.8.8 93.184.216.34 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 172.15.255.255 172.32.0.0 "
+    )
+    public += (
+        "168.63.129.15 169.253.255.255 192.0.1.0 223.255.255.255 2606:4700::1111 2a00:1450:4001::1 2001:4860::8888"
+    )
+    for text in public.split():
+        assert classify_address(ip_address(text)) is None, text
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@given(st.text(max_size=60), st.sampled_from(["http://", "https://", "", "http:", "//", "http://["]))
+def test_any_text_is_a_url_or_is_refused(text: str, prefix: str) -> None:
+    try:
+        url = parse_url(prefix + text)
+    except FetchRefused:
+        return
+    assert url.scheme in ("http", "https")
+    assert url.raw_host
+    assert not url.userinfo
