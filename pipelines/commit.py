@@ -99,20 +99,29 @@ def read_commits(store: Store, output: str, shards: list[str]) -> Iterator[dict[
             yield from pool.map(lambda shard: read_json(store, commit_uri(output, shard)), group)
 
 
-def write_manifest(
+def finish_output(
     store: Store, output: str, fingerprint: dict[str, Any], shards: list[str], run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Sum up all commits into `manifest.json`, and put it. The last step of a run that committed everything."""
+    """Sum up the commits of all planned shards, remove what killed runs left, and put and return `manifest.json`.
+
+    The last step of a run that committed everything. Files that no commit names are leftovers: no later commit can name
+    them, because a shard is committed once.
+    """
     totals: Counter[str] = Counter(rows_in=0, rows_tagged=0, rows_rejected=0)
     reasons: Counter[str] = Counter()
     labels: Counter[str] = Counter()
-    files = []
+    files: list[dict[str, Any]] = []
+    planned = set(shards)
     for record in read_commits(store, output, shards):
         for name in totals:
             totals[name] += record[name]
         reasons.update(record["reasons"])
         labels.update(record["labels"])
         files += record["files"]
+    named = {join(output, file["path"]) for file in files}
+    for uri in list_output_files(store, output):
+        if uri not in named and shard_of(uri) in planned:
+            store.delete(uri)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint,
@@ -125,22 +134,6 @@ def write_manifest(
     }
     store.put(join(output, "manifest.json"), json.dumps(manifest, ensure_ascii=False, indent=1).encode())
     return manifest
-
-
-def remove_leftovers(store: Store, output: str, shards: set[str]) -> int:
-    """Delete files that no commit names, of these shards, all of them committed. Returns how many.
-
-    A killed run leaves them. No later commit can name them, because a shard is committed once.
-    """
-    named = {
-        join(output, file["path"]) for record in read_commits(store, output, sorted(shards)) for file in record["files"]
-    }
-    count = 0
-    for entry in list_output_files(store, output):
-        if entry not in named and shard_of(entry) in shards:
-            store.delete(entry)
-            count += 1
-    return count
 
 
 def list_output_files(store: Store, output: str) -> Iterator[str]:

@@ -131,6 +131,14 @@ class JobConfig(BaseModel):
     def _absolute_output(cls, value: str) -> str:
         return absolute(value).rstrip("/")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_endpoint(cls, value: Any) -> Any:
+        """A model in the object store is at the store's endpoint, unless it has one of its own."""
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in ("s3", "model")):
+            return value
+        return {**value, "model": {"endpoint": value["s3"].get("endpoint"), **value["model"]}}
+
     @field_validator("thumbnails", mode="before")
     @classmethod
     def _true_is_a_size(cls, value: Any) -> Any:
@@ -154,9 +162,15 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
     for dotted, value in (overrides or {}).items():
         override_key(raw, dotted, value)
     labels = raw.get("labels")
-    if isinstance(labels, str) and not Path(labels).is_file() and (path.parent / labels).is_file():
-        raw["labels"] = str(path.parent / labels)
+    if isinstance(labels, str):
+        raw["labels"] = _beside(path, labels)
+    elif isinstance(labels, dict) and isinstance(labels.get("names"), str):
+        raw["labels"] = {**labels, "names": _beside(path, labels["names"])}
     return check_settings(path, raw, JobConfig)
+
+
+def _beside(config: Path, file: str) -> str:
+    return file if Path(file).is_file() or not (config.parent / file).is_file() else str(config.parent / file)
 
 
 def ray_address(config: JobConfig) -> str | None:

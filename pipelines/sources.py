@@ -184,9 +184,9 @@ class _Recorder(io.BufferedReader):
 def estimate_tar_rows(store: Store, entry: Entry) -> int:
     """About how many images a tar holds, from its first megabyte: what packing shards needs to know."""
     raw: Any = io.BufferedReader(StoreFile(store, entry, _SAMPLE_BYTES), 1 << 16)
-    stream = raw if entry.uri.lower().endswith(".tar") else gzip.GzipFile(fileobj=raw)
     images, stop = 0, 0
     try:
+        stream = _decompress(raw)
         with raw, tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
             for member in tar:
                 if member.isreg() and member.name.lower().rpartition(".")[2] in IMAGE_SUFFIXES:
@@ -207,12 +207,10 @@ def _read_tar(store: Store, planned: Input, max_bytes: int) -> Iterator[Row]:
     sample: list[tuple[str, Row]] = []
     metadata: dict[str, Any] = {}
     lost: ImageRejected | None = None
-    raw: Any = io.BufferedReader(StoreFile(store, planned.entry), 1 << 20)
-    if not planned.uri.lower().endswith(".tar"):
-        raw = gzip.GzipFile(fileobj=raw)
-    stream = _Recorder(raw, 1 << 20)
     current = ""
     try:
+        raw: Any = io.BufferedReader(StoreFile(store, planned.entry), 1 << 20)
+        stream = _Recorder(_decompress(raw), 1 << 20)
         with stream, tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them
@@ -250,6 +248,11 @@ def _read_tar(store: Store, planned: Input, max_bytes: int) -> Iterator[Row]:
     yield from _finish_sample(sample, metadata, current)
     if lost is not None:
         yield Row(planned.key, planned.uri, rejected=lost)
+
+
+def _decompress(raw: io.BufferedReader) -> Any:
+    """The tar's own bytes. Whether they are compressed is said by the first two, not by the name."""
+    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
 
 
 def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

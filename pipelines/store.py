@@ -46,6 +46,15 @@ class StoreOptions:
     endpoint: str | None = None
     region: str | None = None
 
+    @classmethod
+    def from_environment(cls, endpoint: str | None = None, region: str | None = None) -> StoreOptions:
+        """What is configured, else what the AWS tools read: spelled out, because workers have another environment."""
+        environment = os.environ
+        return cls(
+            endpoint or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None,
+            region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or None,
+        )
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
 import time
 import warnings
 from collections import Counter
@@ -22,10 +21,9 @@ from pipelines.commit import (
     SCHEMA_VERSION,
     Ledger,
     claim_output,
+    finish_output,
     list_committed,
     read_json,
-    remove_leftovers,
-    write_manifest,
 )
 from pipelines.config import JobConfig
 from pipelines.plan import PlanReport, ShardRef, extend_plan, list_shards, passed_schema
@@ -125,10 +123,7 @@ def run_job(config: JobConfig, progress: Progress) -> Outcome:
     could not finish.
     """
     run = _Run()
-    options = StoreOptions(
-        config.s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-        config.s3.region or os.environ.get("AWS_REGION"),
-    )
+    options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
     try:
         store = open_store(config.output, options)
         fingerprint, columns = _prepare_output(config, store, options)
@@ -168,8 +163,7 @@ def run_job(config: JobConfig, progress: Progress) -> Outcome:
         committer.finish()
     if committer.ledger.rows_in or run.shards < len(pending):
         raise StoreError(f"{len(pending) - run.shards} shards did not complete; run the same command again")
-    remove_leftovers(store, config.output, {ref.shard for ref in pending})
-    manifest = write_manifest(store, config.output, fingerprint, names, run.summarize(cluster))
+    manifest = finish_output(store, config.output, fingerprint, names, run.summarize(cluster))
     return Outcome(plan, manifest, run.shards, run.rejected / max(1, run.rows))
 
 
@@ -192,7 +186,7 @@ def build_dataset(
             read_shard,
             fn_kwargs={"decoding": decoding},
             batch_size=None,
-            compute=TaskPoolStrategy(size=cluster.readers),
+            compute=TaskPoolStrategy(size=min(cluster.readers, len(pending))),
             num_cpus=1,
             max_retries=RETRIES,
             **arrow,
@@ -353,5 +347,4 @@ def _current_manifest(store: Store, output: str, fingerprint: dict[str, Any], na
             return manifest
     except NotFound:
         pass
-    remove_leftovers(store, output, set(names))
-    return write_manifest(store, output, fingerprint, names, {})
+    return finish_output(store, output, fingerprint, names, {})

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.config import JobConfig, load_config
+from pipelines.config import JobConfig, absolute, load_config
 from sightline.progress import RunProgress
 from siglip.settings import ConfigError, list_keys, parse_override
 
@@ -99,9 +99,10 @@ def verify(
     from pipelines.verify import verify_output
 
     with _errors():
-        options = StoreOptions(os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_REGION"))
+        root = absolute(output).rstrip("/")
         try:
-            report = verify_output(open_store(output, options), output, remove_orphans=remove_orphans)
+            store = open_store(root, StoreOptions.from_environment())
+            report = verify_output(store, root, remove_orphans=remove_orphans)
         except StoreError as error:
             raise ConfigError(str(error)) from error
     if as_json:
@@ -130,8 +131,8 @@ def demo(
 
     with _errors():
         images, output = folder / "input", folder / "output"
-        count = render_dataset(images)
-        out.print(f"{count} images in {images}", highlight=False)
+        out.print(f"images in {images}", highlight=False)
+        render_dataset(images)
         job = load_config(CONFIG, {"input": [str(images)], "output": str(output)})
         code = _tag(job)
         report = verify_output(open_store(str(output), StoreOptions()), str(output))

@@ -23,21 +23,24 @@ PARQUET_ROWS = 120
 LOOSE = 80
 
 
-def render_dataset(folder: Path, seed: int = 0) -> int:
-    """Render about 600 images under `folder`, replacing what is there, always the same ones for a seed.
+def render_dataset(folder: Path, seed: int = 0) -> None:
+    """Render about 600 images under `folder`, always the same ones for a seed, unless it is there already.
 
     Four tars with captions, a Parquet file as Hugging Face datasets writes them, loose files in folders with awkward
     names; among them a tar that ends early, truncated and empty files, text with an image's name, and an image too
-    large to decode. Returns the number of images, broken ones included.
+    large to decode.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if folder.exists():
+        return
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     rng = random.Random(seed)
-    count = sum(_write_tar(folder / f"shards/shapes-{number:03d}.tar", rng) for number in range(TARS))
-    count += _write_parquet(folder / "parquet/shapes.parquet", rng)
-    count += _write_loose(folder / "loose", rng)
-    count += _write_broken(folder / "broken", rng)
-    return count
+    for number in range(TARS):
+        _write_tar(unfinished / f"shards/shapes-{number:03d}.tar", rng, PER_TAR)
+    _write_parquet(unfinished / "parquet/shapes.parquet", rng)
+    _write_loose(unfinished / "loose", rng)
+    _write_broken(unfinished / "broken", rng)
+    unfinished.rename(folder)
 
 
 def encode_image(rng: random.Random, label: str, format: str = "JPEG") -> bytes:
@@ -49,7 +52,7 @@ def encode_image(rng: random.Random, label: str, format: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def _write_tar(path: Path, rng: random.Random, count: int = PER_TAR) -> int:
+def _write_tar(path: Path, rng: random.Random, count: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number in range(count):
@@ -59,28 +62,25 @@ def _write_tar(path: Path, rng: random.Random, count: int = PER_TAR) -> int:
                 member = tarfile.TarInfo(f"{path.stem}-{number:04d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    return count
 
 
-def _write_parquet(path: Path, rng: random.Random) -> int:
+def _write_parquet(path: Path, rng: random.Random) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = [rng.choice(LABELS) for _ in range(PARQUET_ROWS)]
     images = [{"bytes": encode_image(rng, label, "PNG"), "path": f"{n:04d}.png"} for n, label in enumerate(labels)]
     pq.write_table(pa.table({"image": images, "caption": labels}), path, row_group_size=40)
-    return PARQUET_ROWS
 
 
-def _write_loose(folder: Path, rng: random.Random) -> int:
+def _write_loose(folder: Path, rng: random.Random) -> None:
     for number in range(LOOSE):
         label = rng.choice(LABELS)
         format, suffix = rng.choice([("JPEG", "jpg"), ("JPEG", "JPG"), ("PNG", "png"), ("WEBP", "webp")])
         path = folder / f"album #{number % 4} – 100%" / f"{label} {number}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_image(rng, label, format))
-    return LOOSE
 
 
-def _write_broken(folder: Path, rng: random.Random) -> int:
+def _write_broken(folder: Path, rng: random.Random) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "truncated.jpg").write_bytes(encode_image(rng, LABELS[0])[:2000])
@@ -91,4 +91,3 @@ def _write_broken(folder: Path, rng: random.Random) -> int:
     _write_tar(folder / "ends early.tar", rng, 10)
     tar = folder / "ends early.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    return 5 + 10

@@ -26,6 +26,9 @@ class ModelConfig(BaseModel):
     revision: str | None = Field(
         None, description="A hub commit, tag or branch. Pin the commit: a branch can move between two nights."
     )
+    endpoint: str | None = Field(
+        None, description="S3 endpoint of an s3:// source; null is AWS_ENDPOINT_URL, or AWS. A job fills in its own."
+    )
     dtype: DType = Field(
         "auto", description="auto is bfloat16 where the CPU or GPU multiplies it natively, else float32."
     )

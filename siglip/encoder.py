@@ -38,7 +38,7 @@ class Encoder:
 
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()  # it warns about the real checkpoint's own config
-        directory = fetch_checkpoint(config.source, config.revision)
+        directory = fetch_checkpoint(config)
         self.spec: ImageSpec = read_image_spec(config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = choose_dtype(config, self.device)

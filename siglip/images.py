@@ -21,6 +21,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 DecodeMode = Literal["exact", "fast"]
 
+_ORIENTATION = 0x0112
+"""EXIF's tag."""
+_QUARTER_TURNS = (5, 6, 7, 8)
+
 REASONS: dict[str, str] = {
     "empty": "the image has no bytes",
     "too_many_bytes": "the encoded image is larger than limits.max_bytes",
@@ -91,7 +95,13 @@ def decode_image(
                 raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
             if mode == "fast" and image.format == "JPEG":
                 image.draft("RGB", (2 * spec.size, 2 * spec.size))
-            upright = _to_rgb(image)
+            image.load()
+            orientation = image.getexif().get(_ORIENTATION, 1)  # read now: loading a TIFF turns it, and drops the tag
+            if orientation in _QUARTER_TURNS:
+                width, height = height, width
+            upright = _to_rgb(image, orientation)
+            square = upright.resize((spec.size, spec.size), resample=Image.Resampling(spec.resample))
+            small = _encode_thumbnail(upright, thumbnail) if thumbnail else None
         except ImageRejected:
             raise
         except UnidentifiedImageError:
@@ -104,12 +114,7 @@ def decode_image(
             raise ImageRejected("corrupt", "the decoder ran out of memory") from None
         except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
             raise ImageRejected("corrupt", f"{type(error).__name__}: {error}") from None
-    if upright.size != _upright_size(image, width, height):  # draft mode decoded a smaller image
-        width, height = _upright_size(image, width, height)
-    else:
-        width, height = upright.size
-    square = upright.resize((spec.size, spec.size), resample=Image.Resampling(spec.resample))
-    return Decoded(np.asarray(square), width, height, _encode_thumbnail(upright, thumbnail) if thumbnail else None)
+    return Decoded(np.asarray(square), width, height, small)
 
 
 def _ends_early(data: bytes, error: Exception) -> bool:
@@ -118,15 +123,8 @@ def _ends_early(data: bytes, error: Exception) -> bool:
     return short_riff or isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
-def _upright_size(image: Image.Image, width: int, height: int) -> tuple[int, int]:
-    """The stored size with EXIF's quarter turns (orientations 5 to 8) applied."""
-    return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
     """Upright, opaque, 8-bit RGB: the image that SigLIP's own preprocessing would be given."""
-    orientation = image.getexif().get(0x0112, 1)
-    image.load()
     if image.mode in ("I", "F"):
         raise ImageRejected("unsupported_pixels", f"mode {image.mode}")
     if image.mode.startswith("I;16"):
@@ -138,7 +136,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if orientation == 1:
         return rgb
     # The conversions above may drop the EXIF block, so the orientation read first is put back for Pillow to apply.
-    rgb.getexif()[0x0112] = orientation
+    rgb.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(rgb)
 
 

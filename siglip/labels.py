@@ -51,7 +51,9 @@ class LabelSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    names: tuple[Label, ...] = Field(min_length=1, description="Label names, or {name, prompts, threshold}.")
+    names: tuple[Label, ...] = Field(
+        min_length=1, description="Label names, or {name, prompts, threshold}; or the path of a file with them."
+    )
     templates: tuple[str, ...] = Field(
         (DEFAULT_TEMPLATE,), min_length=1, description="Prompts with {label} (or {}) in them; several are averaged."
     )
@@ -61,9 +63,11 @@ class LabelSet(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_anything(cls, value: Any) -> Any:
-        """A list of names, a path of a YAML or text file, or the mapping itself."""
+        """A list of names, a path of a YAML or text file, or the mapping itself, whose names may be such a path."""
         if isinstance(value, str):
             return _read_file(Path(value))
+        if isinstance(value, dict) and isinstance(value.get("names"), str):
+            return {**_read_file(Path(value["names"])), **{k: v for k, v in value.items() if k != "names"}}
         return {"names": value} if isinstance(value, (list, tuple)) else value
 
     @model_validator(mode="after")
@@ -108,12 +112,14 @@ def fill(template: str, label: str) -> str:
     return template.replace("{label}" if "{label}" in template else "{}", label)
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path) -> dict[str, Any]:
     """A label set from YAML (list or mapping), or from a text file with one label a line."""
     if not path.is_file():
         raise ValueError(f"label file {path} does not exist")
     text = path.read_text(encoding="utf-8")
     if path.suffix.lower() in (".yaml", ".yml"):
         value = yaml.safe_load(text)
-        return {"names": value} if isinstance(value, list) else value
+        if not isinstance(value, (dict, list)):
+            raise ValueError(f"label file {path} holds neither a list of names nor a label set")
+        return value if isinstance(value, dict) else {"names": value}
     return {"names": [line.strip() for line in text.splitlines() if line.strip()]}

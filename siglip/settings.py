@@ -70,7 +70,7 @@ def override_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
         child = target.get(name)
         if not isinstance(child, dict):
             # `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
-            child = {"names": child} if name == "labels" and isinstance(child, list) else {}
+            child = {"names": child} if name == "labels" and isinstance(child, (list, str)) else {}
             target[name] = child
         target = child
     target[last] = value

@@ -25,7 +25,7 @@ class CheckpointError(Exception):
 
 
 @cache
-def fetch_checkpoint(source: str, revision: str | None = None, settings_only: bool = False) -> Path:
+def fetch_checkpoint(config: ModelConfig, *, settings_only: bool = False) -> Path:
     """The directory that holds the checkpoint's files, downloaded first where they are remote.
 
     With `settings_only` a remote checkpoint's weights are not fetched. Remote files are cached on this machine by
@@ -33,15 +33,16 @@ def fetch_checkpoint(source: str, revision: str | None = None, settings_only: bo
 
     Raises `CheckpointError`.
     """
+    source = config.source
     if source == "tiny":
         return TINY
     if source.startswith("s3://"):
-        return _fetch_s3(source, settings_only)
+        return _fetch_s3(source, config.endpoint, settings_only)
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        return _fetch_hub(source, revision, settings_only)
+        return _fetch_hub(source, config.revision, settings_only)
     raise CheckpointError(f"model.source: {source} is no directory, no s3:// prefix and no hub id")
 
 
@@ -50,7 +51,7 @@ def read_image_spec(config: ModelConfig) -> ImageSpec:
 
     Raises `CheckpointError`.
     """
-    directory = fetch_checkpoint(config.source, config.revision, settings_only=True)
+    directory = fetch_checkpoint(config, settings_only=True)
     model, images = (_read_json(directory / name, config.source) for name in SETTINGS)
     if model.get("model_type") != "siglip":
         raise CheckpointError(
@@ -76,7 +77,7 @@ def embedding_width(config: ModelConfig) -> int:
 
     `SiglipConfig.projection_dim` says 512 for the same checkpoints and is wrong. Raises `CheckpointError`.
     """
-    directory = fetch_checkpoint(config.source, config.revision, settings_only=True)
+    directory = fetch_checkpoint(config, settings_only=True)
     return int(_read_json(directory / "config.json", config.source).get("vision_config", {}).get("hidden_size", 768))
 
 
@@ -86,7 +87,7 @@ def vision_flops(config: ModelConfig) -> float:
     Counts the transformer's matrix products: 24 D^2 + 4 T D for each of T tokens and each layer, with the usual
     4 D wide MLP. Raises `CheckpointError`.
     """
-    directory = fetch_checkpoint(config.source, config.revision, settings_only=True)
+    directory = fetch_checkpoint(config, settings_only=True)
     vision = _read_json(directory / "config.json", config.source).get("vision_config", {})
     width, layers = vision.get("hidden_size", 768), vision.get("num_hidden_layers", 12)
     tokens = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2
@@ -101,7 +102,7 @@ def identify_checkpoint(config: ModelConfig) -> str:
 
     Raises `CheckpointError`.
     """
-    directory = fetch_checkpoint(config.source, config.revision, settings_only=True)
+    directory = fetch_checkpoint(config, settings_only=True)
     if config.source.startswith("s3://"):
         return f"etags:{directory.name}"
     if config.source != "tiny" and not Path(config.source).expanduser().is_dir():
@@ -139,7 +140,7 @@ def _fetch_hub(source: str, revision: str | None, settings_only: bool) -> Path:
         ) from error
 
 
-def _fetch_s3(source: str, settings_only: bool) -> Path:
+def _fetch_s3(source: str, endpoint: str | None, settings_only: bool) -> Path:
     """Mirror the prefix into a folder named after the ETags of all its files."""
     import boto3
     from botocore.config import Config
@@ -148,8 +149,11 @@ def _fetch_s3(source: str, settings_only: bool) -> Path:
     bucket, _, prefix = source.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix else ""
     try:
-        client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
-        listing = client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        client = boto3.client(
+            "s3", endpoint_url=endpoint, config=Config(retries={"mode": "standard", "max_attempts": 5})
+        )
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        listing = [item for page in pages for item in page.get("Contents", [])]
         found = {
             item["Key"].removeprefix(prefix): item
             for item in listing
@@ -163,7 +167,7 @@ def _fetch_s3(source: str, settings_only: bool) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         for name in found:
             target = directory / name
-            if target.exists() or "/" in name or (settings_only and name not in SETTINGS):
+            if target.exists() or (settings_only and name not in SETTINGS):
                 continue
             # Several actors of one node may fetch at once: the file appears under its name when it is whole.
             with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:

@@ -80,4 +80,5 @@ def awkward_cases() -> Iterator[tuple[str, bytes, Image.Image]]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         yield f"EXIF orientation {orientation}", encode(rgb, exif=exif), rgb.transpose(turn)
+        yield f"EXIF orientation {orientation}, TIFF", encode(rgb, "TIFF", exif=exif), rgb.transpose(turn)
         yield f"EXIF orientation {orientation}, RGBA", encode(rgba, exif=exif), on_white.transpose(turn)

@@ -58,26 +58,20 @@ rgw_run_sync_thread = false
 """
 
 
-def missing_programs() -> str | None:
-    """The programs that a server needs and that are not installed, in words, or None."""
+def why_not() -> str | None:
+    """Why no server can be started here, or None."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: radosgw ceph-mon ceph-osd ceph-common)"
-    return None
-
-
-def why_not() -> str | None:
-    """Why no server can be started here, or None."""
-    return missing_programs() or (None if os.geteuid() == 0 else "Ceph's daemons need root here")
+    return None if os.geteuid() == 0 else "Ceph's daemons need root here"
 
 
 class Radosgw:
-    """A running server. `stop` ends its daemons, and nothing else."""
+    """A running server, its files in a folder of its own. `stop` ends its daemons, and nothing else."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        mon_port, free_port = _free_ports()
-        self._port = port or free_port
+        mon_port, self._port = _free_ports()
         for name in ("mon", "osd", "rgw", "run", "log"):
             (folder / name).mkdir(parents=True)
         (folder / "keyring").touch()
@@ -91,11 +85,6 @@ class Radosgw:
             if not isinstance(error, Exception):  # interrupted: the logs say nothing of interest
                 raise
             raise RuntimeError(f"no S3 server: {error}\n{self._log_tail()}") from error
-
-    @classmethod
-    def start(cls, directory: Path, port: int | None = None) -> Radosgw:
-        """A server that answers, its files in `directory`. Any number of them may run at once."""
-        return cls(directory, port)
 
     @property
     def endpoint(self) -> str:

@@ -168,7 +168,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a clip model, not a siglip"):
         read_image_spec(ModelConfig(source=str(tmp_path / "clip")))
     with pytest.raises(CheckpointError, match="no directory, no s3:// prefix and no hub id"):
-        fetch_checkpoint(str(tmp_path / "nowhere"))
+        fetch_checkpoint(ModelConfig(source=str(tmp_path / "nowhere")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         read_image_spec(ModelConfig(source=str(tmp_path / "empty")))

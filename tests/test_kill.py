@@ -1,0 +1,127 @@
+"""Exactly once: SIGKILL of the driver, of its workers or of both, at random moments, on a local disk and on S3."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.store import StoreOptions, join, open_store
+from pipelines.verify import verify_output
+from sightline.demo import encode_image
+from siglip.shapes import LABELS
+from tests.radosgw import Radosgw
+
+TARS, PER_TAR, LOOSE = 9, 30, 30
+
+
+def make_input(rng: random.Random) -> dict[str, bytes]:
+    """Tars and loose images, by name."""
+    files = {f"loose/{n}.jpg": encode_image(rng, LABELS[n]) for n in range(LOOSE)}
+    for number in range(TARS):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for index in range(PER_TAR):
+                data = encode_image(rng, rng.choice(LABELS)) if index else b"no image"
+                member = tarfile.TarInfo(f"{number}-{index}.jpg")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        files[f"{number}.tar"] = buffer.getvalue()
+    return files
+
+
+def digests(files: dict[str, bytes]) -> Counter[str]:
+    """How often each image that can be decoded is in the input."""
+    found: Counter[str] = Counter()
+    for name, data in files.items():
+        if not name.endswith(".tar"):
+            found[hashlib.sha256(data).hexdigest()] += 1
+            continue
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            contents = [file.read() for member in tar if (file := tar.extractfile(member))]
+        found.update(hashlib.sha256(content).hexdigest() for content in contents if content != b"no image")
+    return found
+
+
+def run(config: Path, kill: str | None, rng: random.Random, log: Path) -> int | None:
+    """Run the job; after a random while kill the driver, some of its workers, or both. Returns the exit code."""
+    with log.open("ab") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "sightline", "tag", str(config)], stdout=output, stderr=output, env=os.environ
+        )
+    if kill is None:
+        return driver.wait(timeout=300)
+    # Up to the moment at which a run on an idle machine has started Ray and its actors, then while it works.
+    time.sleep(rng.uniform(1, 6) if rng.random() < 0.25 else rng.uniform(6, 16))
+    try:
+        below = psutil.Process(driver.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    workers = [process for process in below if is_worker(process)]
+    if kill in ("workers", "both"):
+        for process in rng.sample(workers, (len(workers) + 1) // 2):
+            process.kill()
+    if kill in ("driver", "both"):
+        driver.kill()
+    code = driver.wait(timeout=300)
+    if kill != "workers":
+        # Workers end with their driver: nothing of a killed run may go on beside the next one.
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert not alive
+    return code
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """A process that runs a task or an actor, or a decoder of one."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return (command.startswith("ray::") and "Agent" not in command) or "siglip.decoder" in command
+
+
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    if place == "s3":
+        server: Radosgw = request.getfixturevalue("s3_env")
+        root = f"s3://{server.new_bucket()}"
+    else:
+        root = str(tmp_path)
+    store = open_store(root, StoreOptions.from_environment())
+    files = make_input(rng)
+    for name, data in files.items():
+        store.put(join(root, "in", name), data)
+    config = tmp_path / "job.yaml"
+    keys = {"labels": list(LABELS), "rows_per_shard": PER_TAR, "max_reject_fraction": 0.1}
+    config.write_text(yaml.safe_dump({"input": join(root, "in"), "output": join(root, "out"), **keys}))
+    log = tmp_path / "log.txt"
+    kinds = rng.sample(["driver", "workers", "both"], 3)
+    codes = [run(config, kind, rng, log) for kind in kinds]
+    story = f"{kinds} ended with {codes}\n"
+    assert run(config, None, rng, log) == 0, story + log.read_text()
+    report = verify_output(store, join(root, "out"))
+    assert report.ok, (story, report.problems)
+    assert (report.rows_in, report.rows_rejected) == (TARS * PER_TAR + LOOSE, TARS)
+    assert (report.orphans, report.duplicates, report.missing) == (0, 0, 0)
+    tagged: Counter[str] = Counter()
+    for entry in store.list(join(root, "out", "data")):
+        table = pq.read_table(io.BytesIO(store.read(entry.uri)), columns=["sha256"])
+        tagged.update(table["sha256"].to_pylist())
+    assert tagged == digests(files), story
