@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints.")
 app.add_typer(model_app, name="model")
+key_app = typer.Typer(no_args_is_help=True, help="Make API keys for the endpoint.")
+app.add_typer(key_app, name="key")
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -162,6 +164,20 @@ def model_init(
         except OSError as error:
             raise ConfigError(str(error)) from error
         out.print(f"{directory}: {arch.value}, {count:,} parameters, random weights (seed {seed})", highlight=False)
+
+
+@key_app.command("new")
+def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs and metrics.")]) -> None:
+    """Make an API key. Prints the line for auth.keys_file to stdout, and the key itself, this once, to stderr.
+
+    sightline key new alice >> keys.txt
+    """
+    from serve.auth import new_key
+
+    with _errors():
+        key, line = new_key(name)
+        print(line)
+        err.print(f"the key of {name}, which is stored nowhere: {key}", highlight=False)
 
 
 def _tag(job: JobConfig) -> int:
