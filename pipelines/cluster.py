@@ -22,10 +22,17 @@ COMMIT_CPUS = 0.05
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run may use: shards read at once, and cores for each actor."""
+    """What a run may use: shards read at once, or None for as many as there is room for, and cores for each actor.
 
-    readers: int
+    A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle.
+    """
+
+    readers: int | None
     actor_cpus: float
+
+    def count_readers(self) -> int:
+        """Shards read at once, as far as the cluster lets it now. Needs a connected Ray."""
+        return self.readers or max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
 @contextmanager
@@ -92,11 +99,17 @@ def _start(config: JobConfig) -> None:
 
 
 def _fit(config: JobConfig) -> Cluster:
-    """Defaults for a cluster that exists: leave a core of each node to the readers."""
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    """Defaults for a cluster that exists: the most cores for each actor with which all find room beside a reader.
+
+    Knows the nodes that are there, not those that an autoscaler may bring: for such a cluster set `actors.num_cpus`.
+    """
     actors = config.actors
-    cpus = actors.num_cpus or (1 if actors.num_gpus else max(1, (max(nodes) - 1) // actors.largest))
-    return Cluster(config.ray.readers or max(1, int(sum(nodes))), cpus)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) - 1 for node in nodes if all(name in node for name in actors.resources)]
+    fitting = (
+        count for count in range(max(cores, default=1), 1, -1) if sum(n // count for n in cores) >= actors.largest
+    )
+    return Cluster(config.ray.readers, actors.num_cpus or (1 if actors.num_gpus else next(fitting, 1)))
 
 
 def _cores() -> int:

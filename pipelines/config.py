@@ -26,7 +26,7 @@ class ActorsConfig(BaseModel):
     initial: int | None = Field(None, ge=1, description="Actors to start with; null is min. Ask for what you want.")
     num_gpus: float = Field(0, ge=0, description="GPUs for each actor; a fraction shares one.")
     num_cpus: float | None = Field(
-        None, gt=0, description="Cores for each actor; null is 1 beside a GPU, else all cores of the machine."
+        None, gt=0, description="Cores for each actor; null is 1 beside a GPU, else what the nodes that are there have."
     )
     resources: dict[str, float] = Field({}, description="Custom Ray resources for each actor.")
 
@@ -74,7 +74,9 @@ class RayConfig(BaseModel):
         None, description="An existing cluster; null is RAY_ADDRESS, or a Ray started here for this run alone."
     )
     readers: int | None = Field(
-        None, ge=1, description="Shards read and decoded at once; null is one for each core of the cluster."
+        None,
+        ge=1,
+        description="Shards read and decoded at once; null is one for each core, also of nodes that join later.",
     )
 
 

@@ -93,10 +93,10 @@ class _Run:
         for stage in STAGES:
             self.seconds[stage] += receipt[f"{stage}_s"]
 
-    def summarize(self, cluster: Cluster) -> dict[str, Any]:
+    def summarize(self, readers: int) -> dict[str, Any]:
         """For the manifest. What limited the run is the stage whose workers were busiest; waiting is no work."""
         wall = max(time.time() - self.working, 1e-9)
-        workers = {"read": cluster.readers, "decode": cluster.readers, "model": max(1, len(self.actors)), "write": 1}
+        workers = {"read": readers, "decode": readers, "model": max(1, len(self.actors)), "write": 1}
         busy = {stage: self.seconds[stage] / (wall * count) for stage, count in workers.items()}
         return {
             "shards": self.shards,
@@ -161,9 +161,10 @@ def run_job(config: JobConfig, progress: Progress) -> Outcome:
         for receipt in build_dataset(pending, config, cluster, decoding, tagging, writer).iter_rows():
             committer.receive(receipt)
         committer.finish()
+        readers = cluster.count_readers()
     if committer.ledger.rows_in or run.shards < len(pending):
         raise StoreError(f"{len(pending) - run.shards} shards did not complete; run the same command again")
-    manifest = finish_output(store, config.output, fingerprint, names, run.summarize(cluster))
+    manifest = finish_output(store, config.output, fingerprint, names, run.summarize(readers))
     return Outcome(plan, manifest, run.shards, run.rejected / max(1, run.rows))
 
 
@@ -186,7 +187,7 @@ def build_dataset(
             read_shard,
             fn_kwargs={"decoding": decoding},
             batch_size=None,
-            compute=TaskPoolStrategy(size=min(cluster.readers, len(pending))),
+            compute=TaskPoolStrategy(size=min(cluster.readers or len(pending), len(pending))),
             num_cpus=1,
             max_retries=RETRIES,
             **arrow,
