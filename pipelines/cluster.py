@@ -22,13 +22,14 @@ COMMIT_CPUS = 0.05
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run may use: shards read at once, or None for as many as there is room for, and cores for each actor.
+    """What a run may use: shards read at once, or None for as many as there is room for; cores and GPUs for each actor.
 
     A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle.
     """
 
     readers: int | None
     actor_cpus: float
+    actor_gpus: float
 
     def count_readers(self) -> int:
         """Shards read at once, as far as the cluster lets it now. Needs a connected Ray."""
@@ -56,7 +57,7 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"ray.address: cannot join {address}: {str(error).splitlines()[0]}") from error
     try:
-        yield _fit(config) if address else Cluster(_local_readers(config), _local_actor_cpus(config))
+        yield _fit(config) if address else _fit_here(config)
     finally:
         ray.shutdown()
 
@@ -89,13 +90,23 @@ def _start(config: JobConfig) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if actors.num_gpus * actors.min > gpus:
-        ray.shutdown()
+
+
+def _fit_here(config: JobConfig) -> Cluster:
+    """This machine, shared between its readers and its actors. Raises `ConfigError` when it has too few GPUs."""
+    actors = config.actors
+    gpus = _actor_gpus(config)
+    if gpus * actors.min > ray.cluster_resources().get("GPU", 0):
         raise ConfigError(
-            f"actors.num_gpus: {actors.min} x {actors.num_gpus:g} GPUs asked for and this machine has {gpus:g}: "
-            "set it to 0, or join a cluster with ray.address"
+            f"actors.num_gpus: {actors.min} x {gpus:g} GPUs asked for and this machine has "
+            f"{ray.cluster_resources().get('GPU', 0):g}: set it to 0, or join a cluster with ray.address"
         )
+    return Cluster(_local_readers(config), actors.num_cpus or (1 if gpus else _local_actor_cpus(config)), gpus)
+
+
+def _actor_gpus(config: JobConfig) -> float:
+    wanted = config.actors.num_gpus
+    return float(ray.cluster_resources().get("GPU", 0) >= config.actors.min) if wanted is None else wanted
 
 
 def _fit(config: JobConfig) -> Cluster:
@@ -109,7 +120,8 @@ def _fit(config: JobConfig) -> Cluster:
     fitting = (
         count for count in range(max(cores, default=1), 1, -1) if sum(n // count for n in cores) >= actors.largest
     )
-    return Cluster(config.ray.readers, actors.num_cpus or (1 if actors.num_gpus else next(fitting, 1)))
+    gpus = _actor_gpus(config)
+    return Cluster(config.ray.readers, actors.num_cpus or (1 if gpus else next(fitting, 1)), gpus)
 
 
 def _cores() -> int:
@@ -121,5 +133,4 @@ def _local_readers(config: JobConfig) -> int:
 
 
 def _local_actor_cpus(config: JobConfig) -> float:
-    actors = config.actors
-    return actors.num_cpus or (1 if actors.num_gpus else max(1, _cores() // actors.largest))
+    return config.actors.num_cpus or max(1, _cores() // config.actors.largest)

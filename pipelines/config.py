@@ -24,7 +24,11 @@ class ActorsConfig(BaseModel):
     min: int = Field(1, ge=1, description="The pool never shrinks below this.")
     max: int | None = Field(None, ge=1, description="The pool grows up to this under load; null is min.")
     initial: int | None = Field(None, ge=1, description="Actors to start with; null is min. Ask for what you want.")
-    num_gpus: float = Field(0, ge=0, description="GPUs for each actor; a fraction shares one.")
+    num_gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs for each actor; a fraction shares one; null is 1 where the cluster has them now, else 0.",
+    )
     num_cpus: float | None = Field(
         None, gt=0, description="Cores for each actor; null is 1 beside a GPU, else what the nodes that are there have."
     )

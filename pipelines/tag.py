@@ -155,7 +155,7 @@ def run_job(config: JobConfig, progress: Progress) -> Outcome:
     with connect(config) as cluster, _data_context():
         progress.say("loading the model")
         rows = sum(ref.rows for ref in pending)
-        tagging = _prepare_labels(config, rows)
+        tagging = _prepare_labels(config, rows, on_gpus=cluster.actor_gpus > 0)
         progress.start(len(pending), rows)
         committer = _Committer(writer, run, progress)
         for receipt in build_dataset(pending, config, cluster, decoding, tagging, writer).iter_rows():
@@ -196,14 +196,14 @@ def build_dataset(
             Tag,
             fn_constructor_kwargs={"tagging": tagging, "threads": max(1, int(cluster.actor_cpus))},
             # Beside a GPU Ray Data asks for a number, and collects that many rows before it calls.
-            batch_size=min(GPU_ROWS, config.rows_per_shard) if actors.num_gpus else None,
+            batch_size=min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None,
             compute=ActorPoolStrategy(
                 min_size=actors.min,
                 max_size=actors.largest,
                 initial_size=actors.initial or actors.min,
                 max_tasks_in_flight_per_actor=2,
             ),
-            num_gpus=actors.num_gpus or None,
+            num_gpus=cluster.actor_gpus or None,
             num_cpus=cluster.actor_cpus,
             resources=actors.resources or None,
             max_restarts=RETRIES,
@@ -260,18 +260,17 @@ def _commit(writer: PartWriter, shard: str, parts: list[str], rows_in: int) -> d
 
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
-def _embed_labels(model: ModelConfig, labels: LabelSet) -> tuple[Floats, Scale, str]:
+def _embed_labels(model: ModelConfig, labels: LabelSet) -> tuple[Floats, Scale]:
     from siglip.encoder import Encoder
 
     encoder = Encoder(model.model_copy(update={"compile": False}))
-    return encoder.embed_labels(labels), encoder.scale, encoder.device.type
+    return encoder.embed_labels(labels), encoder.scale
 
 
-def _prepare_labels(config: JobConfig, rows: int) -> Tagging:
+def _prepare_labels(config: JobConfig, rows: int, *, on_gpus: bool) -> Tagging:
     """Embed the label set once, on a worker: the driver may be a small pod without torch's memory."""
-    gpus = config.actors.num_gpus
     try:
-        texts, scale, _ = ray.get(
+        texts, scale = ray.get(
             _embed_labels.options(resources=config.actors.resources).remote(config.model, config.labels)
         )
     except ray.exceptions.RayTaskError as error:
@@ -281,7 +280,7 @@ def _prepare_labels(config: JobConfig, rows: int) -> Tagging:
     model = config.model
     if model.compile == "auto":
         work = rows * vision_flops(model)
-        worth_it = work >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
+        worth_it = work >= COMPILE_FLOPS["cuda" if on_gpus else "cpu"]
         model = model.model_copy(update={"compile": "auto" if worth_it else False})
     return Tagging(model, config.labels, texts, scale)
 
