@@ -1,0 +1,151 @@
+"""The application: routes over a model, and both as a Ray Serve application.
+
+serve deploy configs/serve.yaml        in a cluster, with Ray's own tool
+sightline serve configs/endpoint.yaml  on this machine
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from ray import serve as rayserve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from serve.auth import KeyRing
+from serve.classification import add_classification_routes
+from serve.config import EndpointConfig, Scaling
+from serve.embeddings import add_embedding_routes
+from serve.errors import ApiError
+from serve.front import Front
+from serve.model import ModelServer
+from serve.pages import add_pages
+from serve.remote import RemoteModel
+from serve.service import Model, Service
+from serve.validation import describe_validation
+from serve.vendors import add_vendor_routes
+
+DESCRIPTION = (
+    "Image tagging and embedding with SigLIP. Every answer that is not a success is OpenAI's error envelope; every "
+    "answer carries the fingerprint of model and label set, and a Server-Timing header."
+)
+HEALTH_SECONDS = 30.0
+"""How long a replica's health check may take: a busy model comes to it after the batches before."""
+DRAIN_SECONDS = 60.0
+"""How long a replica that is to stop may take to finish what it holds."""
+INGRESS_REQUESTS = 1024
+"""Requests that Ray Serve hands to an ingress at once. Its own gate refuses with more sense, and comes first."""
+
+
+def make_app(config: EndpointConfig, model: Model) -> FastAPI:
+    """The HTTP application over a model, here or behind a handle. It is warm when its lifespan has started."""
+    service = Service(config, model)
+    keys = KeyRing(config.auth.keys_file) if config.auth.keys_file else None
+
+    @asynccontextmanager
+    async def live(_app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="Sightline",
+        version=version("sightline"),
+        description=DESCRIPTION,
+        lifespan=live,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.service = service
+    add_embedding_routes(app, service)
+    add_classification_routes(app, service)
+    add_vendor_routes(app, service)
+    add_pages(app, service)
+    app.add_exception_handler(ApiError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_middleware(Front, service=service, keys=keys)
+    return app
+
+
+def _refuse(_request: Request, error: Exception) -> JSONResponse:
+    """Every refusal goes up to `serve.front`, which writes all of them."""
+    if isinstance(error, RequestValidationError):
+        raise describe_validation(error.errors()) from None
+    if isinstance(error, HTTPException) and not isinstance(error, ApiError):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        raise ApiError(code, str(error.detail), status=error.status_code) from None
+    raise error
+
+
+class Ingress:
+    """Ray Serve's deployment of `make_app`."""
+
+    def __init__(self, config: EndpointConfig, model: DeploymentHandle) -> None:
+        self._config = config
+        self._model = model
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self._config, RemoteModel(self._model))
+
+
+def build(args: EndpointConfig) -> Application:
+    """The Ray Serve application: ingresses that speak HTTP and decode, replicas that run the model."""
+    logging = {"encoding": "JSON", "enable_access_log": False}
+    replicas, ingress = args.replicas, args.ingress
+    model = rayserve.deployment(
+        ModelServer,
+        name="model",
+        **_scale(replicas, args.replica_items()),
+        ray_actor_options={
+            "num_gpus": replicas.num_gpus,
+            "num_cpus": 1 if replicas.num_cpus is None else replicas.num_cpus,
+            "resources": replicas.resources,
+        },
+        max_ongoing_requests=args.replica_items(),
+        max_queued_requests=args.limits.in_flight,
+        health_check_period_s=10,
+        health_check_timeout_s=HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_wait_loop_s=1,
+        logging_config=logging,
+    )
+    front = rayserve.deployment(
+        rayserve.ingress()(Ingress),
+        name="ingress",
+        **_scale(ingress, INGRESS_REQUESTS),
+        ray_actor_options={
+            "num_cpus": 1 if ingress.num_cpus is None else ingress.num_cpus,
+            "resources": ingress.resources,
+        },
+        max_ongoing_requests=INGRESS_REQUESTS,
+        max_queued_requests=INGRESS_REQUESTS,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        health_check_period_s=10,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        graceful_shutdown_wait_loop_s=1,
+        logging_config=logging,
+    )
+    return front.bind(args, model.bind(args))
+
+
+def _scale(scaling: Scaling, ongoing: int) -> dict[str, object]:
+    """Ray Serve's arguments for so many processes, which grow in number when each has half of `ongoing` at hand."""
+    if scaling.largest == scaling.min:
+        return {"num_replicas": scaling.min}
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min,
+            "initial_replicas": scaling.min,
+            "max_replicas": scaling.largest,
+            "target_ongoing_requests": max(1, ongoing // 2),
+        }
+    }

@@ -1,0 +1,167 @@
+"""Batches out of single items, for whatever does better with several at once: the model, a decoder process.
+
+Ray Serve's own `@serve.batch` cuts batches by the clock: while one is being computed, what arrives within each
+`batch_wait_timeout_s` becomes another, and these small batches then queue for their turn. Behind a model that takes
+longer than that wait, batches stay as small as they were cut. Here a batch is taken from the queue at the moment at
+which something can run it, so that whatever has piled up fills it; and what is no longer wanted is left out then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Expired(Exception):
+    """The deadline passed before the work began."""
+
+
+@dataclass
+class Done(Generic[Result]):
+    """The results of a submission, in its order, and what happened to it.
+
+    `waited` are seconds until its last item was taken up, `ran` those that its batches ran, and `batch` is the size of
+    the last batch that it was in.
+    """
+
+    results: list[Result]
+    waited: float = 0.0
+    ran: float = 0.0
+    batch: int = 0
+
+
+@dataclass
+class _Submission(Generic[Item, Result]):
+    future: asyncio.Future[Done[Result]]
+    deadline: float
+    left: int
+    done: Done[Result]
+    slots: dict[int, Result] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs items in batches of at most `size`, on at most `runners` at a time.
+
+    `run` gets the items of a batch and returns as many results. When a runner is free and less than a batch is there,
+    it waits for up to `wait` seconds for more. Items that were queued by one submission may end in several batches.
+    Belongs to the event loop that first submits. It has no bound of its own: who submits has been admitted before.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Awaitable[list[Result]]],
+        size: int,
+        wait: float = 0.0,
+        runners: int = 1,
+        dropped: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._wait = wait
+        self._runners = runners
+        self._dropped = dropped
+        self._queue: deque[tuple[_Submission[Item, Result], int, Item]] = deque()
+        self._arrived = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle = 0
+
+    async def submit(self, items: Sequence[Item], deadline: float) -> Done[Result]:
+        """Queue items and wait for their results. `deadline` is on the clock of `time.monotonic`.
+
+        Cancelling it drops the items that no batch holds yet. Raises `Expired`, or what `run` raised.
+        """
+        if not items:
+            return Done([])
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._work()) for _ in range(self._runners)]
+        submission: _Submission[Item, Result] = _Submission(
+            asyncio.get_running_loop().create_future(), deadline, len(items), Done([])
+        )
+        self._queue.extend((submission, index, item) for index, item in enumerate(items))
+        self._arrived.set()
+        return await submission.future
+
+    def __len__(self) -> int:
+        """Items that wait."""
+        return len(self._queue)
+
+    def close(self) -> None:
+        """Stop the runners. What waits is never answered: submit nothing afterwards."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            self._idle += 1
+            try:
+                await self._gather()
+            finally:
+                self._idle -= 1
+            batch = self._take()
+            if batch:
+                await self._run_batch(batch)
+
+    async def _gather(self) -> None:
+        """Return when a batch is worth taking."""
+        while not self._queue:
+            self._arrived.clear()
+            await self._arrived.wait()
+        until = time.monotonic() + self._wait
+        while 0 < len(self._queue) < self._size and (left := until - time.monotonic()) > 0:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[tuple[_Submission[Item, Result], int, Item]]:
+        """The next batch: the oldest items, an equal share of them for each runner that is free."""
+        share = min(self._size, -(-len(self._queue) // (self._idle + 1)))
+        batch: list[tuple[_Submission[Item, Result], int, Item]] = []
+        now = time.monotonic()
+        while self._queue and len(batch) < share:
+            entry = self._queue.popleft()
+            submission = entry[0]
+            if submission.future.done():
+                # Its client has gone, or another batch of it has failed.
+                self._dropped("cancelled" if submission.future.cancelled() else "failed")
+            elif now > submission.deadline:
+                self._dropped("expired")
+                submission.future.set_exception(Expired())
+            else:
+                batch.append(entry)
+        return batch
+
+    async def _run_batch(self, batch: list[tuple[_Submission[Item, Result], int, Item]]) -> None:
+        start = time.monotonic()
+        try:
+            results = await self._run([item for _, _, item in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(batch)} items gave {len(results)} results")
+        except Exception as error:
+            for submission, _, _ in batch:
+                if not submission.future.done():
+                    submission.future.set_exception(error)
+            return
+        ran = time.monotonic() - start
+        seen: set[int] = set()
+        for (submission, index, _), result in zip(batch, results, strict=True):
+            submission.slots[index] = result
+            submission.left -= 1
+            if id(submission) not in seen:
+                seen.add(id(submission))
+                submission.done.waited = start - submission.since - submission.done.ran
+                submission.done.ran += ran
+                submission.done.batch = len(batch)
+            if not submission.left and not submission.future.done():
+                submission.done.results = [submission.slots[number] for number in range(len(submission.slots))]
+                submission.future.set_result(submission.done)

@@ -1,0 +1,178 @@
+"""An endpoint's configuration: the keys of `sightline serve CONFIG`, and of `args:` in a Ray Serve config file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from serve.auth import AuthConfig
+from serve.fetch import FetchConfig
+from siglip.config import Limits, ModelConfig
+from siglip.images import DecodeMode
+from siglip.labels import LabelSet
+from siglip.settings import check_settings, read_settings
+
+GPU_ITEMS, CPU_ITEMS = 256, 64
+"""The largest batch that model.batch_size: auto makes on a GPU, and on a CPU."""
+
+
+class Scaling(BaseModel):
+    """How many processes, and what each is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(1, ge=1, description="Never fewer than this.")
+    max: int | None = Field(None, ge=1, description="Up to this many under load; null is min.")
+    num_cpus: float | None = Field(None, ge=0, description="Cores for each; null is 1.")
+    resources: dict[str, float] = Field({}, description="Custom Ray resources for each.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Scaling:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max is {self.max}, less than min {self.min}")
+        return self
+
+    @property
+    def largest(self) -> int:
+        """The most that there may be."""
+        return self.max or self.min
+
+
+class ReplicasConfig(Scaling):
+    """The model's replicas."""
+
+    num_gpus: float = Field(0, ge=0, description="GPUs for each replica; a fraction shares one.")
+
+    def threads(self) -> int | None:
+        """Threads for torch: the cores that were asked for; without a GPU and a number, all of the machine."""
+        if self.num_cpus is not None:
+            return max(1, int(self.num_cpus))
+        return None if self.num_gpus else count_cores()
+
+
+class IngressConfig(Scaling):
+    """The processes that speak HTTP and decode images."""
+
+    decoders: int | None = Field(None, ge=1, description="Decoder processes of each; null is one for each core.")
+
+    def decoder_processes(self) -> int:
+        """Decoder processes of each ingress."""
+        return self.decoders or max(1, int(self.num_cpus or count_cores()))
+
+
+class BatchingConfig(BaseModel):
+    """How batches fill. Their size is model.batch_size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wait_ms: float = Field(
+        2.0, ge=0, le=10_000, description="How long an idle model waits for more; a busy one fills batches meanwhile."
+    )
+
+
+class EndpointLimits(BaseModel):
+    """What a request may cost, and how much may wait. Each has its own error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body_bytes: int = Field(32 * 2**20, gt=0, description="Bytes of a request's body.")
+    images: int = Field(64, ge=1, description="Images in a request.")
+    image: Limits = Field(Limits(max_bytes=20 * 2**20, max_seconds=10.0), description="What one image may cost.")
+    texts: int = Field(256, ge=1, description="Texts in a request to embed.")
+    text_characters: int = Field(4096, ge=1, description="Characters of a text to embed.")
+    labels: int = Field(1000, ge=1, description="Labels in a request, and prompts: labels times templates.")
+    label_characters: int = Field(256, ge=1, description="Characters of a label or a template.")
+    cached_labels: int = Field(
+        20_000, ge=1, description="Labels of unregistered sets whose embeddings an ingress keeps, oldest use first out."
+    )
+    in_flight: int = Field(
+        2048, ge=1, description="Images and texts that an ingress holds at once; more is refused with 429."
+    )
+    in_flight_bytes: int = Field(
+        512 * 2**20, gt=0, description="Bytes of bodies that an ingress holds at once; more is refused with 429."
+    )
+    deadline_s: float = Field(
+        30.0, gt=0, description="Seconds for a request; X-Request-Timeout-Seconds asks for fewer."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EndpointLimits:
+        largest = 1 + self.images + max(self.texts, self.labels)
+        if self.in_flight < largest:
+            raise ValueError(f"in_flight is {self.in_flight}, and one request may hold {largest}")
+        if self.in_flight_bytes < self.body_bytes:
+            raise ValueError("in_flight_bytes is less than body_bytes: one body would not fit")
+        return self
+
+
+class EndpointConfig(BaseModel):
+    """The endpoint. Every key is checked; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = Field(
+        None, min_length=1, description="The model's id for clients; null is model.source, or its last part if a path."
+    )
+    model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
+    label_sets: dict[str, LabelSet] = Field(
+        {}, description="Registered label sets by name: {names, templates, threshold, top_k}, or a file's path."
+    )
+    decode: DecodeMode = Field(
+        "exact", description="fast lets libjpeg shrink JPEGs while decoding: quicker, slightly different pixels."
+    )
+    replicas: ReplicasConfig = Field(ReplicasConfig(), description="The model's replicas.")
+    ingress: IngressConfig = Field(IngressConfig(), description="The processes that speak HTTP and decode.")
+    batching: BatchingConfig = Field(BatchingConfig(), description="How batches fill.")
+    limits: EndpointLimits = Field(EndpointLimits(), description="What a request may cost, and how much may wait.")
+    auth: AuthConfig = Field(AuthConfig(), description="API keys and rates. Without keys only loopback is answered.")
+    fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")
+
+    @field_validator("label_sets", mode="after")
+    @classmethod
+    def _named(cls, value: dict[str, LabelSet]) -> dict[str, LabelSet]:
+        if "" in value:
+            raise ValueError("a label set has an empty name")
+        return value
+
+    def model_name(self) -> str:
+        """The model's id in GET /v1/models."""
+        if self.name:
+            return self.name
+        source = self.model.source
+        is_path = source.startswith(("s3://", "/", ".", "~"))
+        return source.rstrip("/").rsplit("/", 1)[-1] if is_path else source
+
+    def replica_items(self) -> int:
+        """Images and texts that Ray Serve hands to a replica at once: a batch that runs, and one that fills."""
+        size = self.model.batch_size
+        return 2 * ((GPU_ITEMS if self.replicas.num_gpus else CPU_ITEMS) if size == "auto" else size)
+
+
+def load_endpoint(path: Path) -> EndpointConfig:
+    """Read an endpoint's YAML. Relative files that it names are looked up beside it when they are not found from here.
+
+    Raises `siglip.settings.ConfigError`.
+    """
+    raw = read_settings(path, "model: {source: tiny}")
+    sets = raw.get("label_sets")
+    if isinstance(sets, dict):
+        raw["label_sets"] = {name: _beside(path, value) for name, value in sets.items()}
+    auth = raw.get("auth")
+    if isinstance(auth, dict) and "keys_file" in auth:
+        raw["auth"] = {**auth, "keys_file": _beside(path, auth["keys_file"])}
+    return check_settings(path, raw, EndpointConfig)
+
+
+def _beside(path: Path, value: Any) -> Any:
+    """A relative path that exists only beside the settings file, from there."""
+    if isinstance(value, str) and not Path(value).exists() and (path.parent / value).is_file():
+        return str((path.parent / value).resolve())
+    return value
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,275 @@
+"""What stands before every route: keys, rates, admission, the body's size, the deadline; and after it the headers,
+metrics and log line. One ASGI middleware, so that whatever goes wrong inside it is answered in one envelope."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from ipaddress import ip_address
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.auth import KeyRing, Quota, RateLimiter
+from serve.batcher import Expired
+from serve.errors import ApiError
+from serve.gate import Pass
+from serve.service import Service, Trace
+
+log = logging.getLogger("ray.serve.sightline")
+"""Below Ray Serve's logger, whose handlers write JSON with the request id into the replica's log file."""
+
+OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_PREFIXES = ("/playground/", "/docs/")
+"""What a GET may read without a key: the page, the documentation, health."""
+HEALTH_PATHS = ("/healthz", "/readyz")
+REQUEST_ID = "x-request-id"
+TIMEOUT = "x-request-timeout-seconds"
+"""Ray Serve's own header: its proxy gives up when that time has passed, and so must this server, a little earlier."""
+EARLIER = 0.95
+CLIENT_GONE = 499
+"""nginx's status for a client that did not wait: for the log and the metrics."""
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Front:
+    """Wraps the routes. It reads the whole body before them, so that what they wait for is never a slow client."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing | None) -> None:
+        self.app = app
+        self.service = service
+        self.keys = keys
+        per_minute = service.config.auth.requests_per_minute
+        self.rates = RateLimiter(per_minute) if per_minute else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID)
+        named = given is not None and _SANE_ID.fullmatch(given) is not None
+        trace = Trace(given if given and named else uuid.uuid4().hex, Pass(0.0))
+        answer = _Answer(send, trace, self.service, add_id=not named)
+        status: int | None = None
+        try:
+            await self._handle(scope, headers, receive, answer, trace)
+        except ApiError as error:
+            await answer.refuse(error)
+        except Expired:
+            await answer.refuse(self._too_late(trace))
+        except _ClientGone:
+            status = CLIENT_GONE
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
+        except Exception:
+            log.exception("internal error", extra={"request_id": trace.request_id})
+            await answer.refuse(ApiError("internal_error", f"internal error; its request id is {trace.request_id}"))
+        finally:
+            self._record(scope, trace, status or answer.status)
+
+    async def _handle(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer, trace: Trace) -> None:
+        path: str = scope["path"]
+        reading = scope["method"] in ("GET", "HEAD")
+        if path not in HEALTH_PATHS:
+            trace.key = self._authenticate(scope, headers, open_to_all=reading and _is_open(path))
+        scope.setdefault("state", {})["trace"] = trace
+        if reading:
+            await self.app(scope, receive, answer)
+            return
+        if trace.key is not None and self.rates is not None:
+            answer.quota = quota = self.rates.check(trace.key)
+            if not quota.allowed:
+                raise ApiError(
+                    "rate_limit_exceeded",
+                    f"this key may send {quota.limit} requests a minute; come back in {quota.retry_after_s:.1f} s",
+                    retry_after=quota.retry_after_s,
+                )
+        seconds = _read_timeout(headers, self.service.config.limits.deadline_s)
+        whole = False
+        with self.service.gate.admit(seconds) as trace.held:
+            try:
+                async with asyncio.timeout(seconds):
+                    body = await self._read_body(headers, receive, trace.held)
+                    whole = True
+                    await self.app(scope, _replay(body, receive), answer)
+            except TimeoutError:
+                if not whole:
+                    raise ApiError("body_timeout", f"the body did not arrive within {seconds:g} s") from None
+                raise self._too_late(trace) from None
+
+    def _authenticate(self, scope: Scope, headers: Headers, open_to_all: bool) -> str | None:
+        """The name of the request's key, or None where none is needed. Raises `ApiError`."""
+        if self.keys is None:
+            if not _is_local(scope, headers):
+                raise ApiError(
+                    "loopback_only",
+                    "no API keys are configured, so only clients on this machine are answered: set auth.keys_file",
+                )
+            return "anonymous"
+        if open_to_all:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        name = self.keys.verify(token) if token else None
+        if name is None:
+            what = "this API key is not known" if token else "send an API key: Authorization: Bearer KEY"
+            raise ApiError("invalid_api_key", what)
+        return name
+
+    async def _read_body(self, headers: Headers, receive: Receive, held: Pass) -> bytes:
+        """The whole body. Raises `ApiError` when it is too large; no more than the limit is ever held."""
+        limit = self.service.config.limits.body_bytes
+        too_large = ApiError("body_too_large", f"the body has more than {limit} bytes: send fewer or smaller images")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            self.service.gate.add_bytes(held, len(chunk))
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _too_late(self, trace: Trace) -> ApiError:
+        waited = time.monotonic() - trace.started
+        message = f"the answer was not ready after {waited:.1f} s: try again later"
+        if trace.stages == {} and trace.texts > 1:
+            message += ", or have the label set registered in label_sets"
+        return ApiError("deadline_exceeded", message, retry_after=self.service.gate.retry_after())
+
+    def _record(self, scope: Scope, trace: Trace, status: int) -> None:
+        seconds = time.monotonic() - trace.started
+        route = getattr(scope.get("route"), "path", "unmatched")
+        metrics = self.service.metrics
+        metrics.record_request(route, status, trace.code, seconds)
+        metrics.record_stages(trace.stages)
+        metrics.set_in_flight(self.service.gate.items)
+        if scope["path"] in HEALTH_PATHS and status == 200:
+            return
+        log.info(
+            "%s %s %d",
+            scope["method"],
+            route,
+            status,
+            extra={
+                "request_id": trace.request_id,
+                "key": trace.key,
+                "code": trace.code,
+                "ms": round(seconds * 1000, 2),
+                "images": trace.images,
+                "texts": trace.texts,
+                "bytes": trace.held.bytes,
+                "stages_ms": {stage: round(value * 1000, 2) for stage, value in trace.stages.items()},
+            },
+        )
+
+
+class _ClientGone(Exception):
+    """The client closed the connection before its body was whole."""
+
+
+class _Answer:
+    """`send` for the routes: adds the headers that every answer carries, and knows whether one has begun."""
+
+    def __init__(self, send: Send, trace: Trace, service: Service, add_id: bool) -> None:
+        self._send = send
+        self._trace = trace
+        self._service = service
+        self._add_id = add_id
+        self.status = 0
+        self.quota: Quota | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._add_headers(MutableHeaders(scope=message))
+        await self._send(message)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send an error, unless an answer has begun."""
+        if self.status:
+            return
+        self._trace.code = error.code
+        body = json.dumps(error.body()).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers_out()}
+        start: dict[str, Any] = {"type": "http.response.start", "status": error.status_code}
+        start["headers"] = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self(start)
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _add_headers(self, headers: MutableHeaders) -> None:
+        trace = self._trace
+        if self._add_id:  # else Ray Serve's proxy, which gave the request its id, tells it
+            headers[REQUEST_ID] = trace.request_id
+        total = time.monotonic() - trace.started
+        stages = {**trace.stages, "total": total}
+        headers["server-timing"] = ", ".join(f"{name};dur={value * 1000:.2f}" for name, value in stages.items())
+        about = getattr(self._service, "about", None)
+        if about is not None:
+            headers["x-sightline-model"] = about.weights
+        if trace.labels_digest is not None:
+            headers["x-sightline-labels"] = trace.labels_digest
+        if self.quota is not None:
+            for name, value in self.quota.headers().items():
+                headers[name] = value
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def _is_local(scope: Scope, headers: Headers) -> bool:
+    """Whether a request comes from this machine itself, and was meant for it.
+
+    A page on the internet can make a browser send requests here under a name of its own that resolves to loopback: so
+    the name is checked too. A request that a proxy passed on is a stranger's.
+    """
+    client = scope.get("client")
+    try:
+        if not client or not ip_address(client[0]).is_loopback:
+            return False
+    except ValueError:
+        return False
+    host = headers.get("host", "")
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    forwarded = any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    return name.lower() in LOCAL_HOSTS and not forwarded
+
+
+def _read_timeout(headers: Headers, most: float) -> float:
+    """Seconds for a request: the configured ones, or fewer if it asks for fewer."""
+    try:
+        asked = float(headers.get(TIMEOUT, "")) * EARLIER
+    except ValueError:
+        return most
+    return min(most, asked) if asked > 0 else most
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already, and then what comes after it."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,49 @@
+"""What is not the API: the page at `/`, its documentation, and health."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from serve.answers import Reply, documented
+from serve.schemas import Health
+from serve.service import Service
+
+PLAYGROUND = Path(__file__).parent / "playground"
+READY_SECONDS = 1.0
+"""For how long an answer of `/readyz` holds: probing it costs the model next to nothing."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page loads nothing from elsewhere, and nothing that was smuggled into it runs."""
+
+
+def add_pages(app: FastAPI, service: Service) -> None:
+    """Register the routes."""
+    checked = 0.0
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        page = PLAYGROUND / "index.html"
+        return FileResponse(page, headers={"content-security-policy": POLICY, "x-content-type-options": "nosniff"})
+
+    app.mount("/playground", StaticFiles(directory=PLAYGROUND, check_dir=False), name="playground")
+
+    @app.get("/healthz", response_model=Health, tags=["health"])
+    async def check_alive() -> Reply:
+        """Liveness: this process answers."""
+        return Reply(Health(status="ok"))
+
+    @app.get("/readyz", response_model=Health, responses=documented(503), tags=["health"])
+    async def check_ready(request: Request) -> Reply:
+        """Readiness: warm (the model is loaded and label sets are embedded), and the model answers now."""
+        nonlocal checked
+        if time.monotonic() - checked > READY_SECONDS:
+            await service.check_ready()
+            checked = time.monotonic()
+        return Reply(Health(status="ready"))
