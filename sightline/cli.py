@@ -121,6 +121,29 @@ def verify(
 
 
 @app.command()
+def serve(
+    config: Annotated[
+        Path, typer.Argument(help="The endpoint's YAML file, such as configs/endpoint.yaml.", show_default=False)
+    ],
+    host: Annotated[str, typer.Option(help="Where to listen. Without API keys: loopback only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Serve the endpoint on this machine: the API, and a page to try it.
+
+    Prints the URL when the first request would be answered warm. Ctrl-C finishes what is in flight, and stops.
+    """
+    from sightline.serving import prepare_endpoint, run_endpoint
+
+    def say_ready(url: str, metrics: str) -> None:
+        out.print(f"ready: [bold]{escape(url)}[/bold] (API: {escape(url)}/docs, metrics: {metrics})", highlight=False)
+
+    with _errors():
+        endpoint = prepare_endpoint(config, host, port)
+        err.print(f"loading {escape(endpoint.model_name())} ...", highlight=False)
+        run_endpoint(endpoint, host, port, say_ready)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put the images and the output.")] = Path(
         "demo"

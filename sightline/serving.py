@@ -1,0 +1,122 @@
+"""`sightline serve`: the endpoint on this machine, with a Ray of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+
+from serve.auth import KeyRing
+from serve.config import EndpointConfig, load_endpoint
+from siglip.settings import ConfigError
+from siglip.weights import CheckpointError, read_image_spec
+
+APPLICATION = "sightline"
+SPARE_CPUS = 4
+"""Logical cores beyond what the configuration asks for: Ray Serve's controller and proxy, and replicas of an update."""
+
+
+def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
+    """Read the configuration and find what would fail later: model, keys, host, port. Raises `ConfigError`."""
+    config = load_endpoint(path)
+    if config.auth.keys_file is not None:
+        KeyRing(config.auth.keys_file)
+    elif not is_loopback(host):
+        raise ConfigError(
+            f"--host {host}: without API keys the endpoint listens on loopback only: make one with "
+            "`sightline key new NAME` and set auth.keys_file"
+        )
+    try:
+        read_image_spec(config.model)
+    except CheckpointError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        with socket.create_server((host, port), family=_family(host)):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}: choose another --host or --port") from None
+    return config
+
+
+def run_endpoint(config: EndpointConfig, host: str, port: int, ready: Callable[[str, str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM, then finish what is in flight, and stop.
+
+    Calls `ready` with the endpoint's URL and that of its Prometheus metrics when a request would be answered warm.
+    """
+    with _stop_signal() as stop, endpoint(config, host, port) as metrics:
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", metrics)
+        stop.wait()
+
+
+@contextmanager
+def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
+    """The endpoint, warm, on a Ray started for it. Yields the URL of its metrics."""
+    # Ray reads these when its modules are first imported, and its processes inherit them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from serve.proxy import CALLBACK, CALLBACK_PATH
+
+    os.environ.setdefault(CALLBACK, CALLBACK_PATH)
+    import ray
+    from ray import serve as rayserve
+
+    from serve.app import build
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics_port = free.getsockname()[1]
+    cpus = sum(scaling.largest * (scaling.num_cpus or 1) for scaling in (config.replicas, config.ingress))
+    ray.init(
+        address="local",
+        num_cpus=int(2 * cpus) + SPARE_CPUS,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _metrics_export_port=metrics_port,
+    )
+    try:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        rayserve.start(http_options={"host": host, "port": port})
+        rayserve.run(build(config), name=APPLICATION)
+        try:
+            yield f"http://127.0.0.1:{metrics_port}/metrics"
+        finally:
+            rayserve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server on `host` can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set. A second one interrupts what still drains."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
