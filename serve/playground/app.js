@@ -12,6 +12,7 @@ const state = {
   image: null, // {name, uri, url}
   sets: [],
   model: null,
+  asked: null, // what the scores on show answer
   vector: null,
   key: sessionStorage.getItem("sightline-key"),
   afterKey: null, // what a 401 interrupted
@@ -147,7 +148,7 @@ async function takeFile(file) {
   preview.alt = `Preview of ${state.image.name}`;
   preview.src = state.image.url;
   showCurl();
-  showStale(true);
+  showStale(readQuestionText() !== state.asked);
 }
 
 function readDataUri(file) {
@@ -238,10 +239,12 @@ function showStale(stale) {
   $("results").classList.toggle("stale", stale);
 }
 
-$("ask").addEventListener("input", () => {
-  showSource();
-  showStale(true);
-});
+for (const kind of ["input", "change"]) {
+  $("ask").addEventListener(kind, () => {
+    showSource();
+    showStale(readQuestionText() !== state.asked);
+  });
+}
 $("labels").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();
 });
@@ -256,6 +259,9 @@ function readQuestion() {
   if ($("softmax").checked) question.activation = "softmax";
   return question;
 }
+
+/** What tells one question from another, the image included. */
+const readQuestionText = () => JSON.stringify([state.image?.url, readQuestion()]);
 
 /** The first field that must be filled before asking makes sense: the element, and words. */
 function findMissing() {
@@ -284,11 +290,13 @@ async function classify() {
     if (!state.model && !(await readServer())) return;
     const image = state.image;
     const question = readQuestion();
+    const asked = readQuestionText();
     const started = performance.now();
     const { answer, headers } = await call("v1/classify", { images: [image.uri], ...question });
     const elapsed = performance.now() - started;
     if (run !== state.run) return;
-    showStale(false);
+    state.asked = asked;
+    showStale(readQuestionText() !== asked);
     showScores(answer.data[0].labels, question, image);
     showTiming(elapsed, headers.get("Server-Timing"));
     // On a phone the scores are below the form, out of sight.

@@ -1,0 +1,456 @@
+"""The page at /, in a real Chromium against the real application."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from serve.auth import new_key
+from siglip.shapes import LABELS, render
+from tests.browser import Browser, why_not
+from tests.endpoint import Endpoint, run_endpoint
+
+pytestmark = pytest.mark.browser
+
+LABEL_SETS = {
+    "shapes": {"names": list(LABELS), "templates": ["a photo of a {label}"], "threshold": 0.05, "top_k": 3},
+    "colours": ["red", "green", "blue"],
+}
+ANSWERED = "document.querySelectorAll('.score').length && !document.querySelector('.busy, .stale')"
+PHONE = (360, 740)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    reason = why_not()
+    if reason:
+        if os.environ.get("SIGHTLINE_CI"):
+            pytest.fail(f"no browser: {reason}")
+        pytest.skip(f"no browser: {reason}")
+    chromium = Browser(tmp_path_factory.mktemp("chromium"))
+    yield chromium
+    chromium.quit()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    with run_endpoint(label_sets=LABEL_SETS, limits={"labels": 100}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an image for each of some labels, and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for label in ("blue square", "green star"):
+        render(label, random.Random(3), (200, 120)).save(folder / f"{label}.png")
+    (folder / "broken.png").write_bytes((folder / "blue square.png").read_bytes()[:150])
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: kept among pytest's last three temporary folders."""
+    return tmp_path_factory.mktemp("screenshots")
+
+
+def open_page(browser: Browser, endpoint: Endpoint, width: int = 1280, height: int = 900, **media: str) -> None:
+    browser.open(endpoint.url, width, height, **media)
+    browser.wait("!document.getElementById('model').hidden")
+
+
+def ask(browser: Browser, image: Path, labels: str) -> list[tuple[str, str]]:
+    """Choose an image, type labels, press the button: the labels and scores on show, best first."""
+    browser.find("#file").send_keys(str(image))
+    browser.wait("document.getElementById('preview').naturalWidth")
+    browser.find("#labels").clear()
+    browser.find("#labels").send_keys(labels)
+    browser.find("#go").click()
+    return read_scores(browser)
+
+
+def read_scores(browser: Browser) -> list[tuple[str, str]]:
+    browser.wait(ANSWERED)
+    rows = browser.find_all(".score")
+    return [
+        (row.find_element("class name", "score-label").text, row.find_element("class name", "score-number").text)
+        for row in rows
+    ]
+
+
+def read_error(browser: Browser) -> str:
+    browser.wait("document.getElementById('error').textContent")
+    return browser.find("#error").text
+
+
+def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, pictures: Path, shots: Path) -> None:
+    open_page(browser, endpoint)
+    labels = ["red circle", "blue square", "green star", "blue circle"]
+    shown = ask(
+        browser, pictures / "blue square.png", "red circle, blue square\n green star,,\nblue circle, red circle"
+    )
+    assert shown[0][0] == "blue square"
+    assert sorted(label for label, _ in shown) == sorted(labels)  # each once
+    # The same numbers as another client gets.
+    files = {"image": (pictures / "blue square.png").read_bytes()}
+    answer = httpx2.post(f"{endpoint.url}v1/classify", files=files, data={"labels": labels}).json()
+    scores = {item["label"]: item["score"] for item in answer["data"][0]["labels"]}
+    for label, number in shown:
+        assert number == ("under 0.001" if scores[label] < 0.001 else f"{scores[label]:.3f}")
+    # The bars say the same to the eye and to a screen reader.
+    browser.wait("document.getAnimations().length === 0")
+    for meter in browser.find_all(".meter"):
+        score = scores[meter.get_attribute("aria-label") or ""]
+        assert float(meter.get_attribute("aria-valuenow") or "nan") == pytest.approx(score)
+        bar = meter.find_element("tag name", "span")
+        assert bar.size["width"] == pytest.approx(max(3, score * meter.size["width"]), abs=2)
+    assert "blue square" in browser.find("#status").get_attribute("textContent")  # type: ignore[operator]
+    assert browser.find("#timing").text.endswith(" ms")
+    assert "forward" in browser.find("#stages").text
+    assert "blue square.png, 200 × 120" in browser.find("#about-image").text
+    browser.screenshot(shots / "desktop-light.png")
+    browser.resize(1280, 900, prefers_color_scheme="dark")
+    browser.screenshot(shots / "desktop-dark.png")
+    assert browser.complaints() == []
+
+
+def test_the_sample_is_one_press(browser: Browser, endpoint: Endpoint) -> None:
+    open_page(browser, endpoint)
+    browser.find("#sample").click()
+    shown = read_scores(browser)
+    assert shown[0][0] == "red circle"
+    assert float(shown[0][1]) > 0.5
+
+
+def test_a_registered_label_set(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+    open_page(browser, endpoint)
+    browser.find("#file").send_keys(str(pictures / "green star.png"))
+    browser.find("input[value=set]").click()
+    assert "and 40 more" in browser.find("#set-labels").text
+    assert not browser.find("#labels").is_displayed()
+    browser.find("#go").click()
+    shown = read_scores(browser)
+    assert shown[0][0] == "green star"
+    assert len(shown) <= 3
+    Select(browser.find("#label-set")).select_by_value("colours")
+    assert browser.find("#set-labels").text == "red, green, blue"
+    assert browser.run("document.querySelector('.stale') !== null")  # the scores on show are of another question
+    browser.find("#go").click()
+    assert read_scores(browser)[0][0] == "green"
+
+
+def test_options(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+    open_page(browser, endpoint)
+    browser.find("summary").click()
+    browser.find("#top-k").send_keys("2")
+    browser.find("#softmax").click()
+    shown = ask(browser, pictures / "green star.png", "green star, red star, blue star")
+    assert len(shown) == 2
+    assert "add up to 1" in browser.find("#scores-note").text
+    browser.find("#threshold").send_keys("1")
+    browser.find("#go").click()
+    browser.wait("document.getElementById('scores-note').textContent.startsWith('No label reached')")
+    assert browser.find_all(".score") == []
+    browser.find("#threshold").send_keys("2")  # 12
+    browser.find("#go").click()
+    assert read_error(browser) == "The lowest score is a number from 0 to 1."
+    assert browser.run("document.activeElement.id") == "threshold"
+
+
+# The outline of what has the focus; of a file input, that of what it covers.
+RING = """((focused) => Math.max(...[focused, focused.parentElement, focused.nextElementSibling].filter(Boolean)
+  .map((one) => getComputedStyle(one))
+  .map((style) => (style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)))))(document.activeElement)"""
+
+
+def test_keyboard_alone(browser: Browser, endpoint: Endpoint) -> None:
+    open_page(browser, endpoint)
+    seen: list[str] = []
+
+    def press(*keys: str) -> None:
+        ActionChains(browser.driver).send_keys(*keys).perform()
+
+    def press_with_control(key: str) -> None:
+        ActionChains(browser.driver).key_down(Keys.CONTROL).send_keys(key).key_up(Keys.CONTROL).perform()
+
+    def tab_to(name: str) -> None:
+        for _ in range(20):
+            press(Keys.TAB)
+            seen.append(browser.run("document.activeElement.id"))
+            ring = browser.run(RING)
+            assert ring >= 2, f"no visible focus on {seen[-1]}"
+            if seen[-1] == name:
+                return
+        raise AssertionError(f"{name} is not reached by the tab key: {seen}")
+
+    tab_to("file")
+    tab_to("sample")
+    press(Keys.ENTER)
+    assert read_scores(browser)[0][0] == "red circle"
+    tab_to("labels")
+    press_with_control("a")
+    press("yellow heart, red circle, purple ring")
+    press_with_control(Keys.ENTER)
+    assert len(read_scores(browser)) == 3
+    tab_to("go")
+    press(Keys.ENTER)
+    assert read_scores(browser)[0][0] == "red circle"
+    tab_to("numbers")
+    tab_to("curl")
+    # Back in the form the label sets are chosen with the arrow keys.
+    browser.run("document.querySelector('input[value=own]').focus()")
+    press(Keys.ARROW_RIGHT)
+    assert browser.find("#label-set").is_displayed()
+
+
+def test_a_phones_width(browser: Browser, endpoint: Endpoint, pictures: Path, tmp_path: Path, shots: Path) -> None:
+    open_page(browser, endpoint, *PHONE)
+
+    def overflow() -> Any:
+        return browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+    assert overflow() == 0
+    browser.screenshot(shots / "phone-empty.png")
+    long = tmp_path / f"{'a-very-long-name-without-any-space' * 5}.png"
+    shutil.copy(pictures / "green star.png", long)
+    shown = ask(browser, long, f"green star, {'x' * 200}, a label of many words that has to be broken into lines")
+    assert shown[0][0] == "green star"
+    browser.find("summary").click()
+    assert overflow() == 0
+    # The scores are below the form: the page goes there by itself.
+    browser.wait("Math.abs(document.getElementById('results').getBoundingClientRect().top) < innerHeight / 2")
+    small = [
+        element.get_attribute("id") or element.text
+        for element in browser.find_all("button, select, textarea, input:not([type=radio], [type=checkbox])")
+        if element.is_displayed() and element.size["height"] < 36
+    ]
+    assert small == []
+    browser.screenshot(shots / "phone-light.png")
+    browser.resize(*PHONE, prefers_color_scheme="dark")
+    browser.screenshot(shots / "phone-dark.png")
+
+
+def test_errors_are_words(browser: Browser, endpoint: Endpoint, pictures: Path, shots: Path) -> None:
+    open_page(browser, endpoint)
+    browser.find("#go").click()
+    assert read_error(browser) == "Choose an image first, or try the sample."
+    assert browser.run("document.activeElement.id") == "file"
+    browser.find("#file").send_keys(str(pictures / "notes.txt"))
+    browser.wait("document.getElementById('error').textContent.includes('notes.txt is not an image')")
+    browser.find("#file").send_keys(str(pictures / "blue square.png"))
+    browser.find("#go").click()
+    browser.wait("document.getElementById('error').textContent.startsWith('Type at least one label')")
+    browser.find("#file").send_keys(str(pictures / "broken.png"))
+    browser.wait("document.getElementById('about-image').textContent.startsWith('broken.png')")
+    browser.find("#labels").send_keys("red circle")
+    browser.find("#go").click()
+    browser.wait("document.getElementById('error').textContent.includes('image ends early')")
+    browser.screenshot(shots / "error.png")
+    browser.find("#file").send_keys(str(pictures / "blue square.png"))
+    browser.run("document.getElementById('labels').value = [...Array(200).keys()].map(n => 'label ' + n).join()")
+    browser.find("#go").click()
+    browser.wait("document.getElementById('error').textContent.includes('at most 100')")
+    browser.find("#labels").clear()
+    browser.find("#labels").send_keys("blue square, red circle")
+    browser.find("#go").click()
+    assert read_scores(browser)[0][0] == "blue square"
+    assert browser.find("#error").text == ""
+
+
+def test_a_server_that_is_gone(browser: Browser, pictures: Path) -> None:
+    with run_endpoint() as gone:
+        open_page(browser, gone)
+        assert not browser.find("#source").is_displayed()  # no label set is registered
+        browser.find("#file").send_keys(str(pictures / "blue square.png"))
+        browser.find("#labels").send_keys("blue square")
+    browser.find("#go").click()
+    assert read_error(browser) == "The server cannot be reached. Is it still running?"
+    assert browser.find("#go").get_attribute("aria-disabled") == "false"
+
+
+def test_an_api_key(browser: Browser, tmp_path: Path, shots: Path) -> None:
+    key, line = new_key("tester")
+    (tmp_path / "keys").write_text(line)
+    auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 4}
+    with run_endpoint(label_sets=LABEL_SETS, auth=auth) as guarded:
+        browser.open(guarded.url)
+        browser.wait("document.activeElement.id === 'key'")
+        browser.screenshot(shots / "key.png")
+        browser.find("#key").send_keys("sl-wrong", Keys.ENTER)
+        browser.wait("document.getElementById('access-error').textContent === 'This API key is not known'")
+        assert browser.run("sessionStorage.length") == 0
+        browser.find("#key").send_keys(key, Keys.ENTER)  # what was wrong is selected, so typing replaces it
+        browser.wait("document.getElementById('access').hidden && !document.getElementById('source').hidden")
+        browser.find("#sample").click()
+        assert read_scores(browser)[0][0] == "red circle"
+        assert browser.run("[localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]
+        # The command names the variable and not the key.
+        assert "$SIGHTLINE_API_KEY" in browser.find("#curl").text
+        assert key not in browser.run("document.documentElement.outerHTML")
+        browser.driver.refresh()
+        browser.wait("!document.getElementById('model').hidden")  # the tab knows it still
+        for _ in range(3):
+            browser.find("#sample").click()
+            browser.wait("document.getElementById('go').getAttribute('aria-disabled') === 'false'")
+        error = read_error(browser)
+        assert "4 requests a minute" in error
+        assert "Try again in" in error
+
+
+def test_nothing_leaves_the_host(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+    open_page(browser, endpoint)
+    ask(browser, pictures / "blue square.png", "blue square")
+    browser.wait("!document.getElementById('embedding').hidden")
+    asked = browser.requests()
+    assert {url.removeprefix(endpoint.url) for url in asked if url.startswith(endpoint.url)} >= {
+        "",
+        "playground/style.css",
+        "playground/app.js",
+        "v1/models",
+        "v1/label-sets",
+        "v1/classify",
+        "v1/embeddings",
+    }
+    assert [url for url in asked if not url.startswith((endpoint.url, "data:", "blob:"))] == []
+    assert browser.complaints() == []  # the page's policy had nothing to refuse
+    headers = httpx2.get(endpoint.url).headers
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+
+
+def test_the_curl_line_does_the_same(browser: Browser, endpoint: Endpoint, pictures: Path, tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        if os.environ.get("SIGHTLINE_CI"):
+            pytest.fail("no curl: apt-get install curl")
+        pytest.skip("no curl: apt-get install curl")
+    open_page(browser, endpoint)
+    image = tmp_path / 'it\'s; a, "blue" $HOME.png'
+    shutil.copy(pictures / "blue square.png", image)
+    browser.find("summary").click()
+    browser.find("#threshold").send_keys("0.0001")
+    labels = ["blue square", "@home", "<b>", 'it\'s `ls` $(ls) "quoted"', "semi;type=colon", "back\\slash", "grün"]
+    shown = ask(browser, image, "\n".join(labels))
+    command = browser.run("document.getElementById('curl').textContent")
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)["data"][0]["labels"]
+    assert [item["label"] for item in found] == [label for label, _ in shown]
+    assert found[0]["label"] == "blue square"
+    browser.find("input[value=set]").click()
+    browser.find("#go").click()
+    shown = read_scores(browser)
+    command = browser.run("document.getElementById('curl').textContent")
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [item["label"] for item in json.loads(done.stdout)["data"][0]["labels"]] == [label for label, _ in shown]
+
+
+def test_copying(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+    open_page(browser, endpoint)
+    browser.command(
+        "Browser.grantPermissions",
+        {"origin": endpoint.url.rstrip("/"), "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
+    )
+    ask(browser, pictures / "blue square.png", "blue square")
+    browser.wait("!document.getElementById('embedding').hidden")
+    browser.find("[data-copy=vector]").click()
+    browser.wait("document.querySelector('[data-copy=vector]').textContent === 'Copied'")
+    vector = json.loads(browser.run("navigator.clipboard.readText()"))
+    assert sum(number**2 for number in vector) == pytest.approx(1, abs=1e-3)
+    shown = [float(number) for number in browser.find("#numbers").text.strip("[]").split(", ")[:12]]
+    assert shown == pytest.approx(vector[:12], abs=1e-4)
+    assert f"{len(vector)} in all" in browser.find("#numbers").text
+    browser.find("[data-copy=curl]").click()
+    browser.wait("document.querySelector('[data-copy=curl]').textContent === 'Copied'")
+    assert browser.run("navigator.clipboard.readText()") == browser.run("document.getElementById('curl').textContent")
+
+
+GIVE = """(async (kind, data, name) => {
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type: "image/png" }));
+  const options = { bubbles: true, cancelable: true };
+  if (kind === "paste") {
+    document.body.dispatchEvent(new ClipboardEvent("paste", { ...options, clipboardData: transfer }));
+    return;
+  }
+  for (const step of ["dragenter", "dragover"]) {
+    document.body.dispatchEvent(new DragEvent(step, { ...options, dataTransfer: transfer }));
+  }
+  if (!document.getElementById("drop").classList.contains("over")) throw new Error("the drop zone shows nothing");
+  document.body.dispatchEvent(new DragEvent("drop", { ...options, dataTransfer: transfer }));
+  if (document.getElementById("drop").classList.contains("over")) throw new Error("the drop zone stays lit");
+})(...arguments)"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_pasting_and_dropping(kind: str, browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+    open_page(browser, endpoint)
+    data = base64.b64encode((pictures / "green star.png").read_bytes()).decode()
+    browser.run(GIVE, kind, data, "given.png")
+    browser.wait("document.getElementById('about-image').textContent.startsWith('given.png, 200')")
+    browser.find("#labels").send_keys("red star, green star")
+    browser.find("#go").click()
+    assert read_scores(browser)[0][0] == "green star"
+
+
+# The contrast ratio of WCAG 2, over the nearest background that is painted.
+CONTRAST = """(() => {
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const behind = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const color = parse(getComputedStyle(one).backgroundColor);
+      if (color.length < 4 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const found = {};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
+    const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(behind(element))];
+    found[element.id || element.className || element.tagName] = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(scheme: str, browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+    open_page(browser, endpoint, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+    ask(browser, pictures / "blue square.png", "blue square, red circle")
+    browser.wait("!document.getElementById('embedding').hidden")
+    browser.find("#labels").clear()
+    browser.find("#go").click()
+    read_error(browser)
+    browser.find("#labels").send_keys("blue square, red circle")
+    browser.find("#go").click()
+    browser.wait(ANSWERED)
+    browser.run("document.getElementById('error').textContent = 'An error.'")
+    ratios = browser.run(CONTRAST)
+    assert {"error", "go", "timing", "score-label", "score-number", "sample", "numbers"} <= set(ratios)
+    assert {name: round(ratio, 2) for name, ratio in ratios.items() if ratio < 4.5} == {}
+
+
+def test_reduced_motion(browser: Browser, endpoint: Endpoint) -> None:
+    open_page(browser, endpoint, prefers_reduced_motion="reduce")
+    browser.find("#sample").click()
+    read_scores(browser)
+    assert browser.run("getComputedStyle(document.querySelector('.meter span')).transitionDuration") == "0s"
