@@ -75,7 +75,7 @@ def add_classification_routes(app: FastAPI, service: Service) -> None:
         question, model, sources, images, params = await _read_classify(request)
         service.check_model(model)
         if sources:
-            images = await service.read_images(sources, params)
+            images = await service.read_images(sources, params, trace)
         asked = await service.ask(question, trace)
         vectors = await service.embed_images(images, params, trace)
         return Reply(
@@ -99,7 +99,7 @@ def add_classification_routes(app: FastAPI, service: Service) -> None:
         trace = trace_of(request)
         service.check_model(body.model)
         params = [f"images.{n}" for n in range(len(body.images))]
-        data = await service.read_images(body.images, params)
+        data = await service.read_images(body.images, params, trace)
         texts = await service.embed_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))], trace)
         images = await service.embed_images(data, params, trace)
         cosines = texts @ images.T

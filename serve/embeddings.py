@@ -100,7 +100,7 @@ async def embed_sources(sources: Sequence[Source], service: Service, trace: Trac
         vectors[texts] = await service.embed_texts([sources[n].value for n in texts], params, trace)
     if images:
         params = [sources[n].param for n in images]
-        data = await service.read_images([sources[n].value for n in images], params)
+        data = await service.read_images([sources[n].value for n in images], params, trace)
         vectors[images] = await service.embed_images(data, params, trace)
     return vectors
 

@@ -5,27 +5,35 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote_to_bytes
 
 from serve.errors import ApiError
 from serve.fetch import Fetcher, FetchRefused
 
-FETCH_STATUS = {"fetch_failed": 400, "fetch_timeout": 400, "fetch_too_large": 413, "fetch_forbidden": 403}
-"""Statuses of refused URLs, where it is not 400. None is a 5xx: the URL was the caller's."""
+FETCH_STATUS = {"fetch_too_large": 413}
+"""Statuses of refused URLs, where it is not 400. None is a 5xx: the URL was the caller's. Nor is a host that is not
+fetched from a 403: clients read that as a key that may not do this."""
 
 
-async def read_images(sources: Sequence[str], params: Sequence[str], fetcher: Fetcher) -> list[bytes]:
+async def read_images(
+    sources: Sequence[str], params: Sequence[str], fetcher: Fetcher, hold: Callable[[int], None]
+) -> list[bytes]:
     """Encoded images out of data: URIs, base64 or URLs. `params` name the fields that they came from.
 
-    Raises `ApiError`.
+    `hold` is told how many bytes each URL brought, and refuses when they are too many. The first URL that is refused
+    ends the others. Raises `ApiError`.
     """
     if not any(is_url(source) for source in sources):
         return [read_inline(source, param) for source, param in zip(sources, params, strict=True)]
-    async with asyncio.TaskGroup() as group:
-        reading = [
-            group.create_task(_read(source, param, fetcher)) for source, param in zip(sources, params, strict=True)
-        ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            reading = [
+                group.create_task(_read(source, param, fetcher, hold))
+                for source, param in zip(sources, params, strict=True)
+            ]
+    except ExceptionGroup as refused:  # several, if they were refused in the same moment
+        raise refused.exceptions[0] from None
     return [task.result() for task in reading]
 
 
@@ -62,11 +70,13 @@ def read_inline(source: str, param: str) -> bytes:
         ) from None
 
 
-async def _read(source: str, param: str, fetcher: Fetcher) -> bytes:
+async def _read(source: str, param: str, fetcher: Fetcher, hold: Callable[[int], None]) -> bytes:
     if not is_url(source):
         return read_inline(source, param)
     try:
-        return await fetcher.fetch(source)
+        data = await fetcher.fetch(source)
     except FetchRefused as refused:
         status = FETCH_STATUS.get(refused.code, 400)
         raise ApiError(refused.code, f"{param}: {refused.message}", status=status, param=param) from None
+    hold(len(data))
+    return data

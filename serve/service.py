@@ -126,10 +126,19 @@ class Service:
                 param=param,
             )
 
-    async def read_images(self, sources: Sequence[str], params: Sequence[str]) -> list[bytes]:
-        """Encoded images out of data: URIs, base64 or URLs."""
+    async def read_images(self, sources: Sequence[str], params: Sequence[str], trace: Trace) -> list[bytes]:
+        """Encoded images out of data: URIs, base64 or URLs. What is fetched counts like a body."""
         self._check_count(len(sources))
-        return await read_images(sources, params, self.fetcher)
+        limit, fetched = self.config.limits.body_bytes, 0
+
+        def hold(count: int) -> None:
+            nonlocal fetched
+            fetched += count
+            if fetched > limit:
+                raise ApiError("body_too_large", f"the images behind the URLs have more than {limit} bytes together")
+            self.gate.add_bytes(trace.held, count)
+
+        return await read_images(sources, params, self.fetcher, hold)
 
     async def embed_images(self, images: Sequence[bytes], params: Sequence[str], trace: Trace) -> Floats:
         """Encoded images to float32 (N, D) of unit norm. `params` name the fields that they came from."""

@@ -48,7 +48,7 @@ def add_vendor_routes(app: FastAPI, service: Service) -> None:
             raise ApiError("unsupported_input", "inputs: one image with candidate_labels, not a list", param="inputs")
         template = body.parameters.hypothesis_template or DEFAULT_TEMPLATE
         question = LabelQuestion(labels=body.parameters.candidate_labels, templates=[template])
-        images = await service.read_images([body.inputs], ["inputs"])
+        images = await service.read_images([body.inputs], ["inputs"], trace)
         asked = await service.ask(question, trace)
         [row] = service.classify(await service.embed_images(images, ["inputs"], trace), asked, question)
         return Reply(Scores([LabelScore(label=name, score=score) for name, score in row]))

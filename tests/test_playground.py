@@ -258,7 +258,7 @@ def test_errors_are_words(browser: Browser, endpoint: Endpoint, pictures: Path, 
     browser.wait("document.getElementById('about-image').textContent.startsWith('broken.png')")
     browser.find("#labels").send_keys("red circle")
     browser.find("#go").click()
-    browser.wait("document.getElementById('error').textContent.includes('image ends early')")
+    browser.wait("document.getElementById('error').textContent.startsWith('The image ends early')")
     browser.screenshot(shots / "error.png")
     browser.find("#file").send_keys(str(pictures / "blue square.png"))
     browser.run("document.getElementById('labels').value = [...Array(200).keys()].map(n => 'label ' + n).join()")

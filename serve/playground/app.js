@@ -52,8 +52,10 @@ async function call(path, body) {
 
 /** A refusal in words. */
 function explain(response, answer) {
-  const said = answer?.error?.message;
-  const message = said ? said[0].toUpperCase() + said.slice(1) : `The server answered with status ${response.status}.`;
+  const { message: said = "", param } = answer?.error ?? {};
+  // The field's name, such as images.0, says nothing on a page with one image.
+  const words = said.startsWith(`${param}: `) ? said.slice(param.length + 2) : said;
+  const message = words ? words[0].toUpperCase() + words.slice(1) : `The server answered with status ${response.status}.`;
   const wait = Number(response.headers.get("Retry-After"));
   return wait ? `${message.replace(/\.?$/, ".")} Try again in ${wait} s.` : message;
 }
