@@ -71,7 +71,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: deque[tuple[_Submission[Item, Result], int, Item]] = deque()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._idle = 0
+        self._busy = 0
 
     async def submit(self, items: Sequence[Item], deadline: float) -> Done[Result]:
         """Queue items and wait for their results. `deadline` is on the clock of `time.monotonic`.
@@ -100,14 +100,14 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while True:
-            self._idle += 1
-            try:
-                await self._gather()
-            finally:
-                self._idle -= 1
+            await self._gather()
             batch = self._take()
-            if batch:
-                await self._run_batch(batch)
+            self._busy += 1
+            try:
+                if batch:
+                    await self._run_batch(batch)
+            finally:
+                self._busy -= 1
 
     async def _gather(self) -> None:
         """Return when a batch is worth taking."""
@@ -125,7 +125,7 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self) -> list[tuple[_Submission[Item, Result], int, Item]]:
         """The next batch: the oldest items, an equal share of them for each runner that is free."""
-        share = min(self._size, -(-len(self._queue) // (self._idle + 1)))
+        share = min(self._size, -(-len(self._queue) // (self._runners - self._busy)))
         batch: list[tuple[_Submission[Item, Result], int, Item]] = []
         now = time.monotonic()
         while self._queue and len(batch) < share:

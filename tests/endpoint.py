@@ -1,59 +1,77 @@
-"""The real application with the checkpoint that ships, on a real socket of this process: all but Ray."""
+"""The endpoint for tests: the real application and model behind a real HTTP server, without Ray."""
 
 from __future__ import annotations
 
+import base64
+import random
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
 from serve.app import make_app
 from serve.config import EndpointConfig
 from serve.model import ModelServer
+from serve.service import Service
+from siglip.settings import read_settings
+from siglip.shapes import render
+from tests.images import encode
 
-START_SECONDS = 120
+EXAMPLE = Path(__file__).parents[1] / "configs" / "endpoint.yaml"
+
+
+def make_config(**changes: Any) -> EndpointConfig:
+    """The shipped example, in float32 so that batches of any size give the same numbers, with keys changed."""
+    raw = read_settings(EXAMPLE, "")
+    raw["model"] = {"source": "tiny", "dtype": "float32", "batch_size": 16}
+    raw["ingress"] = {"decoders": 1}
+    return EndpointConfig.model_validate({**raw, **changes})
 
 
 class Endpoint:
-    """A running endpoint. `url` ends with a slash."""
+    """A running endpoint: its URL, a client for it, and the insides that tests look at."""
 
-    def __init__(self, **config: Any) -> None:
-        settings = EndpointConfig.model_validate({"ingress": {"decoders": 1}, "replicas": {"num_cpus": 1}, **config})
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(settings, ModelServer(settings)),
-                host="127.0.0.1",
-                port=0,
-                log_level="warning",
-                ws="none",
-                timeout_graceful_shutdown=5,
-            )
-        )
-        self._thread = threading.Thread(target=self._server.run, name="endpoint")
-        self._thread.start()
-        deadline = time.monotonic() + START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError("the endpoint did not start")
-            time.sleep(0.02)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/"
+    def __init__(self, url: str, client: httpx.Client, service: Service, model: ModelServer) -> None:
+        self.url = url
+        self.client = client
+        self.service = service
+        self.model = model
 
-    def stop(self) -> None:
-        """Stop it and wait until it is gone."""
-        self._server.should_exit = True
-        self._thread.join(START_SECONDS)
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        """POST JSON."""
+        return self.client.post(path, json=body, **options)
 
 
 @contextmanager
-def run_endpoint(**config: Any) -> Iterator[Endpoint]:
-    """An endpoint with these keys of `serve.config.EndpointConfig`, for as long as the context."""
-    endpoint = Endpoint(**config)
+def run_endpoint(config: EndpointConfig, model: ModelServer | None = None) -> Iterator[Endpoint]:
+    """Serve on a free port of loopback until the `with` ends."""
+    model = model or ModelServer(config)
+    app = make_app(config, model)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the endpoint did not start")
+        thread.join(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield endpoint
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Endpoint(url, client, app.state.service, model)
     finally:
-        endpoint.stop()
+        server.should_exit = True
+        thread.join(30)
+
+
+def shape_png(label: str = "red circle", seed: int = 1) -> bytes:
+    """A PNG of a coloured shape, which the shipped checkpoint knows."""
+    return encode(render(label, random.Random(seed), (96, 64)))
+
+
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    """An image as a data: URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

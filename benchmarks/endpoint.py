@@ -1,0 +1,188 @@
+"""The endpoint against its limits.
+
+    python -m benchmarks.endpoint tiny     HTTP is the limit: against a bare FastAPI + Ray Serve app that only decodes
+    python -m benchmarks.endpoint base     the model is the limit: against the encoder alone
+    python -m benchmarks.endpoint labels   a label set of 1,000 labels, asked ten times
+
+Every figure comes from one run on one machine; compare ratios, not runs. The load generator runs on the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.photos import make_photo
+from siglip.checkpoint import init_checkpoint
+from siglip.shapes import LABELS
+
+CLIENTS = 64
+READY_SECONDS = 600
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def server(command: list[str], folder: Path) -> Iterator[str]:
+    """A server in a process of its own until the `with` ends. Yields the line that says it is ready."""
+    log = folder / f"server-{free_port()}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("ready"):
+                yield line
+                break
+        else:
+            raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+
+
+@contextmanager
+def endpoint(folder: Path, **config: Any) -> Iterator[tuple[int, str]]:
+    """`sightline serve` with a config. Yields its port and the URL of its metrics."""
+    path, port = folder / "endpoint.yaml", free_port()
+    path.write_text(yaml.safe_dump({"label_sets": {"shapes": list(LABELS)}, **config}))
+    command = [sys.executable, "-m", "sightline", "serve", str(path), "--port", str(port)]
+    with server(command, folder) as ready:
+        yield port, re.findall(r"http://\S+/metrics", ready)[0]
+
+
+def load(port: int, body: bytes, folder: Path, seconds: float, clients: int = CLIENTS) -> dict[str, Any]:
+    """Load from a process of its own, after a short one that warms up."""
+    path = folder / "body.json"
+    path.write_bytes(body)
+    for duration in (2.0, seconds):
+        command = [sys.executable, "-m", "benchmarks.load", f"127.0.0.1:{port}", "/v1/classify", str(path)]
+        text = subprocess.run([*command, str(clients), str(duration)], check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(text.stdout)
+    return result
+
+
+def batch_fill(url: str) -> float:
+    """Mean images in a forward pass over the batch size, since the server started, as Prometheus reads it."""
+    with urllib.request.urlopen(url) as response:
+        lines = [line for line in response.read().decode().splitlines() if 'kind="image"' in line]
+    total, count = (
+        sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"ray_sightline_batch_fill_{name}"))
+        for name in ("sum", "count")
+    )
+    return total / count if count else float("nan")
+
+
+def photo_body(seed: int = 0) -> bytes:
+    """A classification of a 640 x 480 JPEG, as JSON."""
+    photo = base64.b64encode(make_photo(np.random.default_rng(seed))).decode()
+    return json.dumps({"image": f"data:image/jpeg;base64,{photo}", "label_set": "shapes"}).encode()
+
+
+def print_load(title: str, result: dict[str, Any], note: str = "") -> None:
+    """One line of the report."""
+    print(
+        f"{title:38} {result['rate']:8.1f} /s   p50 {result['p50']:7.1f} ms   p99 {result['p99']:7.1f} ms  "
+        f"{result['statuses']}  {note}",
+        flush=True,
+    )
+
+
+def measure_tiny(folder: Path, seconds: float) -> None:
+    """HTTP-bound: the shipped checkpoint, taking turns with the bare app."""
+    body = photo_body()
+    rates: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(2):
+        port = free_port()
+        with server([sys.executable, "-m", "benchmarks.bare", str(port)], folder):
+            result = load(port, body, folder, seconds)
+            rates["bare"].append(result["rate"])
+            print_load("bare FastAPI + Ray Serve, decodes only", result)
+        with endpoint(folder) as (port, metrics):
+            result = load(port, body, folder, seconds)
+            rates["ours"].append(result["rate"])
+            print_load("the endpoint, tiny model", result, f"batch fill {batch_fill(metrics):.0%}")
+            print_load("  with one client", load(port, body, folder, 5, clients=1))
+    bare, ours = statistics.mean(rates["bare"]), statistics.mean(rates["ours"])
+    print(f"the endpoint has {ours / bare:.0%} of the bare app's rate")
+
+
+_ALONE = """
+import sys, torch
+from benchmarks.batch import encoder_rate
+from siglip.config import ModelConfig
+from siglip.encoder import Encoder
+torch.set_num_threads(int(sys.argv[3]))
+print(encoder_rate(Encoder(ModelConfig(source=sys.argv[1], compile=sys.argv[2] == "True"), texts=False), 30))
+"""
+
+
+def measure_base(folder: Path, seconds: float, compile: bool) -> None:
+    """Model-bound: siglip-base-patch16-256's architecture with random weights."""
+    directory = folder / "base"
+    init_checkpoint(directory, "base")
+    cores = str(len(os.sched_getaffinity(0)))
+
+    def alone() -> float:
+        command = [sys.executable, "-c", _ALONE, str(directory), str(compile), cores]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    before = alone()
+    with endpoint(folder, model={"source": str(directory), "compile": compile}) as (port, metrics):
+        result = load(port, photo_body(), folder, seconds)
+        fill = batch_fill(metrics)
+    limit = (before + alone()) / 2
+    print(f"{'encoder alone':38} {limit:8.2f} /s")
+    print_load("the endpoint, 64 clients", result, f"batch fill {fill:.0%}")
+    print(f"the endpoint has {result['rate'] / limit:.0%} of the encoder's rate")
+
+
+def measure_labels(folder: Path) -> None:
+    """The label cache: the same 1,000 labels ten times."""
+    photo = base64.b64encode(make_photo(np.random.default_rng(0))).decode()
+    labels = [f"{color} thing number {n}" for n in range(250) for color in ("red", "green", "blue", "black")]
+    body = json.dumps({"image": photo, "labels": labels, "top_k": 5}).encode()
+    with endpoint(folder) as (port, _):
+        for number in range(1, 11):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/classify", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request) as response:
+                answer, timing = json.load(response), response.headers["server-timing"]
+            print(f"request {number:2}: {answer['usage']['prompt_tokens']:6} text tokens   {timing}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["tiny", "base", "labels"])
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        if arguments.what == "tiny":
+            measure_tiny(Path(temporary), arguments.seconds or 15)
+        elif arguments.what == "base":
+            measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile)
+        else:
+            measure_labels(Path(temporary))
