@@ -61,6 +61,7 @@ def make_app(config: EndpointConfig, model: Model) -> FastAPI:
         version=version("sightline"),
         description=DESCRIPTION,
         lifespan=live,
+        docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
     )

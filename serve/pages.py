@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.resources import files
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,10 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The page loads nothing from elsewhere, and nothing that was smuggled into it runs."""
+DOCS_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+"""Swagger UI styles what it draws in place."""
+SWAGGER_UI = str(files("fastapi_offline") / "static")
+"""Swagger UI's files. FastAPI's own page would load them from a host on the internet, which a cluster may not reach."""
 
 
 def add_pages(app: FastAPI, service: Service) -> None:
@@ -29,9 +34,13 @@ def add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/", include_in_schema=False)
     async def playground() -> Response:
-        page = PLAYGROUND / "index.html"
-        return FileResponse(page, headers={"content-security-policy": POLICY, "x-content-type-options": "nosniff"})
+        return _send_page("index.html", POLICY)
 
+    @app.get("/docs", include_in_schema=False)
+    async def reference() -> Response:
+        return _send_page("docs.html", DOCS_POLICY)
+
+    app.mount("/docs/ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
     app.mount("/playground", StaticFiles(directory=PLAYGROUND, check_dir=False), name="playground")
 
     @app.get("/healthz", response_model=Health, tags=["health"])
@@ -47,3 +56,8 @@ def add_pages(app: FastAPI, service: Service) -> None:
             await service.check_ready()
             checked = time.monotonic()
         return Reply(Health(status="ready"))
+
+
+def _send_page(name: str, policy: str) -> Response:
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    return FileResponse(PLAYGROUND / name, headers=headers)

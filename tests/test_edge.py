@@ -17,7 +17,7 @@ import pytest
 from serve.auth import REREAD_SECONDS, new_key
 from serve.fetch import CODES
 from siglip.shapes import render
-from tests.endpoint import Endpoint, run_endpoint
+from tests.endpoint import Endpoint, make_config, run_endpoint
 from tests.images import encode
 from tests.test_fetch import HOSTILE, METADATA, Answer, Web, drip, redirect, reply
 
@@ -62,7 +62,7 @@ def test_keys_and_rates(tmp_path: Path) -> None:
     (alice, first), (bob, second) = new_key("alice"), new_key("bob")
     (tmp_path / "keys").write_text(f"{first}\n{second}\n")
     auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 3}
-    with run_endpoint(auth=auth) as endpoint, httpx2.Client(base_url=endpoint.url) as client:
+    with run_endpoint(make_config(auth=auth)) as endpoint, httpx2.Client(base_url=endpoint.url) as client:
         ask = {**ASK, "image": f"data:image/png;base64,{encode_base64(IMAGE)}"}
 
         def post(key: str) -> httpx2.Response:
@@ -100,17 +100,17 @@ def test_keys_and_rates(tmp_path: Path) -> None:
 
 
 def test_without_keys_only_this_machine_is_answered() -> None:
-    with run_endpoint() as endpoint:
-        assert httpx2.get(f"{endpoint.url}v1/models").status_code == 200
+    with run_endpoint(make_config()) as endpoint:
+        assert httpx2.get(f"{endpoint.url}/v1/models").status_code == 200
         for headers in ({"host": "rebound.example"}, {"x-forwarded-for": "203.0.113.9"}):
-            answer = httpx2.get(f"{endpoint.url}v1/models", headers=headers)
+            answer = httpx2.get(f"{endpoint.url}/v1/models", headers=headers)
             assert check_envelope(answer, 403, "loopback_only")["type"] == "permission_error"
 
 
 def test_fetching_is_off_by_default() -> None:
-    with run_endpoint() as endpoint:
+    with run_endpoint(make_config()) as endpoint:
         for path, body, param in requests_for("http://example.org/a.jpg"):
-            error = check_envelope(httpx2.post(endpoint.url + path, json=body), 400, "fetch_disabled")
+            error = check_envelope(httpx2.post(f"{endpoint.url}/{path}", json=body), 400, "fetch_disabled")
             assert "fetch.enabled" in error["message"]
             assert error["param"] == param
 
@@ -140,7 +140,7 @@ def fetching(web: Web) -> Iterator[Endpoint]:
         "max_bytes": 100_000,
         "max_seconds": 1,
     }
-    with run_endpoint(fetch=fetch, limits={"body_bytes": 150_000}) as endpoint:
+    with run_endpoint(make_config(fetch=fetch, limits={"body_bytes": 150_000})) as endpoint:
         yield endpoint
 
 
@@ -149,7 +149,7 @@ def test_images_by_url(web: Web, fetching: Endpoint) -> None:
     for path in ("/good.png", "/hop"):
         url = f"http://127.0.0.1:{web.port}{path}"
         for (name, by_url, _), (_, by_value, _) in zip(requests_for(url), requests_for(inline), strict=True):
-            one, two = (httpx2.post(fetching.url + name, json=body).json() for body in (by_url, by_value))
+            one, two = (httpx2.post(f"{fetching.url}/{name}", json=body).json() for body in (by_url, by_value))
             assert one["data"] == two["data"]
 
 
@@ -166,12 +166,12 @@ def test_images_by_url(web: Web, fetching: Endpoint) -> None:
 def test_a_refused_url_names_its_field(path: str, status: int, code: str, web: Web, fetching: Endpoint) -> None:
     good, bad = (f"http://127.0.0.1:{web.port}{one}" for one in ("/good.png", path))
     for name, body, param in requests_for(bad):
-        error = check_envelope(httpx2.post(fetching.url + name, json=body), status, code)
+        error = check_envelope(httpx2.post(f"{fetching.url}/{name}", json=body), status, code)
         assert error["param"] == param
-    answer = httpx2.post(f"{fetching.url}v1/classify", json={"images": [good, bad, good], "labels": ["red circle"]})
+    answer = httpx2.post(f"{fetching.url}/v1/classify", json={"images": [good, bad, good], "labels": ["red circle"]})
     assert check_envelope(answer, status, code)["param"] == "images.1"
     # Two that fail at once are one error still.
-    answer = httpx2.post(f"{fetching.url}v1/classify", json={"images": [bad, bad, bad], "labels": ["red circle"]})
+    answer = httpx2.post(f"{fetching.url}/v1/classify", json={"images": [bad, bad, bad], "labels": ["red circle"]})
     assert check_envelope(answer, status, code)["param"].startswith("images.")
 
 
@@ -179,7 +179,7 @@ def test_what_is_fetched_counts_like_a_body(web: Web, fetching: Endpoint) -> Non
     """A few bytes of URLs must not bring in gigabytes."""
     url = f"http://127.0.0.1:{web.port}/padded.png"
     for count, status in ((2, 200), (3, 413)):
-        answer = httpx2.post(f"{fetching.url}v1/classify", json={"images": [url] * count, "labels": ["red circle"]})
+        answer = httpx2.post(f"{fetching.url}/v1/classify", json={"images": [url] * count, "labels": ["red circle"]})
         assert answer.status_code == status, answer.text
     assert check_envelope(answer, 413, "body_too_large")["message"].startswith("the images behind the URLs")
 

@@ -21,7 +21,7 @@ from selenium.webdriver.support.select import Select
 from serve.auth import new_key
 from siglip.shapes import LABELS, render
 from tests.browser import Browser, why_not
-from tests.endpoint import Endpoint, run_endpoint
+from tests.endpoint import Endpoint, make_config, run_endpoint
 
 pytestmark = pytest.mark.browser
 
@@ -47,7 +47,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[Endpoint]:
-    with run_endpoint(label_sets=LABEL_SETS, limits={"labels": 100}) as running:
+    with run_endpoint(make_config(label_sets=LABEL_SETS, limits={"labels": 100})) as running:
         yield running
 
 
@@ -107,7 +107,7 @@ def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, p
     assert sorted(label for label, _ in shown) == sorted(labels)  # each once
     # The same numbers as another client gets.
     files = {"image": (pictures / "blue square.png").read_bytes()}
-    answer = httpx2.post(f"{endpoint.url}v1/classify", files=files, data={"labels": labels}).json()
+    answer = httpx2.post(f"{endpoint.url}/v1/classify", files=files, data={"labels": labels}).json()
     scores = {item["label"]: item["score"] for item in answer["data"][0]["labels"]}
     for label, number in shown:
         assert number == ("under 0.001" if scores[label] < 0.001 else f"{scores[label]:.3f}")
@@ -272,7 +272,7 @@ def test_errors_are_words(browser: Browser, endpoint: Endpoint, pictures: Path, 
 
 
 def test_a_server_that_is_gone(browser: Browser, pictures: Path) -> None:
-    with run_endpoint() as gone:
+    with run_endpoint(make_config(label_sets={})) as gone:
         open_page(browser, gone)
         assert not browser.find("#source").is_displayed()  # no label set is registered
         browser.find("#file").send_keys(str(pictures / "blue square.png"))
@@ -286,7 +286,7 @@ def test_an_api_key(browser: Browser, tmp_path: Path, shots: Path) -> None:
     key, line = new_key("tester")
     (tmp_path / "keys").write_text(line)
     auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 4}
-    with run_endpoint(label_sets=LABEL_SETS, auth=auth) as guarded:
+    with run_endpoint(make_config(label_sets=LABEL_SETS, auth=auth)) as guarded:
         browser.open(guarded.url)
         browser.wait("document.activeElement.id === 'key'")
         browser.screenshot(shots / "key.png")
@@ -316,20 +316,34 @@ def test_nothing_leaves_the_host(browser: Browser, endpoint: Endpoint, pictures:
     ask(browser, pictures / "blue square.png", "blue square")
     browser.wait("!document.getElementById('embedding').hidden")
     asked = browser.requests()
-    assert {url.removeprefix(endpoint.url) for url in asked if url.startswith(endpoint.url)} >= {
-        "",
-        "playground/style.css",
-        "playground/app.js",
-        "v1/models",
-        "v1/label-sets",
-        "v1/classify",
-        "v1/embeddings",
+    assert {url.removeprefix(endpoint.url) for url in asked} >= {
+        "/",
+        "/playground/style.css",
+        "/playground/app.js",
+        "/v1/models",
+        "/v1/label-sets",
+        "/v1/classify",
+        "/v1/embeddings",
     }
-    assert [url for url in asked if not url.startswith((endpoint.url, "data:", "blob:"))] == []
+    assert [url for url in asked if not url.startswith((f"{endpoint.url}/", "data:", "blob:"))] == []
     assert browser.complaints() == []  # the page's policy had nothing to refuse
     headers = httpx2.get(endpoint.url).headers
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
+
+
+def test_the_reference_needs_no_other_host(browser: Browser, endpoint: Endpoint, shots: Path) -> None:
+    open_page(browser, endpoint)
+    browser.find("nav a").click()
+    browser.wait("document.querySelectorAll('.opblock').length >= 8")
+    shown = browser.find("#reference").text
+    for path in ("/v1/embeddings", "/v1/classify", "/v1/label-sets"):
+        assert path in shown
+    browser.find("[data-path='/v1/classify'] button, .opblock-summary-control").click()
+    browser.wait("document.querySelector('.opblock-body .responses-table')")
+    browser.screenshot(shots / "reference.png")
+    assert [url for url in browser.requests() if not url.startswith((f"{endpoint.url}/", "data:", "blob:"))] == []
+    assert browser.complaints() == []
 
 
 def test_the_curl_line_does_the_same(browser: Browser, endpoint: Endpoint, pictures: Path, tmp_path: Path) -> None:
