@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 READ_BYTES = 8 * 2**20
 """One ranged read of a `StoreFile`. At 8 MB the 30 ms that S3 takes to answer are a small part of the transfer."""
-READ_ATTEMPTS = 5
+ATTEMPTS = 5
 
 
 class StoreError(Exception):
@@ -180,7 +180,7 @@ class LocalStore:
         """`data` safely on the disk under a name of its own beside `path`, gone afterwards."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            while True:
+            for attempt in range(ATTEMPTS):
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with open(temporary, "wb") as file:
@@ -189,7 +189,8 @@ class LocalStore:
                         os.fsync(file.fileno())
                     break
                 except FileNotFoundError:  # another task just removed the empty folder
-                    continue
+                    if attempt == ATTEMPTS - 1:
+                        raise
             yield temporary
         except OSError as error:
             raise Forbidden(f"{path}: {error.strerror}") from error
@@ -212,7 +213,7 @@ class S3Store:
             config=Config(
                 connect_timeout=10,
                 read_timeout=60,
-                retries={"mode": "standard", "max_attempts": READ_ATTEMPTS},
+                retries={"mode": "standard", "max_attempts": ATTEMPTS},
                 max_pool_connections=32,
                 # Stores other than AWS often know neither the newer checksums nor their trailers.
                 request_checksum_calculation="when_required",
@@ -251,14 +252,14 @@ class S3Store:
             arguments["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         if etag:
             arguments["IfMatch"] = f'"{etag}"'
-        for attempt in range(READ_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             with self._translate(uri):
                 answer = self._client.get_object(**arguments)
             try:
                 body: bytes = answer["Body"].read()
                 return body
             except BotoCoreError as error:  # botocore retries a request, but not a body that breaks off
-                if attempt == READ_ATTEMPTS - 1:
+                if attempt == ATTEMPTS - 1:
                     raise StoreError(f"{uri}: {error}") from error
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
@@ -273,7 +274,7 @@ class S3Store:
         from botocore.exceptions import ClientError
 
         bucket, key = _split(uri)
-        for attempt in range(READ_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
                 return True
@@ -281,7 +282,7 @@ class S3Store:
                 code = error.response["ResponseMetadata"].get("HTTPStatusCode")
                 if code == 412:  # perhaps our own first attempt, whose answer was lost
                     return self.read(uri) == data
-                if code != 409 or attempt == READ_ATTEMPTS - 1:  # 409: two writers at once, try again
+                if code != 409 or attempt == ATTEMPTS - 1:  # 409: two writers at once, try again
                     with self._translate(uri):
                         raise
                 time.sleep(0.1 * 2**attempt)

@@ -24,7 +24,9 @@ from siglip.settings import ConfigError, list_keys, parse_override
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
-SCHEMA_HELP = "CONFIG keys\n\n" + "\n\n".join(f"{k} [{default}]: {text}" for k, default, text in list_keys(JobConfig))
+SCHEMA_HELP = "Keys of CONFIG\n\n" + "\n\n".join(
+    escape(f"{key} ({default}): {text}") for key, default, text in list_keys(JobConfig)
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +57,7 @@ def main() -> None:
 
 @app.command(epilog=SCHEMA_HELP)
 def tag(
-    config: Annotated[Path, typer.Argument(help="The job's YAML file; configs/ has examples.", show_default=False)],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file; configs/ has examples.")],
     input: Annotated[
         list[str] | None, typer.Option("--input", metavar="URI", help="Replaces the config's input; may be repeated.")
     ] = None,
@@ -87,7 +89,9 @@ def tag(
 
 @app.command()
 def verify(
-    output: Annotated[str, typer.Argument(help="The output of `sightline tag`: a folder or s3:// prefix.")],
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3:// prefix.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     remove_orphans: Annotated[
         bool, typer.Option("--remove-orphans", help="Delete files that no commit names. Not while a run is under way.")

@@ -32,7 +32,7 @@ class Label(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="What is written out.")
     prompts: tuple[str, ...] = Field((), description="Asked instead of the templates; several are averaged.")
     threshold: float | None = Field(None, ge=0, le=1, description="Replaces the set's threshold for this label.")
 

@@ -1,0 +1,175 @@
+"""The command line's contract: exit codes, one line that says what to change, and help that is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from pipelines.config import JobConfig
+from sightline.cli import app
+from siglip.settings import list_keys
+from tests.images import encode, make_rgb
+from tests.radosgw import Radosgw
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def invoke(*arguments: str) -> Result:
+    """The command in this process: for what ends before any work."""
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
+
+
+def sightline(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it."""
+    command = [sys.executable, "-m", "sightline", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **env})
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., str]:
+    """Writes a config over a folder with one image; keys given replace those of the config."""
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/a.png").write_bytes(encode(make_rgb()))
+    base = {"input": str(tmp_path / "input"), "output": str(tmp_path / "output"), "labels": ["cat", "dog"]}
+
+    def write(**keys: Any) -> str:
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in {**base, **keys}.items() if v is not None}))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "message"),
+    [
+        ({"lables": ["x"]}, [], "unknown key lables: did you mean labels?"),
+        ({"model": {"sorce": "tiny"}}, [], "unknown key model.sorce: did you mean source?"),
+        ({"labels": {"names": ["a"], "treshold": 1}}, [], "did you mean threshold?"),
+        ({"output": None}, [], "output is missing"),
+        ({"labels": []}, [], "labels.names"),
+        ({"labels": ["a", "a"]}, [], "'a' is listed twice"),
+        ({"labels": "nowhere.txt"}, [], "nowhere.txt does not exist"),
+        ({"rows_per_shard": 0}, [], "rows_per_shard: Input should be greater than 0 (given: '0')"),
+        ({"actors": {"min": 3, "max": 2}}, [], "actors.max is 2, less than actors.min 3"),
+        ({"decode": "quick"}, [], "decode: Input should be 'exact' or 'fast'"),
+        ({}, ["--set", "actors"], "expected key.path=value"),
+        ({}, ["--set", "actors.mx=2"], "unknown key actors.mx: did you mean max?"),
+        ({}, ["--input", "/no/such/folder"], "/no/such/folder does not exist"),
+        ({}, ["--input", "gs://bucket/x"], "only local paths and s3:// are supported"),
+        ({"model": {"source": "no/such/directory/at/all"}}, [], "is no directory, no s3:// prefix and no hub id"),
+        ({"output": "/proc/nothing/can/be/written/here"}, [], "/proc/nothing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    job: Callable[..., str], keys: dict[str, Any], options: list[str], message: str
+) -> None:
+    result = invoke("tag", job(**keys), *options)
+    assert result.exit_code == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("sightline: ")
+    assert message in last
+    assert "Traceback" not in result.output
+
+
+def test_other_mistakes(tmp_path: Path, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("tag", str(tmp_path / "none.yaml")).exit_code == 2
+    (tmp_path / "broken.yaml").write_text("input: [")
+    assert "not YAML" in invoke("tag", str(tmp_path / "broken.yaml")).stderr
+    (tmp_path / "list.yaml").write_text("- a")
+    assert "expected keys and values" in invoke("tag", str(tmp_path / "list.yaml")).stderr
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "clip/preprocessor_config.json").write_text("{}")
+    result = invoke("tag", job(model={"source": str(tmp_path / "clip")}))
+    assert (result.exit_code, "is a clip model, not a siglip" in result.stderr) == (2, True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = invoke("tag", job(model={"source": "google/siglip-base-patch16-256"}))
+    assert (result.exit_code, "could not be fetched from the hub" in result.stderr) == (2, True)
+    assert invoke("verify", str(tmp_path)).exit_code == 2
+    assert invoke("verify", str(tmp_path / "nowhere")).exit_code == 2
+    assert invoke("tag").exit_code == 2
+    assert invoke("frobnicate").exit_code == 2
+    assert invoke("model", "init", str(tmp_path), "--arch", "base").exit_code == 2
+    assert invoke("model", "init", str(tmp_path / "new"), "--arch", "huge").exit_code == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.s3
+def test_mistakes_on_s3(job: Callable[..., str], s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = f"s3://{s3_env.new_bucket()}"
+    for options, message in (
+        (["--input", "s3://no-such-bucket-of-ours/x"], "no such bucket"),
+        (["--output", "s3://no-such-bucket-of-ours/x"], "no such bucket"),
+        (["--input", f"{bucket}/empty"], "no image, tar or Parquet file under"),
+        (["--set", f"model.source={bucket}/model"], "there is no config.json under"),
+    ):
+        result = invoke("tag", job(), *options)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    # Another region is another client: the one above is kept, with its credentials, as long as the process lives.
+    result = invoke("tag", job(), "--output", f"{bucket}/out", "--set", "s3.region=eu-west-1")
+    assert (result.exit_code, "check the credentials" in result.stderr) == (2, True), result.stderr
+
+
+def test_help_is_complete() -> None:
+    text = " ".join(invoke("tag", "--help").stdout.split())
+    for option in ("--input", "--output", "--set", "CONFIG"):
+        assert option in text
+    for key, _, description in list_keys(JobConfig):
+        assert key in text
+        assert description
+    for command, options in {
+        "verify": ("--json", "--remove-orphans", "OUTPUT"),
+        "demo": ("DIR",),
+        "model": ("init",),
+    }.items():
+        text = invoke(command, "--help").stdout
+        assert all(option in text for option in options), command
+    text = invoke("model", "init", "--help").stdout
+    assert all(option in text for option in ("--arch", "--seed", "base", "tiny"))
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "nightly.yaml", "labelling.yaml"])
+def test_the_shipped_configs_are_valid(name: str) -> None:
+    from pipelines.config import load_config
+
+    config = load_config(CONFIGS / name)
+    assert len(config.labels.names) >= 3
+    # What a run on another checkpoint and input needs is one option each.
+    assert load_config(CONFIGS / name, {"model.source": "tiny"}).model.source == "tiny"
+
+
+def test_a_run_from_outside(job: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "input/bad.jpg").write_bytes(b"no image")
+    (tmp_path / "input/notes.md").write_text("text")
+    done = sightline("tag", job(), "--set", "labels.top_k=1", "--output", str(tmp_path / "elsewhere"))
+    assert done.returncode == 3, done.stderr
+    assert "50.0% of the images were rejected, over max_reject_fraction 5.0%" in done.stderr
+    assert "skipped" in done.stdout
+    assert "1 .md file" in done.stdout
+    again = sightline("tag", job(), "--set", "labels.top_k=1", "--output", str(tmp_path / "elsewhere"))
+    assert again.returncode == 3
+    assert "nothing to do" in again.stdout
+    accepted = sightline(
+        "tag", job(max_reject_fraction=0.5), "--set", "labels.top_k=1", "--output", str(tmp_path / "elsewhere")
+    )
+    assert accepted.returncode == 0, accepted.stderr
+    verified = sightline("verify", str(tmp_path / "elsewhere"), "--json")
+    report = json.loads(verified.stdout)
+    assert verified.returncode == 0
+    keys = ("ok", "shards", "rows_in", "rows_tagged", "rows_rejected", "duplicates", "missing", "orphans", "files")
+    assert [report[key] for key in keys] == [True, 1, 2, 1, 1, 0, 0, 0, 2]
+    (tmp_path / "elsewhere/parts/000000-000000").mkdir(parents=True)
+    (tmp_path / "elsewhere/parts/000000-000000/left.arrow").write_bytes(b"left by a killed run")
+    assert sightline("verify", str(tmp_path / "elsewhere")).returncode == 1
+    assert json.loads(sightline("verify", str(tmp_path / "elsewhere"), "--json", "--remove-orphans").stdout)["ok"]
