@@ -20,11 +20,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Address
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 import httpcore2
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from serve.addresses import Address, Network, classify_address, parse_address
 
@@ -68,13 +68,25 @@ class FetchConfig(BaseModel):
     max_bytes: int = Field(20 * 2**20, gt=0, description="Bytes of one answer.")
     max_seconds: float = Field(10.0, gt=0, description="Seconds for all of it: look-up, redirects, body.")
     max_redirects: int = Field(3, ge=0, description="Redirects that are followed, each checked like the first URL.")
-    ports: tuple[int, ...] = Field((80, 443), description="Ports that are connected to.")
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (80, 443), description="Ports that are connected to."
+    )
     allowed_hosts: tuple[str, ...] | None = Field(
         None, description="Only these hosts, such as images.example.org or *.example.org; null for all public ones."
     )
     allowed_networks: tuple[Network, ...] = Field(
-        (), description="Networks that are fetched from although they are not public, such as an image store's."
+        (),
+        description="Networks that are fetched from although they are not public, such as an image store's. Whoever "
+        "may send a URL reaches them.",
     )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _plain(cls, hosts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for host in hosts or ():
+            if not _HOST.fullmatch(host.removeprefix("*.")):
+                raise ValueError(f"{host!r} is no host name in lower case, such as images.example.org or *.example.org")
+        return hosts
 
 
 class FetchRefused(Exception):
@@ -140,7 +152,8 @@ class Fetcher:
         try:
             return await self._fetch(url)
         except FetchRefused as refused:
-            logger.info("a URL was not fetched: %s: %s %s", refused.code, refused.message, refused.detail)
+            # Not the message: it may repeat a part of the URL, which may be a secret.
+            logger.info("a URL was not fetched: %s %s", refused.code, refused.detail)
             raise
 
     async def _fetch(self, url: str) -> bytes:
@@ -301,5 +314,4 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
 
 def _matches(host: str, pattern: str) -> bool:
     """Whether a host is the pattern, or under it when the pattern starts with `*.`"""
-    pattern = pattern.lower()
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern

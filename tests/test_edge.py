@@ -138,7 +138,7 @@ def fetching(web: Web) -> Iterator[Endpoint]:
         "ports": [80, 443, web.port],
         "allowed_networks": ["127.0.0.1/32"],
         "max_bytes": 100_000,
-        "max_seconds": 1,
+        "max_seconds": 0.5,
     }
     with run_endpoint(make_config(fetch=fetch, limits={"body_bytes": 150_000})) as endpoint:
         yield endpoint
