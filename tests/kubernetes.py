@@ -132,7 +132,7 @@ def _shorten(schema: Any) -> Any:
 
 
 def _close(schema: Any) -> Any:
-    """A CRD's schema as the API server reads it when it is strict: no unknown fields, numbers where they are allowed."""
+    """A CRD's schema as a strict API server reads it: no unknown fields, numbers where they are allowed."""
     if isinstance(schema, list):
         return [_close(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,0 +1,182 @@
+"""A real Ray cluster of several nodes on this machine: each a `ray start` with its own folder and resources.
+
+Ray's token authentication is on, as it is on Kubernetes. Nodes share a loopback address and the machine's cores; what
+each has is logical. A node is ended by the ids of its processes, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+BIN = Path(sys.executable).parent
+STORE_BYTES = 300 * 2**20
+START_SECONDS = 60
+
+
+class Node:
+    """One node: its `ray start --block` and the processes that this started."""
+
+    def __init__(self, name: str, arguments: list[str], env: dict[str, str]) -> None:
+        self.name = name
+        self.agent_port = free_port()
+        # Ray's sockets are in there, and a socket's path has at most 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix=f"ray-{name}-", dir="/tmp"))
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folder}"]
+        command += [f"--dashboard-agent-listen-port={self.agent_port}", f"--object-store-memory={STORE_BYTES}"]
+        with open(self.folder / "start.log", "wb") as log:
+            self.process = subprocess.Popen([*command, *arguments], env=env, stdout=log, stderr=log)
+
+    def processes(self) -> list[psutil.Process]:
+        """The node's processes, `ray start` first."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            main = psutil.Process(self.process.pid)
+            return [main, *main.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL to all of it at once, as a machine that loses its power."""
+        processes = self.processes()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()  # none of them sees another die, and none starts a new one
+        processes += [process for process in self.processes() if process not in processes]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(START_SECONDS)
+        psutil.wait_procs(processes, START_SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log(self) -> str:
+        """What `ray start` printed."""
+        return (self.folder / "start.log").read_text(errors="replace")
+
+
+class RayCluster:
+    """A head that schedules nothing, and the workers that are added. To be used in a `with`."""
+
+    def __init__(self, env: dict[str, str] | None = None) -> None:
+        self.env = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        self.env.pop("RAY_ADDRESS", None)
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.nodes: list[Node] = []
+
+    def __enter__(self) -> RayCluster:
+        try:
+            ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"]
+            ports += [f"--ray-client-server-port={free_port()}"]
+            self._add("head", ["--head", "--num-cpus=0", *ports])
+            self._wait_for(1)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS and `ray.address`."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        """The URL of the dashboard, of jobs and of Serve's settings."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def add_worker(self, cpus: int, *, gpus: int = 0, resources: dict[str, float] | None = None) -> Node:
+        """A node with these logical resources, when the cluster knows it."""
+        arguments = [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
+        if resources:
+            arguments.append(f"--resources={json.dumps(resources)}")
+        node = self._add(f"w{len(self.nodes)}", arguments)
+        self._wait_for(sum(bool(node.processes()) for node in self.nodes))
+        return node
+
+    def kill(self, node: Node) -> None:
+        """End a node without a word to the others."""
+        node.kill()
+        self.nodes.remove(node)
+
+    def run(self, *command: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+        """A program that joins the cluster, to its end."""
+        return subprocess.run(
+            command,
+            env={**self.env, "RAY_ADDRESS": self.address, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        """A program that joins the cluster, under way."""
+        environment = {**self.env, "RAY_ADDRESS": self.address, **env}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def alive(self) -> list[dict[str, Any]]:
+        """The nodes that the head counts."""
+        request = urllib.request.Request(
+            f"{self.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            found: list[dict[str, Any]] = json.load(response)["data"]["result"]["result"]
+        return [node for node in found if node["state"] == "ALIVE"]
+
+    def stop(self) -> None:
+        """End every node."""
+        while self.nodes:
+            self.nodes.pop().kill()
+
+    def logs(self) -> str:
+        """What every node printed."""
+        return "\n".join(f"--- {node.name}\n{node.log()}" for node in self.nodes)
+
+    def _add(self, name: str, arguments: list[str]) -> Node:
+        node = Node(name, arguments, self.env)
+        self.nodes.append(node)
+        return node
+
+    def _wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if len(self.alive()) >= count:
+                    return
+            except OSError:
+                pass
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"fewer than {count} nodes after {START_SECONDS} s\n{self.logs()}")
+            time.sleep(0.2)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
