@@ -21,12 +21,13 @@ _TOP_LABELS = 100
 
 @dataclass
 class Ledger:
-    """Receipts of shards in flight. Says when a shard is complete; forgets it when it is committed.
+    """Receipts of shards in flight. Says when a shard is complete; forgets it when it is taken to be committed.
 
-    Holds a few numbers for each part of the shards in work and nothing of the others, so its size does not grow with
-    the job.
+    Holds a few numbers for each part of the shards in work, and of the others only the names of those to come. A
+    receipt of a shard that was taken, which a replayed task may send, means nothing.
     """
 
+    pending: set[str]
     parts: dict[str, list[str]] = field(default_factory=dict)
     runs: dict[str, list[list[int]]] = field(default_factory=dict)
     rows_in: dict[str, int] = field(default_factory=dict)
@@ -34,6 +35,8 @@ class Ledger:
     def add(self, receipt: dict[str, Any]) -> bool:
         """Note a receipt. True when its shard's rows are now all written."""
         shard = receipt["shard"]
+        if shard not in self.pending:
+            return False
         if receipt["part"]:
             self.parts.setdefault(shard, []).append(receipt["part"])
             self.runs.setdefault(shard, []).append(receipt["rows"])
@@ -43,6 +46,7 @@ class Ledger:
 
     def take(self, shard: str) -> tuple[list[str], int]:
         """The parts and the row count of a complete shard, which is forgotten."""
+        self.pending.remove(shard)
         self.runs.pop(shard, None)
         return self.parts.pop(shard, []), self.rows_in.pop(shard)
 

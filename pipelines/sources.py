@@ -84,6 +84,15 @@ class Reading:
     store: StoreOptions
     max_bytes: int
     parquet: ParquetConfig
+    on_changed: Literal["error", "retag"] = "error"
+
+    def give_up(self, error: StoreError) -> ImageRejected:
+        """Why a planned object is lost: it is gone, or it changed and its new version is a row. Else raises `error`."""
+        if isinstance(error, NotFound):
+            return ImageRejected("missing", str(error))
+        if isinstance(error, Changed) and self.on_changed == "retag":
+            return ImageRejected("changed", str(error))
+        raise error
 
 
 def read_input(planned: Input, reading: Reading) -> Iterator[Row]:
@@ -96,7 +105,7 @@ def read_input(planned: Input, reading: Reading) -> Iterator[Row]:
         return
     store = open_store(planned.uri, reading.store)
     if planned.kind == "tar":
-        yield from _read_tar(store, planned, reading.max_bytes)
+        yield from _read_tar(store, planned, reading)
     else:
         yield from _read_parquet(store, planned, reading)
 
@@ -158,10 +167,8 @@ def _fetch(planned: Input, reading: Reading) -> Row:
                 return row
             size, etag = entry.size, entry.etag
         row.data = store.read(planned.uri, 0, size, etag) if size else b""
-    except NotFound as error:
-        row.rejected = ImageRejected("missing", str(error))
-    except Changed:
-        raise
+    except (NotFound, Changed) as error:
+        row.rejected = reading.give_up(error)
     except StoreError as error:
         # A name in somebody's list may be anything. A planned object was listed with these very credentials: when
         # it cannot be read, the store is in trouble, and the run must say so instead of rejecting everything.
@@ -199,11 +206,12 @@ def estimate_tar_rows(store: Store, entry: Entry) -> int:
     return max(1, images)
 
 
-def _read_tar(store: Store, planned: Input, max_bytes: int) -> Iterator[Row]:
+def _read_tar(store: Store, planned: Input, reading: Reading) -> Iterator[Row]:
     """Samples of a WebDataset tar: neighbouring members with the same name up to the first dot.
 
     Python's tarfile takes a missing end for the end. Here a tar is whole only if it ends with a block of zeros.
     """
+    max_bytes = reading.max_bytes
     sample: list[tuple[str, Row]] = []
     metadata: dict[str, Any] = {}
     lost: ImageRejected | None = None
@@ -243,8 +251,8 @@ def _read_tar(store: Store, planned: Input, max_bytes: int) -> Iterator[Row]:
         lost = ImageRejected("truncated_archive", str(error))
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         lost = ImageRejected("corrupt_archive", str(error))
-    except NotFound as error:
-        lost = ImageRejected("missing", str(error))
+    except StoreError as error:
+        lost = reading.give_up(error)
     yield from _finish_sample(sample, metadata, current)
     if lost is not None:
         yield Row(planned.key, planned.uri, rejected=lost)
@@ -317,8 +325,8 @@ def _read_parquet(store: Store, planned: Input, reading: Reading) -> Iterator[Ro
     except (pa.ArrowException, OSError, ValueError) as error:
         detail = " ".join(str(error).split())
         yield Row(planned.key, planned.uri, rejected=ImageRejected("corrupt_archive", detail))
-    except NotFound as error:
-        yield Row(planned.key, planned.uri, rejected=ImageRejected("missing", str(error)))
+    except StoreError as error:
+        yield Row(planned.key, planned.uri, rejected=reading.give_up(error))
 
 
 def _parquet_rows(

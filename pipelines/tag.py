@@ -136,7 +136,7 @@ def run_job(config: JobConfig, progress: Progress) -> Outcome:
         progress.say("listing the inputs")
         plan = extend_plan(config, options)
         decoding = Decoding(
-            Reading(options, config.limits.max_bytes, config.parquet),
+            Reading(options, config.limits.max_bytes, config.parquet, config.on_changed),
             read_image_spec(config.model),
             config.limits,
             config.decode,
@@ -157,12 +157,12 @@ def run_job(config: JobConfig, progress: Progress) -> Outcome:
         rows = sum(ref.rows for ref in pending)
         tagging = _prepare_labels(config, rows, on_gpus=cluster.actor_gpus > 0)
         progress.start(len(pending), rows)
-        committer = _Committer(writer, run, progress)
+        committer = _Committer({ref.shard for ref in pending}, writer, run, progress)
         for receipt in build_dataset(pending, config, cluster, decoding, tagging, writer).iter_rows():
             committer.receive(receipt)
         committer.finish()
         readers = cluster.count_readers()
-    if committer.ledger.rows_in or run.shards < len(pending):
+    if run.shards < len(pending):
         raise StoreError(f"{len(pending) - run.shards} shards did not complete; run the same command again")
     manifest = finish_output(store, config.output, fingerprint, names, run.summarize(readers))
     return Outcome(plan, manifest, run.shards, run.rejected / max(1, run.rows))
@@ -224,8 +224,8 @@ def build_dataset(
 class _Committer:
     """Turns receipts into commits while the dataset runs. The commits themselves are tasks of the cluster."""
 
-    def __init__(self, writer: PartWriter, run: _Run, progress: Progress) -> None:
-        self.ledger = Ledger()
+    def __init__(self, pending: set[str], writer: PartWriter, run: _Run, progress: Progress) -> None:
+        self.ledger = Ledger(pending)
         self._writer = ray.put(writer)
         self._run = run
         self._progress = progress

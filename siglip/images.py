@@ -36,6 +36,7 @@ REASONS: dict[str, str] = {
     "decoder_crashed": "the decoder's process died on this image",
     "decoder_timeout": "decoding took longer than limits.max_seconds",
     "missing": "the row holds no image, or the object that it names is not there",
+    "changed": "the object was replaced after it was planned, and on_changed is retag: its new version is a row",
     "unreadable": "the object that the row names could not be read",
     "truncated_archive": "the tar ends early: images after this point are lost",
     "corrupt_archive": "the tar or Parquet file cannot be read from this point on",

@@ -50,7 +50,7 @@ class Folder:
         config = self.config(**keys)
         extend_plan(config, OPTIONS)
         store = open_store(config.output, OPTIONS)
-        reading = Reading(OPTIONS, config.limits.max_bytes, config.parquet)
+        reading = Reading(OPTIONS, config.limits.max_bytes, config.parquet, config.on_changed)
         shards = list_shards(store, config.output)
         return [
             row for ref in shards for planned in read_shard_inputs(store, ref) for row in read_input(planned, reading)
@@ -258,7 +258,24 @@ def test_new_inputs_are_appended_and_changed_ones_refused(folder: Folder) -> Non
         folder.plan()
     assert folder.plan(on_changed="retag").inputs == 1
     with pytest.raises(Changed):  # the old version is planned and gone
-        folder.rows(on_changed="retag")
+        folder.rows(on_changed="error", input=str(folder.input / "b.jpg"))
+    rows = folder.rows(on_changed="retag")
+    assert outcomes(rows) == [("a.jpg", "changed"), ("b.jpg", None), ("a.jpg", None)]
+    assert rows[2].data == JPEG + b"more"
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_archives_that_change_or_vanish_before_they_are_read(folder: Folder, name: str) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": [JPEG]}), buffer)
+    contents = {"a.tar": make_tar([("0.jpg", JPEG)]), "a.parquet": buffer.getvalue()}
+    path = folder.write(name, contents[name])
+    folder.plan()
+    path.write_bytes(contents[name] + bytes(512))
+    assert outcomes(folder.rows(on_changed="retag"))[0] == (name, "changed")
+    path.unlink()
+    folder.write("b.jpg", JPEG)
+    assert outcomes(folder.rows()) == [(name, "missing"), (name, "missing"), ("b.jpg", None)]
 
 
 def test_the_output_is_never_its_own_input(folder: Folder) -> None:
