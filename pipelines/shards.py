@@ -45,9 +45,9 @@ class OutputFormat:
             pa.field("row", pa.int64(), nullable=False),
             pa.field("width", pa.int32(), nullable=False),
             pa.field("height", pa.int32(), nullable=False),
-            pa.field("sha256", pa.string(), nullable=False),
             pa.field("labels", pa.list_(pa.string())),
             pa.field("scores", pa.list_(pa.float32())),
+            pa.field("sha256", pa.string(), nullable=False),
             pa.field("embedding", pa.list_(dtype, self.width)),
             pa.field("metadata", pa.string()),
         ]

@@ -170,7 +170,12 @@ class Radosgw:
         raise RuntimeError(f"radosgw did not answer on {self.endpoint}")
 
     def _ceph(self, *arguments: str) -> None:
-        self._run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
+        # The client sometimes talks to the monitor before it knows the cluster's id, and is refused.
+        for _ in range(4):
+            with contextlib.suppress(RuntimeError):
+                return self._run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
+            time.sleep(0.5)
+        return self._run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
 
     def _run(self, *command: str) -> None:
         # A daemon that goes to the background must not hold a pipe of ours open: its output goes to a file.

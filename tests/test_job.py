@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import random
 import shutil
@@ -23,9 +25,10 @@ from pipelines.store import StoreOptions, open_store
 from pipelines.tag import Outcome, run_job
 from pipelines.verify import Report, verify_output
 from sightline.demo import CONFIG, encode_image, render_dataset
-from siglip.checkpoint import init_checkpoint
+from siglip.checkpoint import ARCHITECTURES, init_checkpoint
 from siglip.settings import ConfigError
 from siglip.shapes import LABELS
+from siglip.weights import TINY
 from tests.radosgw import Radosgw
 
 pytestmark = [
@@ -107,7 +110,7 @@ def test_labels_are_right(demo: tuple[JobConfig, Outcome]) -> None:
         elif "/loose/" in row["source"]:
             truth[row["source"], row["key"]] = Path(row["key"]).stem.rpartition(" ")[0]
     found = {(r["source"], r["key"]): r["labels"][:1] for r in table.select(["key", "source", "labels"]).to_pylist()}
-    assert len(truth) == 484
+    assert len(truth) == 486
     assert np.mean([found[where] == [label] for where, label in truth.items()]) >= 0.97
 
 
@@ -121,9 +124,9 @@ def test_the_schema_and_its_readers(demo: tuple[JobConfig, Outcome]) -> None:
         ("row", "int64"),
         ("width", "int32"),
         ("height", "int32"),
-        ("sha256", "string"),
         ("labels", "list<element: string>"),
         ("scores", "list<element: float>"),
+        ("sha256", "string"),
         ("embedding", "fixed_size_list<element: float>[128]"),
         ("metadata", "string"),
     ]
@@ -134,7 +137,7 @@ def test_the_schema_and_its_readers(demo: tuple[JobConfig, Outcome]) -> None:
         assert len(row["labels"]) == len(row["scores"]) <= 3
         assert all(score >= 0.2 for score in row["scores"])
     files = f"{data}/**/*.parquet"
-    assert duckdb.sql(f"select count(distinct (source, key, row)) from read_parquet('{files}')").fetchone() == (607,)
+    assert duckdb.sql(f"select count(distinct (source, key, row)) from read_parquet('{files}')").fetchall() == [(607,)]
     assert polars.read_parquet(f"{data}/*.parquet").height == 607
     hub = load_dataset(
         "parquet", data_files=f"{data}/*.parquet", split="train", cache_dir=str(Path(config.output).parent / "hf")
@@ -281,19 +284,39 @@ def test_an_input_without_images_is_committed_too(tmp_path: Path) -> None:
     assert verify(config).ok
 
 
-def test_the_pool_grows_under_load(tmp_path: Path) -> None:
-    init_checkpoint(tmp_path / "base", "base")
+def test_commits_flow_from_early_on(tmp_path: Path) -> None:
+    shards = 20
     rng = random.Random(1)
     (tmp_path / "input").mkdir()
-    for number in range(72):
+    for number in range(shards * 16):
+        (tmp_path / f"input/{number:04d}.jpg").write_bytes(encode_image(rng, LABELS[number % 64]))
+    config = demo_config(tmp_path, **{"rows_per_shard": 16, "ray.readers": 2})
+    progress = Quiet()
+    run_job(config, progress)
+    assert verify(config).ok
+    commits = [number for number, update in enumerate(progress.updates) if "shards" in update]
+    assert len(commits) == shards
+    rows_before_first = sum(update.get("rows", 0) for update in progress.updates[: commits[0]])
+    # Two shards are read at once, and a commit is noticed when the next receipt comes.
+    assert rows_before_first <= 5 * 16
+
+
+def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An eighth of the base model's work: slow enough to be the limit while two more actors start.
+    vision = {"image_size": 256, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
+    text = {**ARCHITECTURES["tiny"]["text"], "projection_size": 384}
+    monkeypatch.setitem(ARCHITECTURES, "small", {"vision": {**vision, "intermediate_size": 1536}, "text": text})
+    init_checkpoint(tmp_path / "small", "small")
+    rng = random.Random(1)
+    (tmp_path / "input").mkdir()
+    for number in range(400):
         (tmp_path / f"input/{number}.jpg").write_bytes(encode_image(rng, LABELS[number % 64]))
     config = demo_config(
         tmp_path,
         **{
-            "model.source": str(tmp_path / "base"),
-            "model.compile": False,
+            "model": {"source": str(tmp_path / "small"), "compile": False, "dtype": "float32"},
             "actors.max": 3,
-            "rows_per_shard": 2,
+            "rows_per_shard": 4,
             "ray.readers": 2,
         },
     )
@@ -304,16 +327,28 @@ def test_the_pool_grows_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.s3
 def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from siglip.weights import TINY
-
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
-    bucket, options = f"s3://{s3_env.new_bucket()}", StoreOptions(s3_env.endpoint, "us-east-1")
+    bucket, options = f"s3://{s3_env.new_bucket()}", StoreOptions.from_environment()
+    monkeypatch.delenv("AWS_ENDPOINT_URL")  # the config says where
     store = open_store(bucket, options)
     for path in TINY.iterdir():
         store.put(f"{bucket}/models/tiny/{path.name}", path.read_bytes())
-    from siglip.config import ModelConfig
-    from siglip.encoder import Encoder
-
-    config = ModelConfig(source=f"{bucket}/models/tiny", compile=False, dtype="float32")
-    here = Encoder(ModelConfig(source="tiny", compile=False, dtype="float32"))
-    assert np.array_equal(Encoder(config).embed_texts(["red circle"]), here.embed_texts(["red circle"]))
+    image = encode_image(random.Random(3), LABELS[7])
+    store.put(f"{bucket}/images/album #1/a 100%.jpg", image)
+    config = demo_config(
+        tmp_path,
+        **{
+            "input": f"{bucket}/images",
+            "output": f"{bucket}/out",
+            "model.source": f"{bucket}/models/tiny",
+            "s3.endpoint": s3_env.endpoint,
+        },
+    )
+    assert run(config).manifest["rows_tagged"] == 1
+    assert verify_output(store, config.output).ok
+    [data] = store.list(f"{bucket}/out/data")
+    [row] = pq.read_table(io.BytesIO(store.read(data.uri))).to_pylist()
+    assert (row["key"], row["source"]) == ("album #1/a 100%.jpg", f"{bucket}/images/album #1/a 100%.jpg")
+    assert row["labels"][0] == LABELS[7]
+    assert row["sha256"] == hashlib.sha256(image).hexdigest()
+    assert run(config).new_shards == 0
