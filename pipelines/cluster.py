@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import ray
 
-from pipelines.config import JobConfig, ray_address
+from pipelines.config import ActorsConfig, JobConfig, ray_address
 from siglip.settings import ConfigError
 
 LOGICAL_CPUS = 4
@@ -22,12 +22,14 @@ COMMIT_CPUS = 0.05
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run may use: shards read at once, or None for as many as there is room for; cores and GPUs for each actor.
+    """What a run may use: shards read at once, or None for as many as there is room for; the pool of actors, and cores
+    and GPUs for each of them.
 
     A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle.
     """
 
     readers: int | None
+    actors: ActorsConfig
     actor_cpus: float
     actor_gpus: float
 
@@ -81,7 +83,7 @@ def _quiet_core() -> Iterator[None]:
 
 def _start(config: JobConfig) -> None:
     actors = config.actors
-    cpus = LOGICAL_CPUS * (_local_readers(config) + actors.largest * _local_actor_cpus(config))
+    cpus = LOGICAL_CPUS * ((config.ray.readers or _cores()) + max(_cores(), actors.largest * (actors.num_cpus or 1)))
     ray.init(
         address="local",
         num_cpus=int(-(-cpus // 1)),
@@ -94,19 +96,20 @@ def _start(config: JobConfig) -> None:
 
 def _fit_here(config: JobConfig) -> Cluster:
     """This machine, shared between its readers and its actors. Raises `ConfigError` when it has too few GPUs."""
-    actors = config.actors
-    gpus = _actor_gpus(config)
-    if gpus * actors.min > ray.cluster_resources().get("GPU", 0):
+    gpus, available = _actor_gpus(config.actors), ray.cluster_resources().get("GPU", 0)
+    actors = config.actors if gpus else config.actors.spread(_cores())
+    if gpus * actors.smallest > available:
         raise ConfigError(
-            f"actors.num_gpus: {actors.min} x {gpus:g} GPUs asked for and this machine has "
-            f"{ray.cluster_resources().get('GPU', 0):g}: set it to 0, or join a cluster with ray.address"
+            f"actors.num_gpus: {actors.smallest} x {gpus:g} GPUs asked for and this machine has {available:g}: "
+            "set it to 0, or join a cluster with ray.address"
         )
-    return Cluster(_local_readers(config), actors.num_cpus or (1 if gpus else _local_actor_cpus(config)), gpus)
+    cpus = actors.num_cpus or (1 if gpus else max(1, _cores() // actors.largest))
+    return Cluster(config.ray.readers or _cores(), actors, cpus, gpus)
 
 
-def _actor_gpus(config: JobConfig) -> float:
-    wanted = config.actors.num_gpus
-    return float(ray.cluster_resources().get("GPU", 0) >= config.actors.min) if wanted is None else wanted
+def _actor_gpus(actors: ActorsConfig) -> float:
+    wanted = actors.num_gpus
+    return float(ray.cluster_resources().get("GPU", 0) >= actors.smallest) if wanted is None else wanted
 
 
 def _fit(config: JobConfig) -> Cluster:
@@ -120,17 +123,9 @@ def _fit(config: JobConfig) -> Cluster:
     fitting = (
         count for count in range(max(cores, default=1), 1, -1) if sum(n // count for n in cores) >= actors.largest
     )
-    gpus = _actor_gpus(config)
-    return Cluster(config.ray.readers, actors.num_cpus or (1 if gpus else next(fitting, 1)), gpus)
+    gpus = _actor_gpus(actors)
+    return Cluster(config.ray.readers, actors, actors.num_cpus or (1 if gpus else next(fitting, 1)), gpus)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _local_readers(config: JobConfig) -> int:
-    return config.ray.readers or _cores()
-
-
-def _local_actor_cpus(config: JobConfig) -> float:
-    return config.actors.num_cpus or max(1, _cores() // config.actors.largest)

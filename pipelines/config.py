@@ -14,6 +14,7 @@ from siglip.labels import LabelSet
 from siglip.settings import check_settings, override_key, read_settings
 
 DEFAULT_THUMBNAIL = 256
+MOST_SPREAD = 8
 
 
 class ActorsConfig(BaseModel):
@@ -21,7 +22,12 @@ class ActorsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: int = Field(1, ge=1, description="The pool never shrinks below this.")
+    min: int | None = Field(
+        None,
+        ge=1,
+        description="The pool never shrinks below this; null is 1, and where Ray is started here, without a GPU and "
+        "with no max, initial or num_cpus, one for each core, up to 8.",
+    )
     max: int | None = Field(None, ge=1, description="The pool grows up to this under load; null is min.")
     initial: int | None = Field(None, ge=1, description="Actors to start with; null is min. Ask for what you want.")
     num_gpus: float | None = Field(
@@ -36,16 +42,31 @@ class ActorsConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ActorsConfig:
-        if self.max is not None and self.max < self.min:
+        if self.max is not None and self.max < self.smallest:
             raise ValueError(f"actors.max is {self.max}, less than actors.min {self.min}")
-        if self.initial is not None and not self.min <= self.initial <= self.largest:
+        if self.initial is not None and not self.smallest <= self.initial <= self.largest:
             raise ValueError(f"actors.initial is {self.initial}, not between actors.min and actors.max")
         return self
 
     @property
+    def smallest(self) -> int:
+        """The fewest actors that the pool may hold."""
+        return self.min or 1
+
+    @property
     def largest(self) -> int:
         """The most actors that the pool may hold."""
-        return self.max if self.max is not None else max(self.min, self.initial or 1)
+        return self.max if self.max is not None else max(self.smallest, self.initial or 1)
+
+    def spread(self, cores: int) -> ActorsConfig:
+        """The pool for a machine without a GPU: where nothing else is asked for, an actor for each core.
+
+        Threads that work on one batch wait for each other, so whatever else a core does stops all of them: two actors
+        of one thread tagged 1.1 times the images of one with two. More than a few would take too much memory.
+        """
+        if any(value is not None for value in (self.min, self.max, self.initial, self.num_cpus)):
+            return self
+        return self.model_copy(update={"min": min(cores, MOST_SPREAD)})
 
 
 class ParquetConfig(BaseModel):

@@ -177,7 +177,7 @@ def build_dataset(
     writer: PartWriter,
 ) -> Dataset:
     """Source to sink. The rows that come out are receipts: see `pipelines.stages.RECEIPT_SCHEMA`."""
-    actors = config.actors
+    actors = cluster.actors
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     return (
@@ -198,16 +198,18 @@ def build_dataset(
             # Beside a GPU Ray Data asks for a number, and collects that many rows before it calls.
             batch_size=min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None,
             compute=ActorPoolStrategy(
-                min_size=actors.min,
+                min_size=actors.smallest,
                 max_size=actors.largest,
-                initial_size=actors.initial or actors.min,
+                initial_size=actors.initial or actors.smallest,
                 max_tasks_in_flight_per_actor=2,
             ),
             num_gpus=cluster.actor_gpus or None,
             num_cpus=cluster.actor_cpus,
             resources=actors.resources or None,
             max_restarts=RETRIES,
-            max_task_retries=RETRIES,
+            # Bounded by the restarts. A node that is lost is noticed after half a minute, and every call on its actor
+            # until then counts as a retry: five of them were over in seconds, and the run with them.
+            max_task_retries=-1,
             **arrow,
         )
         .map_batches(
