@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from tests.radosgw import Radosgw, why_not
+from tests.raycluster import RayCluster
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +40,17 @@ def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[RayCluster]:
+    """A head, a node of two CPUs named `readers`, and one of a CPU and a GPU named `actors`.
+
+    Their processes have the S3 server's address and keys, as pods have them, where there is one. A test that ends a
+    node brings up another of its kind.
+    """
+    store = {} if why_not() and not os.environ.get("SIGHTLINE_CI") else request.getfixturevalue("s3").env
+    with RayCluster(store) as cluster:
+        cluster.add_worker("readers", 2)
+        cluster.add_worker("actors", 1, gpus=1)
+        yield cluster

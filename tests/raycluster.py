@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 BIN = Path(sys.executable).parent
+SIGHTLINE = str(BIN / "sightline")
 STORE_BYTES = 300 * 2**20
 START_SECONDS = 60
 
@@ -109,14 +110,16 @@ class RayCluster:
         """The URL of the dashboard, of jobs and of Serve's settings."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
-    def add_worker(self, cpus: int, *, gpus: int = 0, resources: dict[str, float] | None = None) -> Node:
+    def add_worker(self, name: str, cpus: int, *, gpus: int = 0) -> Node:
         """A node with these logical resources, when the cluster knows it."""
-        arguments = [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
-        if resources:
-            arguments.append(f"--resources={json.dumps(resources)}")
-        node = self._add(f"w{len(self.nodes)}", arguments)
-        self._wait_for(sum(bool(node.processes()) for node in self.nodes))
+        before = len(self.alive())
+        node = self._add(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"])
+        self._wait_for(before + 1)
         return node
+
+    def named(self, name: str) -> Node:
+        """The last node of this name."""
+        return next(node for node in reversed(self.nodes) if node.name == name)
 
     def kill(self, node: Node) -> None:
         """End a node without a word to the others."""

@@ -1,0 +1,104 @@
+"""More than one machine: a head that schedules nothing, nodes that decode, nodes that embed; some lost, some joined.
+
+The nodes are real, each a `ray start`; their GPUs are numbers, and what is scheduled on one runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow.dataset
+
+from pipelines.store import StoreOptions, open_store
+from pipelines.verify import verify_output
+from sightline.demo import CONFIG, encode_image
+from siglip.shapes import LABELS
+from tests.raycluster import SIGHTLINE, Node, RayCluster
+
+TARS, PER_TAR = 20, 50
+
+
+def make_tars(folder: Path) -> set[str]:
+    """Tars of rendered shapes, some images of them broken. Returns the keys of all."""
+    rng = random.Random(4)
+    images = [encode_image(rng, label) for label in LABELS]
+    folder.mkdir()
+    for number in range(TARS):
+        with tarfile.open(folder / f"{number:02}.tar", "w") as tar:
+            for index in range(PER_TAR):
+                data = images[rng.randrange(len(images))] if index else b"no image"
+                member = tarfile.TarInfo(f"{number:02}-{index:02}.jpg")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return {f"{number:02}-{index:02}" for number in range(TARS) for index in range(PER_TAR)}
+
+
+def runs(node: Node, name: str) -> bool:
+    """Whether a process of the node runs a task or an actor of this name now: Ray puts that in its title."""
+    titles = []
+    for process in node.processes():
+        try:
+            titles.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return any(name in title for title in titles)
+
+
+def test_nodes_decode_or_embed_and_may_be_lost_or_join(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    keys = make_tars(tmp_path / "input")
+    output = tmp_path / "output"
+    readers, actors = ray_cluster.named("readers"), ray_cluster.named("actors")
+    settings = ["rows_per_shard=50", "actors.num_gpus=1", "actors.num_cpus=1", "actors.max=2", "max_reject_fraction=1"]
+    driver = ray_cluster.start(
+        *(SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)),
+        *(word for setting in settings for word in ("--set", setting)),
+    )
+    seen: set[str] = set()
+
+    def until(condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert driver.poll() is None, f"ended before {what}: {driver.communicate()[0]}"
+            assert time.monotonic() < deadline, f"not within 120 s: {what}"
+            seen.update(
+                node.name for node in (readers, actors) if node in ray_cluster.nodes and runs(node, "read_shard")
+            )
+            time.sleep(0.05)
+
+    def committed() -> int:
+        return len(list(output.glob("commits/*.json")))
+
+    try:
+        until(lambda: runs(actors, "Tag"), "an actor on the GPU node")
+        until(lambda: committed() >= 2, "two commits")
+        assert not runs(readers, "MapWorker(MapBatches(Tag")
+        assert seen == {"readers"}  # the GPU node's one core is the actor's
+        ray_cluster.kill(readers)
+        others = ray_cluster.add_worker("readers", 2)
+        until(lambda: runs(others, "read_shard"), "a reader on the node that joined")
+        replacement = ray_cluster.add_worker("actors", 1, gpus=1)
+        ray_cluster.kill(actors)
+        until(lambda: runs(replacement, "Tag"), "an actor on the GPU node that joined")
+        before = committed()
+        said = driver.communicate(timeout=240)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, said
+    assert before < TARS
+    report = verify_output(open_store(str(output), StoreOptions()), str(output))
+    assert report.ok, report.problems
+    assert (report.rows_in, report.rows_tagged, report.rows_rejected) == (len(keys), len(keys) - TARS, TARS)
+    found = [
+        key
+        for kind in ("data", "rejects")
+        for key in pyarrow.dataset.dataset(output / kind).to_table(columns=["key"])["key"].to_pylist()
+    ]
+    assert sorted(found) == sorted(keys)
+    assert len(json.loads((output / "manifest.json").read_text())["run"]["actors"]) >= 1
