@@ -3,8 +3,6 @@
 python -m benchmarks.bare PORT
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

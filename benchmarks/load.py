@@ -88,11 +88,11 @@ async def send_load(host: str, port: int, path: str, body: bytes, clients: int, 
         await loop.create_connection(lambda: _Client(request, load), host, port)
     await asyncio.wait_for(load.done.wait(), seconds + 120)
     latencies = sorted(load.latencies)
-    at = lambda share: round(1000 * latencies[min(len(latencies) - 1, int(share * len(latencies)))], 1)  # noqa: E731
+    p50, p99 = (1000 * latencies[int(share * (len(latencies) - 1))] for share in (0.5, 0.99))
     return {
         "rate": len(latencies) / seconds,
-        "p50": at(0.5),
-        "p99": at(0.99),
+        "p50": round(p50, 1),
+        "p99": round(p99, 1),
         "statuses": dict(load.statuses),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +23,7 @@ from serve.auth import KeyRing
 from serve.classification import add_classification_routes
 from serve.config import EndpointConfig, Scaling
 from serve.embeddings import add_embedding_routes
-from serve.errors import ApiError
+from serve.errors import CODES, ApiError
 from serve.front import Front
 from serve.model import ModelServer
 from serve.pages import add_pages
@@ -33,7 +34,8 @@ from serve.vendors import add_vendor_routes
 
 DESCRIPTION = (
     "Image tagging and embedding with SigLIP. Every answer that is not a success is OpenAI's error envelope; every "
-    "answer carries the fingerprint of model and label set, and a Server-Timing header."
+    "answer carries the fingerprint of model and label set, and a Server-Timing header.\n\n"
+    "Error codes:\n\n" + "\n".join(f"* `{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items())
 )
 HEALTH_SECONDS = 30.0
 """How long a replica's health check may take: a busy model comes to it after the batches before."""
@@ -74,7 +76,17 @@ def make_app(config: EndpointConfig, model: Model) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_middleware(Front, service=service, keys=keys)
+    _forget_422(app.openapi())
     return app
+
+
+def _forget_422(schema: dict[str, Any]) -> None:
+    """Take out FastAPI's own answer to requests that do not validate, which nobody gets here. The schema is cached."""
+    for item in schema["paths"].values():
+        for operation in item.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
 
 
 def _refuse(_request: Request, error: Exception) -> JSONResponse:

@@ -51,8 +51,9 @@ class Batcher(Generic[Item, Result]):
     """Runs items in batches of at most `size`, on at most `runners` at a time.
 
     `run` gets the items of a batch and returns as many results. When a runner is free and less than a batch is there,
-    it waits for up to `wait` seconds for more. Items that were queued by one submission may end in several batches.
-    Belongs to the event loop that first submits. It has no bound of its own: who submits has been admitted before.
+    it waits for up to `wait` seconds for more, but only if the batch before had several items: a lone client, who
+    sends one thing after another, would wait for nobody. Items that were queued by one submission may end in several
+    batches. Belongs to the event loop that first submits. It has no bound of its own: who submits has been admitted before.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Batcher(Generic[Item, Result]):
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._busy = 0
+        self._last = 1
 
     async def submit(self, items: Sequence[Item], deadline: float) -> Done[Result]:
         """Queue items and wait for their results. `deadline` is on the clock of `time.monotonic`.
@@ -114,7 +116,7 @@ class Batcher(Generic[Item, Result]):
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
-        until = time.monotonic() + self._wait
+        until = time.monotonic() + (self._wait if self._last > 1 else 0)
         while 0 < len(self._queue) < self._size and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
             try:
@@ -139,6 +141,7 @@ class Batcher(Generic[Item, Result]):
                 submission.future.set_exception(Expired())
             else:
                 batch.append(entry)
+        self._last = len(batch)
         return batch
 
     async def _run_batch(self, batch: list[tuple[_Submission[Item, Result], int, Item]]) -> None:

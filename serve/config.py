@@ -46,12 +46,6 @@ class ReplicasConfig(Scaling):
 
     num_gpus: float = Field(0, ge=0, description="GPUs for each replica; a fraction shares one.")
 
-    def threads(self) -> int | None:
-        """Threads for torch: the cores that were asked for; without a GPU and a number, all of the machine."""
-        if self.num_cpus is not None:
-            return max(1, int(self.num_cpus))
-        return None if self.num_gpus else count_cores()
-
 
 class IngressConfig(Scaling):
     """The processes that speak HTTP and decode images."""
@@ -69,7 +63,10 @@ class BatchingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     wait_ms: float = Field(
-        2.0, ge=0, le=10_000, description="How long an idle model waits for more; a busy one fills batches meanwhile."
+        10.0,
+        ge=0,
+        le=10_000,
+        description="How long images wait for company while a replica is free; a lone client never waits.",
     )
 
 

@@ -159,7 +159,6 @@ class Front:
         metrics = self.service.metrics
         metrics.record_request(route, status, trace.code, seconds)
         metrics.record_stages(trace.stages)
-        metrics.set_in_flight(self.service.gate.items)
         if scope["path"] in HEALTH_PATHS and status == 200:
             return
         log.info(

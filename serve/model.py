@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Batcher
-from serve.config import EndpointConfig
+from serve.config import EndpointConfig, count_cores
 from serve.metrics import ModelMetrics
 from siglip.actor import SiglipActor
 from siglip.config import ImageSpec, ModelConfig
-from siglip.encoder import TEXT_BATCH
+from siglip.encoder import SMALL_FLOPS, TEXT_BATCH
 from siglip.scoring import Floats, Scale
-from siglip.weights import identify_checkpoint
+from siglip.weights import identify_checkpoint, vision_flops
 
 PROBE_SECONDS = 20.0
 """A model that has answered nothing for this long, although asked, is ill."""
@@ -66,7 +66,7 @@ class ModelServer:
 
     def __init__(self, config: EndpointConfig) -> None:
         self.metrics = ModelMetrics()
-        self.actor = SiglipActor(resolve_compile(config.model), config.replicas.threads(), texts=True)
+        self.actor = SiglipActor(resolve_compile(config.model), choose_threads(config), texts=True)
         encoder = self.actor.encoder
         encoder.embed_texts(["warm"] * TEXT_BATCH)
         about = self.actor.describe()
@@ -82,12 +82,9 @@ class ModelServer:
             loaded=int(time.time()),
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        wait = config.batching.wait_ms / 1000
         drop = self.metrics.count_dropped
-        self._images: Batcher[NDArray[np.uint8], Floats] = Batcher(
-            self._run_images, encoder.batch_size, wait, dropped=drop
-        )
-        self._texts: Batcher[str, Floats] = Batcher(self._run_texts, TEXT_BATCH, wait, dropped=drop)
+        self._images: Batcher[NDArray[np.uint8], Floats] = Batcher(self._run_images, encoder.batch_size, dropped=drop)
+        self._texts: Batcher[str, Floats] = Batcher(self._run_texts, TEXT_BATCH, dropped=drop)
         self._answered = time.monotonic()
         self._busy = 0
 
@@ -160,6 +157,19 @@ class ModelServer:
         self._images.close()
         self._texts.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def choose_threads(config: EndpointConfig) -> int | None:
+    """Threads for torch: the cores that were asked for; without a GPU and a number, all of the machine.
+
+    A small model runs on one: its layers are over before a second thread is awake, and the cores are the decoders'.
+    """
+    replicas = config.replicas
+    if replicas.num_cpus is not None:
+        return max(1, int(replicas.num_cpus))
+    if replicas.num_gpus:
+        return None
+    return 1 if vision_flops(config.model) < SMALL_FLOPS else count_cores()
 
 
 def resolve_compile(model: ModelConfig) -> ModelConfig:

@@ -60,7 +60,7 @@ class RemoteModel:
         except RayTaskError as error:
             if isinstance(error.cause, Expired):
                 raise Expired from None
-            raise ApiError("unavailable", "the model failed on this request", retry_after=RETRY_AFTER) from error
+            raise  # the model's own failure, in its own words
         except (RayError, RayServeException) as error:
             # Its process or its node is gone, or never came.
             raise ApiError(

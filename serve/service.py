@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from serve.batcher import Batcher, Expired
 from serve.config import EndpointConfig
 from serve.decoding import DecoderPool
 from serve.errors import ApiError, image_error
@@ -17,16 +20,23 @@ from serve.fetch import Fetcher
 from serve.gate import Gate, Pass
 from serve.inputs import read_images
 from serve.labels import LabelCache, Question, embed_question
-from serve.metrics import IngressMetrics
+from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, ModelAbout, ModelStuck
 from serve.schemas import Fingerprint, LabelQuestion, Usage
 from siglip.images import ImageRejected
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet, canonicalize
 from siglip.scoring import Floats, score_pairs, select, sigmoid, softmax
 
+log = logging.getLogger("ray.serve.sightline")
+
 START_SECONDS = 3600.0
 """How long to wait for the model when starting: a node may have to come up, and weights to be fetched."""
 READY_SECONDS = 5.0
+RETRY_AFTER = 2.0
+"""Seconds after which a request that the model failed on may come again."""
+CALLS_PER_REPLICA = 2
+"""Calls that an ingress has under way for each replica: one that is computed, and one that is ready to be. The queue
+is therefore here, where it is known whose client has gone and whose deadline has passed."""
 
 
 class Model(Protocol):
@@ -39,6 +49,15 @@ class Model(Protocol):
     async def embed_images(self, pixels: np.ndarray, seconds: float) -> Embedded: ...
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded: ...
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """An image's embedding (D,), and the seconds of its batch in the replica."""
+
+    vector: Floats
+    waited: float
+    ran: float
 
 
 @dataclass
@@ -77,6 +96,8 @@ class Service:
         self.cache = LabelCache(self._embed_prompts, config.limits.cached_labels)
         self.about: ModelAbout
         self._decoders: DecoderPool
+        self._images: Batcher[tuple[NDArray[np.uint8], float], _Vector]
+        self._flushing: asyncio.Task[None]
 
     async def start(self) -> None:
         """Wait for the model, start the decoders and embed the registered label sets. Warm afterwards."""
@@ -85,6 +106,13 @@ class Service:
         config = self.config
         processes = config.ingress.decoder_processes()
         self._decoders = DecoderPool(self.about.spec, config.limits.image, config.decode, processes)
+        self._images = Batcher(
+            self._send_images,
+            self.about.batch_size,
+            wait=config.batching.wait_ms / 1000,
+            runners=CALLS_PER_REPLICA * config.replicas.largest,
+        )
+        self._flushing = asyncio.create_task(self._flush())
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], time.monotonic() + 60) for _ in range(processes)))
         for name, labels in config.label_sets.items():
@@ -92,6 +120,8 @@ class Service:
 
     async def close(self) -> None:
         """Stop the decoders, close connections."""
+        self._flushing.cancel()
+        self._images.close()
         self._decoders.close()
         await self.fetcher.aclose()
 
@@ -154,7 +184,12 @@ class Service:
                 self.metrics.count_reject(outcome.reason)
                 raise image_error(outcome, param)
             pixels.append(outcome.pixels)
-        return self._record(await self.model.embed_images(np.stack(pixels), trace.held.left()), trace)
+        deadline = trace.held.deadline
+        queued = await self._images.submit([(image, deadline) for image in pixels], deadline)
+        last = queued.results[-1]
+        trace.add("batch", queued.waited + last.waited)
+        trace.add("forward", last.ran)
+        return np.asarray([embedded.vector for embedded in queued.results], np.float32)
 
     async def embed_texts(self, texts: Sequence[str], params: Sequence[str], trace: Trace) -> Floats:
         """Texts to float32 (N, D) of unit norm."""
@@ -168,11 +203,13 @@ class Service:
                     f"{param}: {len(text)} characters, and at most {limits.text_characters} are taken",
                     param=param,
                 )
+            _check_unicode(text, param)
             if not canonicalize(text):
                 raise ApiError("invalid_request", f"{param}: a text without any letter or digit", param=param)
         trace.texts += len(texts)
         self.gate.add(trace.held, len(texts))
-        return self._record(await self.model.embed_texts(list(texts), trace.held.left()), trace)
+        embedded = await self._call(self.model.embed_texts(list(texts), trace.held.left()))
+        return self._record(embedded, trace)
 
     async def ask(self, question: LabelQuestion, trace: Trace) -> Question:
         """The label set that a request asks, embedded: registered, cached, or new."""
@@ -242,6 +279,7 @@ class Service:
             )
         for param, texts in (("labels", names), ("templates", templates)):
             for text in texts:
+                _check_unicode(text, param)
                 if len(text) > limits.label_characters:
                     raise ApiError(
                         "label_too_long",
@@ -250,13 +288,43 @@ class Service:
                     )
 
     async def _embed_prompts(self, prompts: Sequence[str]) -> Floats:
-        embedded = await self.model.embed_texts(prompts, self.config.limits.deadline_s)
+        embedded = await self._call(self.model.embed_texts(prompts, self.config.limits.deadline_s))
         return embedded.vectors
+
+    async def _send_images(self, images: list[tuple[NDArray[np.uint8], float]]) -> list[_Vector]:
+        """Several requests' images, each with its deadline, in one call: it costs more than the images in it."""
+        seconds = max(deadline for _, deadline in images) - time.monotonic()
+        pixels = np.stack([image for image, _ in images])
+        embedded = await self._call(self.model.embed_images(pixels, seconds))
+        return [_Vector(vector, embedded.waited, embedded.ran) for vector in embedded.vectors]
+
+    async def _call(self, answer: Awaitable[Embedded]) -> Embedded:
+        """What the model answers. Its own failures are the caller's to try again: its health check sees to it."""
+        try:
+            return await answer
+        except (ApiError, Expired):
+            raise
+        except Exception as error:
+            log.exception("the model failed")
+            raise ApiError("unavailable", "the model failed on this request", retry_after=RETRY_AFTER) from error
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            self.metrics.flush(self.gate.items)
 
     def _record(self, embedded: Embedded, trace: Trace) -> Floats:
         trace.add("batch", embedded.waited)
         trace.add("forward", embedded.ran)
         return embedded.vectors
+
+
+def _check_unicode(text: str, param: str) -> None:
+    """JSON can write half of a surrogate pair, which is no text. Raises `ApiError`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ApiError("invalid_request", f"{param}: half of a surrogate pair is no text", param=param) from None
 
 
 def _first_line(error: ValueError) -> str:

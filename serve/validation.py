@@ -15,6 +15,8 @@ def describe_validation(errors: Sequence[Any]) -> ApiError:
     param = ".".join(part for part in where if not _is_branch(part)) or None
     if first["type"] in ("json_invalid", "json_type"):
         return ApiError("invalid_json", f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    if first["loc"] == ("body",) and isinstance(first.get("input"), bytes):
+        return ApiError("unsupported_media_type", "send the body as application/json, and say so in Content-Type")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no such field"

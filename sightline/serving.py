@@ -64,6 +64,7 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     from serve.proxy import CALLBACK, CALLBACK_PATH
 
     os.environ.setdefault(CALLBACK, CALLBACK_PATH)
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # the log files have it all
     import ray
     from ray import serve as rayserve
 

@@ -57,15 +57,18 @@ def test_an_idle_runner_waits_a_little_for_more() -> None:
         run = Doubler()
         run.go = asyncio.Semaphore(9)
         batcher = Batcher(run, size=3, wait=0.2)
-        first = asyncio.create_task(batcher.submit([1], LATER))
-        await asyncio.sleep(0.05)
-        assert run.batches == []
         start = time.monotonic()
-        await asyncio.gather(first, batcher.submit([2, 3], LATER))
-        assert run.batches == [[1, 2, 3]]
+        await batcher.submit([1], LATER)
+        await batcher.submit([2], LATER)
+        assert time.monotonic() - start < 0.1, "a lone client does not wait"
+        await batcher.submit([3, 4, 5], LATER)
         assert time.monotonic() - start < 0.1, "a full batch does not wait"
-        await batcher.submit([4], LATER)
-        assert run.batches[1] == [4]
+        first = asyncio.create_task(batcher.submit([6], LATER))
+        await asyncio.sleep(0.05)
+        assert run.batches == [[1], [2], [3, 4, 5]]
+        await asyncio.gather(first, batcher.submit([7], LATER))
+        assert run.batches[3:] == [[6, 7]]
+        assert time.monotonic() - start > 0.2
         batcher.close()
 
     asyncio.run(scenario())
@@ -88,7 +91,8 @@ def test_free_runners_share_what_waits() -> None:
 
 def test_work_that_nobody_waits_for_is_not_run() -> None:
     async def scenario() -> None:
-        run, dropped = Doubler(), []
+        run = Doubler()
+        dropped: list[str] = []
         batcher = Batcher(run, size=1, dropped=dropped.append)
         busy = asyncio.create_task(batcher.submit([0], LATER))
         await asyncio.sleep(0.01)
