@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
         yield _fit(config)
         return
     try:
-        with _quiet_core():
+        with _keep_sigterm(), _quiet_core():
             if address:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
@@ -62,6 +64,26 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
         yield _fit(config) if address else _fit_here(config)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _keep_sigterm() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, and would end the process with code 15 and a stack: it stays the caller's.
+
+    Ray's core has a handler below Python's, and setting Python's again takes that one out too.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Ray leaves signals alone there
+        yield
+        return
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as exit_:
+        if exit_.code == signal.SIGTERM and callable(ours):  # it came while Ray was starting
+            ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 @contextmanager

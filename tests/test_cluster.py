@@ -25,19 +25,19 @@ from tests.raycluster import SIGHTLINE, Node, RayCluster
 TARS, PER_TAR = 20, 50
 
 
-def make_tars(folder: Path) -> set[str]:
-    """Tars of rendered shapes, some images of them broken. Returns the keys of all."""
+def make_tars(folder: Path, tars: int = TARS) -> set[str]:
+    """Tars of rendered shapes, the first image of each broken. Returns the keys of all."""
     rng = random.Random(4)
     images = [encode_image(rng, label) for label in LABELS]
     folder.mkdir()
-    for number in range(TARS):
+    for number in range(tars):
         with tarfile.open(folder / f"{number:02}.tar", "w") as tar:
             for index in range(PER_TAR):
                 data = images[rng.randrange(len(images))] if index else b"no image"
                 member = tarfile.TarInfo(f"{number:02}-{index:02}.jpg")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    return {f"{number:02}-{index:02}" for number in range(TARS) for index in range(PER_TAR)}
+    return {f"{number:02}-{index:02}" for number in range(tars) for index in range(PER_TAR)}
 
 
 def runs(node: Node, name: str) -> bool:

@@ -1,0 +1,84 @@
+"""SIGTERM: a job that is told to go ends in time, keeps what is committed, and is gone on with."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.store import StoreOptions, open_store
+from pipelines.verify import verify_output
+from sightline.demo import CONFIG
+from tests.raycluster import SIGHTLINE, RayCluster
+from tests.test_cluster import PER_TAR, make_tars
+
+TARS = 10
+GRACE_SECONDS = 30
+"""Kubernetes' default terminationGracePeriodSeconds."""
+
+
+def until_committed(driver: subprocess.Popen[str], output: Path, count: int) -> None:
+    deadline = time.monotonic() + 180
+    while len(list(output.glob("commits/*.json"))) < count:
+        assert driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline, f"fewer than {count} commits in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("where", ["here", "cluster"])
+def test_sigterm_ends_a_run_that_can_be_gone_on_with(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    cluster: RayCluster | None = request.getfixturevalue("ray_cluster") if where == "cluster" else None
+    make_tars(tmp_path / "input", TARS)
+    output = tmp_path / "output"
+    command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)]
+    command += ["--set", f"rows_per_shard={PER_TAR}", "--set", "max_reject_fraction=1", "--set", "actors.num_cpus=1"]
+
+    def start() -> subprocess.Popen[str]:
+        if cluster:
+            return cluster.start(*command)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    driver = start()
+    try:
+        until_committed(driver, output, 2)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGTERM)
+        said = driver.communicate(timeout=GRACE_SECONDS)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == 143, said
+    assert "terminated: what is committed stays" in said
+    assert "Traceback" not in said
+    _, left = psutil.wait_procs(below, timeout=10)
+    assert not left
+    kept = {path: path.stat().st_mtime_ns for path in output.glob("commits/*.json")}
+    assert 2 <= len(kept) < TARS
+    driver = start()
+    said = driver.communicate(timeout=240)[0]
+    assert driver.returncode == 0, said
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    report = verify_output(open_store(str(output), StoreOptions()), str(output))
+    assert report.ok, report.problems
+    assert report.rows_in == TARS * PER_TAR
+
+
+def test_sigterm_before_the_work_begins(tmp_path: Path) -> None:
+    make_tars(tmp_path / "input", TARS)
+    command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(tmp_path / "output")]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert driver.stdout
+    try:
+        for line in driver.stdout:
+            if "starting Ray" in line:
+                break
+        driver.send_signal(signal.SIGTERM)
+        said = driver.communicate(timeout=GRACE_SECONDS)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == 143, said
