@@ -53,7 +53,7 @@ class Batcher(Generic[Item, Result]):
     `run` gets the items of a batch and returns as many results. When a runner is free and less than a batch is there,
     it waits for up to `wait` seconds for more, but only if the batch before had several items: a lone client, who
     sends one thing after another, would wait for nobody. Items that were queued by one submission may end in several
-    batches. Belongs to the event loop that first submits. It has no bound of its own: who submits has been admitted before.
+    batches. Belongs to the event loop that first submits. It has no bound of its own: who submits was admitted before.
     """
 
     def __init__(

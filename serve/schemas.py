@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 IMAGE_HELP = "A data: URI, base64, or (where the server fetches) an http(s) URL."
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR42mO4I6eGFTEMLQkAvu9AQQ8NJNsAAAAASUVORK5CYII="
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeAAg1MCAOBWAShOAhDlAAAAAElFTkSuQmCC"
 """A red PNG of 8 x 8 pixels, in base64."""
 
 
