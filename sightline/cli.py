@@ -210,9 +210,10 @@ def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; shown in 
 def _tag(job: JobConfig) -> int:
     """Run a job with progress and a summary. Returns the exit code."""
     from pipelines.tag import run_job
+    from sightline.metrics import RunMetrics
 
     with RunProgress(err) as progress:
-        outcome = run_job(job, progress)
+        outcome = run_job(job, RunMetrics(progress))
     plan, manifest = outcome.plan, outcome.manifest
     if plan.skipped:
         what = ", ".join(f"{count} {why}" for why, count in plan.skipped.most_common())

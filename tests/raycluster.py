@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -34,11 +35,12 @@ class Node:
 
     def __init__(self, name: str, arguments: list[str], env: dict[str, str]) -> None:
         self.name = name
-        self.agent_port = free_port()
+        self.agent_port, self.metrics_port = free_port(), free_port()
         # Ray's sockets are in there, and a socket's path has at most 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix=f"ray-{name}-", dir="/tmp"))
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folder}"]
         command += [f"--dashboard-agent-listen-port={self.agent_port}", f"--object-store-memory={STORE_BYTES}"]
+        command += [f"--metrics-export-port={self.metrics_port}"]
         with open(self.folder / "start.log", "wb") as log:
             self.process = subprocess.Popen([*command, *arguments], env=env, stdout=log, stderr=log)
 
@@ -63,6 +65,14 @@ class Node:
         psutil.wait_procs(processes, START_SECONDS)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def metrics(self) -> set[str]:
+        """The names of what Prometheus would read from the node now."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+                return set(re.findall(r"^(\w+)[ {]", response.read().decode(), re.MULTILINE))
+        except OSError:
+            return set()
+
     def log(self) -> str:
         """What `ray start` printed."""
         return (self.folder / "start.log").read_text(errors="replace")
@@ -78,6 +88,7 @@ class RayCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "RAY_metrics_report_interval_ms": "500",
             **(env or {}),
         }
         self.env.pop("RAY_ADDRESS", None)
@@ -142,14 +153,17 @@ class RayCluster:
         environment = {**self.env, "RAY_ADDRESS": self.address, **env}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
+    def ask(self, path: str) -> Any:
+        """What the dashboard's API answers to a GET, with the cluster's token."""
+        token = self.env["RAY_AUTH_TOKEN"]
+        request = urllib.request.Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
     def alive(self) -> list[dict[str, Any]]:
         """The nodes that the head counts."""
-        request = urllib.request.Request(
-            f"{self.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as response:
-            found: list[dict[str, Any]] = json.load(response)["data"]["result"]["result"]
-        return [node for node in found if node["state"] == "ALIVE"]
+        nodes = self.ask("/api/v0/nodes")["data"]["result"]["result"]
+        return [node for node in nodes if node["state"] == "ALIVE"]
 
     def stop(self) -> None:
         """End every node."""

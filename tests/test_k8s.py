@@ -20,6 +20,7 @@ import yaml
 from jsonschema import ValidationError
 
 from serve.config import EndpointConfig
+from serve.proxy import CALLBACK, CALLBACK_PATH
 from tests.kubernetes import COMPACT, ROOT, check, compact, find_kubectl, pods, render
 
 K8S = ROOT / "k8s"
@@ -304,6 +305,8 @@ def test_serve_settings_and_pods_fit(overlays: dict[str, list[dict[str, Any]]], 
     assert (config.replicas.num_cpus or 1) + (config.ingress.num_cpus or 1) <= int(limits["cpu"])
     assert config.replicas.num_gpus == int(limits.get("nvidia.com/gpu", 0)) == int(name == "gpu")
     assert config.replicas.largest <= group["maxReplicas"]
+    for where, template in pods(service["rayClusterConfig"]):
+        assert {"name": CALLBACK, "value": CALLBACK_PATH} in template["spec"]["containers"][0]["env"], where
     mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
     assert str(config.auth.keys_file).startswith(mounts[0]["mountPath"])
 
