@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cohere
+import httpx
 import huggingface_hub
 import numpy as np
 import openai
@@ -127,7 +128,14 @@ def test_huggingface_hub(keyed: tuple[Endpoint, str], tmp_path: Path) -> None:
 
 def test_cohere_embeds_images(keyed: tuple[Endpoint, str]) -> None:
     endpoint, key = keyed
-    client = cohere.ClientV2(api_key=key, base_url=endpoint.url)
+    with httpx.Client() as http:
+        embed_with_cohere(cohere.ClientV2(api_key=key, base_url=endpoint.url, httpx_client=http))
+        stranger = cohere.ClientV2(api_key="no", base_url=endpoint.url, httpx_client=http)
+        with pytest.raises(cohere.UnauthorizedError):
+            stranger.embed(model=MODEL, input_type="search_query", texts=["a"], embedding_types=["float"])
+
+
+def embed_with_cohere(client: cohere.ClientV2) -> None:
     image = data_uri(shape_png("green heart"))
     pictures = client.embed(model=MODEL, input_type="image", images=[image, image], embedding_types=["float"])
     assert pictures.embeddings.float_ is not None
@@ -142,10 +150,6 @@ def test_cohere_embeds_images(keyed: tuple[Endpoint, str]) -> None:
     mixed = client.embed(model=MODEL, input_type="image", inputs=inputs, embedding_types=["float"])  # type: ignore[arg-type]
     assert mixed.embeddings.float_ is not None
     np.testing.assert_allclose(mixed.embeddings.float_[0], pictures.embeddings.float_[0], atol=2e-6)
-    with pytest.raises(cohere.UnauthorizedError):
-        cohere.ClientV2(api_key="no", base_url=endpoint.url).embed(
-            model=MODEL, input_type="image", images=[image], embedding_types=["float"]
-        )
 
 
 def read_examples(language: str) -> list[str]:

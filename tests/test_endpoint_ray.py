@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,12 +17,9 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import ray
 from ray import serve as rayserve
-from ray.serve.config import HTTPOptions
 
 from serve.app import build
-from serve.proxy import middlewares
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
 
 REPLICAS: dict[str, Any] = {"replicas": {"min": 2, "num_cpus": 1}}
@@ -33,7 +31,7 @@ def served(local_ray: None) -> Iterator[str]:
     """Ray Serve with two model replicas. Yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    rayserve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, middlewares=middlewares()))
+    rayserve.start(http_options={"host": "127.0.0.1", "port": port})
     rayserve.run(build(make_config(**REPLICAS)), name="sightline")
     yield f"http://127.0.0.1:{port}"
     rayserve.shutdown()
@@ -75,13 +73,13 @@ def load(url: str, clients: int) -> Iterator[Load]:
 
 
 def find_replicas(deployment: str) -> list[psutil.Process]:
-    """The replicas' processes, by the name that Ray gives them."""
-    mine = ray._private.worker._global_node.session_name
+    """A deployment's processes, by the name that Ray gives them, of the Ray that this process started."""
+    title = f"ray::ServeReplica:sightline:{deployment}"
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if line.startswith(f"ray::ServeReplica:sightline:{deployment}") and mine in str(process.environ()):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
     return found
 
 
