@@ -3,6 +3,7 @@
     python -m benchmarks.endpoint tiny     HTTP is the limit: against a bare FastAPI + Ray Serve app that only decodes
     python -m benchmarks.endpoint base     the model is the limit: against the encoder alone
     python -m benchmarks.endpoint labels   a label set of 1,000 labels, asked ten times
+    python -m benchmarks.endpoint overload four times the clients that it takes at once, who never wait
 
 Every figure comes from one run on one machine; compare ratios, not runs. The load generator runs on the same cores.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 from benchmarks.photos import make_photo
@@ -173,9 +176,35 @@ def measure_labels(folder: Path) -> None:
             print(f"request {number:2}: {answer['usage']['prompt_tokens']:6} text tokens   {timing}")
 
 
+def measure_overload(folder: Path, seconds: float) -> None:
+    """Four times as many clients as are let in, each asking again at once whatever it was told."""
+    holds = 64
+    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 2 * holds}  # a request of one image counts as two
+    body = photo_body()
+    with endpoint(folder, limits=limits) as (port, _):
+        print_load("before, one client", load(port, body, folder, 5, clients=1))
+        before = resident_megabytes()
+        print_load(f"{4 * holds} clients", load(port, body, folder, seconds, clients=4 * holds))
+        after = resident_megabytes()
+        print_load("afterwards, one client", load(port, body, folder, 5, clients=1))
+    for title, megabytes in before.items():
+        print(f"{title:38} {megabytes:8.0f} MB before, {after.get(title, 0):.0f} MB after")
+
+
+def resident_megabytes() -> dict[str, float]:
+    """Memory of the proxy and of the replicas that this process started, by title."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline()).strip().partition(".")[0]
+            if title.startswith(("ray::Proxy", "ray::ServeReplica")):
+                found[title] = process.memory_info().rss / 1e6
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tiny", "base", "labels"])
+    parser.add_argument("what", choices=["tiny", "base", "labels", "overload"])
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
@@ -184,5 +213,7 @@ if __name__ == "__main__":
             measure_tiny(Path(temporary), arguments.seconds or 15)
         elif arguments.what == "base":
             measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile)
+        elif arguments.what == "overload":
+            measure_overload(Path(temporary), arguments.seconds or 60)
         else:
             measure_labels(Path(temporary))

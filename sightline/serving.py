@@ -65,6 +65,9 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
 
     os.environ.setdefault(CALLBACK, CALLBACK_PATH)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # the log files have it all
+    # One event loop in each replica instead of three: nothing of the endpoint's blocks it.
+    os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+    os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
     import ray
     from ray import serve as rayserve
 
