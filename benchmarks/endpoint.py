@@ -1,7 +1,8 @@
 """The endpoint against its limits.
 
     python -m benchmarks.endpoint tiny     HTTP is the limit: against a bare FastAPI + Ray Serve app that only decodes
-    python -m benchmarks.endpoint base     the model is the limit: against the encoder alone
+    python -m benchmarks.endpoint base     the model is the limit: against the encoder alone and, where there is one,
+                                           an infinity-emb with the same weights (--infinity .../bin/infinity_emb)
     python -m benchmarks.endpoint labels   a label set of 1,000 labels, asked ten times
     python -m benchmarks.endpoint overload four times the clients that it takes at once, who never wait
 
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,12 +77,14 @@ def endpoint(folder: Path, **config: Any) -> Iterator[tuple[int, str]]:
         yield port, re.findall(r"http://\S+/metrics", ready)[0]
 
 
-def load(port: int, body: bytes, folder: Path, seconds: float, clients: int = CLIENTS) -> dict[str, Any]:
+def load(
+    port: int, body: bytes, folder: Path, seconds: float, clients: int = CLIENTS, path: str = "/v1/classify"
+) -> dict[str, Any]:
     """Load from a process of its own, after a short one that warms up."""
-    path = folder / "body.json"
-    path.write_bytes(body)
+    file = folder / "body.json"
+    file.write_bytes(body)
     for duration in (2.0, seconds):
-        command = [sys.executable, "-m", "benchmarks.load", f"127.0.0.1:{port}", "/v1/classify", str(path)]
+        command = [sys.executable, "-m", "benchmarks.load", f"127.0.0.1:{port}", path, str(file)]
         text = subprocess.run([*command, str(clients), str(duration)], check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(text.stdout)
     return result
@@ -141,7 +145,28 @@ print(encoder_rate(Encoder(ModelConfig(source=sys.argv[1], compile=sys.argv[2] =
 """
 
 
-def measure_base(folder: Path, seconds: float, compile: bool) -> None:
+@contextmanager
+def infinity(program: str, directory: Path, folder: Path) -> Iterator[int]:
+    """infinity-emb with a checkpoint's weights, as its documentation starts it. Yields its port."""
+    port = free_port()
+    command = [program, "v2", "--model-id", str(directory), "--served-model-name", "base", "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--device", "cpu", "--engine", "torch", "--batch-size", "16"]
+    with (folder / "infinity.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        for _ in range(READY_SECONDS):
+            time.sleep(1)
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            if process.poll() is not None:
+                raise RuntimeError(f"infinity did not start: {(folder / 'infinity.log').read_text()[-2000:]}")
+        yield port
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+
+
+def measure_base(folder: Path, seconds: float, compile: bool, program: str | None) -> None:
     """Model-bound: siglip-base-patch16-256's architecture with random weights."""
     directory = folder / "base"
     init_checkpoint(directory, "base")
@@ -159,6 +184,14 @@ def measure_base(folder: Path, seconds: float, compile: bool) -> None:
     print(f"{'encoder alone':38} {limit:8.2f} /s")
     print_load("the endpoint, 64 clients", result, f"batch fill {fill:.0%}")
     print(f"the endpoint has {result['rate'] / limit:.0%} of the encoder's rate")
+    if program:
+        image = json.loads(photo_body())["image"]
+        body = json.dumps({"model": "base", "input": [image], "modality": "image"}).encode()
+        with infinity(program, directory, folder) as port:
+            theirs = load(port, body, folder, seconds, path="/embeddings")
+        print_load(
+            "infinity-emb, 64 clients", theirs, f"the endpoint has {result['rate'] / theirs['rate']:.1f} times that"
+        )
 
 
 def measure_labels(folder: Path) -> None:
@@ -183,12 +216,13 @@ def measure_overload(folder: Path, seconds: float) -> None:
     body = photo_body()
     with endpoint(folder, limits=limits) as (port, _):
         print_load("before, one client", load(port, body, folder, 5, clients=1))
-        before = resident_megabytes()
+        load(port, body, folder, seconds / 4, clients=4 * holds)
+        before = resident_megabytes()  # under load: caches and buffers have grown to what such a load needs
         print_load(f"{4 * holds} clients", load(port, body, folder, seconds, clients=4 * holds))
         after = resident_megabytes()
         print_load("afterwards, one client", load(port, body, folder, 5, clients=1))
     for title, megabytes in before.items():
-        print(f"{title:38} {megabytes:8.0f} MB before, {after.get(title, 0):.0f} MB after")
+        print(f"{title:38} {megabytes:8.0f} MB after a quarter, {after.get(title, 0):.0f} MB at the end")
 
 
 def resident_megabytes() -> dict[str, float]:
@@ -207,12 +241,13 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["tiny", "base", "labels", "overload"])
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--infinity", help="The program of an infinity-emb in an environment of its own.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.what == "tiny":
             measure_tiny(Path(temporary), arguments.seconds or 15)
         elif arguments.what == "base":
-            measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile)
+            measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile, arguments.infinity)
         elif arguments.what == "overload":
             measure_overload(Path(temporary), arguments.seconds or 60)
         else:

@@ -4,7 +4,7 @@ serve deploy configs/serve.yaml        in a cluster, with Ray's own tool
 sightline serve configs/endpoint.yaml  on this machine
 """
 
-from __future__ import annotations
+# No postponed annotations: Ray Serve makes an EndpointConfig of a file's `args` because it finds the class in `build`.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,14 +77,15 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port = free.getsockname()[1]
     cpus = sum(scaling.largest * (scaling.num_cpus or 1) for scaling in (config.replicas, config.ingress))
-    ray.init(
-        address="local",
-        num_cpus=int(2 * cpus) + SPARE_CPUS,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        _metrics_export_port=metrics_port,
-    )
+    with _quiet():
+        ray.init(
+            address="local",
+            num_cpus=int(2 * cpus) + SPARE_CPUS,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _metrics_export_port=metrics_port,
+        )
     try:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         rayserve.start(http_options={"host": host, "port": port})
@@ -91,9 +93,25 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{metrics_port}/metrics"
         finally:
-            rayserve.shutdown()
+            with _quiet():
+                rayserve.shutdown()
     finally:
-        ray.shutdown()
+        with _quiet():
+            ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Ray's own remarks: the log level it was given, and that Ray Serve's controller was stopped as asked."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def is_loopback(host: str) -> bool:
