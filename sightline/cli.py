@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -24,6 +26,8 @@ from siglip.settings import ConfigError, list_keys, parse_override
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
+GRACE_SECONDS = 20.0
+"""How long Ray may take to shut down after SIGTERM: Kubernetes sends SIGKILL after 30, if not told otherwise."""
 SCHEMA_HELP = "Keys of CONFIG\n\n" + "\n\n".join(
     escape(f"{key} ({default}): {text}") for key, default, text in list_keys(JobConfig)
 )
@@ -262,7 +266,18 @@ def _print_summary(job: JobConfig, manifest: dict[str, object]) -> None:
 @contextmanager
 def _errors() -> Iterator[None]:
     """Errors as one line and an exit code, and signals as an end that leaves no process behind."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    terminated = threading.Event()
+    last_resort = threading.Timer(GRACE_SECONDS, os._exit, [TERMINATED])
+    last_resort.daemon = True
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the shutdown
+        logging.disable()  # Ray Data would log the stack at which it was interrupted
+        terminated.set()
+        last_resort.start()
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except ConfigError as error:
@@ -274,6 +289,8 @@ def _errors() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if terminated.is_set():  # Ray makes other errors of what a signal raises within it
+            _fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
         cause = getattr(error, "cause", None) or error
@@ -281,14 +298,11 @@ def _errors() -> Iterator[None]:
         _fail(f"the run failed: {lines[-1].strip()} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        last_resort.cancel()
 
 
 class _Terminated(BaseException):
     """SIGTERM arrived: unwinds like Ctrl-C, so that Ray is shut down."""
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
 
 
 def _fail(message: str, code: int) -> NoReturn:
