@@ -1,9 +1,8 @@
-"""The manifests: what `kubectl apply -k` would apply is valid, restricted, and lets through only what is needed."""
+"""The manifests: what `kubectl apply -k` would apply is valid, restricted, and fits together."""
 
 from __future__ import annotations
 
 import copy
-import ipaddress
 import json
 import os
 import re
@@ -311,123 +310,6 @@ def test_serve_settings_and_pods_fit(overlays: dict[str, list[dict[str, Any]]], 
     assert str(config.auth.keys_file).startswith(mounts[0]["mountPath"])
 
 
-def allows(policies: list[dict[str, Any]], source: dict[str, Any], target: dict[str, Any], port: int) -> bool:
-    """Whether the policies let one reach another. Each is a pod, {"labels", "namespace", ...}, or an {"address"}."""
-
-    def side(kind: str, pod: dict[str, Any], peer: dict[str, Any]) -> bool:
-        if "address" in pod:
-            return True
-        chosen = [
-            p
-            for p in policies
-            if kind in p["spec"]["policyTypes"]
-            and pod["namespace"] == "sightline"
-            and selects(p["spec"]["podSelector"], pod)
-        ]
-        rules = [rule for p in chosen for rule in p["spec"].get(kind.lower(), [])]
-        return not chosen or any(
-            any(matches(entry, peer) for entry in rule["from" if kind == "Ingress" else "to"])
-            and any(entry["port"] <= port <= entry.get("endPort", entry["port"]) for entry in rule["ports"])
-            for rule in rules
-        )
-
-    return side("Egress", source, target) and side("Ingress", target, source)
-
-
-def selects(selector: dict[str, Any], pod: dict[str, Any]) -> bool:
-    labels = pod["labels"]
-    expressions = selector.get("matchExpressions", [])
-    assert all(e["operator"] == "In" for e in expressions)
-    return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
-        labels.get(e["key"]) in e["values"] for e in expressions
-    )
-
-
-def matches(entry: dict[str, Any], peer: dict[str, Any]) -> bool:
-    if "ipBlock" in entry:
-        block = entry["ipBlock"]
-        return "address" in peer and (
-            ipaddress.ip_address(peer["address"]) in ipaddress.ip_network(block["cidr"])
-            and not any(
-                ipaddress.ip_address(peer["address"]) in ipaddress.ip_network(hole) for hole in block.get("except", [])
-            )
-        )
-    if "address" in peer:
-        return False
-    space = entry.get("namespaceSelector")
-    here = peer["namespace"] == "sightline" if space is None else selects(space, {"labels": peer["namespace_labels"]})
-    return here and selects(entry.get("podSelector", {}), peer)
-
-
-def pod_of(component: str, node: str | None = None) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/component": component}
-    if node:
-        labels |= {"ray.io/is-ray-node": "yes", "ray.io/node-type": node}
-    if node == "head" or component == "launcher":
-        labels["sightline/kubernetes-api"] = "yes"
-    return {"labels": labels, "namespace": "sightline", "namespace_labels": {}}
-
-
-def elsewhere(namespace: str, labels: dict[str, str] | None = None, **about: str) -> dict[str, Any]:
-    names = {"kubernetes.io/metadata.name": namespace, **{key.replace("_", "/"): value for key, value in about.items()}}
-    return {"labels": labels or {}, "namespace": namespace, "namespace_labels": names}
-
-
-HEAD, WORKER = pod_of("endpoint", "head"), pod_of("endpoint", "worker")
-JOB_HEAD, JOB_WORKER, SUBMITTER = pod_of("batch", "head"), pod_of("batch", "worker"), pod_of("submitter")
-OPERATOR = elsewhere("operators", {"app.kubernetes.io/name": "kuberay-operator"})
-CLIENT, STRANGER = elsewhere("shop", sightline_client="yes"), elsewhere("shop")
-METRICS = elsewhere("monitoring", sightline_metrics="yes")
-DNS = elsewhere("kube-system", {"k8s-app": "kube-dns"})
-S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "port", "allowed"),
-    [
-        *[(WORKER, HEAD, port, True) for port in (6379, 6380, 6381, 6382, 6383, 8265, 10002, 19999, 52365)],
-        *[(HEAD, WORKER, port, True) for port in (6380, 10002)],
-        (JOB_WORKER, JOB_HEAD, 6379, True),
-        (JOB_WORKER, HEAD, 6379, False),
-        (WORKER, JOB_HEAD, 8265, False),
-        (WORKER, HEAD, 22, False),
-        (WORKER, HEAD, 10001, False),
-        (SUBMITTER, JOB_HEAD, 8265, True),
-        (SUBMITTER, JOB_HEAD, 6379, False),
-        (SUBMITTER, HEAD, 8265, False),
-        (SUBMITTER, S3, 443, False),
-        (OPERATOR, HEAD, 8265, True),
-        (OPERATOR, JOB_HEAD, 8265, True),
-        (OPERATOR, HEAD, 6379, False),
-        (CLIENT, WORKER, 8000, True),
-        (CLIENT, WORKER, 8265, False),
-        (CLIENT, HEAD, 8265, False),
-        (CLIENT, JOB_HEAD, 8000, False),
-        (STRANGER, WORKER, 8000, False),
-        (STRANGER, HEAD, 8265, False),
-        ({"address": "203.0.113.9"}, HEAD, 8265, False),
-        ({"address": "203.0.113.9"}, WORKER, 8000, False),
-        (METRICS, WORKER, 8080, True),
-        (METRICS, HEAD, 44217, True),
-        (METRICS, HEAD, 8265, False),
-        *[(pod, DNS, 53, True) for pod in (HEAD, WORKER, JOB_WORKER, SUBMITTER, pod_of("launcher"))],
-        (WORKER, elsewhere("kube-system"), 53, False),
-        *[(pod, S3, 443, True) for pod in (WORKER, JOB_HEAD, JOB_WORKER)],
-        (WORKER, S3, 80, False),
-        (JOB_WORKER, METADATA, 80, False),
-        (JOB_WORKER, METADATA, 443, False),
-        (JOB_HEAD, {"address": "10.0.0.1"}, 6443, True),
-        (JOB_WORKER, {"address": "10.0.0.1"}, 6443, False),
-        (pod_of("launcher"), {"address": "10.0.0.1"}, 443, True),
-        (pod_of("launcher"), JOB_HEAD, 8265, False),
-    ],
-)
-def test_only_what_is_needed_gets_through(
-    overlays: dict[str, list[dict[str, Any]]], source: Any, target: Any, port: int, allowed: bool
-) -> None:
-    assert allows(of_kind(overlays["gpu"], "NetworkPolicy"), source, target, port) is allowed
-
-
 def test_the_image_holds_what_runs(tmp_path: Path) -> None:
     """The files that the Dockerfile copies, and nothing else, install and run."""
     lines = (K8S / "Dockerfile").read_text().splitlines()
@@ -459,3 +341,21 @@ def test_the_image_holds_what_runs(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(str(tmp_path / "site"))
     assert (tmp_path / "site/siglip/checkpoints/tiny/model.safetensors").exists()
+
+
+def test_the_readme_names_what_is_there() -> None:
+    text = (K8S / "README.md").read_text()
+    for path in set(re.findall(r"`((?:k8s|configs|serve)/[\w./-]+)`", text)):
+        assert (ROOT / path).exists(), path
+    for path in K8S.rglob("*.env"):
+        for name in re.findall(r"^(\w+)=", path.read_text(), re.MULTILINE):
+            assert f"`{name}`" in text, name
+    assert all(f"k8s/overlays/{name}" in text for name in OVERLAYS)
+
+
+def test_alerts_are_rules() -> None:
+    for group in yaml.safe_load((K8S / "alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert rule["annotations"]["summary"]
