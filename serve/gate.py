@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from serve.config import EndpointLimits
 from serve.errors import ApiError
 
-SMOOTHING = 0.05
-"""Weight of one request in the running mean of what an item costs."""
+MEMORY_SECONDS = 20.0
+"""For how much time under work the rate is remembered: several batches of the slowest machine."""
+TRUSTED_SECONDS = 5.0
+"""After how much time under work the rate is believed. Answers come in bursts, a batch at a time."""
 MAX_RETRY_AFTER = 60.0
 
 
@@ -31,16 +34,23 @@ class Pass:
 class Gate:
     """Counts images, texts and bytes in flight, and refuses what would be too many or would wait too long.
 
-    How long a new request would wait is judged from those before it: their seconds, divided by the items that were in
-    flight when they came. That is Little's law, so it holds for any mix of stages behind the gate, and it adapts: a
-    slow machine has a short queue, a fast one a long one. When nothing is in flight, everything is let in.
+    How long a new request would wait is judged from the rate at which items were done while there were any: time
+    without work does not count. So it holds for any mix of stages behind the gate, and it adapts: a slow machine has
+    a short queue, a fast one a long one. When nothing is in flight, everything is let in.
     """
 
     def __init__(self, limits: EndpointLimits) -> None:
         self._limits = limits
         self.items = 0
         self.bytes = 0
-        self.seconds_per_item = 0.0
+        self._working = 0.0
+        self._done = 0.0
+        self._marked = 0.0
+
+    @property
+    def seconds_per_item(self) -> float:
+        """What an item costs now, or 0 where that is not known yet."""
+        return self._working / self._done if self._done and self._working >= TRUSTED_SECONDS else 0.0
 
     @contextmanager
     def admit(self, seconds: float) -> Iterator[Pass]:
@@ -48,16 +58,17 @@ class Gate:
 
         Raises `ApiError` (overloaded).
         """
-        start = time.monotonic()
-        held = Pass(start + seconds)
+        now = time.monotonic()
+        held = Pass(now + seconds)
+        if not self.items:
+            self._marked = now
         self.add(held, 1)
-        ahead = self.items
+        done = 0
         try:
             yield held
-            if held.items > 1:  # only requests that did work say what work costs
-                cost = (time.monotonic() - start) / max(1, ahead + held.items - 1)
-                self.seconds_per_item += SMOOTHING * (cost - self.seconds_per_item)
+            done = held.items if held.items > 1 else 0  # a request without images or texts did no work
         finally:
+            self._count(done)
             self.items -= held.items
             self.bytes -= held.bytes
 
@@ -82,6 +93,14 @@ class Gate:
     def retry_after(self) -> float:
         """Seconds after which about half of what is in flight will be done."""
         return min(MAX_RETRY_AFTER, max(1.0, self.seconds_per_item * self.items / 2))
+
+    def _count(self, done: int) -> None:
+        """Add the time since the last count, all of it under work, and the items that were done in it."""
+        now = time.monotonic()
+        elapsed, self._marked = now - self._marked, now
+        fading = math.exp(-elapsed / MEMORY_SECONDS)
+        self._working = self._working * fading + elapsed
+        self._done = self._done * fading + done
 
     def _refuse(self, why: str) -> ApiError:
         return ApiError("overloaded", f"{why}: try again later", retry_after=self.retry_after())

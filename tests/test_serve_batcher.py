@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -163,7 +164,8 @@ def test_the_gate_counts_bytes() -> None:
 
 def test_the_gate_refuses_what_would_wait_past_its_deadline() -> None:
     gate = Gate(limits())
-    gate.seconds_per_item = 1.0
+    gate._working = gate._done = 100.0
+    assert gate.seconds_per_item == 1.0
     with gate.admit(10) as alone:
         gate.add(alone, 15)  # nothing is ahead of it: the estimate may be wrong, and the work is tried
         with pytest.raises(ApiError, match="17 s long, and the deadline is in 10 s") as refused, gate.admit(10):
@@ -171,3 +173,21 @@ def test_the_gate_refuses_what_would_wait_past_its_deadline() -> None:
         assert refused.value.retry_after == 8.0
         with gate.admit(30) as patient:
             gate.add(patient, 1)
+
+
+def test_the_gate_learns_its_rate_from_time_under_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of four that take two seconds each, with idle hours between: half a second an item."""
+    now = 1000.0
+    monkeypatch.setattr("serve.gate.time.monotonic", lambda: now)
+    gate = Gate(limits())
+    for _ in range(10):
+        now += 3600
+        with ExitStack() as stack:
+            for _ in range(2):
+                gate.add(stack.enter_context(gate.admit(60)), 1)
+            now += 2
+    assert gate.seconds_per_item == pytest.approx(0.5)
+    with gate.admit(9) as first:
+        gate.add(first, 15)
+        with gate.admit(9), pytest.raises(ApiError, match="about 9 s long"), gate.admit(8):
+            raise AssertionError("let in")
