@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip.weights import TINY
+from siglip.weights import TINY, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import SiglipModel
@@ -47,6 +47,7 @@ def build_model(arch: str, seed: int = 0) -> SiglipModel:
     import torch
     from transformers import SiglipConfig, SiglipModel
 
+    quiet_transformers()
     sizes = ARCHITECTURES[arch]
     # The ids of the tokenizer's `</s>`, which also pads: SigLIP has no token that begins a text.
     text = {**sizes["text"], "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from siglip.config import ImageSpec, ModelConfig
 from siglip.labels import LabelSet, canonicalize
 from siglip.scoring import Floats, Scale, average_prompts
-from siglip.weights import CheckpointError, fetch_checkpoint, read_image_spec, vision_flops
+from siglip.weights import CheckpointError, fetch_checkpoint, quiet_transformers, read_image_spec, vision_flops
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
 SMALL_FLOPS = 1e9
@@ -34,10 +34,8 @@ class Encoder:
 
     def __init__(self, config: ModelConfig, *, texts: bool = True) -> None:
         from transformers import SiglipModel, SiglipTokenizer
-        from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()  # it warns about the real checkpoint's own config
+        quiet_transformers()
         directory = fetch_checkpoint(config)
         self.spec: ImageSpec = read_image_spec(config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

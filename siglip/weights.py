@@ -117,6 +117,14 @@ def identify_checkpoint(config: ModelConfig) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def quiet_transformers() -> None:
+    """No progress bars, and no warnings: it warns about the real checkpoint's own config."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def _read_json(path: Path, source: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
