@@ -189,9 +189,10 @@ def measure_base(folder: Path, seconds: float, compile: bool, program: str | Non
         body = json.dumps({"model": "base", "input": [image], "modality": "image"}).encode()
         with infinity(program, directory, folder) as port:
             theirs = load(port, body, folder, seconds, path="/embeddings")
-        print_load(
-            "infinity-emb, 64 clients", theirs, f"the endpoint has {result['rate'] / theirs['rate']:.1f} times that"
+        note = (
+            f"the endpoint has {result['rate'] / theirs['rate']:.1f} times that" if theirs["rate"] else "none answered"
         )
+        print_load("infinity-emb, 64 clients", theirs, note)
 
 
 def measure_labels(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.load HOST:PORT PATH BODY_FILE CLIENTS SECONDS
 
-Prints JSON: requests/s, latencies in milliseconds, and the statuses. Real clients cost more, and this machine's cores
+Prints JSON: successes/s, their latencies in milliseconds, and all statuses. Real clients cost more, and this machine's cores
 are the server's too.
 """
 
@@ -67,7 +67,7 @@ class _Load:
 
     def count(self, status: int, seconds: float) -> None:
         self.statuses[status] += 1
-        if time.perf_counter() <= self.end:
+        if status == 200 and time.perf_counter() <= self.end:
             self.latencies.append(seconds)
 
     def closed(self) -> None:
@@ -88,7 +88,7 @@ async def send_load(host: str, port: int, path: str, body: bytes, clients: int, 
         await loop.create_connection(lambda: _Client(request, load), host, port)
     await asyncio.wait_for(load.done.wait(), seconds + 120)
     latencies = sorted(load.latencies)
-    p50, p99 = (1000 * latencies[int(share * (len(latencies) - 1))] for share in (0.5, 0.99))
+    p50, p99 = (1000 * latencies[int(share * (len(latencies) - 1))] if latencies else 0.0 for share in (0.5, 0.99))
     return {
         "rate": len(latencies) / seconds,
         "p50": round(p50, 1),
