@@ -2,8 +2,8 @@
 
     python -m benchmarks.load HOST:PORT PATH BODY_FILE CLIENTS SECONDS
 
-Prints JSON: successes/s, their latencies in milliseconds, and all statuses. Real clients cost more, and this machine's cores
-are the server's too.
+Prints JSON: successes/s, their latencies in milliseconds, and all statuses. Real clients cost more, and this
+machine's cores are the server's too.
 """
 
 from __future__ import annotations
