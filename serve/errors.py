@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.types import Message
 
 from siglip.images import REASONS, ImageRejected
 
@@ -74,6 +76,14 @@ class ApiError(HTTPException):
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         return headers
+
+    def messages(self) -> tuple[Message, Message]:
+        """The whole answer, as ASGI sends it."""
+        body = json.dumps(self.body()).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **self.headers_out()}
+        pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        start = {"type": "http.response.start", "status": self.status_code, "headers": pairs}
+        return start, {"type": "http.response.body", "body": body}
 
 
 def make_envelope(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:

@@ -4,13 +4,11 @@ metrics and log line. One ASGI middleware, so that whatever goes wrong inside it
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
 import uuid
 from ipaddress import ip_address
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -205,12 +203,8 @@ class _Answer:
         if self.status:
             return
         self._trace.code = error.code
-        body = json.dumps(error.body()).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers_out()}
-        start: dict[str, Any] = {"type": "http.response.start", "status": error.status_code}
-        start["headers"] = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self(start)
-        await self._send({"type": "http.response.body", "body": body})
+        for message in error.messages():
+            await self(message)
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         trace = self._trace

@@ -6,9 +6,6 @@ all. Proxies started with RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,9 +65,5 @@ def translate(status: int, retry_after: bytes | None) -> ApiError:
 
 
 async def _send_error(send: Send, error: ApiError) -> None:
-    body = json.dumps(error.body()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers_out()}
-    start: dict[str, Any] = {"type": "http.response.start", "status": error.status_code}
-    start["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
+    for message in error.messages():
+        await send(message)

@@ -14,14 +14,18 @@ from tests.radosgw import Radosgw, why_not
 from tests.raycluster import RayCluster
 
 
+def require(what: str, missing: str | None) -> None:
+    """Skip a test whose system packages are missing; fail it where CI must have them."""
+    if missing and os.environ.get("SIGHTLINE_CI"):
+        pytest.fail(f"no {what}: {missing}")
+    if missing:
+        pytest.skip(f"no {what}: {missing}")
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
-    """A real S3 server for the session. Without its programs the test is skipped, and fails where CI must have them."""
-    reason = why_not()
-    if reason:
-        if os.environ.get("SIGHTLINE_CI"):
-            pytest.fail(f"no S3 server: {reason}")
-        pytest.skip(f"no S3 server: {reason}")
+    """A real S3 server for the session."""
+    require("S3 server", why_not())
     server = Radosgw(tmp_path_factory.mktemp("radosgw"))
     yield server
     server.stop()

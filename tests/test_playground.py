@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from selenium.webdriver.support.select import Select
 from serve.auth import new_key
 from siglip.shapes import LABELS, render
 from tests.browser import Browser, why_not
+from tests.conftest import require
 from tests.endpoint import Endpoint, make_config, run_endpoint
 
 pytestmark = pytest.mark.browser
@@ -35,11 +35,7 @@ PHONE = (360, 740)
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    reason = why_not()
-    if reason:
-        if os.environ.get("SIGHTLINE_CI"):
-            pytest.fail(f"no browser: {reason}")
-        pytest.skip(f"no browser: {reason}")
+    require("browser", why_not())
     chromium = Browser(tmp_path_factory.mktemp("chromium"))
     yield chromium
     chromium.quit()
@@ -347,10 +343,7 @@ def test_the_reference_needs_no_other_host(browser: Browser, endpoint: Endpoint,
 
 
 def test_the_curl_line_does_the_same(browser: Browser, endpoint: Endpoint, pictures: Path, tmp_path: Path) -> None:
-    if not shutil.which("curl"):
-        if os.environ.get("SIGHTLINE_CI"):
-            pytest.fail("no curl: apt-get install curl")
-        pytest.skip("no curl: apt-get install curl")
+    require("curl", None if shutil.which("curl") else "apt-get install curl")
     open_page(browser, endpoint)
     image = tmp_path / 'it\'s; a, "blue" $HOME.png'
     shutil.copy(pictures / "blue square.png", image)
