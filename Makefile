@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard benchmarks configs pipelines scripts serve sightline siglip tests)
+SOURCES := $(wildcard benchmarks configs pipelines scripts serve sightline siglip storage tests)
 
-.PHONY: help install check test demo format clean
+.PHONY: help install check quick test demo format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ check: install ## Lint and type-check
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
+
+quick: install ## Run the tests that need nothing but the package
+	$(BIN)/pytest tests/quick $(PYTEST_ARGS)
 
 test: install ## Run the tests
 	$(BIN)/pytest $(PYTEST_ARGS)

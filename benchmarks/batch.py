@@ -27,11 +27,11 @@ from PIL import Image
 
 from benchmarks.limits import decode_rate, matrix_rate
 from benchmarks.photos import write_tars
-from siglip.checkpoint import init_checkpoint
+from siglip.architectures import init_checkpoint
+from siglip.checkpoint import vision_flops
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from siglip.shapes import LABELS
-from siglip.weights import vision_flops
 
 CORES = len(os.sched_getaffinity(0))
 

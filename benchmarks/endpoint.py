@@ -38,7 +38,7 @@ import psutil
 import yaml
 
 from benchmarks.photos import make_photo
-from siglip.checkpoint import init_checkpoint
+from siglip.architectures import init_checkpoint
 from siglip.shapes import LABELS
 
 CLIENTS = 64

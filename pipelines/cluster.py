@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import ray
 
 from pipelines.config import ActorsConfig, JobConfig, ray_address
-from siglip.settings import ConfigError
+from storage.settings import ConfigError
 
 LOGICAL_CPUS = 4
 """Declared CPUs for each that a local run uses. Ray Data sets half of them aside, in equal parts for each stage, so

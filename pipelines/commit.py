@@ -11,8 +11,8 @@ from typing import Any
 
 from pipelines.plan import list_segments
 from pipelines.shards import commit_uri, covers
-from pipelines.store import Store, StoreError, join
-from siglip.settings import ConfigError
+from storage.settings import ConfigError
+from storage.store import Store, StoreError, join
 
 SCHEMA_VERSION = 1
 _THREADS = 16

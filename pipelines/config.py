@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from siglip.config import Limits, ModelConfig
 from siglip.images import DecodeMode
 from siglip.labels import LabelSet
-from siglip.settings import check_settings, override_key, read_settings
+from storage.settings import check_settings, override_key, read_settings
 
 DEFAULT_THUMBNAIL = 256
 MOST_SPREAD = 8
@@ -187,7 +187,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
     """
     raw = read_settings(path, "input: s3://bucket/images")
     for dotted, value in (overrides or {}).items():
-        override_key(raw, dotted, value)
+        override_key(raw, dotted, value, JobConfig)
     labels = raw.get("labels")
     if isinstance(labels, str):
         raw["labels"] = _beside(path, labels)

@@ -36,8 +36,9 @@ from pipelines.sources import (
     map_ahead,
     resolve,
 )
-from pipelines.store import Entry, Store, StoreFile, StoreOptions, join, open_store
-from siglip.settings import ConfigError
+from storage.files import StoreFile
+from storage.settings import ConfigError
+from storage.store import Entry, Store, StoreOptions, join, open_store
 
 LIST_SUFFIXES = (".txt", ".csv")
 LIST_COLUMNS = ("uri", "url", "image_uri", "image_url", "path", "image", "file", "file_name")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.store import Store, StoreOptions, join, open_store
+from storage.store import Store, StoreOptions, join, open_store
 
 FINGERPRINT_KEY = b"sightline.fingerprint"
 _ROW_GROUP_ROWS = 4096

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import ParquetConfig
-from pipelines.store import Changed, Entry, NotFound, Store, StoreError, StoreFile, StoreOptions, join, open_store
 from siglip.images import ImageRejected
+from storage.files import StoreFile
+from storage.store import Changed, Entry, NotFound, Store, StoreError, StoreOptions, join, open_store
 
 IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"))
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 from pipelines.plan import ShardRef, read_shard_inputs
 from pipelines.shards import PartWriter, encode_rows
 from pipelines.sources import Input, Reading, Row, read_images, read_input
-from pipelines.store import open_store
 from siglip.actor import SiglipActor, tag_embeddings
 from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.decoder import Decoder
 from siglip.images import Decoded, DecodeMode, ImageRejected
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
+from storage.store import open_store
 
 BLOCK_BYTES = 64 * 2**20
 """Ray Data's target block: 341 images of 256 x 256. Smaller blocks cost overhead, larger ones delay receipts."""

@@ -30,12 +30,12 @@ from pipelines.plan import PlanReport, ShardRef, extend_plan, list_shards, passe
 from pipelines.shards import OutputFormat, PartWriter
 from pipelines.sources import Reading
 from pipelines.stages import BLOCK_BYTES, Decoding, Tag, Tagging, read_shard, write_parts
-from pipelines.store import NotFound, Store, StoreError, StoreOptions, join, open_store
+from siglip.checkpoint import CheckpointError, embedding_width, identify_checkpoint, read_image_spec, vision_flops
 from siglip.config import ModelConfig
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
-from siglip.settings import ConfigError
-from siglip.weights import CheckpointError, embedding_width, identify_checkpoint, read_image_spec, vision_flops
+from storage.settings import ConfigError
+from storage.store import NotFound, Store, StoreError, StoreOptions, join, open_store
 
 RETRIES = 5
 """How often Ray may replay a task or restart an actor whose process died. Its default is for ever."""

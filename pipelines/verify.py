@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from pipelines.commit import list_committed, list_output_files, read_json
 from pipelines.plan import ShardRef, list_shards
 from pipelines.shards import FINGERPRINT_KEY, commit_uri
-from pipelines.store import NotFound, Store, StoreError, join
-from siglip.settings import ConfigError
+from storage.settings import ConfigError
+from storage.store import NotFound, Store, StoreError, join
 
 _THREADS = 4
 _PROBLEMS_LISTED = 20

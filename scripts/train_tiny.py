@@ -21,7 +21,7 @@ import numpy as np
 import sentencepiece
 import torch
 
-from siglip.checkpoint import ARCHITECTURES, build_model, write_checkpoint
+from siglip.architectures import ARCHITECTURES, build_model, write_checkpoint
 from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.encoder import Encoder
 from siglip.images import decode_image

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from siglip.settings import ConfigError
+from storage.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 

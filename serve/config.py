@@ -13,7 +13,7 @@ from serve.fetch import FetchConfig
 from siglip.config import Limits, ModelConfig
 from siglip.images import DecodeMode
 from siglip.labels import LabelSet
-from siglip.settings import check_settings, read_settings
+from storage.settings import check_settings, read_settings
 
 GPU_ITEMS, CPU_ITEMS = 256, 64
 """The largest batch that model.batch_size: auto makes on a GPU, and on a CPU."""
@@ -151,7 +151,7 @@ class EndpointConfig(BaseModel):
 def load_endpoint(path: Path) -> EndpointConfig:
     """Read an endpoint's YAML. Relative files that it names are looked up beside it when they are not found from here.
 
-    Raises `siglip.settings.ConfigError`.
+    Raises `storage.settings.ConfigError`.
     """
     raw = read_settings(path, "model: {source: tiny}")
     sets = raw.get("label_sets")

@@ -19,10 +19,10 @@ from serve.batcher import Batcher
 from serve.config import EndpointConfig, count_cores
 from serve.metrics import ModelMetrics
 from siglip.actor import SiglipActor
+from siglip.checkpoint import identify_checkpoint, vision_flops
 from siglip.config import ImageSpec, ModelConfig
 from siglip.encoder import SMALL_FLOPS, TEXT_BATCH
 from siglip.scoring import Floats, Scale
-from siglip.weights import identify_checkpoint, vision_flops
 
 PROBE_SECONDS = 20.0
 """A model that has answered nothing for this long, although asked, is ill."""

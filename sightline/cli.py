@@ -22,7 +22,7 @@ from rich.table import Table
 
 from pipelines.config import JobConfig, absolute, load_config
 from sightline.progress import RunProgress
-from siglip.settings import ConfigError, list_keys, parse_override
+from storage.settings import ConfigError, list_keys, parse_override
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
@@ -105,8 +105,8 @@ def verify(
 
     Exits with 0 only if all of it holds. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
     """
-    from pipelines.store import StoreError, StoreOptions, open_store
     from pipelines.verify import verify_output
+    from storage.store import StoreError, StoreOptions, open_store
 
     with _errors():
         root = absolute(output).rstrip("/")
@@ -158,9 +158,9 @@ def demo(
     ),
 ) -> None:
     """Render a small image dataset, tag it with the checkpoint that ships with Sightline, verify, and sum up."""
-    from pipelines.store import StoreOptions, open_store
     from pipelines.verify import verify_output
     from sightline.demo import CONFIG, render_dataset
+    from storage.store import StoreOptions, open_store
 
     with _errors():
         images, output = folder / "input", folder / "output"
@@ -187,7 +187,7 @@ def model_init(
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights in the hub's file layout: for benchmarks, and to try the loading path."""
-    from siglip.checkpoint import init_checkpoint
+    from siglip.architectures import init_checkpoint
 
     with _errors():
         try:

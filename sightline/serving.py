@@ -16,8 +16,8 @@ from types import FrameType
 
 from serve.auth import KeyRing
 from serve.config import EndpointConfig, load_endpoint
-from siglip.settings import ConfigError
-from siglip.weights import CheckpointError, read_image_spec
+from siglip.checkpoint import CheckpointError, read_image_spec
+from storage.settings import ConfigError
 
 APPLICATION = "sightline"
 SPARE_CPUS = 4

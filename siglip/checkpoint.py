@@ -1,116 +1,186 @@
-"""Writing a checkpoint with random weights, in the hub's file layout."""
+"""Where a checkpoint's files come from: a directory, an s3:// mirror, or the hub."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import shutil
+import os
+import tempfile
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from siglip.weights import TINY, quiet_transformers
+from siglip.config import ImageSpec, ModelConfig
 
-if TYPE_CHECKING:
-    from transformers import SiglipModel
+TINY = Path(__file__).parent / "checkpoints" / "tiny"
+"""The checkpoint that ships with Sightline: see its README."""
 
-ARCHITECTURES: dict[str, dict[str, dict[str, int]]] = {
-    # google/siglip-base-patch16-256: the text tower's defaults in transformers are the base model's.
-    "base": {
-        "vision": {"image_size": 256, "patch_size": 16},
-        "text": {},
-    },
-    "tiny": {
-        "vision": {
-            "image_size": 64,
-            "patch_size": 16,
-            "hidden_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-        },
-        "text": {
-            "vocab_size": 200,
-            "hidden_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-            "max_position_embeddings": 16,
-            "projection_size": 128,
-        },
-    },
-}
-"""What differs from transformers' `SiglipConfig`, by name."""
+SETTINGS = ("config.json", "preprocessor_config.json")
+FILES = (*SETTINGS, "model.safetensors", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")
+"""What is read of a checkpoint, sharded weights aside. Never a pickle, never code."""
 
 
-def build_model(arch: str, seed: int = 0) -> SiglipModel:
-    """A SigLIP with random weights: transformers' own initialisation, and SigLIP's first scale (10) and bias (-10)."""
-    import torch
-    from transformers import SiglipConfig, SiglipModel
-
-    quiet_transformers()
-    sizes = ARCHITECTURES[arch]
-    # The ids of the tokenizer's `</s>`, which also pads: SigLIP has no token that begins a text.
-    text = {**sizes["text"], "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}
-    torch.manual_seed(seed)
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=sizes["vision"]))
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10.0))
-        model.logit_bias.fill_(-10.0)
-    return model
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used. The message is one line that says what to change."""
 
 
-def write_checkpoint(model: SiglipModel, spiece: Path, directory: Path) -> None:
-    """Write a model, its preprocessing and a tokenizer with the SentencePiece model `spiece`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
-    if spiece.resolve() != (directory / "spiece.model").resolve():
-        shutil.copyfile(spiece, directory / "spiece.model")
-    size = model.config.vision_config.image_size
-    length = model.config.text_config.max_position_embeddings
-    _write_json(
-        directory / "preprocessor_config.json",
-        {
-            "image_processor_type": "SiglipImageProcessor",
-            "processor_class": "SiglipProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"height": size, "width": size},
-            "resample": 3,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-    )
-    _write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "SiglipTokenizer",
-            "processor_class": "SiglipProcessor",
-            "do_lower_case": True,
-            "model_max_length": length,
-            # Without this transformers makes an attention mask, and masked scores are other scores.
-            "model_input_names": ["input_ids"],
-            "eos_token": "</s>",
-            "pad_token": "</s>",
-            "unk_token": "<unk>",
-        },
-    )
+@cache
+def fetch_checkpoint(config: ModelConfig, *, settings_only: bool = False) -> Path:
+    """The directory that holds the checkpoint's files, downloaded first where they are remote.
 
+    With `settings_only` a remote checkpoint's weights are not fetched. Remote files are cached on this machine by
+    their revision or ETag, in the hub's own cache or under `SIGHTLINE_CACHE` (default ~/.cache/sightline).
 
-def init_checkpoint(directory: Path, arch: str, seed: int = 0) -> int:
-    """Write a random-weight checkpoint of a known architecture. Returns its number of parameters.
-
-    The tokenizer is the shipped checkpoint's: its few ids are valid in any vocabulary. Raises `FileExistsError` when
-    the directory holds something.
+    Raises `CheckpointError`.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} is not empty: give a new directory")
-    model = build_model(arch, seed)
-    write_checkpoint(model, TINY / "spiece.model", directory)
-    return sum(parameter.numel() for parameter in model.parameters())
+    source = config.source
+    if source == "tiny":
+        return TINY
+    if source.startswith("s3://"):
+        return _fetch_s3(source, config.endpoint, settings_only)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return _fetch_hub(source, config.revision, settings_only)
+    raise CheckpointError(f"model.source: {source} is no directory, no s3:// prefix and no hub id")
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def read_image_spec(config: ModelConfig) -> ImageSpec:
+    """The checkpoint's preprocessing, and the check that it is a SigLIP: without reading its weights.
+
+    Raises `CheckpointError`.
+    """
+    directory = fetch_checkpoint(config, settings_only=True)
+    model, images = (_read_json(directory / name, config.source) for name in SETTINGS)
+    if model.get("model_type") != "siglip":
+        raise CheckpointError(
+            f"model.source: {config.source} is a {model.get('model_type', 'nameless')} model, not a siglip"
+        )
+    size = images.get("size", {})
+    height, width = size.get("height"), size.get("width")
+    trained = model.get("vision_config", {}).get("image_size", 224)
+    if not height or height != width or height != trained:
+        raise CheckpointError(
+            f"model.source: {config.source} resizes to {height}x{width} and its model takes {trained}x{trained}"
+        )
+    return ImageSpec(
+        size=height,
+        resample=images.get("resample", 3),
+        mean=tuple(images.get("image_mean") or (0.5, 0.5, 0.5)),
+        std=tuple(images.get("image_std") or (0.5, 0.5, 0.5)),
+    )
+
+
+def embedding_width(config: ModelConfig) -> int:
+    """D, the embedding's length: the vision tower's width, 768 for the base models.
+
+    `SiglipConfig.projection_dim` says 512 for the same checkpoints and is wrong. Raises `CheckpointError`.
+    """
+    directory = fetch_checkpoint(config, settings_only=True)
+    return int(_read_json(directory / "config.json", config.source).get("vision_config", {}).get("hidden_size", 768))
+
+
+def vision_flops(config: ModelConfig) -> float:
+    """Floating-point operations to embed one image, to within a few per cent: 44e9 for base at 256 x 256.
+
+    Counts the transformer's matrix products: 24 D^2 + 4 T D for each of T tokens and each layer, with the usual
+    4 D wide MLP. Raises `CheckpointError`.
+    """
+    directory = fetch_checkpoint(config, settings_only=True)
+    vision = _read_json(directory / "config.json", config.source).get("vision_config", {})
+    width, layers = vision.get("hidden_size", 768), vision.get("num_hidden_layers", 12)
+    tokens = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2
+    return float(layers * tokens * (24 * width**2 + 4 * tokens * width))
+
+
+def identify_checkpoint(config: ModelConfig) -> str:
+    """A string that changes when the checkpoint's files do.
+
+    The SHA-256 of a directory's files, the ETags of a mirror's, or the hub's commit: remote weights are not
+    downloaded for it. The same weights in two places may therefore be told apart.
+
+    Raises `CheckpointError`.
+    """
+    directory = fetch_checkpoint(config, settings_only=True)
+    if config.source.startswith("s3://"):
+        return f"etags:{directory.name}"
+    if config.source != "tiny" and not Path(config.source).expanduser().is_dir():
+        return f"commit:{directory.name}"
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.name in FILES or path.suffix == ".safetensors":
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 24):
+                    digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def quiet_transformers() -> None:
+    """No progress bars, and no warnings: it warns about the real checkpoint's own config."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _read_json(path: Path, source: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"model.source: {source} has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.source: {source}: cannot read {path.name}: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _fetch_hub(source: str, revision: str | None, settings_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*SETTINGS] if settings_only else [*FILES, "*.safetensors", "*.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises a dozen unrelated types: offline, missing, gated, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"model.source: {source} is no directory here and could not be fetched from the hub ({reason})"
+        ) from error
+
+
+def _fetch_s3(source: str, endpoint: str | None, settings_only: bool) -> Path:
+    """Mirror the prefix into a folder named after the ETags of all its files."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, prefix = source.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix else ""
+    try:
+        client = boto3.client(
+            "s3", endpoint_url=endpoint, config=Config(retries={"mode": "standard", "max_attempts": 5})
+        )
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        listing = [item for page in pages for item in page.get("Contents", [])]
+        found = {
+            item["Key"].removeprefix(prefix): item
+            for item in listing
+            if item["Key"].removeprefix(prefix) in FILES or item["Key"].endswith((".safetensors", ".index.json"))
+        }
+        if "config.json" not in found:
+            raise CheckpointError(f"model.source: there is no config.json under {source}")
+        identity = hashlib.sha256("\n".join(f"{n} {i['ETag']}" for n, i in sorted(found.items())).encode())
+        cache_root = Path(os.environ.get("SIGHTLINE_CACHE", "~/.cache/sightline")).expanduser()
+        directory = cache_root / identity.hexdigest()
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in found:
+            target = directory / name
+            if target.exists() or (settings_only and name not in SETTINGS):
+                continue
+            # Several actors of one node may fetch at once: the file appears under its name when it is whole.
+            with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
+                client.download_fileobj(bucket, prefix + name, file)
+            os.replace(file.name, target)
+    except (BotoCoreError, ClientError) as error:
+        raise CheckpointError(f"model.source: cannot read {source}: {error}") from error
+    return directory

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from siglip.checkpoint import CheckpointError, fetch_checkpoint, quiet_transformers, read_image_spec, vision_flops
 from siglip.config import ImageSpec, ModelConfig
 from siglip.labels import LabelSet, canonicalize
 from siglip.scoring import Floats, Scale, average_prompts
-from siglip.weights import CheckpointError, fetch_checkpoint, quiet_transformers, read_image_spec, vision_flops
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
 SMALL_FLOPS = 1e9
@@ -29,7 +29,7 @@ class Encoder:
     Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
     `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`.
 
-    Raises `siglip.weights.CheckpointError` when the checkpoint cannot be used.
+    Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
     """
 
     def __init__(self, config: ModelConfig, *, texts: bool = True) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import string
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -50,6 +50,8 @@ class LabelSet(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    shorthand: ClassVar[str] = "names"
+    """What a list or a path stands for where a label set is expected."""
 
     names: tuple[Label, ...] = Field(
         min_length=1, description="Label names, or {name, prompts, threshold}; or the path of a file with them."

@@ -1,17 +1,13 @@
-"""Fixtures that several test files use."""
+"""What several folders' tests use. Nothing heavy is imported before a test asks for it."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 
 import pytest
-import ray
 
-from serve.proxy import CALLBACK, CALLBACK_PATH
 from tests.radosgw import Radosgw, why_not
-from tests.raycluster import RayCluster
 
 
 def require(what: str, missing: str | None) -> None:
@@ -31,15 +27,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray for the tests that call the job in this process."""
-    os.environ[CALLBACK] = CALLBACK_PATH  # Ray Serve's proxies inherit it from here
-    ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
     """The S3 server, with this process's environment set to use it."""
@@ -49,14 +36,15 @@ def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(request: pytest.FixtureRequest) -> Iterator[RayCluster]:
-    """A head, a node of two CPUs named `readers`, and one of a CPU and a GPU named `actors`.
+def local_ray() -> Iterator[None]:
+    """One Ray for the tests that call the job in this process."""
+    import logging
 
-    Their processes have a pod's environment: the S3 server's address and keys, where there is one, and Serve's hook. A
-    test that ends a node brings up another of its kind.
-    """
-    store = {} if why_not() and not os.environ.get("SIGHTLINE_CI") else request.getfixturevalue("s3").env
-    with RayCluster({**store, CALLBACK: CALLBACK_PATH}) as cluster:
-        cluster.add_worker("readers", 2)
-        cluster.add_worker("actors", 1, gpus=1)
-        yield cluster
+    import ray
+
+    from serve.proxy import CALLBACK, CALLBACK_PATH
+
+    os.environ[CALLBACK] = CALLBACK_PATH  # Ray Serve's proxies inherit it from here
+    ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -17,8 +17,8 @@ from serve.app import make_app
 from serve.config import EndpointConfig
 from serve.model import ModelServer
 from serve.service import Service
-from siglip.settings import read_settings
 from siglip.shapes import render
+from storage.settings import read_settings
 from tests.images import encode
 
 EXAMPLE = Path(__file__).parents[1] / "configs" / "endpoint.yaml"

@@ -19,7 +19,7 @@ from selenium.webdriver.support.select import Select
 
 from serve.auth import new_key
 from siglip.shapes import LABELS, render
-from tests.browser import Browser, why_not
+from tests.chromium import Browser, why_not
 from tests.conftest import require
 from tests.endpoint import Endpoint, make_config, run_endpoint
 

@@ -10,8 +10,6 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from siglip.labels import LabelSet
-
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -62,17 +60,23 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
 
 
-def override_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set the value of a dotted key path, making the mappings on the way."""
+def override_key(raw: dict[str, Any], dotted: str, value: Any, model: type[BaseModel]) -> None:
+    """Set the value of a dotted key path of a `model`'s settings, making the mappings on the way.
+
+    Where a model says which of its keys a bare list or string stands for (`shorthand`), one key beside it can be set:
+    `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
+    """
     *parents, last = dotted.split(".")
-    target = raw
+    target, here = raw, model
     for name in parents:
+        field = here.model_fields.get(name)
+        nested = _nested(field.annotation) if field else None
         child = target.get(name)
         if not isinstance(child, dict):
-            # `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
-            child = {"names": child} if name == "labels" and isinstance(child, (list, str)) else {}
+            short = getattr(nested, "shorthand", None)
+            child = {short: child} if short and isinstance(child, (list, str)) else {}
             target[name] = child
-        target = child
+        target, here = child, nested or BaseModel
     target[last] = value
 
 
@@ -96,7 +100,8 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, 
     rows = []
     for name, field in model.model_fields.items():
         nested = _nested(field.annotation)
-        if nested is not None and nested is not LabelSet:
+        short = nested is not None and hasattr(nested, "shorthand")
+        if nested is not None and not short:
             rows += list_keys(nested, f"{prefix}{name}.")
             continue
         if field.is_required():
@@ -106,8 +111,8 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, 
             default = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
             default = default.lower() if isinstance(value, bool) else default
         rows.append((prefix + name, default, field.description or ""))
-        if nested is LabelSet:
-            rows += list_keys(LabelSet, f"{prefix}{name}.")
+        if nested is not None and short:
+            rows += list_keys(nested, f"{prefix}{name}.")
     return rows
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.store import StoreOptions, open_store
 from pipelines.verify import verify_output
 from sightline.demo import CONFIG
+from storage.store import StoreOptions, open_store
+from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.raycluster import SIGHTLINE, RayCluster
-from tests.test_cluster import PER_TAR, make_tars
 
 TARS = 10
 GRACE_SECONDS = 30

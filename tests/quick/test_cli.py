@@ -16,11 +16,11 @@ from typer.testing import CliRunner, Result
 
 from pipelines.config import JobConfig
 from sightline.cli import app
-from siglip.settings import list_keys
+from storage.settings import list_keys
 from tests.images import encode, make_rgb
 from tests.radosgw import Radosgw
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def invoke(*arguments: str) -> Result:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.store import Changed, Forbidden, NotFound, Store, StoreError, StoreFile, StoreOptions, join, open_store
+from storage.files import StoreFile
+from storage.store import Changed, Forbidden, NotFound, Store, StoreError, StoreOptions, join, open_store
 from tests.radosgw import Radosgw
 
 NAMES = ["plain.jpg", "a folder/with space.jpg", "hash#100%25 %.jpg", "umlaut ü – 東京.png", "a+b=c&d.jpg"]

@@ -24,10 +24,10 @@ from serve.app import build
 from serve.config import EndpointConfig, load_endpoint
 from serve.proxy import CALLBACK, CALLBACK_PATH
 from sightline.cli import app
-from siglip.settings import ConfigError
 from siglip.shapes import LABELS
+from storage.settings import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_serve_config_file_is_the_endpoint_of_the_example() -> None:
@@ -139,7 +139,7 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
         while deadline and "ray_sightline_requests" not in (text := httpx.get(metrics).text):
             deadline -= 1
             time.sleep(0.5)
-        dashboard = json.loads((Path(__file__).parents[1] / "serve" / "grafana" / "dashboard.json").read_text())
+        dashboard = json.loads((Path(__file__).parents[2] / "serve" / "grafana" / "dashboard.json").read_text())
         wanted = set(re.findall(r"ray_sightline_\w+?(?=_bucket|_sum|_count|[{\[( ]|$)", json.dumps(dashboard)))
         assert wanted
         sent = {name for name in wanted if name in text}

@@ -23,14 +23,14 @@ import pytest
 from datasets import load_dataset
 
 from pipelines.config import JobConfig, load_config
-from pipelines.store import StoreOptions, open_store
 from pipelines.tag import Outcome, run_job
 from pipelines.verify import Report, verify_output
 from sightline.demo import CONFIG, encode_image, render_dataset
-from siglip.checkpoint import ARCHITECTURES, init_checkpoint
-from siglip.settings import ConfigError
+from siglip.architectures import ARCHITECTURES, init_checkpoint
+from siglip.checkpoint import TINY
 from siglip.shapes import LABELS
-from siglip.weights import TINY
+from storage.settings import ConfigError
+from storage.store import StoreOptions, open_store
 from tests.radosgw import Radosgw
 
 pytestmark = [

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.store import StoreOptions, join, open_store
 from pipelines.verify import verify_output
 from sightline.demo import encode_image
 from siglip.shapes import LABELS
+from storage.store import StoreOptions, join, open_store
 from tests.radosgw import Radosgw
 
 TARS, PER_TAR, LOOSE = 9, 30, 30

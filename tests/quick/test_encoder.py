@@ -12,14 +12,8 @@ import pytest
 import torch
 from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer, pipeline
 
-from siglip.checkpoint import init_checkpoint
-from siglip.config import ImageSpec, Limits, ModelConfig
-from siglip.encoder import Encoder
-from siglip.images import decode_image
-from siglip.labels import LabelSet
-from siglip.scoring import Scale, score_pairs, select, sigmoid, softmax
-from siglip.shapes import LABELS, render
-from siglip.weights import (
+from siglip.architectures import init_checkpoint
+from siglip.checkpoint import (
     TINY,
     CheckpointError,
     embedding_width,
@@ -27,6 +21,12 @@ from siglip.weights import (
     identify_checkpoint,
     read_image_spec,
 )
+from siglip.config import ImageSpec, Limits, ModelConfig
+from siglip.encoder import Encoder
+from siglip.images import decode_image
+from siglip.labels import LabelSet
+from siglip.scoring import Scale, score_pairs, select, sigmoid, softmax
+from siglip.shapes import LABELS, render
 from tests.images import awkward_cases, encode, plain_cases
 
 

@@ -17,8 +17,8 @@ import pytest
 from pipelines.config import JobConfig
 from pipelines.plan import PlanReport, extend_plan, list_shards, read_shard_inputs
 from pipelines.sources import Reading, Row, read_input
-from pipelines.store import Changed, StoreOptions, open_store
-from siglip.settings import ConfigError
+from storage.settings import ConfigError
+from storage.store import Changed, StoreOptions, open_store
 from tests.images import encode, make_rgb
 from tests.radosgw import Radosgw
 

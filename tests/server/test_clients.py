@@ -19,7 +19,7 @@ from serve.auth import new_key
 from tests.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 
 MODEL = "google/siglip-base-patch16-256"
-README = Path(__file__).parents[1] / "serve" / "README.md"
+README = Path(__file__).parents[2] / "serve" / "README.md"
 
 
 @pytest.fixture(scope="module")

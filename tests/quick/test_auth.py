@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from serve.auth import MAX_BUCKETS, REREAD_SECONDS, AuthConfig, KeyRing, RateLimiter, new_key, read_keys
 from sightline.cli import app
-from siglip.settings import ConfigError
+from storage.settings import ConfigError
 
 
 class Clock:

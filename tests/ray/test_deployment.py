@@ -21,14 +21,14 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.store import StoreOptions, open_store
 from serve.auth import new_key
-from siglip.weights import TINY
+from siglip.checkpoint import TINY
+from storage.store import StoreOptions, open_store
 from tests.endpoint import data_uri, shape_png
 from tests.kubernetes import ROOT, find_kubectl, render
 from tests.radosgw import Radosgw
+from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.raycluster import SIGHTLINE, RayCluster, free_port
-from tests.test_cluster import PER_TAR, make_tars
 
 MOUNT = "/etc/sightline"
 TARS = 6

@@ -15,7 +15,7 @@ import yaml
 from pipelines.config import JobConfig
 from sightline.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [path for name in ("*.md", "serve/*.md", "k8s/*.md") for path in sorted(ROOT.glob(name))]
 
 

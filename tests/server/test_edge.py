@@ -19,7 +19,7 @@ from serve.fetch import CODES
 from siglip.shapes import render
 from tests.endpoint import Endpoint, make_config, run_endpoint
 from tests.images import encode
-from tests.test_fetch import HOSTILE, METADATA, Answer, Web, drip, redirect, reply
+from tests.quick.test_fetch import HOSTILE, METADATA, Answer, Web, drip, redirect, reply
 
 IMAGE = encode(render("red circle", random.Random(1)))
 ASK = {"labels": ["red circle", "blue square"], "image": "?"}

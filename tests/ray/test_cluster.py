@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pyarrow.dataset
 
-from pipelines.store import StoreOptions, open_store
 from pipelines.verify import verify_output
 from sightline.demo import CONFIG, encode_image
 from siglip.shapes import LABELS
+from storage.store import StoreOptions, open_store
 from tests.raycluster import SIGHTLINE, Node, RayCluster
 
 TARS, PER_TAR = 20, 50

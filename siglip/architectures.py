@@ -1,0 +1,116 @@
+"""Writing a checkpoint with random weights, in the hub's file layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siglip.checkpoint import TINY, quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import SiglipModel
+
+ARCHITECTURES: dict[str, dict[str, dict[str, int]]] = {
+    # google/siglip-base-patch16-256: the text tower's defaults in transformers are the base model's.
+    "base": {
+        "vision": {"image_size": 256, "patch_size": 16},
+        "text": {},
+    },
+    "tiny": {
+        "vision": {
+            "image_size": 64,
+            "patch_size": 16,
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+        },
+        "text": {
+            "vocab_size": 200,
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "max_position_embeddings": 16,
+            "projection_size": 128,
+        },
+    },
+}
+"""What differs from transformers' `SiglipConfig`, by name."""
+
+
+def build_model(arch: str, seed: int = 0) -> SiglipModel:
+    """A SigLIP with random weights: transformers' own initialisation, and SigLIP's first scale (10) and bias (-10)."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel
+
+    quiet_transformers()
+    sizes = ARCHITECTURES[arch]
+    # The ids of the tokenizer's `</s>`, which also pads: SigLIP has no token that begins a text.
+    text = {**sizes["text"], "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}
+    torch.manual_seed(seed)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=sizes["vision"]))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
+    return model
+
+
+def write_checkpoint(model: SiglipModel, spiece: Path, directory: Path) -> None:
+    """Write a model, its preprocessing and a tokenizer with the SentencePiece model `spiece`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    if spiece.resolve() != (directory / "spiece.model").resolve():
+        shutil.copyfile(spiece, directory / "spiece.model")
+    size = model.config.vision_config.image_size
+    length = model.config.text_config.max_position_embeddings
+    _write_json(
+        directory / "preprocessor_config.json",
+        {
+            "image_processor_type": "SiglipImageProcessor",
+            "processor_class": "SiglipProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": size, "width": size},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    )
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "SiglipTokenizer",
+            "processor_class": "SiglipProcessor",
+            "do_lower_case": True,
+            "model_max_length": length,
+            # Without this transformers makes an attention mask, and masked scores are other scores.
+            "model_input_names": ["input_ids"],
+            "eos_token": "</s>",
+            "pad_token": "</s>",
+            "unk_token": "<unk>",
+        },
+    )
+
+
+def init_checkpoint(directory: Path, arch: str, seed: int = 0) -> int:
+    """Write a random-weight checkpoint of a known architecture. Returns its number of parameters.
+
+    The tokenizer is the shipped checkpoint's: its few ids are valid in any vocabulary. Raises `FileExistsError` when
+    the directory holds something.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} is not empty: give a new directory")
+    model = build_model(arch, seed)
+    write_checkpoint(model, TINY / "spiece.model", directory)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
