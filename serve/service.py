@@ -365,9 +365,15 @@ class Service:
                 embedded = await self._call(self.model.embed_texts(send, seconds))
                 for text, vector in zip(send, embedded.vectors, strict=True):
                     self._coming[text].set_result(_Vector(vector, embedded.waited, embedded.ran))
+        except BaseException as error:
+            failed = error if isinstance(error, Exception) else Interrupted("the work was cancelled")
+            for text in send:
+                self._coming[text].set_exception(failed)
+                self._coming[text].exception()  # others may wait for it, or nobody
+            raise
         finally:
             for text in send:
-                self._coming.pop(text).cancel()
+                del self._coming[text]
         vectors = {
             text: await vector if isinstance(vector, asyncio.Future) else vector for text, vector in known.items()
         }
