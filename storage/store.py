@@ -40,7 +40,7 @@ class Changed(StoreError):
 
 
 class InvalidUri(StoreError):
-    """This can never be the name of an object: another scheme, no bucket, a NUL, too long, a symbolic link to itself."""
+    """This can never be an object's name: another scheme, no bucket, a NUL, too long, a symbolic link to itself."""
 
 
 class Unreachable(StoreError):
@@ -97,7 +97,7 @@ class Store(Protocol):
     def read(self, uri: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
         """Bytes [start, stop) of an object, all of it by default; `Changed` when its ETag is another.
 
-        Exactly `stop - start` bytes, fewer only where the object itself ends. An answer that is cut short is read again.
+        Exactly `stop - start` bytes, fewer only where the object itself ends. What is cut short is read again.
         """
 
     def put(self, uri: str, data: bytes) -> Entry:
