@@ -129,7 +129,9 @@ class StoreFile(io.RawIOBase):
             start, future = waiting.popleft()
             data = future.result()
             view[start - begin : start - begin + len(data)] = data
-        self._start, self._chunk = end, b""
+        # Who asks for this much knows what is needed: nothing is guessed from it.
+        self._run = self._start = end
+        self._chunk = b""
         return len(view)
 
     def _read_on(self, begin: int) -> None:

@@ -156,18 +156,20 @@ class S3Store:
     def _translate(self, uri: str) -> Iterator[None]:
         """Other people's errors as the store's, worded for the person who set the bucket and the credentials."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
 
         try:
             yield
         except ClientError as error:
             raise _refusal(show(uri), error.response) from error
-        except (BotoCoreError, HTTPError, OSError, ValueError) as error:
+        except (BotoCoreError, ResponseParserError, HTTPError, OSError, ValueError) as error:
             raise self._failure(show(uri), error) from error
 
     def _failure(self, uri: str, error: Exception) -> StoreError:
         """What it means that no answer came, or no request went out."""
         from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
 
         message = " ".join(str(error).split())
@@ -182,7 +184,7 @@ class S3Store:
         if isinstance(error, boto.SSLError):
             return Unreachable(f"{uri}: no secure connection to S3 at {self._endpoint}: {message}")
         # `HTTPClientError` is botocore's for whatever happened on the connection.
-        broken = (boto.HTTPClientError, boto.ResponseParserError, boto.IncompleteReadError, HTTPError, OSError)
+        broken = (boto.HTTPClientError, ResponseParserError, boto.IncompleteReadError, HTTPError, OSError)
         if isinstance(error, broken):
             return Unreachable(f"{uri}: S3 at {self._endpoint} broke off or fell silent: {message}")
         return StoreError(f"{uri}: {message}")  # an endpoint that is no URL, a configuration file that cannot be read
