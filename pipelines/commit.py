@@ -73,9 +73,7 @@ class Committer:
     `waiting` are the shards that ended with trouble of the store: nothing of theirs is committed.
     """
 
-    def __init__(
-        self, pending: Iterable[ShardRef], writer: PartWriter, account: Account, progress: Progress
-    ) -> None:
+    def __init__(self, pending: Iterable[ShardRef], writer: PartWriter, account: Account, progress: Progress) -> None:
         self.waiting: list[Waiting] = []
         self._ledger = Ledger({shard_name(ref.shard, ref.generation): ref for ref in pending})
         self._writer = writer
@@ -163,9 +161,7 @@ def _find_commit(store: Store, output: str, ref: ShardRef) -> dict[str, Any] | N
     return read_commit(store, output, ref.shard, ref.generation)
 
 
-def _write_commit(
-    store: Store, writer: PartWriter, ref: ShardRef, table: pa.Table, ending: Ending
-) -> dict[str, Any]:
+def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Table, ending: Ending) -> dict[str, Any]:
     if not np.array_equal(table["row"].to_numpy(), decode_rows(ending.rows)):
         raise RuntimeError(f"shard {ref.shard} has {table.num_rows} rows of {len(decode_rows(ending.rows))} read")
     rejects_schema = writer.format.rejects_schema()
@@ -197,8 +193,10 @@ def _write_commit(
         "fingerprint": hashlib.sha256(writer.fingerprint.encode()).hexdigest(),
     }
     if record["rows_tagged"] + record["rows_rejected"] != ending.rows_in:
-        raise RuntimeError(f"shard {ref.shard} would lose rows: {record['rows_tagged']} tagged and "
-                           f"{record['rows_rejected']} rejected of {ending.rows_in}")
+        raise RuntimeError(
+            f"shard {ref.shard} would lose rows: {record['rows_tagged']} tagged and "
+            f"{record['rows_rejected']} rejected of {ending.rows_in}"
+        )
     content = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
     if store.put_if_absent(commit_uri(writer.output, ref.shard, ref.generation), content):
         return record

@@ -16,7 +16,7 @@ from storage.settings import check_settings, override_key, read_settings
 DEFAULT_THUMBNAIL = 256
 MOST_SPREAD = 8
 OWN_COLUMNS = frozenset(
-    "key source row width height labels scores sha256 embedding metadata thumbnail".split(),
+    ["key", "source", "row", "width", "height", "labels", "scores", "sha256", "embedding", "metadata", "thumbnail"],
 )
 """The columns of every output."""
 
@@ -158,7 +158,10 @@ class JobConfig(BaseModel):
         None, gt=0, description="Longer side in pixels of a JPEG kept with each row; true is 256, null is none."
     )
     max_reject_fraction: float = Field(
-        0.05, ge=0, le=1, description="More rejects than this among a run's images and it exits with 3, everything committed."
+        0.05,
+        ge=0,
+        le=1,
+        description="More rejects than this among a run's images and it exits with 3, everything committed.",
     )
     on_changed: Literal["error", "retag"] = Field(
         "error",

@@ -107,9 +107,7 @@ def _finish_look(planned: Input, look: Future[Look], columns: PassedColumns, rep
     yield from found.parts
 
 
-def _list_unknown(
-    config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport
-) -> Iterator[Input]:
+def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
     for planned in _classify(config, options, report):
         version, versions = planned.version, known.versions(planned.uri)
         if version in versions or (versions and ("" in versions or not version)):
@@ -182,5 +180,3 @@ def _is_utf8(name: str) -> bool:
 
 def _printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
-
-

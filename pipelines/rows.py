@@ -64,7 +64,7 @@ class Row:
     """One image on its way: its encoded bytes, or why there are none.
 
     `columns` are the columns passed through, each an array of one value, so that no value becomes a Python object and
-    changes. `lost` is about how many more images a broken or absent archive took with it, on the row that stands for them.
+    changes. `lost` is, on the row that stands for a broken or absent archive, about how many more images went with it.
     """
 
     key: str

@@ -175,7 +175,7 @@ def build_dataset(
 
 @contextmanager
 def _as_config_errors() -> Iterator[None]:
-    """Before any work, what the store or the checkpoint refuses is the user's to change; what does not answer is not."""
+    """Before any work, what store or checkpoint refuse is the user's to change; a store that does not answer is not."""
     try:
         yield
     except Unreachable:
@@ -195,7 +195,9 @@ def _extend_plan(
         fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
         columns = PassedColumns(wanted, fixed)
         if found:  # before a listing that may take long
-            check_fingerprint(found, make_fingerprint(config, model, columns.preview(read_columns(found))), config.output)
+            check_fingerprint(
+                found, make_fingerprint(config, model, columns.preview(read_columns(found))), config.output
+            )
         with tempfile.TemporaryDirectory(prefix="sightline-plan-") as folder:
             draft = draft_plan(config, options, columns, Path(folder))
             fingerprint = make_fingerprint(config, model, columns.schema())
@@ -219,7 +221,7 @@ def _embed_labels(model: PinnedModel, labels: LabelSet, gpus: float) -> tuple[Fl
 def _prepare_tagger(config: JobConfig, model: PinnedModel, cluster: Cluster, rows: int) -> TaggerConfig:
     """Embed the label set once, on a worker: the driver may be a small pod without torch's memory.
 
-    On one like those of the actors, so that a checkpoint or a GPU that cannot be used is known before any image is read.
+    On one like an actor's, so that a checkpoint or a GPU that cannot be used is known before any image is read.
     """
     resources = config.actors.resources
     task = _embed_labels.options(num_gpus=cluster.actor_gpus, resources=resources)
