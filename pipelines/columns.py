@@ -26,7 +26,7 @@ class PassedColumns:
     """By column the first file with integers that may be beyond what a float64 counts in ones."""
 
     def add(self, uri: str, schema: pa.Schema, small_integers: frozenset[str]) -> None:
-        """Take a file in. Raises `ConfigError`, naming it, when one of its columns has no type in common with the rest."""
+        """Take a file in. Raises `ConfigError`, naming it, when a column of it has no type in common with the rest."""
         for source, name in self.wanted.items():
             if source not in schema.names:
                 continue

@@ -170,8 +170,8 @@ class JobConfig(BaseModel):
     )
     on_missing: Literal["wait", "reject"] = Field(
         "wait",
-        description="A planned input that is gone: wait leaves its shard to the next run and exits with 1; reject gives "
-        "it up, for who deletes inputs on purpose.",
+        description="A planned input that is gone: wait leaves its shard to the next run and exits with 1; reject "
+        "gives it up, for who deletes inputs on purpose.",
     )
 
     @field_validator("input", mode="before")

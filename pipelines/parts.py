@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.output import OutputFormat
+from pipelines.rows import WaitReason
 from storage.store import Store, StoreOptions, join, open_store
 
 MARKER = -1
@@ -55,7 +56,7 @@ class Ending:
     rows_in: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     lost: int = 0
-    wait: str | None = None
+    wait: WaitReason | None = None
     detail: str = ""
 
     def to_json(self) -> str:

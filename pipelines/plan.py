@@ -93,8 +93,8 @@ def draft_plan(config: JobConfig, options: StoreOptions, columns: PassedColumns,
 
 
 def publish_plan(draft: Draft, store: Store, output: str) -> bool:
-    """Append a draft to the output's plan. False when another run appended meanwhile: its plan may hold the same inputs,
-    so a new draft must be made. What was appended before that stays, and is known to the next draft.
+    """Append a draft to the output's plan. False when another run appended meanwhile: its plan may hold the same
+    inputs, so a new draft must be made. What was appended before that stays, and is known to the next draft.
     """
     for number, path in enumerate(draft.files, draft.first):
         if not store.put_if_absent(join(output, "plan", f"{number:06d}.parquet"), path.read_bytes()):

@@ -49,9 +49,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at an archive tells: its parts, each of about a shard's size, none if it holds no images. Of a Parquet
-    file also its columns, and which of those passed through hold only integers that a float64 holds too, as far as
-    the file's statistics prove.
+    """What a look at an archive tells: its parts, each of about a shard's size, none if it holds no images.
+
+    Of a Parquet file also its columns, and which of those passed through hold only integers that a float64 holds too,
+    as far as the file's statistics prove.
     """
 
     parts: list[Input]
@@ -64,7 +65,7 @@ class Row:
     """One image on its way: its encoded bytes, or why there are none.
 
     `columns` are the columns passed through, each an array of one value, so that no value becomes a Python object and
-    changes. `lost` is, on the row that stands for a broken or absent archive, about how many more images went with it.
+    changes. `lost` is, on the row that stands for a broken or absent archive, about how many more images went.
     """
 
     key: str

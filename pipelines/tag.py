@@ -194,14 +194,13 @@ def _extend_plan(
         # The types of the first run stay; another set of columns is another output, and refused as such.
         fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
         columns = PassedColumns(wanted, fixed)
-        if found:  # before a listing that may take long
-            check_fingerprint(
-                found, make_fingerprint(config, model, columns.preview(read_columns(found))), config.output
-            )
+        if found and fixed is not None:  # before a listing that may take long
+            check_fingerprint(found, make_fingerprint(config, model, fixed), config.output)
         with tempfile.TemporaryDirectory(prefix="sightline-plan-") as folder:
             draft = draft_plan(config, options, columns, Path(folder))
             fingerprint = make_fingerprint(config, model, columns.schema())
-            text = claim_output(store, config.output, fingerprint)
+            # An output in which nothing is planned yet is nobody's.
+            text = claim_output(store, config.output, fingerprint) if found or draft.files else ""
             if publish_plan(draft, store, config.output):
                 break
             # Another run appended meanwhile. Its plan may hold the same inputs, so the comparison starts again.

@@ -1,8 +1,8 @@
 """The kinds of input. A new one is one file here, and its name in `ARCHIVES`.
 
-Each file has `KIND`, its mark in the plan; `recognizes`, by name; `size_up`, which looks at a new input and cuts it into
-parts that fit a shard; and `read`, which gives its rows in a fixed order, so that the same part has the same rows each
-time that it is read. The members of a list (`lists.py`) are images, of a kind of their own.
+Each file has `KIND`, its mark in the plan; `recognizes`, by name; `size_up`, which looks at a new input and cuts it
+into parts that fit a shard; and `read`, which gives its rows in a fixed order, so that the same part has the same rows
+each time that it is read. The members of a list (`lists.py`) are images, of a kind of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Archive(Protocol):
         """
 
     def read(self, planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
-        """The rows of one part. Raises `StoreError` when the store fails, or the object is no longer the one planned."""
+        """The rows of one part. Raises `StoreError` when the store fails, or the object is not the one planned."""
 
 
 ARCHIVES: dict[Kind, Archive] = {archive.KIND: archive for archive in (tar, parquet)}

@@ -1,4 +1,4 @@
-"""Parquet files with a column of images: their bytes, a struct {bytes, path} as Hugging Face datasets writes, or URIs."""
+"""Parquet files with a column of images: bytes, a struct {bytes, path} as Hugging Face datasets writes, or URIs."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def size_up(planned: Input, config: JobConfig, options: StoreOptions) -> Look:
 
 
 def check_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> bool:
-    """Whether the file has images. Raises `ConfigError` when a column that is configured is not there or not usable."""
+    """Whether the file has images. Raises `ConfigError` when a configured column is not there or of no use."""
     for key, name in (("image_column", config.image_column), ("key_column", config.key_column)):
         if name is not None and name not in schema.names:
             raise ConfigError(
                 f"parquet.{key}: {planned.uri} has no column {name!r}; it has {', '.join(schema.names) or 'none'}"
             )
-    if config.image_column is not None and not _holds_images(schema.field(config.image_column).type):
+    if config.image_column is not None and not _holds_images(type_ := schema.field(config.image_column).type):
         raise ConfigError(
-            f"parquet.image_column: {config.image_column!r} of {planned.uri} is {schema.field(config.image_column).type}: "
-            "expected binary, {bytes, path} or a string with a URI"
+            f"parquet.image_column: {config.image_column!r} of {planned.uri} is {type_}: expected binary, "
+            "{bytes, path} or a string with a URI"
         )
     return image_column(schema, config) is not None
 
