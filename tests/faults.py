@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -65,7 +65,14 @@ class Trickle:
     bytes_per_second: int
 
 
-Action = Answer | Reset | CutShort | Silence | Trickle
+@dataclass(frozen=True)
+class Do:
+    """Call a function with the request's `bucket/key`, then pass the request on."""
+
+    function: Callable[[str], object]
+
+
+Action = Answer | Reset | CutShort | Silence | Trickle | Do
 
 FAILS = Answer(500, "InternalError")
 SLOW_DOWN = Answer(503, "SlowDown")
@@ -83,7 +90,8 @@ class Rule:
 
     `method` is an HTTP method, or LIST for a listing, whose key is its prefix. `times` counts the requests that are
     spoiled, the first `skip` that match excepted; None is until `stop`. With `each`, every key has counts of its own.
-    `conditional` takes only writes with If-None-Match. `done` is how many requests were spoiled.
+    `conditional` takes only writes with If-None-Match; with `once`, nothing is taken before a request was seen whose
+    method and `bucket/key`, with a blank between them, it matches. `done` is how many requests were spoiled.
     """
 
     action: Action
@@ -93,12 +101,18 @@ class Rule:
     skip: int
     each: bool
     conditional: bool
+    once: str | None
     done: int = 0
     matched: Counter[str] = field(default_factory=Counter)
 
     def takes(self, method: str, key: str, conditional: bool) -> bool:
         """Count a request, and say whether this rule spoils it."""
-        if self.times == 0 or method not in self.method.split("|") or not re.search(self.key, key):
+        if (
+            self.once is not None
+            or self.times == 0
+            or method not in self.method.split("|")
+            or not re.search(self.key, key)
+        ):
             return False
         if self.conditional and not conditional:
             return False
@@ -111,6 +125,11 @@ class Rule:
             return False
         self.done += 1
         return True
+
+    def see(self, method: str, key: str) -> None:
+        """Take note of a request, which may be what the rule waits for."""
+        if self.once is not None and re.search(self.once, f"{method} {key}"):
+            self.once = None
 
     def stop(self) -> None:
         """Spoil no more."""
@@ -140,9 +159,10 @@ class FaultProxy:
         skip: int = 0,
         each: bool = False,
         conditional: bool = False,
+        once: str | None = None,
     ) -> Rule:
         """Spoil requests from now on. Returns the rule, which counts what it did."""
-        rule = Rule(action, method, key, times, skip, each, conditional)
+        rule = Rule(action, method, key, times, skip, each, conditional, once)
         with self.lock:
             self.rules.append(rule)
         return rule
@@ -157,6 +177,8 @@ class FaultProxy:
         """What is to happen to a request, which is counted."""
         with self.lock:
             self.requests.append((method, key))
+            for rule in self.rules:  # each sees every request, to know when its turn begins
+                rule.see(method, key)
             return next((rule.action for rule in self.rules if rule.takes(method, key, conditional)), None)
 
     def stop(self) -> None:
@@ -219,6 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == Reset():
             self._abort()
         else:
+            if isinstance(action, Do):
+                action.function(key)
             if isinstance(action, Silence) and action.after is None:
                 self.server.proxy.stopping.wait(action.seconds)
             self._relay(self._forward(body), action)
