@@ -17,6 +17,7 @@ from storage.settings import ConfigError
 from storage.store import Entry, StoreError, StoreOptions, open_store
 
 _LOOKS_AHEAD = 16
+_QUEUE = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,40 @@ class KnownInputs:
 def list_new(
     config: JobConfig, options: StoreOptions, known: KnownInputs, columns: PassedColumns, report: PlanReport
 ) -> Iterator[Input]:
-    """Inputs that are not planned yet, sized up and cut, each once even when two listings overlap.
+    """Inputs that are not planned yet, sized up and cut, in the listing's order; each once, also where two overlap.
 
-    Loose images come as they are listed; archives, which are looked at first, a little later: no order is promised.
     Adds to `report` and `columns`. Raises `ConfigError` when the configuration does not fit an input, and `StoreError`
     when the listing itself fails.
     """
-    looks: deque[tuple[Input, Future[Look]]] = deque()
+    queue: deque[tuple[Input, Future[Look] | None]] = deque()
+    looking = 0
     with ThreadPoolExecutor(_LOOKS_AHEAD) as pool:
+
+        def take_first() -> Iterator[Input]:
+            nonlocal looking
+            planned, look = queue.popleft()
+            looking -= look is not None
+            yield from _finish_look(planned, look, columns, report)
+
         for planned in _list_unknown(config, options, known, report):
             archive = ARCHIVES.get(planned.kind)
-            if archive is None:
-                report.inputs += 1
-                yield planned
-                continue
-            looks.append((planned, pool.submit(archive.size_up, planned, config, options)))
-            if len(looks) >= 2 * _LOOKS_AHEAD:
-                yield from _finish_look(*looks.popleft(), columns, report)
-        while looks:
-            yield from _finish_look(*looks.popleft(), columns, report)
+            queue.append((planned, pool.submit(archive.size_up, planned, config, options) if archive else None))
+            looking += archive is not None
+            while queue and (_is_done(queue[0][1]) or looking > 2 * _LOOKS_AHEAD or len(queue) > _QUEUE):
+                yield from take_first()
+        while queue:
+            yield from take_first()
 
 
-def _finish_look(planned: Input, look: Future[Look], columns: PassedColumns, report: PlanReport) -> Iterator[Input]:
+def _is_done(look: Future[Look] | None) -> bool:
+    return look is None or look.done()
+
+
+def _finish_look(
+    planned: Input, look: Future[Look] | None, columns: PassedColumns, report: PlanReport
+) -> Iterator[Input]:
     try:
-        found = look.result()
+        found = look.result() if look else Look([planned])
     except StoreError as error:
         report.waiting.append(Waiting(planned.uri, wait_reason(error), str(error), 1))
         return

@@ -73,7 +73,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
         config.labels.check(model.rule)
         progress.say("listing the inputs")
-        plan, writer, fingerprint = _extend_plan(config, options, store, model)
+        plan, writer, fingerprint = extend_plan(config, options, store, model)
         planned = list(list_shards(store, config.output))
         commits = list_commits(store, config.output)
         pending = [ref for ref in planned if ref.shard not in commits]
@@ -184,7 +184,7 @@ def _as_config_errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _extend_plan(
+def extend_plan(
     config: JobConfig, options: StoreOptions, store: Store, model: PinnedModel
 ) -> tuple[PlanReport, PartWriter, dict[str, Any]]:
     """Plan what is new, in an output that is this configuration's. Also the fingerprint, and how to write there."""
