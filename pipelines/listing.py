@@ -64,6 +64,11 @@ class KnownInputs:
         """The versions of a URI that are planned."""
         return [row[0] for row in self._database.execute("select version from known where uri = ?", (uri,))]
 
+    def holds(self, uri: str) -> bool:
+        """Whether something is planned that has this name, or lies under it."""
+        query = "select 1 from known where uri = ? or (uri > ? and uri < ?) limit 1"
+        return bool(self._database.execute(query, (uri, f"{uri}/", f"{uri}0")).fetchone())  # 0 comes after /
+
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
@@ -119,7 +124,7 @@ def _finish_look(
 
 
 def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
-    for planned in _classify(config, options, report):
+    for planned in _classify(config, options, known, report):
         version, versions = planned.version, known.versions(planned.uri)
         if version in versions or (versions and ("" in versions or not version)):
             report.known += 1
@@ -136,7 +141,7 @@ def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, 
         yield planned
 
 
-def _list_entries(config: JobConfig, options: StoreOptions) -> Iterator[Entry]:
+def _list_entries(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Entry]:
     """Every object under the configured inputs, except what lies in the output. Raises `ConfigError`."""
     own = config.output + "/"
     for uri in config.input:
@@ -151,13 +156,16 @@ def _list_entries(config: JobConfig, options: StoreOptions) -> Iterator[Entry]:
             if not entry.uri.startswith(own):
                 yield entry
         if empty and not uri.startswith("s3://") and not Path(uri).is_dir():
-            raise ConfigError(f"input: {uri} does not exist")
+            if not known.holds(uri):
+                raise ConfigError(f"input: {uri} does not exist")
+            if config.on_missing == "wait":  # it was there before: a mount that is away
+                report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
 
 
-def _classify(config: JobConfig, options: StoreOptions, report: PlanReport) -> Iterator[Input]:
+def _classify(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
     roots = [root.rstrip("/") + "/" for root in config.input]
     named = set(config.input)
-    for entry in _list_entries(config, options):
+    for entry in _list_entries(config, options, known, report):
         root = next((root for root in roots if entry.uri.startswith(root)), "")
         key = entry.uri.removeprefix(root) if root else entry.uri.rpartition("/")[2]
         name = entry.uri.lower().rpartition("/")[2]
