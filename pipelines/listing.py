@@ -17,6 +17,7 @@ from storage.settings import ConfigError
 from storage.store import Entry, StoreError, StoreOptions, open_store
 
 _LOOKS_AHEAD = 16
+_QUEUE = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class KnownInputs:
         """The versions of a URI that are planned."""
         return [row[0] for row in self._database.execute("select version from known where uri = ?", (uri,))]
 
+    def holds(self, uri: str) -> bool:
+        """Whether something is planned that has this name, or lies under it."""
+        query = "select 1 from known where uri = ? or (uri > ? and uri < ?) limit 1"
+        return bool(self._database.execute(query, (uri, f"{uri}/", f"{uri}0")).fetchone())  # 0 comes after /
+
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
@@ -71,30 +77,40 @@ class KnownInputs:
 def list_new(
     config: JobConfig, options: StoreOptions, known: KnownInputs, columns: PassedColumns, report: PlanReport
 ) -> Iterator[Input]:
-    """Inputs that are not planned yet, sized up and cut, each once even when two listings overlap.
+    """Inputs that are not planned yet, sized up and cut, in the listing's order; each once, also where two overlap.
 
-    Loose images come as they are listed; archives, which are looked at first, a little later: no order is promised.
     Adds to `report` and `columns`. Raises `ConfigError` when the configuration does not fit an input, and `StoreError`
     when the listing itself fails.
     """
-    looks: deque[tuple[Input, Future[Look]]] = deque()
+    queue: deque[tuple[Input, Future[Look] | None]] = deque()
+    looking = 0
     with ThreadPoolExecutor(_LOOKS_AHEAD) as pool:
+
+        def take_first() -> Iterator[Input]:
+            nonlocal looking
+            planned, look = queue.popleft()
+            looking -= look is not None
+            yield from _finish_look(planned, look, columns, report)
+
         for planned in _list_unknown(config, options, known, report):
             archive = ARCHIVES.get(planned.kind)
-            if archive is None:
-                report.inputs += 1
-                yield planned
-                continue
-            looks.append((planned, pool.submit(archive.size_up, planned, config, options)))
-            if len(looks) >= 2 * _LOOKS_AHEAD:
-                yield from _finish_look(*looks.popleft(), columns, report)
-        while looks:
-            yield from _finish_look(*looks.popleft(), columns, report)
+            queue.append((planned, pool.submit(archive.size_up, planned, config, options) if archive else None))
+            looking += archive is not None
+            while queue and (_is_done(queue[0][1]) or looking > 2 * _LOOKS_AHEAD or len(queue) > _QUEUE):
+                yield from take_first()
+        while queue:
+            yield from take_first()
 
 
-def _finish_look(planned: Input, look: Future[Look], columns: PassedColumns, report: PlanReport) -> Iterator[Input]:
+def _is_done(look: Future[Look] | None) -> bool:
+    return look is None or look.done()
+
+
+def _finish_look(
+    planned: Input, look: Future[Look] | None, columns: PassedColumns, report: PlanReport
+) -> Iterator[Input]:
     try:
-        found = look.result()
+        found = look.result() if look else Look([planned])
     except StoreError as error:
         report.waiting.append(Waiting(planned.uri, wait_reason(error), str(error), 1))
         return
@@ -108,7 +124,7 @@ def _finish_look(planned: Input, look: Future[Look], columns: PassedColumns, rep
 
 
 def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
-    for planned in _classify(config, options, report):
+    for planned in _classify(config, options, known, report):
         version, versions = planned.version, known.versions(planned.uri)
         if version in versions or (versions and ("" in versions or not version)):
             report.known += 1
@@ -125,7 +141,7 @@ def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, 
         yield planned
 
 
-def _list_entries(config: JobConfig, options: StoreOptions) -> Iterator[Entry]:
+def _list_entries(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Entry]:
     """Every object under the configured inputs, except what lies in the output. Raises `ConfigError`."""
     own = config.output + "/"
     for uri in config.input:
@@ -139,14 +155,19 @@ def _list_entries(config: JobConfig, options: StoreOptions) -> Iterator[Entry]:
             empty = False
             if not entry.uri.startswith(own):
                 yield entry
-        if empty and not uri.startswith("s3://") and not Path(uri).is_dir():
-            raise ConfigError(f"input: {uri} does not exist")
+        if empty and (uri.startswith("s3://") or Path(uri).is_dir()):
+            report.skipped.add(uri, "inputs with nothing under them")
+        elif empty:
+            if not known.holds(uri):
+                raise ConfigError(f"input: {uri} does not exist")
+            if config.on_missing == "wait":  # it was there before: a mount that is away
+                report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
 
 
-def _classify(config: JobConfig, options: StoreOptions, report: PlanReport) -> Iterator[Input]:
+def _classify(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
     roots = [root.rstrip("/") + "/" for root in config.input]
     named = set(config.input)
-    for entry in _list_entries(config, options):
+    for entry in _list_entries(config, options, known, report):
         root = next((root for root in roots if entry.uri.startswith(root)), "")
         key = entry.uri.removeprefix(root) if root else entry.uri.rpartition("/")[2]
         name = entry.uri.lower().rpartition("/")[2]

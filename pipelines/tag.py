@@ -29,7 +29,7 @@ from pipelines.retry import list_retries
 from pipelines.rows import Reading
 from pipelines.tagger import Tagger, TaggerConfig
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
-from siglip.labels import LabelSet
+from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
 from storage.mirror import Mirror
 from storage.settings import ConfigError
@@ -73,7 +73,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
         config.labels.check(model.rule)
         progress.say("listing the inputs")
-        plan, writer, fingerprint = _extend_plan(config, options, store, model)
+        plan, writer, fingerprint = extend_plan(config, options, store, model)
         planned = list(list_shards(store, config.output))
         commits = list_commits(store, config.output)
         pending = [ref for ref in planned if ref.shard not in commits]
@@ -180,11 +180,11 @@ def _as_config_errors() -> Iterator[None]:
         yield
     except Unreachable:
         raise
-    except (StoreError, CheckpointError) as error:
+    except (StoreError, CheckpointError, LabelError) as error:
         raise ConfigError(str(error)) from error
 
 
-def _extend_plan(
+def extend_plan(
     config: JobConfig, options: StoreOptions, store: Store, model: PinnedModel
 ) -> tuple[PlanReport, PartWriter, dict[str, Any]]:
     """Plan what is new, in an output that is this configuration's. Also the fingerprint, and how to write there."""
