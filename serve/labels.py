@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from siglip.labels import LabelSet
+from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
 Name = TypeVar("Name")
@@ -65,11 +65,11 @@ class LabelCache:
         self.prompts: Kept[str, Floats] = Kept(capacity)
         self.questions: Kept[Key, Question] = Kept(capacity)
 
-    def missing(self, labels: LabelSet) -> list[str]:
+    def missing(self, labels: LabelSet, rule: TextRule) -> list[str]:
         """The prompts of a set that are to be embedded, each once."""
-        return [prompt for prompt in dict.fromkeys(_list_prompts(labels)) if self.prompts.find(prompt) is None]
+        return [prompt for prompt in dict.fromkeys(_list_prompts(labels, rule)) if self.prompts.find(prompt) is None]
 
-    async def build(self, key: Key, labels: LabelSet, embed: EmbedTexts) -> Question:
+    async def build(self, key: Key, labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
         """A set that is not kept, out of the prompts that are and of `embed` for the others. It is kept then."""
 
         async def complete(prompts: Sequence[str]) -> Floats:
@@ -79,22 +79,22 @@ class LabelCache:
                 known.update(zip(unknown, await embed(unknown), strict=True))
             return np.asarray([known[prompt] for prompt in prompts], np.float32)
 
-        question = await embed_question(labels, complete)
+        question = await embed_question(labels, rule, complete)
         self.questions.keep(key, question, len(question.names))
         return question
 
 
-async def embed_question(labels: LabelSet, embed: EmbedTexts) -> Question:
+async def embed_question(labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
     """Embed a label set's prompts."""
-    vectors = await embed(_list_prompts(labels))
+    vectors = await embed(_list_prompts(labels, rule))
     return Question(
         labels,
         labels.label_names(),
-        labels.digest()[:16],
-        average_prompts(vectors, [len(group) for group in labels.prompts()]),
+        labels.digest(rule)[:16],
+        average_prompts(vectors, [len(group) for group in labels.prompts(rule)]),
         np.asarray(labels.thresholds(), np.float32),
     )
 
 
-def _list_prompts(labels: LabelSet) -> list[str]:
-    return [prompt for group in labels.prompts() for prompt in group]
+def _list_prompts(labels: LabelSet, rule: TextRule) -> list[str]:
+    return [prompt for group in labels.prompts(rule) for prompt in group]

@@ -32,7 +32,8 @@ class Embedded:
 
 @dataclass(frozen=True)
 class ModelAbout:
-    """What an ingress must know of the model to serve it. `text_batch` are the texts of one forward pass."""
+    """What an ingress must know of the model to serve it. `text_batch` are the texts of one forward pass, `family` is a
+    key of `siglip.families.FAMILIES`."""
 
     spec: ImageSpec
     width: int
@@ -43,6 +44,7 @@ class ModelAbout:
     device: str
     dtype: str
     weights: str
+    family: str
     loaded: int
 
 

@@ -11,17 +11,18 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Batcher
-from serve.config import EndpointConfig, count_cores
+from serve.config import EndpointConfig, count_cores, pin_endpoint_model
 from serve.metrics import ModelMetrics
 from serve.model import Embedded, ModelAbout, ModelStuck
 from siglip.actor import SiglipActor
-from siglip.checkpoint import identify_checkpoint, vision_flops
+from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig
 from siglip.scoring import Floats
 
@@ -40,7 +41,10 @@ class ModelServer:
         self.metrics = ModelMetrics()
         # As the actor does, but before what is read of the configuration here loads torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self.actor = SiglipActor(resolve_compile(config.model), choose_threads(config), texts=True)
+        pinned = pin_endpoint_model(config)
+        pinned = replace(pinned, config=resolve_compile(pinned.config))
+        gpus = config.replicas.num_gpus or 0
+        self.actor = SiglipActor(pinned, choose_threads(config, pinned), texts=True, gpus=gpus)
         from siglip.encoder import TEXT_BATCH
 
         encoder = self.actor.encoder
@@ -55,7 +59,8 @@ class ModelServer:
             text_batch=TEXT_BATCH,
             device=about["device"],
             dtype=about["dtype"],
-            weights=identify_checkpoint(config.model),
+            weights=pinned.identity,
+            family=pinned.family,
             loaded=int(time.time()),
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -136,7 +141,7 @@ class ModelServer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def choose_threads(config: EndpointConfig) -> int | None:
+def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
     """Threads for torch: the cores that were asked for; without a GPU and a number, all of the machine.
 
     A small model runs on one: its layers are over before a second thread is awake, and the cores are the decoders'.
@@ -148,7 +153,7 @@ def choose_threads(config: EndpointConfig) -> int | None:
         return max(1, int(replicas.num_cpus))
     if replicas.num_gpus:
         return None
-    return 1 if vision_flops(config.model) < SMALL_FLOPS else count_cores()
+    return 1 if pinned.vision_flops < SMALL_FLOPS else count_cores()
 
 
 def resolve_compile(model: ModelConfig) -> ModelConfig:

@@ -24,8 +24,9 @@ from serve.log import log
 from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, Model, ModelAbout, ModelStuck
 from serve.schemas import Fingerprint, LabelQuestion, Usage
+from siglip.families import FAMILIES, Family
 from siglip.images import Decoded, ImageRejected
-from siglip.labels import DEFAULT_TEMPLATE, LabelSet, canonicalize
+from siglip.labels import DEFAULT_TEMPLATE, LabelSet
 from siglip.scoring import Floats, score_pairs, select, sigmoid, softmax
 
 START_SECONDS = 3600.0
@@ -125,7 +126,7 @@ class Service:
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
         for name, labels in config.label_sets.items():
-            self.questions[name] = await embed_question(labels, self._embed_registered)
+            self.questions[name] = await embed_question(labels, self.rule, self._embed_registered)
 
     async def close(self) -> None:
         """Stop the decoders, close connections."""
@@ -144,6 +145,11 @@ class Service:
                 await self.model.check_ready()
         except (TimeoutError, ModelStuck):
             raise ApiError("unavailable", "the model does not answer", retry_after=READY_SECONDS) from None
+
+    @property
+    def rule(self) -> Family:
+        """The text rules of the model's family."""
+        return FAMILIES[self.about.family]
 
     def fingerprint(self, labels_digest: str | None = None) -> Fingerprint:
         """What decided an answer's numbers."""
@@ -217,8 +223,8 @@ class Service:
                     param=param,
                 )
             _check_unicode(text, param)
-            if not canonicalize(text):
-                raise ApiError("invalid_request", f"{param}: a text without any letter or digit", param=param)
+            if not self.rule.canonicalize(text):
+                raise ApiError("invalid_request", f"{param}: nothing of this text is left for the model", param=param)
         trace.texts += len(texts)
         self._admit(trace, texts=len(texts))
         return await self._submit(self._texts, [_Text(text, trace.held.deadline) for text in texts], trace)
@@ -237,9 +243,10 @@ class Service:
             self._check_labels(*key)
             try:
                 labels = LabelSet(names=key[0], templates=key[1], threshold=0.0, top_k=None)
+                labels.check(self.rule)
             except ValueError as error:
                 raise ApiError("invalid_request", _first_line(error), param="labels") from None
-            count = len(self.cache.missing(labels))
+            count = len(self.cache.missing(labels, self.rule))
             trace.texts += count
             self._admit(trace, texts=count)
 
@@ -248,7 +255,7 @@ class Service:
                 return await self._submit(self._texts, texts, trace)
 
             start = time.monotonic()
-            found = await self.cache.build(key, labels, embed)
+            found = await self.cache.build(key, labels, self.rule, embed)
             trace.add("labels", time.monotonic() - start)
         trace.labels_digest = found.digest
         return found

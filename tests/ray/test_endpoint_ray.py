@@ -215,7 +215,12 @@ def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pyt
     new = {"image": BODY["image"], "labels": ["one that nobody asked", "and another"]}
     with httpx.Client(base_url=served, timeout=20) as client:
         other: list[httpx.Response] = []
-        wait = threading.Thread(target=lambda: (time.sleep(0.3), other.append(client.post("/v1/classify", json=new))))
+
+        def ask_too() -> None:
+            time.sleep(0.3)
+            other.append(client.post("/v1/classify", json=new))
+
+        wait = threading.Thread(target=ask_too)
         wait.start()
         for body in (new, BODY, {"model": "tiny", "input": "a text"}):
             with pytest.raises(httpx.ReadTimeout):

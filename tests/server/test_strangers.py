@@ -80,7 +80,8 @@ def make_form(files: int) -> bytes:
 
 
 HOSTILE_BODIES: dict[str, tuple[str, str, bytes]] = {
-    "empty objects": ("/v1/embeddings", "application/json", b'{"model": "tiny", "input": [' + b"{}," * 340_000 + b"{}]}"),
+    "empty objects": ("/v1/embeddings", "application/json",
+                      b'{"model": "tiny", "input": [' + b"{}," * 340_000 + b"{}]}"),
     "fewer empty objects": ("/v1/embeddings", "application/json",
                             b'{"model": "tiny", "input": [' + b"{}," * 90_000 + b"{}]}"),
     "token ids": ("/v1/embeddings", "application/json", b'{"model": "tiny", "input": [' + b"1," * 1_000_000 + b"1]}"),
@@ -208,14 +209,16 @@ def test_a_large_label_set_gets_done_by_coming_again() -> None:
         encoder.embed_texts = slow  # type: ignore[method-assign, assignment]
         labels = [f"label number {n}" for n in range(600)]
         hurry = {"x-request-timeout-seconds": "1.5"}
-        for attempt in range(8):
+        attempts = 0
+        while attempts < 10:
+            attempts += 1
             answer = endpoint.post("/v1/classify", {"image": ASK["image"], "labels": labels}, headers=hurry)
             if answer.status_code == 200:
                 break
             assert answer.json()["error"]["code"] in ("deadline_exceeded", "overloaded"), answer.text
             time.sleep(0.2)
         assert answer.status_code == 200
-        assert attempt > 0
+        assert attempts > 1
         assert len(texts) == len(set(texts)) == 600, "nothing was embedded twice"
         overlapping = {"image": ASK["image"], "labels": [*labels[:100], "a new one"]}
         assert endpoint.post("/v1/classify", overlapping).json()["usage"]["prompt_tokens"] == 16
