@@ -108,7 +108,6 @@ def test_any_number_of_images(encoder: Encoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-
 def test_the_shipped_checkpoint_knows_its_64_labels(encoder: Encoder) -> None:
     rng = random.Random(20_261_123)
     names = [LABELS[n % len(LABELS)] for n in range(1280)]
@@ -122,13 +121,11 @@ def test_the_shipped_checkpoint_knows_its_64_labels(encoder: Encoder) -> None:
     assert np.mean([LABELS[n] == name for n, name in zip(best, names, strict=True)]) >= 0.97
 
 
-
 def test_a_seed_makes_a_checkpoint(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         init_checkpoint(tmp_path / name, "tiny", seed)
     a, b, c = (pin_model(ModelConfig(source=str(tmp_path / name))).identity for name in "abc")
     assert a == b != c
-
 
 
 def test_selection_and_scores() -> None:
