@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from siglip.families import siglip, siglip2
-from siglip.labels import DEFAULT_TEMPLATE, LabelError, LabelSet, fill
+from siglip.families import siglip
+from siglip.labels import DEFAULT_TEMPLATE, LabelSet, fill
 
 TEXTS = [
     ("golden_retriever", "golden retriever"),
