@@ -20,15 +20,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from serve.auth import KeyRing
+from serve.bodies import JsonRoute
 from serve.classification import add_classification_routes
 from serve.config import EndpointConfig, Scaling
 from serve.embeddings import add_embedding_routes
 from serve.errors import CODES, ApiError
 from serve.front import Front
-from serve.model import ModelServer
+from serve.model import Model
 from serve.pages import add_pages
 from serve.remote import RemoteModel
-from serve.service import Model, Service
+from serve.service import CALLS_PER_REPLICA, Service
 from serve.validation import describe_validation
 from serve.vendors import add_vendor_routes
 
@@ -41,6 +42,11 @@ HEALTH_SECONDS = 30.0
 """How long a replica's health check may take: a busy model comes to it after the batches before."""
 DRAIN_SECONDS = 60.0
 """How long a replica that is to stop may take to finish what it holds."""
+INGRESS_BUSY = 32
+"""Requests under way at which an ingress has as much to do as it can: what one holds when its core is all taken."""
+METRICS_SECONDS, LOOK_BACK_SECONDS = 2.0, 10.0
+"""How often processes tell what they have under way, and over how long that is averaged: Ray Serve's 10 and 30 s would
+be most of a short wave of requests."""
 INGRESS_REQUESTS = 1024
 """Requests that Ray Serve hands to an ingress at once. Its own gate refuses with more sense, and comes first."""
 
@@ -68,6 +74,7 @@ def make_app(config: EndpointConfig, model: Model) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.service = service
+    app.router.route_class = JsonRoute
     add_embedding_routes(app, service)
     add_classification_routes(app, service)
     add_vendor_routes(app, service)
@@ -112,12 +119,14 @@ class Ingress:
 
 def build(args: EndpointConfig) -> Application:
     """The Ray Serve application: ingresses that speak HTTP and decode, replicas that run the model."""
+    from serve.replica import ModelServer  # not in the ingress's process
+
     logging = {"encoding": "JSON", "enable_access_log": False}
     replicas, ingress = args.replicas, args.ingress
     model = rayserve.deployment(
         ModelServer,
         name="model",
-        **_scale(replicas, args.replica_items()),
+        **_scale(replicas, CALLS_PER_REPLICA),
         ray_actor_options={
             "num_gpus": replicas.num_gpus,
             "num_cpus": 1 if replicas.num_cpus is None else replicas.num_cpus,
@@ -134,7 +143,7 @@ def build(args: EndpointConfig) -> Application:
     front = rayserve.deployment(
         rayserve.ingress()(Ingress),
         name="ingress",
-        **_scale(ingress, INGRESS_REQUESTS),
+        **_scale(ingress, INGRESS_BUSY),
         ray_actor_options={
             "num_cpus": 1 if ingress.num_cpus is None else ingress.num_cpus,
             "resources": ingress.resources,
@@ -150,8 +159,12 @@ def build(args: EndpointConfig) -> Application:
     return front.bind(args, model.bind(args))
 
 
-def _scale(scaling: Scaling, ongoing: int) -> dict[str, object]:
-    """Ray Serve's arguments for so many processes, which grow in number when each has half of `ongoing` at hand."""
+def _scale(scaling: Scaling, busy: int) -> dict[str, object]:
+    """Ray Serve's arguments for so many processes, of which there are more when each has `busy` calls under way.
+
+    Calls are what Ray Serve counts, whatever is in them: an ingress makes one of each batch, and has no more than
+    `CALLS_PER_REPLICA` under way for each replica that there may be.
+    """
     if scaling.largest == scaling.min:
         return {"num_replicas": scaling.min}
     return {
@@ -159,6 +172,10 @@ def _scale(scaling: Scaling, ongoing: int) -> dict[str, object]:
             "min_replicas": scaling.min,
             "initial_replicas": scaling.min,
             "max_replicas": scaling.largest,
-            "target_ongoing_requests": max(1, ongoing // 2),
+            "target_ongoing_requests": busy,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
+            "metrics_interval_s": METRICS_SECONDS,
+            "look_back_period_s": LOOK_BACK_SECONDS,
         }
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import math
 import re
 import secrets
@@ -23,14 +22,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.log import log
 from storage.settings import ConfigError
-
-logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "sl-"
 """What a key starts with, so that a secret scanner, or a person, knows one when it sees it."""
 REREAD_SECONDS = 1.0
 """How long a change of the keys file may go unseen."""
+UNREAD_SECONDS = 60.0
+"""How long keys are trusted when their file cannot be read: longer than a node takes to swap a mounted Secret."""
 MAX_BUCKETS = 10_000
 """Names whose use is remembered at once."""
 
@@ -54,6 +54,11 @@ class AuthConfig(BaseModel):
         gt=0,
         description="For each key and each ingress replica; all of them may come at once. null for no limit.",
     )
+    items_per_minute: int | None = Field(
+        None,
+        gt=0,
+        description="Images and texts, likewise; new prompts of labels are texts. A request with more counts as all.",
+    )
 
 
 def new_key(name: str) -> tuple[str, str]:
@@ -69,9 +74,9 @@ class KeyRing:
 
     The file is read whole when it is asked for and a second has passed, because that sees every kind of change: an
     edit, a rename, a Kubernetes Secret whose symbolic link is swapped, two edits within one tick of the file system's
-    clock. (A Secret mounted with `subPath` never changes; mount the folder.) A file that cannot be read, or has a
-    line that is not a key's, or none at all, is logged as an error and the keys before it stay: a slip of an editor
-    locks nobody out. To let nobody in, leave a key in the file that nobody has.
+    clock. (A Secret mounted with `subPath` never changes; mount the folder.) Whoever is not in the file is not let in:
+    a line that is not a key's is logged as an error and counts for nothing, and the others count. While the file cannot
+    be read at all, the keys before it stay for a minute, and then nobody is let in.
 
     Raises `ConfigError` when the file is bad from the start.
     """
@@ -81,7 +86,8 @@ class KeyRing:
         self._clock = clock
         self._read_at = clock()
         self._keys = read_keys(path)
-        self._problem: str | None = None
+        self._problems: list[str] = []
+        self._unread_since: float | None = None
 
     def names(self) -> list[str]:
         """The names of the keys that are let in now."""
@@ -105,15 +111,17 @@ class KeyRing:
             return
         self._read_at = now
         try:
-            keys = read_keys(self._path)
+            keys, problems = _parse_keys(self._path)
+            self._unread_since = None
         except ConfigError as error:
-            if str(error) != self._problem:
-                logger.error("%s; the keys that were read before it stay", error)
-            self._problem = str(error)
-            return
-        self._problem = None
+            self._unread_since = now if self._unread_since is None else self._unread_since
+            lost = now - self._unread_since >= UNREAD_SECONDS
+            keys, problems = {} if lost else self._keys, [f"{error}; {'nobody is let in' if lost else 'keys stay'}"]
+        if problems and problems != self._problems:
+            log.error("%s", "; ".join(problems))
+        self._problems = problems
         if keys != self._keys:
-            logger.info("%s: now %d keys: %s", self._path, len(keys), ", ".join(keys))
+            log.info("%s: now %d keys: %s", self._path, len(keys), ", ".join(keys))
         self._keys = keys
 
 
@@ -122,27 +130,37 @@ def read_keys(path: Path) -> dict[str, bytes]:
 
     Raises `ConfigError`, one line, which shows nothing of the line that is wrong: it may be a key.
     """
+    keys, problems = _parse_keys(path)
+    if problems:
+        raise ConfigError(problems[0])
+    return keys
+
+
+def _parse_keys(path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The keys of the lines that are good, and what is wrong with the others. Raises `ConfigError` for no file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"keys_file {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     keys: dict[str, bytes] = {}
+    problems: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         where = f"keys_file {path}, line {number}"
-        if words[-1].startswith(KEY_PREFIX):
-            raise ConfigError(f"{where}: this is a key itself; the file holds hashes, as `sightline key new` prints")
         digest = _DIGEST.fullmatch(words[-1])
-        if len(words) != 2 or not digest or not _NAME.fullmatch(words[0]):
-            raise ConfigError(f"{where}: expected NAME sha256:HEX, as `sightline key new NAME` prints it")
-        if words[0] in keys:
-            raise ConfigError(f"{where}: the name {words[0]} is there twice; give the new key a name of its own")
-        keys[words[0]] = bytes.fromhex(digest[1])
-    if not keys:
-        raise ConfigError(f"keys_file {path}: holds no key; make one with `sightline key new NAME`")
-    return keys
+        if words[-1].startswith(KEY_PREFIX):
+            problems.append(f"{where}: this is a key itself; the file holds hashes, as `sightline key new` prints")
+        elif len(words) != 2 or not digest or not _NAME.fullmatch(words[0]):
+            problems.append(f"{where}: expected NAME sha256:HEX, as `sightline key new NAME` prints it")
+        elif words[0] in keys:
+            problems.append(f"{where}: the name {words[0]} is there twice; give the new key a name of its own")
+        else:
+            keys[words[0]] = bytes.fromhex(digest[1])
+    if not keys and not problems:
+        problems.append(f"keys_file {path}: holds no key; make one with `sightline key new NAME`")
+    return keys, problems
 
 
 @dataclass(frozen=True)
@@ -159,12 +177,12 @@ class Quota:
     reset_s: float
     retry_after_s: float
 
-    def headers(self) -> dict[str, str]:
+    def headers(self, unit: str = "requests") -> dict[str, str]:
         """OpenAI's names for the quota, and HTTP's `Retry-After` in whole seconds when the request was refused."""
         fields = {
-            "x-ratelimit-limit-requests": str(self.limit),
-            "x-ratelimit-remaining-requests": str(self.remaining),
-            "x-ratelimit-reset-requests": f"{self.reset_s:.3f}".rstrip("0").rstrip(".") + "s",
+            f"x-ratelimit-limit-{unit}": str(self.limit),
+            f"x-ratelimit-remaining-{unit}": str(self.remaining),
+            f"x-ratelimit-reset-{unit}": f"{self.reset_s:.3f}".rstrip("0").rstrip(".") + "s",
         }
         if not self.allowed:
             fields["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))

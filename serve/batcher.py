@@ -9,11 +9,15 @@ which something can run it, so that whatever has piled up fills it; and what is 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from serve.log import log
+from serve.meter import Meter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,6 +25,10 @@ Result = TypeVar("Result")
 
 class Expired(Exception):
     """The deadline passed before the work began."""
+
+
+class Interrupted(Exception):
+    """Somebody else cancelled the work."""
 
 
 @dataclass
@@ -54,6 +62,12 @@ class Batcher(Generic[Item, Result]):
     it waits for up to `wait` seconds for more, but only if the batch before had several items: a lone client, who
     sends one thing after another, would wait for nobody. Items that were queued by one submission may end in several
     batches. Belongs to the event loop that first submits. It has no bound of its own: who submits was admitted before.
+
+    Keys take turns, an item each: whoever queued a thousand items is in nobody's way.
+
+    Runners serve all submissions and so are nobody's tasks: they run in a context of their own, because Ray Serve
+    cancels the calls that were made in a request's context when that request's client leaves. A runner that ends all
+    the same is replaced, and `died` says how many were.
     """
 
     def __init__(
@@ -63,42 +77,62 @@ class Batcher(Generic[Item, Result]):
         wait: float = 0.0,
         runners: int = 1,
         dropped: Callable[[str], None] = lambda why: None,
+        meter: Meter | None = None,
     ) -> None:
+        self.died = 0
         self._run = run
         self._size = size
         self._wait = wait
         self._runners = runners
         self._dropped = dropped
-        self._queue: deque[tuple[_Submission[Item, Result], int, Item]] = deque()
+        self._meter = meter or Meter()
+        self._queues: OrderedDict[str, deque[tuple[_Submission[Item, Result], int, Item]]] = OrderedDict()
+        self._queued = 0
         self._arrived = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._busy = 0
         self._last = 1
 
-    async def submit(self, items: Sequence[Item], deadline: float) -> Done[Result]:
-        """Queue items and wait for their results. `deadline` is on the clock of `time.monotonic`.
+    async def submit(self, items: Sequence[Item], deadline: float, key: str = "") -> Done[Result]:
+        """Queue items of `key` and wait for their results. `deadline` is on the clock of `time.monotonic`.
 
         Cancelling it drops the items that no batch holds yet. Raises `Expired`, or what `run` raised.
         """
         if not items:
             return Done([])
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._work()) for _ in range(self._runners)]
+        while len(self._tasks) < self._runners:
+            self._start_runner()
         submission: _Submission[Item, Result] = _Submission(
             asyncio.get_running_loop().create_future(), deadline, len(items), Done([])
         )
-        self._queue.extend((submission, index, item) for index, item in enumerate(items))
+        self._queues.setdefault(key, deque()).extend((submission, index, item) for index, item in enumerate(items))
+        self._queued += len(items)
         self._arrived.set()
         return await submission.future
 
     def __len__(self) -> int:
         """Items that wait."""
-        return len(self._queue)
+        return self._queued
 
     def close(self) -> None:
         """Stop the runners. What waits is never answered: submit nothing afterwards."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
+
+    def _start_runner(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._work(), context=contextvars.Context())
+        task.add_done_callback(self._replace_runner)
+        self._tasks.add(task)
+
+    def _replace_runner(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._closed:
+            return
+        self.died += 1
+        log.error("a batch runner ended", exc_info=None if task.cancelled() else task.exception())
+        self._start_runner()
 
     async def _work(self) -> None:
         while True:
@@ -113,11 +147,11 @@ class Batcher(Generic[Item, Result]):
 
     async def _gather(self) -> None:
         """Return when a batch is worth taking."""
-        while not self._queue:
+        while not self._queued:
             self._arrived.clear()
             await self._arrived.wait()
         until = time.monotonic() + (self._wait if self._last > 1 else 0)
-        while 0 < len(self._queue) < self._size and (left := until - time.monotonic()) > 0:
+        while 0 < self._queued < self._size and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
             try:
                 async with asyncio.timeout(left):
@@ -126,12 +160,14 @@ class Batcher(Generic[Item, Result]):
                 return
 
     def _take(self) -> list[tuple[_Submission[Item, Result], int, Item]]:
-        """The next batch: the oldest items, an equal share of them for each runner that is free."""
-        share = min(self._size, -(-len(self._queue) // (self._runners - self._busy)))
+        """The next batch: of each key in turn its oldest item, an equal share of all for each runner that is free."""
+        share = min(self._size, -(-self._queued // (self._runners - self._busy)))
         batch: list[tuple[_Submission[Item, Result], int, Item]] = []
         now = time.monotonic()
-        while self._queue and len(batch) < share:
-            entry = self._queue.popleft()
+        while self._queued and len(batch) < share:
+            key, queue = next(iter(self._queues.items()))
+            entry = queue.popleft()
+            self._queued -= 1
             submission = entry[0]
             if submission.future.done():
                 # Its client has gone, or another batch of it has failed.
@@ -141,20 +177,33 @@ class Batcher(Generic[Item, Result]):
                 submission.future.set_exception(Expired())
             else:
                 batch.append(entry)
+                self._queues.move_to_end(key)
+            if not queue:
+                del self._queues[key]
         self._last = len(batch)
         return batch
 
     async def _run_batch(self, batch: list[tuple[_Submission[Item, Result], int, Item]]) -> None:
         start = time.monotonic()
+        loaded = self._queued > 0 or len(batch) == self._size
+        done = 0
+        self._meter.begin()
         try:
             results = await self._run([item for _, _, item in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(batch)} items gave {len(results)} results")
-        except Exception as error:
+            done = len(results)
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
             for submission, _, _ in batch:
                 if not submission.future.done():
-                    submission.future.set_exception(error)
+                    submission.future.set_exception(Interrupted("the work was cancelled") if cancelled else error)
+            task = asyncio.current_task()
+            if not isinstance(error, Exception) and not (cancelled and task and not task.cancelling()):
+                raise  # this runner itself is to stop, and not only what it called
             return
+        finally:
+            self._meter.end(done, loaded)
         ran = time.monotonic() - start
         seen: set[int] = set()
         for (submission, index, _), result in zip(batch, results, strict=True):

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from serve.answers import Reply, documented, trace_of
+from serve.bodies import form_parts, parse
+from serve.config import EndpointLimits
 from serve.errors import ApiError
 from serve.schemas import (
     Classification,
@@ -72,7 +74,7 @@ def add_classification_routes(app: FastAPI, service: Service) -> None:
         usual for a right label.
         """
         trace = trace_of(request)
-        question, model, sources, images, params = await _read_classify(request)
+        question, model, sources, images, params = await _read_classify(request, service.config.limits)
         service.check_model(model)
         if sources:
             images = await service.read_images(sources, params, trace)
@@ -153,14 +155,14 @@ Parsed = tuple[LabelQuestion, str | None, list[str], list[bytes], list[str]]
 """The question, the model's name, images as strings or as bytes, and the fields that these came from."""
 
 
-async def _read_classify(request: Request) -> Parsed:
+async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
     """A request's body, JSON or multipart. Raises `ApiError`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "multipart/form-data":
-            return await _read_form(request)
+            return await _read_form(request, limits)
         if kind == "application/json" or kind.endswith("+json"):
-            body = ClassifyRequest.model_validate_json(await request.body())
+            body = await parse(ClassifyRequest.model_validate_json, await request.body())
         else:
             raise ApiError("unsupported_media_type", f"send application/json or multipart/form-data, not {kind!r}")
     except ValidationError as error:
@@ -173,9 +175,10 @@ async def _read_classify(request: Request) -> Parsed:
     return body, body.model, sources, [], [f"images.{n}" for n in range(len(sources))]
 
 
-async def _read_form(request: Request) -> Parsed:
-    # More parts than any request may hold is for the limits to say; the parser's own bound of 1000 is in the way.
-    async with request.form(max_files=100_000, max_fields=100_000, max_part_size=2**30) as form:
+async def _read_form(request: Request, limits: EndpointLimits) -> Parsed:
+    # How many there may be is for the limits to say, which `serve.bodies` has seen to.
+    most = form_parts(limits)
+    async with request.form(max_files=most, max_fields=most, max_part_size=limits.body_bytes) as form:
         model = form.get("model")
         fields = _form_fields(form)
         files = form.getlist("image") + form.getlist("images")

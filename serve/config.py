@@ -29,6 +29,8 @@ class Scaling(BaseModel):
 
     min: int = Field(1, ge=1, description="Never fewer than this.")
     max: int | None = Field(None, ge=1, description="Up to this many under load; null is min.")
+    upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before there are more.")
+    downscale_delay_s: float = Field(300.0, ge=0, description="Seconds without it before there are fewer.")
     num_cpus: float | None = Field(None, ge=0, description="Cores for each; null is 1.")
     resources: dict[str, float] = Field({}, description="Custom Ray resources for each.")
 
@@ -80,19 +82,32 @@ class EndpointLimits(BaseModel):
 
     body_bytes: int = Field(32 * 2**20, gt=0, description="Bytes of a request's body.")
     images: int = Field(64, ge=1, description="Images in a request.")
-    image: Limits = Field(Limits(max_bytes=20 * 2**20, max_seconds=10.0), description="What one image may cost.")
+    image: Limits = Field(
+        Limits(max_bytes=20 * 2**20, max_pixels=25_000_000, max_seconds=10.0),
+        description="What one image may cost. 46 bytes of WebP can hold millions of pixels.",
+    )
+    pixels: int = Field(
+        200_000_000, ge=1, description="Pixels of all images in a request together, before they are resized."
+    )
     texts: int = Field(256, ge=1, description="Texts in a request to embed.")
     text_characters: int = Field(4096, ge=1, description="Characters of a text to embed.")
     labels: int = Field(1000, ge=1, description="Labels in a request, and prompts: labels times templates.")
     label_characters: int = Field(256, ge=1, description="Characters of a label or a template.")
-    cached_labels: int = Field(
-        20_000, ge=1, description="Labels of unregistered sets whose embeddings an ingress keeps, oldest use first out."
+    cached_prompts: int = Field(
+        20_000,
+        ge=1,
+        description="Prompts of unregistered labels whose embeddings an ingress keeps, last used last out.",
     )
     in_flight: int = Field(
-        2048, ge=1, description="Images and texts that an ingress holds at once; more is refused with 429."
+        2048,
+        ge=1,
+        description="Requests, images and texts that an ingress holds at once; more is refused with 429. One key may "
+        "have half of them.",
     )
     in_flight_bytes: int = Field(
-        512 * 2**20, gt=0, description="Bytes of bodies that an ingress holds at once; more is refused with 429."
+        512 * 2**20,
+        gt=0,
+        description="Bytes of bodies that an ingress holds at once; more is refused with 429. One key may have half.",
     )
     deadline_s: float = Field(
         30.0, gt=0, description="Seconds for a request; X-Request-Timeout-Seconds asks for fewer."
@@ -100,12 +115,25 @@ class EndpointLimits(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> EndpointLimits:
-        largest = 1 + self.images + max(self.texts, self.labels)
-        if self.in_flight < largest:
-            raise ValueError(f"in_flight is {self.in_flight}, and one request may hold {largest}")
+        if self.in_flight < self._largest():
+            raise ValueError(f"in_flight is {self.in_flight}, and one request may hold {self._largest()}")
         if self.in_flight_bytes < self.body_bytes:
             raise ValueError("in_flight_bytes is less than body_bytes: one body would not fit")
+        if self.pixels < self.image.max_pixels:
+            raise ValueError("pixels is less than image.max_pixels: one image would not fit")
         return self
+
+    def key_items(self) -> int:
+        """How much of `in_flight` one key may hold: half, and no less than the largest request."""
+        return max(self.in_flight // 2, self._largest())
+
+    def key_bytes(self) -> int:
+        """How much of `in_flight_bytes` one key may hold: half, and no less than the largest body."""
+        return max(self.in_flight_bytes // 2, self.body_bytes)
+
+    def _largest(self) -> int:
+        """Items of the largest request."""
+        return 1 + self.images + max(self.texts, self.labels)
 
 
 class EndpointConfig(BaseModel):

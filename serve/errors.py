@@ -18,6 +18,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_dimensions": (400, "SigLIP's embeddings cannot be shortened: leave `dimensions` out"),
     "unsupported_input": (400, "token ids, several images in one message, or another input that has no embedding"),
     "too_many_images": (400, "more images in one request than limits.images"),
+    "too_many_pixels_together": (400, "the images in one request have more pixels together than limits.pixels"),
     "too_many_texts": (400, "more texts in one request than limits.texts"),
     "text_too_long": (400, "a text has more characters than limits.text_characters"),
     "too_many_labels": (400, "more labels, or more prompts for them, than limits.labels"),

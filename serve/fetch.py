@@ -13,7 +13,6 @@ Proxies named in the environment are not used, because they would do the look-up
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -21,22 +20,24 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Address
 from types import TracebackType
 from typing import Annotated, Self
+from weakref import WeakValueDictionary
 
 import httpcore2
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from serve.addresses import Address, Network, classify_address, parse_address
-
-logger = logging.getLogger(__name__)
+from serve.log import log
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 """A host name to all of its addresses. Raises OSError when there are none."""
 
 MAX_URL = 8192
 """Characters of a URL. Signed ones of object stores have about 2,000."""
-CONNECTIONS = 32
+CONNECTIONS = 64
 """Connections open at once; more fetches wait, and the wait counts as their time."""
+KEY_CONNECTIONS = 16
+"""Of these for one key; its other fetches wait for each other, and only then does their time begin."""
 CONNECT_SECONDS = 3.0
 CONNECT_ADDRESSES = 4
 """How long one address may take to be connected to, and how many of a name's addresses are tried."""
@@ -134,6 +135,7 @@ class Fetcher:
             keepalive_expiry=5.0,
             network_backend=_GuardedBackend(config, resolver or SystemResolver()),
         )
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         return self
@@ -147,16 +149,22 @@ class Fetcher:
         """Close the connections that are kept."""
         await self._pool.aclose()
 
-    async def fetch(self, url: str) -> bytes:
-        """The body that `url` answers a GET with. Raises `FetchRefused`."""
+    async def fetch(self, url: str, key: str = "", hold: Callable[[int], None] = lambda count: None) -> bytes:
+        """The body that `url` answers a GET with.
+
+        `hold` is told of each piece's bytes as it comes, and may raise what ends the fetch. Fetches of one `key` take
+        no more than `KEY_CONNECTIONS` at once, however slow the hosts are that it names. Raises `FetchRefused`.
+        """
+        turn = self._turns.get(key) or self._turns.setdefault(key, asyncio.Semaphore(KEY_CONNECTIONS))
         try:
-            return await self._fetch(url)
+            async with turn:
+                return await self._fetch(url, hold)
         except FetchRefused as refused:
             # Not the message: it may repeat a part of the URL, which may be a secret.
-            logger.info("a URL was not fetched: %s %s", refused.code, refused.detail)
+            log.info("a URL was not fetched: %s %s", refused.code, refused.detail)
             raise
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, hold: Callable[[int], None]) -> bytes:
         if not self.config.enabled:
             raise FetchRefused(
                 "fetch_disabled",
@@ -165,7 +173,7 @@ class Fetcher:
             )
         try:
             async with asyncio.timeout(self.config.max_seconds):
-                return await self._follow(url)
+                return await self._follow(url, hold)
         except TimeoutError:
             raise FetchRefused(
                 "fetch_timeout", f"the image did not arrive within {self.config.max_seconds:g} s"
@@ -178,7 +186,7 @@ class Fetcher:
                 "fetch_failed", "the image's host broke off or did not speak HTTP", str(error)
             ) from error
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, hold: Callable[[int], None]) -> bytes:
         target = parse_url(url)
         for _ in range(self.config.max_redirects + 1):
             self._check(target)
@@ -196,7 +204,7 @@ class Fetcher:
                 if response.status in (301, 302, 303, 307, 308) and b"location" in fields:
                     target = parse_url(fields[b"location"], target)
                     continue
-                return await self._read(response, fields)
+                return await self._read(response, fields, hold)
         raise FetchRefused("fetch_failed", f"the image's URL redirects more than {self.config.max_redirects} times")
 
     def _check(self, target: httpx2.URL) -> None:
@@ -210,7 +218,7 @@ class Fetcher:
         if allowed is not None and not any(_matches(host, pattern) for pattern in allowed):
             raise FetchRefused("fetch_forbidden", f"{host}: not a host that this server fetches from")
 
-    async def _read(self, response: httpcore2.Response, fields: dict[bytes, str]) -> bytes:
+    async def _read(self, response: httpcore2.Response, fields: dict[bytes, str], hold: Callable[[int], None]) -> bytes:
         """The body of an answer, no more than `max_bytes` of it."""
         if response.status != 200:
             raise FetchRefused("fetch_failed", f"the image's host answered {response.status}")
@@ -227,6 +235,7 @@ class Fetcher:
             body += chunk
             if len(body) > limit:
                 raise too_large
+            hold(len(chunk))
         return bytes(body)
 
 

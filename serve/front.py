@@ -4,7 +4,6 @@ metrics and log line. One ASGI middleware, so that whatever goes wrong inside it
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 import uuid
@@ -13,18 +12,17 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.auth import KeyRing, Quota, RateLimiter
+from serve.auth import KeyRing, RateLimiter
 from serve.batcher import Expired
+from serve.bodies import check_structure
 from serve.errors import ApiError
 from serve.gate import Pass
+from serve.log import log
 from serve.service import Service, Trace
-
-log = logging.getLogger("ray.serve.sightline")
-"""Below Ray Serve's logger, whose handlers write JSON with the request id into the replica's log file."""
 
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 OPEN_PREFIXES = ("/playground/", "/docs/")
-"""What a GET may read without a key: the page, the documentation, health."""
+"""What a GET may read without a key: the page, the documentation, health. Nobody sends a body there."""
 HEALTH_PATHS = ("/healthz", "/readyz")
 REQUEST_ID = "x-request-id"
 TIMEOUT = "x-request-timeout-seconds"
@@ -76,14 +74,14 @@ class Front:
     async def _handle(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer, trace: Trace) -> None:
         path: str = scope["path"]
         reading = scope["method"] in ("GET", "HEAD")
-        if path not in HEALTH_PATHS:
+        if not (reading and path in HEALTH_PATHS):
             trace.key = self._authenticate(scope, headers, open_to_all=reading and _is_open(path))
         scope.setdefault("state", {})["trace"] = trace
         if reading:
             await self.app(scope, receive, answer)
             return
         if trace.key is not None and self.rates is not None:
-            answer.quota = quota = self.rates.check(trace.key)
+            quota = trace.quotas["requests"] = self.rates.check(trace.key)
             if not quota.allowed:
                 raise ApiError(
                     "rate_limit_exceeded",
@@ -92,11 +90,12 @@ class Front:
                 )
         seconds = _read_timeout(headers, self.service.config.limits.deadline_s)
         whole = False
-        with self.service.gate.admit(seconds) as trace.held:
+        with self.service.gate.admit(seconds, trace.key if self.keys else None) as trace.held:
             try:
                 async with asyncio.timeout(seconds):
                     body = await self._read_body(headers, receive, trace.held)
                     whole = True
+                    check_structure(body, headers.get("content-type", ""), self.service.config.limits)
                     await self.app(scope, _replay(body, receive), answer)
             except TimeoutError:
                 if not whole:
@@ -171,7 +170,7 @@ class Front:
                 "ms": round(seconds * 1000, 2),
                 "images": trace.images,
                 "texts": trace.texts,
-                "bytes": trace.held.bytes,
+                "bytes": trace.held.load.bytes,
                 "stages_ms": {stage: round(value * 1000, 2) for stage, value in trace.stages.items()},
             },
         )
@@ -190,7 +189,6 @@ class _Answer:
         self._service = service
         self._add_id = add_id
         self.status = 0
-        self.quota: Quota | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -218,8 +216,8 @@ class _Answer:
             headers["x-sightline-model"] = about.weights
         if trace.labels_digest is not None:
             headers["x-sightline-labels"] = trace.labels_digest
-        if self.quota is not None:
-            for name, value in self.quota.headers().items():
+        for unit, quota in trace.quotas.items():
+            for name, value in quota.headers(unit).items():
                 headers[name] = value
 
 

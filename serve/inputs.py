@@ -8,28 +8,34 @@ import binascii
 from collections.abc import Callable, Sequence
 from urllib.parse import unquote_to_bytes
 
+from serve.bodies import LARGE
 from serve.errors import ApiError
 from serve.fetch import Fetcher, FetchRefused
 
+REQUEST_CONNECTIONS = 8
+"""URLs of one request that are fetched at once."""
 FETCH_STATUS = {"fetch_too_large": 413}
 """Statuses of refused URLs, where it is not 400. None is a 5xx: the URL was the caller's. Nor is a host that is not
 fetched from a 403: clients read that as a key that may not do this."""
 
 
 async def read_images(
-    sources: Sequence[str], params: Sequence[str], fetcher: Fetcher, hold: Callable[[int], None]
+    sources: Sequence[str], params: Sequence[str], fetcher: Fetcher, key: str, hold: Callable[[int], None]
 ) -> list[bytes]:
     """Encoded images out of data: URIs, base64 or URLs. `params` name the fields that they came from.
 
-    `hold` is told how many bytes each URL brought, and refuses when they are too many. The first URL that is refused
-    ends the others. Raises `ApiError`.
+    `hold` is told how many bytes the URLs bring while they come, and refuses when they are too many. The first URL
+    that is refused ends the others. Fetches are made in the name of `key`. Raises `ApiError`.
     """
     if not any(is_url(source) for source in sources):
-        return [read_inline(source, param) for source, param in zip(sources, params, strict=True)]
+        if sum(map(len, sources)) < LARGE:
+            return _read_inlines(sources, params)
+        return await asyncio.to_thread(_read_inlines, sources, params)
+    turn = asyncio.Semaphore(REQUEST_CONNECTIONS)
     try:
         async with asyncio.TaskGroup() as group:
             reading = [
-                group.create_task(_read(source, param, fetcher, hold))
+                group.create_task(_read(source, param, fetcher, key, hold, turn))
                 for source, param in zip(sources, params, strict=True)
             ]
     except ExceptionGroup as refused:  # several, if they were refused in the same moment
@@ -70,13 +76,18 @@ def read_inline(source: str, param: str) -> bytes:
         ) from None
 
 
-async def _read(source: str, param: str, fetcher: Fetcher, hold: Callable[[int], None]) -> bytes:
+def _read_inlines(sources: Sequence[str], params: Sequence[str]) -> list[bytes]:
+    return [read_inline(source, param) for source, param in zip(sources, params, strict=True)]
+
+
+async def _read(
+    source: str, param: str, fetcher: Fetcher, key: str, hold: Callable[[int], None], turn: asyncio.Semaphore
+) -> bytes:
     if not is_url(source):
         return read_inline(source, param)
     try:
-        data = await fetcher.fetch(source)
+        async with turn:
+            return await fetcher.fetch(source, key, hold)
     except FetchRefused as refused:
         status = FETCH_STATUS.get(refused.code, 400)
         raise ApiError(refused.code, f"{param}: {refused.message}", status=status, param=param) from None
-    hold(len(data))
-    return data

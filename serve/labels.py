@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from siglip.encoder import TEXT_BATCH
 from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
+Name = TypeVar("Name")
+Value = TypeVar("Value")
 EmbedTexts = Callable[[Sequence[str]], Awaitable[Floats]]
 Key = tuple[tuple[str, ...], tuple[str, ...]]
 """Label names and templates, as they were asked."""
@@ -29,72 +30,71 @@ class Question:
     thresholds: Floats
 
 
-@dataclass
-class _Building:
-    task: asyncio.Task[Question]
-    waiting: int = 0
+class Kept(Generic[Name, Value]):
+    """Values by name, up to `capacity` of size together, those used last. One that is larger alone is not kept."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[Name, tuple[Value, int]] = OrderedDict()
+        self._size = 0
+
+    def find(self, name: Name) -> Value | None:
+        """The value if it is kept, which makes it the last used."""
+        if name not in self._values:
+            return None
+        self._values.move_to_end(name)
+        return self._values[name][0]
+
+    def keep(self, name: Name, value: Value, size: int = 1) -> None:
+        """Keep a value, and forget the ones that were not used for longest."""
+        self._size -= self._values.pop(name, (None, 0))[1]
+        self._values[name] = value, size
+        self._size += size
+        while self._size > self._capacity:
+            self._size -= self._values.popitem(last=False)[1][1]
 
 
-@dataclass
 class LabelCache:
-    """Embeds label sets through `embed`, and keeps up to `capacity` labels' worth, the last used.
+    """Embeddings of prompts and label sets that were asked.
 
-    Requests that ask for the same new set at the same time share one embedding of it. It goes on for as long as one of
-    them waits, and is dropped with the last. A lookup that hits costs no text forward: two tuples are hashed.
+    A prompt is kept as soon as it is embedded (`keep`), whoever waits for it still: a client that comes again after
+    its deadline finds what was done, and sets that overlap share. A set that is found costs two tuples' hash.
     """
 
-    embed: EmbedTexts
-    capacity: int
-    _kept: OrderedDict[Key, Question] = field(default_factory=OrderedDict)
-    _building: dict[Key, _Building] = field(default_factory=dict)
-    _size: int = 0
+    def __init__(self, capacity: int) -> None:
+        self.prompts: Kept[str, Floats] = Kept(capacity)
+        self.questions: Kept[Key, Question] = Kept(capacity)
 
-    def find(self, key: Key) -> Question | None:
-        """The set if it is kept, which makes it the last used."""
-        question = self._kept.get(key)
-        if question is not None:
-            self._kept.move_to_end(key)
+    def missing(self, labels: LabelSet, rule: TextRule) -> list[str]:
+        """The prompts of a set that are to be embedded, each once."""
+        return [prompt for prompt in dict.fromkeys(_list_prompts(labels, rule)) if self.prompts.find(prompt) is None]
+
+    async def build(self, key: Key, labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
+        """A set that is not kept, out of the prompts that are and of `embed` for the others. It is kept then."""
+
+        async def complete(prompts: Sequence[str]) -> Floats:
+            known = {prompt: self.prompts.find(prompt) for prompt in prompts}
+            unknown = [prompt for prompt, vector in known.items() if vector is None]
+            if unknown:
+                known.update(zip(unknown, await embed(unknown), strict=True))
+            return np.asarray([known[prompt] for prompt in prompts], np.float32)
+
+        question = await embed_question(labels, rule, complete)
+        self.questions.keep(key, question, len(question.names))
         return question
-
-    async def build(self, key: Key, labels: LabelSet, rule: TextRule) -> Question:
-        """Embed a set that is not kept, and keep it."""
-        building = self._building.get(key)
-        if building is None:
-            task = asyncio.create_task(embed_question(labels, rule, self.embed))
-            building = self._building[key] = _Building(task)
-            task.add_done_callback(lambda done: self._finish(key, done))
-        building.waiting += 1
-        try:
-            return await asyncio.shield(building.task)
-        finally:
-            building.waiting -= 1
-            if not building.waiting:
-                building.task.cancel()
-
-    def _finish(self, key: Key, task: asyncio.Task[Question]) -> None:
-        del self._building[key]
-        if task.cancelled() or task.exception():
-            return
-        self._kept[key] = task.result()
-        self._size += len(task.result().names)
-        while self._size > self.capacity and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= len(oldest.names)
 
 
 async def embed_question(labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
-    """Embed a label set's prompts.
-
-    They are cut where the encoder would cut them, so that the numbers are the batch job's, and go one piece after
-    another, so that images get their turn in between.
-    """
-    groups = labels.prompts(rule)
-    prompts = [prompt for group in groups for prompt in group]
-    pieces = [await embed(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
+    """Embed a label set's prompts."""
+    vectors = await embed(_list_prompts(labels, rule))
     return Question(
         labels,
         labels.label_names(),
         labels.digest(rule)[:16],
-        average_prompts(np.concatenate(pieces), [len(group) for group in groups]),
+        average_prompts(vectors, [len(group) for group in labels.prompts(rule)]),
         np.asarray(labels.thresholds(), np.float32),
     )
+
+
+def _list_prompts(labels: LabelSet, rule: TextRule) -> list[str]:
+    return [prompt for group in labels.prompts(rule) for prompt in group]

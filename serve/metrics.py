@@ -49,9 +49,10 @@ class IngressMetrics:
             "seconds": Counter("sightline_request_seconds", "Seconds of all requests, added up.", tag_keys=("route",)),
             "stages": Counter("sightline_stage_seconds", "Seconds in each stage, added up.", tag_keys=("stage",)),
             "cache": Counter("sightline_label_cache", "Label sets looked up: hit or miss.", tag_keys=("outcome",)),
+            "deaths": Counter("sightline_runner_deaths", "Batch runners that ended and were replaced."),
             "rejects": Counter("sightline_rejected_images", "Images that could not be read.", tag_keys=("reason",)),
         }
-        self._in_flight = Gauge("sightline_in_flight", "Images and texts that the ingress holds.")
+        self._in_flight = Gauge("sightline_in_flight", "Requests, images and texts that the ingress holds.")
         self._sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def record_request(self, route: str, status: int, code: str, seconds: float) -> None:
@@ -71,6 +72,10 @@ class IngressMetrics:
     def count_reject(self, reason: str) -> None:
         """An image that was rejected."""
         self._add("rejects", 1, reason=reason)
+
+    def count_deaths(self, count: int) -> None:
+        """Batch runners that ended."""
+        self._add("deaths", count)
 
     def flush(self, in_flight: int) -> None:
         """Hand over what was counted, and how many items are held now."""

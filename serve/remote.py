@@ -20,7 +20,7 @@ RETRY_AFTER = 2.0
 
 
 class RemoteModel:
-    """`serve.model.ModelServer` somewhere else in the cluster.
+    """`serve.replica.ModelServer` somewhere else in the cluster.
 
     Arguments and results travel in the call itself and not through the object store, whose bookkeeping costs more than
     copying one image's 196 kB does.
@@ -39,12 +39,12 @@ class RemoteModel:
         await self._call(self._handle.check_ready.remote())
 
     async def embed_images(self, pixels: np.ndarray, seconds: float) -> Embedded:
-        """See `serve.model.ModelServer.embed_images`. Raises `ApiError`, `Expired`."""
+        """See `serve.replica.ModelServer.embed_images`. Raises `ApiError`, `Expired`."""
         embedded: Embedded = await self._call(self._handle.embed_images.remote(pixels, seconds))
         return embedded
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:
-        """See `serve.model.ModelServer.embed_texts`. Raises `ApiError`, `Expired`."""
+        """See `serve.replica.ModelServer.embed_texts`. Raises `ApiError`, `Expired`."""
         embedded: Embedded = await self._call(self._handle.embed_texts.remote(list(texts), seconds))
         return embedded
 
@@ -54,7 +54,13 @@ class RemoteModel:
             return await response
         except asyncio.CancelledError:
             response.cancel()
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Ray Serve cancelled the call, and not somebody its caller.
+            raise ApiError(
+                "unavailable", "the model's call was cancelled: try again", retry_after=RETRY_AFTER
+            ) from None
         except BackPressureError:
             raise ApiError("overloaded", "the model's queue is full: try again later", retry_after=1.0) from None
         except RayTaskError as error:

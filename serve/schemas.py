@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 IMAGE_HELP = "A data: URI, base64, or (where the server fetches) an http(s) URL."
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeAAg1MCAOBWAShOAhDlAAAAAElFTkSuQmCC"
 """A red PNG of 8 x 8 pixels, in base64."""
 
 
+Strings = Annotated[list[str], Field(fail_fast=True)]
+"""A list that is refused at its first wrong item, as all lists here: what is wrong with all of them takes seconds."""
+
+
 class Strict(BaseModel):
     """A request of Sightline's own: a field that it does not know is a mistake."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_mistake(cls, value: Any) -> Any:
+        """Of the fields that it does not know the first: a complaint for each of a hundred thousand takes a second."""
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+            return value
+        unknown = next(name for name in value if name not in cls.model_fields)
+        return {name: field for name, field in value.items() if name in cls.model_fields or name == unknown}
 
 
 class Lenient(BaseModel):
@@ -96,7 +109,31 @@ class Message(Lenient):
     """A chat message with one text or one image in it, as vLLM's embedding endpoint takes it."""
 
     role: str = "user"
-    content: str | list[ContentPart]
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
+
+
+def _tag_input(value: Any) -> str:
+    """Which kind of input a value is, so that it is compared with that one alone."""
+    if isinstance(value, dict):
+        return "TextPart" if "text" in value else "ImagePart"
+    if isinstance(value, list):
+        return "Tokens"
+    return "Token" if isinstance(value, int) else "Text"
+
+
+OneInput = Annotated[
+    Annotated[str, Tag("Text")]
+    | Annotated[TextPart, Tag("TextPart")]
+    | Annotated[ImagePart, Tag("ImagePart")]
+    | Annotated[int, Tag("Token")]
+    | Annotated[list[int], Field(fail_fast=True), Tag("Tokens")],
+    Discriminator(_tag_input),
+]
+Inputs = Annotated[list[OneInput], Field(fail_fast=True)]
+
+
+def _tag_inputs(value: Any) -> str:
+    return "List" if isinstance(value, list) else _tag_input(value)
 
 
 class EmbeddingRequest(Lenient):
@@ -112,10 +149,18 @@ class EmbeddingRequest(Lenient):
     )
 
     model: str = Field(description="An id of GET /v1/models.")
-    input: str | list[str | TextPart | ImagePart | int | list[int]] | TextPart | ImagePart | None = Field(
-        None, description="Texts, data: URIs of images, {text} or {image}; or a list of them."
-    )
-    messages: list[Message] | None = Field(
+    input: (
+        Annotated[
+            Annotated[str, Tag("Text")]
+            | Annotated[TextPart, Tag("TextPart")]
+            | Annotated[ImagePart, Tag("ImagePart")]
+            | Annotated[int, Tag("Token")]
+            | Annotated[Inputs, Tag("List")],
+            Discriminator(_tag_inputs),
+        ]
+        | None
+    ) = Field(None, description="Texts, data: URIs of images, {text} or {image}; or a list of them.")
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
         None, description="Instead of input: each message's one text or image_url is embedded."
     )
     modality: Literal["auto", "text", "image"] = Field(
@@ -145,7 +190,7 @@ class EmbeddingAnswer(Answer):
 
 # --- POST /v1/classify and /v1/similarity: Sightline's own
 
-Labels = Annotated[list[str], Field(min_length=1)]
+Labels = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
 class LabelQuestion(Strict):
@@ -183,7 +228,7 @@ class ClassifyRequest(LabelQuestion):
 
     model: str | None = Field(None, description="An id of GET /v1/models; may be left out.")
     image: str | None = Field(None, description=f"{IMAGE_HELP} Exactly one of image and images.")
-    images: Annotated[list[str], Field(min_length=1)] | None = Field(None, description="Several of them.")
+    images: Labels | None = Field(None, description="Several of them.")
 
 
 class LabelScore(Answer):
@@ -220,8 +265,8 @@ class SimilarityRequest(Strict):
     )
 
     model: str | None = Field(None, description="An id of GET /v1/models; may be left out.")
-    texts: Annotated[list[str], Field(min_length=1)]
-    images: Annotated[list[str], Field(min_length=1)] = Field(description=IMAGE_HELP)
+    texts: Labels
+    images: Labels = Field(description=IMAGE_HELP)
     top_k: int | None = Field(None, ge=1, description="At most this many matches of each; default all.")
 
 
@@ -323,7 +368,7 @@ class HuggingFaceRequest(Lenient):
         }
     )
 
-    inputs: str | list[str]
+    inputs: str | Strings
     parameters: HuggingFaceParameters | None = None
     normalize: bool | None = Field(None, description="Embeddings always have unit norm: false is refused.")
     dimensions: int | None = None
@@ -343,7 +388,7 @@ class CohereContent(Lenient):
 class CohereInput(Lenient):
     """An input with one text or one image in it."""
 
-    content: list[CohereContent]
+    content: Annotated[list[CohereContent], Field(fail_fast=True)]
 
 
 class CohereRequest(Lenient):
@@ -360,10 +405,10 @@ class CohereRequest(Lenient):
 
     model: str
     input_type: str | None = None
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    inputs: list[CohereInput] | None = None
-    embedding_types: list[Literal["float", "base64"]] = Field(["float"], min_length=1)
+    texts: Strings | None = None
+    images: Strings | None = None
+    inputs: Annotated[list[CohereInput], Field(fail_fast=True)] | None = None
+    embedding_types: Annotated[list[Literal["float", "base64"]], Field(fail_fast=True)] = Field(["float"], min_length=1)
     output_dimension: int | None = None
 
 

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.batcher import Batcher, Expired
+from serve.auth import Quota, RateLimiter
+from serve.batcher import Batcher, Expired, Interrupted
 from serve.config import EndpointConfig
-from serve.decoding import DecoderPool
+from serve.decoding import DecoderPool, TooManyPixels
 from serve.errors import ApiError, image_error
 from serve.fetch import Fetcher
 from serve.gate import Gate, Pass
 from serve.inputs import read_images
 from serve.labels import LabelCache, Question, embed_question
+from serve.log import log
 from serve.metrics import FLUSH_SECONDS, IngressMetrics
-from serve.model import Embedded, ModelAbout, ModelStuck
+from serve.model import Embedded, Model, ModelAbout, ModelStuck
 from serve.schemas import Fingerprint, LabelQuestion, Usage
 from siglip.families import FAMILIES, Family
-from siglip.images import ImageRejected
+from siglip.images import Decoded, ImageRejected
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet
 from siglip.scoring import Floats, score_pairs, select, sigmoid, softmax
-
-log = logging.getLogger("ray.serve.sightline")
 
 START_SECONDS = 3600.0
 """How long to wait for the model when starting: a node may have to come up, and weights to be fetched."""
@@ -40,21 +39,22 @@ CALLS_PER_REPLICA = 2
 is therefore here, where it is known whose client has gone and whose deadline has passed."""
 
 
-class Model(Protocol):
-    """`serve.model.ModelServer`, here or behind a handle."""
+DEATH_SECONDS = 10.0
+"""For how long an ingress is not ready after one of its runners ended: what ended it may end the next."""
 
-    async def describe(self) -> ModelAbout: ...
 
-    async def check_ready(self) -> None: ...
+@dataclass(frozen=True)
+class _Text:
+    """A text to embed, its deadline, and whether its embedding is to be kept."""
 
-    async def embed_images(self, pixels: np.ndarray, seconds: float) -> Embedded: ...
-
-    async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded: ...
+    text: str
+    deadline: float
+    keep: bool = False
 
 
 @dataclass(frozen=True)
 class _Vector:
-    """An image's embedding (D,), and the seconds of its batch in the replica."""
+    """An item's embedding (D,), and the seconds of its batch in the replica."""
 
     vector: Floats
     waited: float
@@ -74,6 +74,12 @@ class Trace:
     code: str = ""
     labels_digest: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    quotas: dict[str, Quota] = field(default_factory=dict)
+
+    @property
+    def turn(self) -> str:
+        """Whose turn its work is taken in."""
+        return self.key or ""
 
     def add(self, stage: str, seconds: float) -> None:
         """Seconds more in a stage."""
@@ -94,10 +100,15 @@ class Service:
         self.gate = Gate(config.limits)
         self.fetcher = Fetcher(config.fetch)
         self.questions: dict[str, Question] = {}
-        self.cache = LabelCache(self._embed_prompts, config.limits.cached_labels)
+        self.cache = LabelCache(config.limits.cached_prompts)
+        per_minute = config.auth.items_per_minute
+        self.rates = RateLimiter(per_minute) if per_minute else None
         self.about: ModelAbout
         self._decoders: DecoderPool
         self._images: Batcher[tuple[NDArray[np.uint8], float], _Vector]
+        self._texts: Batcher[_Text, _Vector]
+        self._coming: dict[str, asyncio.Future[_Vector]] = {}
+        self._deaths = (0, 0.0)
         self._flushing: asyncio.Task[None]
 
     async def start(self) -> None:
@@ -106,28 +117,29 @@ class Service:
             self.about = await self.model.describe()
         config = self.config
         processes = config.ingress.decoder_processes()
-        self._decoders = DecoderPool(self.about.spec, config.limits.image, config.decode, processes)
-        self._images = Batcher(
-            self._send_images,
-            self.about.batch_size,
-            wait=config.batching.wait_ms / 1000,
-            runners=CALLS_PER_REPLICA * config.replicas.largest,
-        )
+        self._decoders = DecoderPool(self.about.spec, config.limits.image, config.decode, processes, self.gate.decoding)
+        calls = CALLS_PER_REPLICA * config.replicas.largest
+        wait = config.batching.wait_ms / 1000
+        self._images = Batcher(self._send_images, self.about.batch_size, wait, calls, meter=self.gate.images)
+        self._texts = Batcher(self._send_texts, self.about.text_batch, wait, calls, meter=self.gate.texts)
         self._flushing = asyncio.create_task(self._flush())
         # A process starts with its first image: it pays for the imports here.
-        await asyncio.gather(*(self._decoders.decode([b"?"], time.monotonic() + 60) for _ in range(processes)))
+        await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
         for name, labels in config.label_sets.items():
-            self.questions[name] = await embed_question(labels, self.rule, self._embed_prompts)
+            self.questions[name] = await embed_question(labels, self.rule, self._embed_registered)
 
     async def close(self) -> None:
         """Stop the decoders, close connections."""
         self._flushing.cancel()
         self._images.close()
+        self._texts.close()
         self._decoders.close()
         await self.fetcher.aclose()
 
     async def check_ready(self) -> None:
-        """Raises `ApiError` (unavailable) when the model does not answer now."""
+        """Raises `ApiError` (unavailable) when the model does not answer now, or a batch runner ended lately."""
+        if self._count_deaths():
+            raise ApiError("unavailable", "a batch runner ended", retry_after=DEATH_SECONDS)
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self.model.check_ready()
@@ -174,28 +186,29 @@ class Service:
                 raise ApiError("body_too_large", f"the images behind the URLs have more than {limit} bytes together")
             self.gate.add_bytes(trace.held, count)
 
-        return await read_images(sources, params, self.fetcher, hold)
+        return await read_images(sources, params, self.fetcher, trace.turn, hold)
 
     async def embed_images(self, images: Sequence[bytes], params: Sequence[str], trace: Trace) -> Floats:
         """Encoded images to float32 (N, D) of unit norm. `params` name the fields that they came from."""
         self._check_count(len(images))
         trace.images += len(images)
-        self.gate.add(trace.held, len(images))
-        done = await self._decoders.decode(images, trace.held.deadline)
+        self._admit(trace, images=len(images))
+        deadline = trace.held.deadline
+        try:
+            done = await self._decoders.decode(images, self.config.limits.pixels, deadline, trace.turn)
+        except TooManyPixels:
+            raise ApiError(
+                "too_many_pixels_together",
+                f"the images have more than {self.config.limits.pixels} pixels together: send fewer, or smaller ones",
+            ) from None
         trace.add("queue", done.waited)
         trace.add("decode", done.ran)
-        pixels = []
         for outcome, param in zip(done.results, params, strict=True):
             if isinstance(outcome, ImageRejected):
                 self.metrics.count_reject(outcome.reason)
                 raise image_error(outcome, param)
-            pixels.append(outcome.pixels)
-        deadline = trace.held.deadline
-        queued = await self._images.submit([(image, deadline) for image in pixels], deadline)
-        last = queued.results[-1]
-        trace.add("batch", queued.waited + last.waited)
-        trace.add("forward", last.ran)
-        return np.asarray([embedded.vector for embedded in queued.results], np.float32)
+        pixels = [outcome.pixels for outcome in done.results if isinstance(outcome, Decoded)]
+        return await self._submit(self._images, [(image, deadline) for image in pixels], trace)
 
     async def embed_texts(self, texts: Sequence[str], params: Sequence[str], trace: Trace) -> Floats:
         """Texts to float32 (N, D) of unit norm."""
@@ -213,9 +226,8 @@ class Service:
             if not self.rule.canonicalize(text):
                 raise ApiError("invalid_request", f"{param}: nothing of this text is left for the model", param=param)
         trace.texts += len(texts)
-        self.gate.add(trace.held, len(texts))
-        embedded = await self._call(self.model.embed_texts(list(texts), trace.held.left()))
-        return self._record(embedded, trace)
+        self._admit(trace, texts=len(texts))
+        return await self._submit(self._texts, [_Text(text, trace.held.deadline) for text in texts], trace)
 
     async def ask(self, question: LabelQuestion, trace: Trace) -> Question:
         """The label set that a request asks, embedded: registered, cached, or new."""
@@ -225,7 +237,7 @@ class Service:
             return self._registered(question, trace)
         assert question.labels is not None
         key = (tuple(question.labels), tuple(question.templates or (DEFAULT_TEMPLATE,)))
-        found = self.cache.find(key)
+        found = self.cache.questions.find(key)
         self.metrics.count_lookup(found is not None)
         if found is None:
             self._check_labels(*key)
@@ -234,11 +246,16 @@ class Service:
                 labels.check(self.rule)
             except ValueError as error:
                 raise ApiError("invalid_request", _first_line(error), param="labels") from None
-            count = len(key[0]) * len(key[1])
+            count = len(self.cache.missing(labels, self.rule))
             trace.texts += count
-            self.gate.add(trace.held, count)
+            self._admit(trace, texts=count)
+
+            async def embed(prompts: Sequence[str]) -> Floats:
+                texts = [_Text(prompt, trace.held.deadline, keep=True) for prompt in prompts]
+                return await self._submit(self._texts, texts, trace)
+
             start = time.monotonic()
-            found = await self.cache.build(key, labels, self.rule)
+            found = await self.cache.build(key, labels, self.rule, embed)
             trace.add("labels", time.monotonic() - start)
         trace.labels_digest = found.digest
         return found
@@ -294,9 +311,38 @@ class Service:
                         param=param,
                     )
 
-    async def _embed_prompts(self, prompts: Sequence[str]) -> Floats:
-        embedded = await self._call(self.model.embed_texts(prompts, self.config.limits.deadline_s))
-        return embedded.vectors
+    def _admit(self, trace: Trace, images: int = 0, texts: int = 0) -> None:
+        """Let a request's work in, and charge its key for it. Raises `ApiError`."""
+        self.gate.add(trace.held, images, texts)
+        if self.rates is None or trace.key is None:
+            return
+        quota = trace.quotas["items"] = self.rates.check(trace.key, images + texts)
+        if not quota.allowed:
+            raise ApiError(
+                "rate_limit_exceeded",
+                f"this key may send {quota.limit} images and texts a minute; come back in {quota.retry_after_s:.1f} s",
+                retry_after=quota.retry_after_s,
+            )
+
+    async def _submit(self, batcher: Batcher[Any, _Vector], items: Sequence[Any], trace: Trace) -> Floats:
+        """Items through a batcher to the model: float32 (N, D)."""
+        try:
+            queued = await batcher.submit(items, trace.held.deadline, trace.turn)
+        except Interrupted:
+            raise ApiError("unavailable", "the work was cancelled: try again", retry_after=RETRY_AFTER) from None
+        last = queued.results[-1]
+        trace.add("batch", queued.waited + last.waited)
+        trace.add("forward", last.ran)
+        return np.asarray([embedded.vector for embedded in queued.results], np.float32)
+
+    async def _embed_registered(self, prompts: Sequence[str]) -> Floats:
+        """Prompts cut where the encoder would cut them, so that the numbers are the batch job's."""
+        size = self.about.text_batch
+        pieces = [
+            await self._call(self.model.embed_texts(prompts[start : start + size], START_SECONDS))
+            for start in range(0, len(prompts), size)
+        ]
+        return np.concatenate([embedded.vectors for embedded in pieces])
 
     async def _send_images(self, images: list[tuple[NDArray[np.uint8], float]]) -> list[_Vector]:
         """Several requests' images, each with its deadline, in one call: it costs more than the images in it."""
@@ -304,6 +350,44 @@ class Service:
         pixels = np.stack([image for image, _ in images])
         embedded = await self._call(self.model.embed_images(pixels, seconds))
         return [_Vector(vector, embedded.waited, embedded.ran) for vector in embedded.vectors]
+
+    async def _send_texts(self, texts: list[_Text]) -> list[_Vector]:
+        """Several requests' texts in one call, each prompt that is to be kept once for all who want it."""
+        known: dict[str, _Vector | asyncio.Future[_Vector]] = {}
+        send: list[str] = []
+        seconds = max(text.deadline for text in texts) - time.monotonic()
+        for item in texts:
+            if item.text in known:
+                continue
+            kept = self.cache.prompts.find(item.text) if item.keep else None
+            if kept is not None:
+                known[item.text] = _Vector(kept, 0.0, 0.0)
+            elif item.text in self._coming:
+                known[item.text] = self._coming[item.text]
+            else:
+                send.append(item.text)
+                known[item.text] = self._coming[item.text] = asyncio.get_running_loop().create_future()
+        try:
+            if send:
+                embedded = await self._call(self.model.embed_texts(send, seconds))
+                for text, vector in zip(send, embedded.vectors, strict=True):
+                    self._coming[text].set_result(_Vector(vector, embedded.waited, embedded.ran))
+        except BaseException as error:
+            failed = error if isinstance(error, Exception) else Interrupted("the work was cancelled")
+            for text in send:
+                self._coming[text].set_exception(failed)
+                self._coming[text].exception()  # others may wait for it, or nobody
+            raise
+        finally:
+            for text in send:
+                del self._coming[text]
+        vectors = {
+            text: await vector if isinstance(vector, asyncio.Future) else vector for text, vector in known.items()
+        }
+        for item in texts:
+            if item.keep:
+                self.cache.prompts.keep(item.text, vectors[item.text].vector)
+        return [vectors[item.text] for item in texts]
 
     async def _call(self, answer: Awaitable[Embedded]) -> Embedded:
         """What the model answers. Its own failures are the caller's to try again: its health check sees to it."""
@@ -318,12 +402,17 @@ class Service:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            self.metrics.flush(self.gate.items)
+            self._count_deaths()
+            self.metrics.flush(self.gate.held.items)
 
-    def _record(self, embedded: Embedded, trace: Trace) -> Floats:
-        trace.add("batch", embedded.waited)
-        trace.add("forward", embedded.ran)
-        return embedded.vectors
+    def _count_deaths(self) -> bool:
+        """Whether a batch runner ended lately. They are counted in the metrics."""
+        died = self._images.died + self._texts.died + self._decoders.died
+        before, _ = self._deaths
+        if died > before:
+            self.metrics.count_deaths(died - before)
+            self._deaths = died, time.monotonic()
+        return self._deaths[0] > 0 and time.monotonic() - self._deaths[1] < DEATH_SECONDS
 
 
 def _check_unicode(text: str, param: str) -> None:

@@ -2,7 +2,7 @@
 
 Image decoders are C code fed with strangers' bytes. In the caller's process a crash would take the other images of
 its task with it, and Ray would replay them into the same crash. Here it ends one child process: the image in hand is
-rejected, and a new child takes the next one.
+rejected, and a new child takes the next one. The child's memory is bounded by what the largest allowed image needs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,20 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 from siglip.config import ImageSpec, Limits
 from siglip.images import Decoded, DecodeMode, ImageRejected, decode_image
 
 STARTUP_SECONDS = 60.0
+BYTES_PER_PIXEL = 36
+"""What an image may take while it is decoded. The dearest known is a WebP with alpha: two canvases of libwebp's, its
+copy, and Pillow's image, background, composite and RGB, four bytes each; and one more for a turn."""
+_SPARE_BYTES = 128 * 2**20
+"""For the libraries that are loaded with the first image of a format, and for small images' fixed costs."""
 _SOCKET_BYTES = 1 << 20
 
 
@@ -43,26 +53,28 @@ class Decoder:
     def decode(self, images: Sequence[bytes]) -> list[Decoded | ImageRejected]:
         """Decode images: for each, what `siglip.images.decode_image` gives or raises.
 
-        They are handed over together, because waking a process costs as much as a third of a decode. If the child
-        dies or takes too long, they are handed to a new one, one at a time, to find the image that did it.
+        They are handed over together, because waking a process costs as much as a third of a decode. Outcomes come
+        back one by one, so that each image has its own clock; when the child dies or one takes too long, it is known
+        which, and those after it are handed to a new child.
         """
-        try:
-            return self._exchange(images)
-        except ImageRejected as rejected:
-            if len(images) == 1:
-                return [rejected]
-            return [outcome for image in images for outcome in self.decode([image])]
+        outcomes: list[Decoded | ImageRejected] = []
+        while len(outcomes) < len(images):
+            try:
+                self._exchange(images[len(outcomes) :], outcomes)
+            except ImageRejected as rejected:
+                outcomes.append(rejected)
+        return outcomes
 
-    def _exchange(self, images: Sequence[bytes]) -> list[Decoded | ImageRejected]:
-        """One message each way. Raises `ImageRejected` when no answer came."""
+    def _exchange(self, images: Sequence[bytes], outcomes: list[Decoded | ImageRejected]) -> None:
+        """Images to the child, and its outcomes onto `outcomes`. Raises `ImageRejected` for the one without."""
         connection = self._connection or self._start()
         try:
             connection.send_bytes(pickle.dumps(images, protocol=5))
-            if not connection.poll(self.limits.max_seconds):
-                self.close()
-                raise ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
-            answer: list[Decoded | ImageRejected] = pickle.loads(connection.recv_bytes())
-            return answer
+            for _ in images:
+                if not connection.poll(self.limits.max_seconds):
+                    self.close()
+                    raise ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
+                outcomes.append(pickle.loads(connection.recv_bytes()))
         except (EOFError, ConnectionError) as error:
             status = self._child.wait() if self._child else None
             self.close()
@@ -102,22 +114,41 @@ class Decoder:
 
 
 def _serve(connection: Connection) -> None:
-    """The child's loop: a list of encoded images in, a list of outcomes out, until the parent is gone."""
+    """The child's loop: a list of encoded images in, an outcome out for each, until the parent is gone."""
     spec, limits, mode, thumbnail = pickle.loads(connection.recv_bytes())
     spec, limits = ImageSpec(**spec), Limits(**limits)
     connection.send_bytes(b"ready")
     while True:
         try:
             images = pickle.loads(connection.recv_bytes())
+            _limit_memory(limits)
+            for data in images:
+                try:
+                    outcome: Decoded | ImageRejected = decode_image(data, spec, limits, mode, thumbnail)
+                except ImageRejected as rejected:
+                    outcome = rejected
+                connection.send_bytes(pickle.dumps(outcome, protocol=5))
+            _limit_memory(None)
         except (EOFError, ConnectionError):
             return
-        outcomes: list[Decoded | ImageRejected] = []
-        for data in images:
-            try:
-                outcomes.append(decode_image(data, spec, limits, mode, thumbnail))
-            except ImageRejected as rejected:
-                outcomes.append(rejected)
-        connection.send_bytes(pickle.dumps(outcomes, protocol=5))
+
+
+def _limit_memory(limits: Limits | None) -> None:
+    """Let this process take what the largest allowed image needs beyond what it has, and no more; None is no bound.
+
+    Address space is what is bounded: it does not know how much of that is touched. An image that wants more is
+    rejected like one whose bytes are broken, or its decoder dies of it and is replaced.
+    """
+    statm = Path("/proc/self/statm")
+    if resource is None or not statm.exists():
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = hard
+    if limits is not None:
+        now = int(statm.read_text().split()[0]) * resource.getpagesize()
+        soft = now + _SPARE_BYTES + BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
+        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 if __name__ == "__main__":

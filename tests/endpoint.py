@@ -15,7 +15,7 @@ import uvicorn
 
 from serve.app import make_app
 from serve.config import EndpointConfig
-from serve.model import ModelServer
+from serve.replica import ModelServer
 from serve.service import Service
 from siglip.shapes import render
 from storage.settings import read_settings

@@ -190,7 +190,7 @@ def test_the_machines_own_resolver_is_guarded_too() -> None:
 
 
 def test_a_log_shows_no_part_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "serve.fetch"):
+    with caplog.at_level(logging.INFO, "ray.serve.sightline"):
         for url in (
             "http://user:secret@example.org/",
             "http://user:secret",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
-from contextlib import ExitStack
 
 import pytest
 
-from serve.batcher import Batcher, Expired
+from serve.batcher import Batcher, Expired, Interrupted
 from serve.config import EndpointLimits
 from serve.errors import ApiError
-from serve.gate import Gate
+from serve.gate import Gate, Load
+from serve.meter import Meter
 
 LATER = float("inf")
 
@@ -133,23 +134,111 @@ def test_a_failed_batch_fails_its_submissions_and_no_others() -> None:
     asyncio.run(scenario())
 
 
+def test_keys_take_turns() -> None:
+    """Whoever queued a thousand items is in nobody's way."""
+
+    async def scenario() -> None:
+        run = Doubler()
+        batcher = Batcher(run, size=4)
+        greedy = asyncio.create_task(batcher.submit(list(range(100, 120)), LATER, "greedy"))
+        await asyncio.sleep(0.01)
+        assert run.batches == [[100, 101, 102, 103]]
+        modest = asyncio.create_task(batcher.submit([1, 2], LATER, "modest"))
+        other = asyncio.create_task(batcher.submit([7], LATER, "other"))
+        await asyncio.sleep(0.01)
+        for _ in range(9):
+            run.go.release()
+        await asyncio.gather(modest, other)
+        assert {1, 2, 7} < {*run.batches[1], *run.batches[2]}
+        assert (await greedy).results == [2 * n for n in range(100, 120)]
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_call_costs_its_batch_and_no_runner() -> None:
+    """Ray Serve cancels a call, and so what awaits it, when the client in whose context it was made leaves."""
+
+    async def scenario() -> None:
+        async def cancelled(items: list[int]) -> list[int]:
+            if 0 in items:
+                raise asyncio.CancelledError
+            return items
+
+        batcher = Batcher(cancelled, size=1, runners=2)
+        for _ in range(5):
+            with pytest.raises(Interrupted):
+                await batcher.submit([0], LATER)
+        async with asyncio.timeout(1):
+            assert (await batcher.submit([1], LATER)).results == [1]
+        assert batcher.died == 0
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_runner_that_ends_is_replaced_and_counted() -> None:
+    async def scenario() -> None:
+        run = Doubler()
+        batcher = Batcher(run, size=1)
+        held = asyncio.create_task(batcher.submit([1], LATER))
+        await asyncio.sleep(0.01)
+        for task in batcher._tasks:
+            task.cancel()
+        with pytest.raises(Interrupted):
+            await held
+        run.go.release()
+        run.go.release()
+        async with asyncio.timeout(1):
+            assert (await batcher.submit([2], LATER)).results == [4]
+        assert batcher.died == 1
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_runners_are_nobodys_tasks() -> None:
+    """They live in a context of their own: what is done to a request's does not reach them."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def scenario() -> None:
+        async def run(items: list[int]) -> list[int]:
+            seen.append(request.get())
+            return items
+
+        request.set("the first request")
+        batcher = Batcher(run, size=1)
+        await batcher.submit([1], LATER)
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert seen == ["none"]
+
+
 def limits(**changes: float) -> EndpointLimits:
     return EndpointLimits.model_validate({"images": 4, "texts": 4, "labels": 4, "in_flight": 20, **changes})
+
+
+def measured(seconds_per_item: float) -> Meter:
+    meter = Meter()
+    meter._working, meter._done = 100 * seconds_per_item, 100.0
+    return meter
 
 
 def test_the_gate_counts_items_and_lets_them_out() -> None:
     gate = Gate(limits())
     with gate.admit(10) as first:
-        gate.add(first, 18)
+        gate.add(first, images=10, texts=8)
         with gate.admit(10) as second:
             with pytest.raises(ApiError, match="the queue is full") as refused:
-                gate.add(second, 1)
+                gate.add(second, texts=1)
             assert (refused.value.status_code, refused.value.code) == (429, "overloaded")
             assert int(refused.value.headers_out()["retry-after"]) >= 1
             with pytest.raises(ApiError), gate.admit(10):
-                raise AssertionError("one item too many was let in")
-        gate.add(first, 1)
-    assert (gate.items, gate.bytes) == (0, 0)
+                raise AssertionError("one request too many was let in")
+        gate.add(first, images=1)
+    assert gate.held == Load()
 
 
 def test_the_gate_counts_bytes() -> None:
@@ -159,35 +248,87 @@ def test_the_gate_counts_bytes() -> None:
         with pytest.raises(ApiError, match="too many bytes"):
             gate.add_bytes(second, 60)
         gate.add_bytes(second, 40)
-    assert gate.bytes == 0
+    assert gate.held == Load()
+
+
+def test_one_key_has_half_and_the_other_finds_room() -> None:
+    gate = Gate(limits(body_bytes=50, in_flight_bytes=100))
+    with gate.admit(10, "greedy") as first:
+        gate.add(first, images=9)
+        gate.add_bytes(first, 50)
+        with pytest.raises(ApiError, match="this key has 10") as refused, gate.admit(10, "greedy"):
+            raise AssertionError("more than half for one key")
+        assert refused.value.code == "overloaded"
+        with pytest.raises(ApiError, match="too many bytes of this key's"):
+            gate.add_bytes(first, 1)
+        with gate.admit(10, "modest") as second:
+            gate.add(second, images=9)
+            gate.add_bytes(second, 50)
+    assert gate.held == Load()
+    assert gate._keys == {}
 
 
 def test_the_gate_refuses_what_would_wait_past_its_deadline() -> None:
     gate = Gate(limits())
-    gate._working = gate._done = 100.0
-    assert gate.seconds_per_item == 1.0
+    gate.images = measured(1.0)
     with gate.admit(10) as alone:
-        gate.add(alone, 15)  # nothing is ahead of it: the estimate may be wrong, and the work is tried
-        with pytest.raises(ApiError, match="17 s long, and the deadline is in 10 s") as refused, gate.admit(10):
+        gate.add(alone, images=15)  # nothing is ahead of it: the estimate may be wrong, and the work is tried
+        with pytest.raises(ApiError, match="15 s long, and the deadline is in 10 s") as refused, gate.admit(10):
             raise AssertionError("let in")
-        assert refused.value.retry_after == 8.0
+        assert refused.value.retry_after == 7.5
         with gate.admit(30) as patient:
-            gate.add(patient, 1)
+            gate.add(patient, images=1)
 
 
-def test_the_gate_learns_its_rate_from_time_under_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of four that take two seconds each, with idle hours between: half a second an item."""
+def test_a_key_waits_for_its_own_work_and_as_much_of_each_other() -> None:
+    gate = Gate(limits(in_flight=40))
+    gate.images = measured(1.0)
+    with gate.admit(30, "greedy") as first:
+        gate.add(first, images=15)
+        with gate.admit(3, "modest") as second:
+            gate.add(second, images=1)  # is done after one image of each, and not after sixteen
+            with pytest.raises(ApiError, match="about 4 s long"):
+                gate.add(second, images=1)
+
+
+def test_waiting_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients whose bodies take an hour, and images that cannot be read, make nobody's queue longer."""
     now = 1000.0
-    monkeypatch.setattr("serve.gate.time.monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     gate = Gate(limits())
+    for _ in range(20):
+        with gate.admit(3600):
+            now += 3000
+        with gate.admit(60) as held:
+            gate.add(held, images=1)
+            gate.decoding.begin()
+            now += 0.1
+            gate.decoding.end(1, loaded=True)
+    assert gate.images.seconds_per_item == 0
+    assert gate.decoding.seconds_per_item <= 0.1
+    with gate.admit(10) as held:
+        gate.add(held, images=4)
+        with gate.admit(10) as other:
+            gate.add(other, images=4)
+
+
+def test_a_meter_knows_what_an_item_costs_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of four that take two seconds each, with idle hours and single items between: half a second an item."""
+    now = 1000.0
+    monkeypatch.setattr("serve.meter.time.monotonic", lambda: now)
+    meter = Meter()
     for _ in range(10):
         now += 3600
-        with ExitStack() as stack:
-            for _ in range(2):
-                gate.add(stack.enter_context(gate.admit(60)), 1)
+        for items, loaded in ((4, True), (1, False)):
+            meter.begin()
             now += 2
-    assert gate.seconds_per_item == pytest.approx(0.5)
-    with gate.admit(9) as first:
-        gate.add(first, 15)
-        with gate.admit(9), pytest.raises(ApiError, match="about 9 s long"), gate.admit(8):
-            raise AssertionError("let in")
+            meter.end(items, loaded)
+    assert meter.seconds_per_item == pytest.approx(0.5)
+    # Two at a time are twice as fast.
+    for _ in range(30):
+        meter.begin()
+        meter.begin()
+        now += 2
+        meter.end(4, loaded=True)
+        meter.end(4, loaded=True)
+    assert meter.seconds_per_item == pytest.approx(0.25, rel=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -19,7 +20,9 @@ import psutil
 import pytest
 from ray import serve as rayserve
 
+import serve.replica
 from serve.app import build
+from serve.model import Embedded
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
 
 REPLICAS: dict[str, Any] = {"replicas": {"min": 2, "num_cpus": 1}}
@@ -186,3 +189,78 @@ def test_work_of_clients_that_have_gone_is_dropped(served: str) -> None:
         assert client.post("/v1/classify", json=BODY).status_code == 200
         took = time.monotonic() - start
     assert took < 10 * full.elapsed.total_seconds(), "twenty requests that nobody waits for were not computed"
+
+
+def slow_model(seconds: float) -> type[serve.replica.ModelServer]:
+    """A model that takes so long for each call, and no cores for it. Ray pickles a local class by value."""
+    asleep = asyncio.sleep
+
+    class SlowModel(serve.replica.ModelServer):
+        async def embed_images(self, pixels: Any, seconds_left: float) -> Embedded:
+            await asleep(seconds)
+            return await serve.replica.ModelServer.embed_images(self, pixels, seconds_left)
+
+        async def embed_texts(self, texts: Any, seconds_left: float) -> Embedded:
+            await asleep(seconds)
+            return await serve.replica.ModelServer.embed_texts(self, texts, seconds_left)
+
+    return SlowModel
+
+
+def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first requests of an ingress are left while the model has them: images, and labels that another wants too."""
+    monkeypatch.setattr(serve.replica, "ModelServer", slow_model(1.0))
+    rayserve.delete("sightline")
+    rayserve.run(build(make_config(**REPLICAS)), name="sightline")
+    new = {"image": BODY["image"], "labels": ["one that nobody asked", "and another"]}
+    with httpx.Client(base_url=served, timeout=20) as client:
+        other: list[httpx.Response] = []
+
+        def ask_too() -> None:
+            time.sleep(0.3)
+            other.append(client.post("/v1/classify", json=new))
+
+        wait = threading.Thread(target=ask_too)
+        wait.start()
+        for body in (new, BODY, {"model": "tiny", "input": "a text"}):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/embeddings" if "input" in body else "/v1/classify", json=body, timeout=0.6)
+        wait.join()
+        assert other[0].status_code == 200, other[0].text
+        for body in (BODY, new, BODY):
+            answer = client.post("/v1/classify", json=body)
+            assert answer.status_code == 200, answer.text
+        assert client.get("/readyz").status_code == 200
+
+
+def test_it_grows_under_load_and_shrinks_after(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Serve counts calls, of which an ingress has few under way, each with a batch in it."""
+    monkeypatch.setattr(serve.replica, "ModelServer", slow_model(0.5))
+    scaling = {"min": 1, "max": 2, "num_cpus": 1, "upscale_delay_s": 1, "downscale_delay_s": 3}
+    rayserve.delete("sightline")
+    rayserve.run(build(make_config(replicas=scaling, ingress={**scaling, "decoders": 1})), name="sightline")
+    assert [len(find_replicas(name)) for name in ("model", "ingress")] == [1, 1]
+
+    def until(count: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while [len(find_replicas(name)) for name in ("model", "ingress")] != [count, count]:
+            assert time.monotonic() < end, f"not {count} replicas each in {seconds} s"
+            time.sleep(0.5)
+
+    with load(served, 80) as found:
+        until(2, 60)
+    assert not found.errors
+    assert found.statuses().keys() <= {200, 429}, found.statuses()
+    assert found.statuses()[200] > found.statuses()[429]
+    until(1, 60)
+    with httpx.Client(base_url=served, timeout=60) as client:
+        assert client.post("/v1/classify", json=BODY).status_code == 200
+
+
+def test_an_ingress_does_not_load_torch(served: str) -> None:
+    loaded = {
+        name: any("libtorch" in file.path for file in process.memory_maps())
+        for name in ("ingress", "model")
+        for process in find_replicas(name)
+    }
+    assert loaded == {"ingress": False, "model": True}

@@ -331,18 +331,18 @@ def test_a_label_set_is_embedded_once(endpoint: Endpoint) -> None:
 
 
 def test_the_label_cache_is_bounded() -> None:
-    with run_endpoint(make_config(limits={"cached_labels": 5})) as running:
+    with run_endpoint(make_config(limits={"cached_prompts": 5})) as running:
         tokens = []
         for labels in ("abc", "abc", "def", "abc", "abc"):  # the second set pushes the first out
             answer = running.post("/v1/classify", {"image": PNG, "labels": list(labels)})
             tokens.append(answer.json()["usage"]["prompt_tokens"])
-        assert tokens == [48, 0, 48, 48, 0]
+        assert tokens == [48, 0, 48, 16, 0], "of the first set, two prompts of three were kept"
 
 
 def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     assert endpoint.client.get("/healthz").json() == {"status": "ok"}
     assert endpoint.client.get("/readyz").json() == {"status": "ready"}
-    monkeypatch.setattr("serve.model.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("serve.replica.PROBE_SECONDS", 0.3)
     monkeypatch.setattr("serve.pages.READY_SECONDS", 0.0)
     release = threading.Event()
     forward = endpoint.model.actor.encoder._forward
@@ -445,7 +445,7 @@ def test_without_keys_only_this_machine_is_answered(endpoint: Endpoint, headers:
 
 
 def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
-    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8, "cached_labels": 9}
+    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8, "cached_prompts": 9}
     release = threading.Event()
     with run_endpoint(make_config(limits=limits)) as running:
         forward = running.model.actor.encoder._forward
@@ -465,7 +465,7 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
         for thread in threads:
             thread.join()
         assert [answer.status_code for answer in answers[20:]] == [200] * 4
-        assert running.service.gate.items == 0
+        assert running.service.gate.held.items == 0
 
 
 def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -> None:
