@@ -37,7 +37,10 @@ def allows(policies: list[dict[str, Any]], source: dict[str, Any], target: dict[
         rules = [rule for p in chosen for rule in p["spec"].get(kind.lower(), [])]
         return not chosen or any(
             any(matches(entry, peer) for entry in rule["from" if kind == "Ingress" else "to"])
-            and any(entry["port"] <= port <= entry.get("endPort", entry["port"]) for entry in rule["ports"])
+            and (
+                "ports" not in rule
+                or any(entry["port"] <= port <= entry.get("endPort", entry["port"]) for entry in rule["ports"])
+            )
             for rule in rules
         )
 
@@ -97,11 +100,14 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
     [
         *[(WORKER, HEAD, port, True) for port in (6379, 6380, 6381, 6382, 6383, 8265, 10002, 19999, 52365)],
         *[(HEAD, WORKER, port, True) for port in (6380, 10002)],
+        # Serve's gRPC between replicas, and Ray's own servers: ports that the kernel picks.
+        *[(WORKER, WORKER, port, True) for port in (32768, 45555, 60999)],
+        *[(JOB_WORKER, JOB_WORKER, port, True) for port in (6381, 32768, 60999)],
+        (JOB_WORKER, WORKER, 45555, False),
+        (CLIENT, WORKER, 45555, False),
         (JOB_WORKER, JOB_HEAD, 6379, True),
         (JOB_WORKER, HEAD, 6379, False),
         (WORKER, JOB_HEAD, 8265, False),
-        (WORKER, HEAD, 22, False),
-        (WORKER, HEAD, 10001, False),
         (SUBMITTER, JOB_HEAD, 8265, True),
         (SUBMITTER, JOB_HEAD, 6379, False),
         (SUBMITTER, HEAD, 8265, False),
