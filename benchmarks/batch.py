@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks.limits import decode_rate, matrix_rate
 from benchmarks.photos import write_tars
 from siglip.architectures import init_checkpoint
-from siglip.checkpoint import vision_flops
+from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from siglip.shapes import LABELS
@@ -102,7 +102,7 @@ def measure_base(folder: Path, images: int, compile: bool) -> None:
     init_checkpoint(directory, "base")
     photos = write_tars(folder / "input", 4, images // 4)
     torch.set_num_threads(CORES)
-    encoder = Encoder(ModelConfig(source=str(directory), compile=compile), texts=False)
+    encoder = Encoder(pin_model(ModelConfig(source=str(directory), compile=compile)), texts=False)
     limit = matrix_rate(encoder.dtype)
     before = encoder_rate(encoder, 30)
     run = run_job(folder, str(directory), images // 4, compile)
@@ -112,7 +112,7 @@ def measure_base(folder: Path, images: int, compile: bool) -> None:
     del encoder
     theirs = pipeline_rate(directory, photos, LABELS, 8)
     with_two = pipeline_rate(directory, photos, LABELS[:2], 24)
-    flops = vision_flops(ModelConfig(source=str(directory)))
+    flops = pin_model(ModelConfig(source=str(directory))).vision_flops
     print(f"limit: {limit / 1e9:.0f} GFLOP/s                        {limit / flops:8.2f} images/s")
     print(f"encoder alone                      {alone:8.2f} images/s  {alone * flops / limit:.0%} of the limit")
     print(f"  before and after the job         {before:8.2f} {after:8.2f}")

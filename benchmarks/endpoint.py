@@ -141,10 +141,11 @@ def measure_tiny(folder: Path, seconds: float) -> None:
 _ALONE = """
 import sys, torch
 from benchmarks.batch import encoder_rate
+from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 torch.set_num_threads(int(sys.argv[3]))
-print(encoder_rate(Encoder(ModelConfig(source=sys.argv[1], compile=sys.argv[2] == "True"), texts=False), 30))
+print(encoder_rate(Encoder(pin_model(ModelConfig(source=sys.argv[1], compile=sys.argv[2] == "True")), texts=False), 30))
 """
 
 

@@ -21,6 +21,9 @@ that with just enough of them one reader runs where two should; the stages' real
 COMMIT_CPUS = 0.05
 """Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
 
+RETRIES = 5
+"""How often Ray may replay a task or restart an actor whose process died. Its default is for ever."""
+
 
 @dataclass(frozen=True)
 class Cluster:

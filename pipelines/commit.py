@@ -1,22 +1,36 @@
-"""What an output holds: its fingerprint, its receipts in flight, its commits, its manifest."""
+"""Committing: receipts to complete shards, a complete shard's parts to its files and its record.
+
+Committing reads a shard's parts, keeps each row once, writes the final files, and only then puts the commit record,
+which is the moment that counts: a shard without one is not there. All of it may be done again at any point: by a task
+that is replayed, or by another run at the same time. The first record stands, and the others clean up after themselves.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.plan import list_segments
-from pipelines.shards import commit_uri, covers
-from storage.settings import ConfigError
-from storage.store import Store, StoreError, join
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
 
-SCHEMA_VERSION = 1
-_THREADS = 16
-_TOP_LABELS = 100
+from pipelines.account import Account, Progress
+from pipelines.cluster import COMMIT_CPUS, RETRIES
+from pipelines.listing import Waiting
+from pipelines.output import COLUMN_PREFIX, commit_uri, read_commit, shard_name
+from pipelines.parts import Ending, PartWriter, covers, decode_rows, read_parts
+from pipelines.plan import ShardRef
+from storage.store import NotFound, Store, join
+
+FINGERPRINT_KEY = b"sightline.fingerprint"
+_ROW_GROUP_ROWS = 4096
 
 
 @dataclass
@@ -27,133 +41,215 @@ class Ledger:
     receipt of a shard that was taken, which a replayed task may send, means nothing.
     """
 
-    pending: set[str]
+    pending: dict[str, ShardRef]
     parts: dict[str, list[str]] = field(default_factory=dict)
     runs: dict[str, list[list[int]]] = field(default_factory=dict)
-    rows_in: dict[str, int] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
 
-    def add(self, receipt: dict[str, Any]) -> bool:
-        """Note a receipt. True when its shard's rows are now all written."""
+    def add(self, receipt: dict[str, Any]) -> Ending | None:
+        """Note a receipt. The shard's ending, when all of its rows are now written, or when it ended with trouble."""
         shard = receipt["shard"]
         if shard not in self.pending:
-            return False
+            return None
         if receipt["part"]:
             self.parts.setdefault(shard, []).append(receipt["part"])
             self.runs.setdefault(shard, []).append(receipt["rows"])
-        if receipt["rows_in"] is not None:
-            self.rows_in[shard] = receipt["rows_in"]
-        return shard in self.rows_in and covers(self.runs.get(shard, []), self.rows_in[shard])
+        if receipt["ending"] is not None:
+            self.endings[shard] = Ending.from_json(receipt["ending"])
+        ending = self.endings.get(shard)
+        done = ending is not None and (ending.wait or covers(self.runs.get(shard, []), ending.rows))
+        return ending if done else None
 
-    def take(self, shard: str) -> tuple[list[str], int]:
-        """The parts and the row count of a complete shard, which is forgotten."""
-        self.pending.remove(shard)
+    def take(self, shard: str) -> tuple[ShardRef, list[str]]:
+        """A shard and its parts, which are forgotten."""
         self.runs.pop(shard, None)
-        return self.parts.pop(shard, []), self.rows_in.pop(shard)
+        self.endings.pop(shard, None)
+        return self.pending.pop(shard), self.parts.pop(shard, [])
 
 
-def claim_output(store: Store, output: str, fingerprint: dict[str, Any]) -> str:
-    """Write the fingerprint into a new output, or check that the one there is the same. Returns it as text.
+class Committer:
+    """Turns receipts into commits while the dataset runs. The commits themselves are tasks of the cluster.
 
-    Raises `ConfigError`, naming the fields that differ: an output holds the work of one model and one label set.
+    `waiting` are the shards that ended with trouble of the store: nothing of theirs is committed.
     """
-    uri = join(output, "fingerprint.json")
-    text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
-    if store.put_if_absent(uri, text.encode()):
-        return text
-    found = read_json(store, uri)
-    differing = sorted(key for key in {*found, *fingerprint} if found.get(key) != fingerprint.get(key))
-    if not differing:
-        return text
-    if not list_segments(store, output):  # a run that ended before it planned anything: nothing is lost
-        store.put(uri, text.encode())
-        return text
-    changes = "; ".join(
-        f"{key}: {_short(found.get(key))} there, {_short(fingerprint.get(key))} now" for key in differing
+
+    def __init__(self, pending: Iterable[ShardRef], writer: PartWriter, account: Account, progress: Progress) -> None:
+        self.waiting: list[Waiting] = []
+        self._ledger = Ledger({shard_name(ref.shard, ref.generation): ref for ref in pending})
+        self._writer = writer
+        self._remote_writer = ray.put(writer)
+        self._account = account
+        self._progress = progress
+        self._in_flight: list[ray.ObjectRef[str]] = []
+        self._unused: list[str] = []
+        self._aside: set[str] = set()
+
+    def receive(self, receipt: dict[str, Any]) -> None:
+        """Note a receipt, commit its shard if that completes it, and look after commits that have finished."""
+        self._account.add(receipt)
+        self._progress.update(rows=receipt["tagged"] + receipt["rejected"], rejects=receipt["rejected"])
+        shard = receipt["shard"]
+        if shard in self._aside and receipt["part"]:
+            self._unused.append(receipt["part"])
+        ending = self._ledger.add(receipt)
+        if ending is not None:
+            ref, parts = self._ledger.take(shard)
+            if ending.wait:
+                self._set_aside(shard, ref, ending, parts)
+            else:
+                self._account.lost += ending.lost
+                self._in_flight.append(_commit.remote(self._remote_writer, ref, parts, ending))
+        if self._in_flight:
+            done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
+            self._note(done)
+
+    def finish(self) -> None:
+        """Wait for the commits that are still under way, and remove the parts of shards that wait."""
+        while self._in_flight:
+            done, self._in_flight = ray.wait(self._in_flight)
+            self._note(done)
+        store = self._writer.open()
+        for part in self._unused:
+            store.delete(part)
+
+    def _set_aside(self, shard: str, ref: ShardRef, ending: Ending, parts: list[str]) -> None:
+        assert ending.wait is not None
+        self._aside.add(shard)
+        self._unused += parts
+        self.waiting.append(Waiting(shard, ending.wait, ending.detail, ref.rows))
+        self._progress.update(waiting=1)
+
+    def _note(self, done: list[ray.ObjectRef[str]]) -> None:
+        for _ in ray.get(done):
+            self._account.shards += 1
+            self._progress.update(shards=1)
+
+
+@ray.remote(num_cpus=COMMIT_CPUS, max_retries=RETRIES)
+def _commit(writer: PartWriter, ref: ShardRef, parts: list[str], ending: Ending) -> str:
+    commit_shard(writer, ref, parts, ending)
+    return ref.shard
+
+
+def commit_shard(writer: PartWriter, ref: ShardRef, parts: Sequence[str], ending: Ending) -> dict[str, Any]:
+    """Turn a complete shard's parts into its files and put its commit record. Returns the record that is in place.
+
+    When the shard was committed before, by another run or by this very task before its process died, that record
+    stands. Of a later generation, rows that the parts hold replace the rejects of the one before. Raises `RuntimeError`
+    when the parts do not hold every row.
+    """
+    store = writer.open()
+    record = _find_commit(store, writer.output, ref)
+    if record is None:
+        try:
+            table = read_parts(store, parts, writer.format.part_schema())
+        except NotFound:
+            # Another run finished meanwhile and removed the parts, as it does for every shard that is committed.
+            record = _find_commit(store, writer.output, ref)
+            if record is None:
+                raise
+        else:
+            record = _write_commit(store, writer, ref, table, ending)
+    for part in parts:
+        store.delete(part)
+    return record
+
+
+def _find_commit(store: Store, output: str, ref: ShardRef) -> dict[str, Any] | None:
+    if store.stat(commit_uri(output, ref.shard, ref.generation)) is None:
+        return None
+    return read_commit(store, output, ref.shard, ref.generation)
+
+
+def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Table, ending: Ending) -> dict[str, Any]:
+    if not np.array_equal(table["row"].to_numpy(), decode_rows(ending.rows)):
+        raise RuntimeError(f"shard {ref.shard} has {table.num_rows} rows of {len(decode_rows(ending.rows))} read")
+    rejects_schema = writer.format.rejects_schema()
+    data = _select(table.filter(pc.is_null(table["reason"])), writer.format.data_schema())
+    rejects = _select(table.filter(pc.is_valid(table["reason"])), rejects_schema)
+    labels, skipped, kept = _count_labels(data), dict(ending.skipped), []
+    if ref.generation:
+        before = read_commit(store, writer.output, ref.shard, ref.generation - 1)
+        kept = [file for file in before["files"] if file["path"].startswith("data/")]
+        earlier = _read_rejects(store, writer.output, before, rejects_schema)
+        remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(decode_rows(ending.rows)))))
+        rejects = pa.concat_tables([remaining, rejects]).sort_by("row")
+        labels, skipped = _add(before["labels"], labels), before.get("skipped", {})
+    written = [
+        _write_file(store, writer, kind, ref, rows)
+        for kind, rows in (("data", data), ("rejects", rejects))
+        if rows.num_rows
+    ]
+    record = {
+        "shard": ref.shard,
+        "generation": ref.generation,
+        "rows_in": ending.rows_in,
+        "rows_tagged": data.num_rows + sum(file["rows"] for file in kept),
+        "rows_rejected": rejects.num_rows,
+        "reasons": _count(rejects["reason"]),
+        "labels": labels,
+        "skipped": skipped,
+        "files": kept + written,
+        "fingerprint": hashlib.sha256(writer.fingerprint.encode()).hexdigest(),
+    }
+    if record["rows_tagged"] + record["rows_rejected"] != ending.rows_in:
+        raise RuntimeError(
+            f"shard {ref.shard} would lose rows: {record['rows_tagged']} tagged and "
+            f"{record['rows_rejected']} rejected of {ending.rows_in}"
+        )
+    content = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
+    if store.put_if_absent(commit_uri(writer.output, ref.shard, ref.generation), content):
+        return record
+    for file in written:
+        store.delete(join(writer.output, file["path"]))
+    return read_commit(store, writer.output, ref.shard, ref.generation)
+
+
+def _select(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A part's rows in a final schema, in which passed columns have their own names."""
+    names = set(table.column_names)
+    sources = [COLUMN_PREFIX + name if COLUMN_PREFIX + name in names else name for name in schema.names]
+    return table.select(sources).rename_columns(schema.names).cast(schema)
+
+
+def _read_rejects(store: Store, output: str, record: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    paths = [file["path"] for file in record["files"] if file["path"].startswith("rejects/")]
+    tables = [pq.read_table(io.BytesIO(store.read(join(output, path)))) for path in paths]
+    return pa.concat_tables([schema.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
+
+
+def _write_file(store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: pa.Table) -> dict[str, Any]:
+    # Scores and vectors are close to random bits: dictionaries of them cost time and save nothing.
+    repeated = ["source", "labels.list.element", "stage", "reason"]
+    buffer = io.BytesIO()
+    pq.write_table(
+        rows.replace_schema_metadata({FINGERPRINT_KEY: writer.fingerprint.encode()}),
+        buffer,
+        compression="zstd",
+        use_dictionary=repeated,
+        row_group_size=_ROW_GROUP_ROWS,
     )
-    raise ConfigError(
-        f"output: {output} was made with other settings ({changes}): change them back or give a new output"
-    )
-
-
-def read_json(store: Store, uri: str) -> dict[str, Any]:
-    """A JSON object of the output. Raises `StoreError` when it is none."""
-    try:
-        value = json.loads(store.read(uri))
-    except ValueError as error:
-        raise StoreError(f"{uri} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{uri} is not a JSON object")
-    return value
-
-
-def list_committed(store: Store, output: str) -> set[str]:
-    """The names of the committed shards."""
+    data = buffer.getvalue()
+    path = f"{kind}/{shard_name(ref.shard, ref.generation)}-{uuid.uuid4().hex[:12]}.parquet"
+    entry = store.put(join(writer.output, path), data)
     return {
-        entry.uri.rpartition("/")[2].removesuffix(".json")
-        for entry in store.list(join(output, "commits"))
-        if entry.uri.endswith(".json")
+        "path": path,
+        "rows": rows.num_rows,
+        "bytes": len(data),
+        "etag": entry.etag,
+        "sha256": hashlib.sha256(data).hexdigest(),
     }
 
 
-def read_commits(store: Store, output: str, shards: list[str]) -> Iterator[dict[str, Any]]:
-    """The commit records of these shards, in order, a few fetched ahead."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(shards), 4 * _THREADS):
-            group = shards[start : start + 4 * _THREADS]
-            yield from pool.map(lambda shard: read_json(store, commit_uri(output, shard)), group)
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
 
 
-def finish_output(
-    store: Store, output: str, fingerprint: dict[str, Any], shards: list[str], run: dict[str, Any]
-) -> dict[str, Any]:
-    """Sum up the commits of all planned shards, remove what killed runs left, and put and return `manifest.json`.
-
-    The last step of a run that committed everything. Files that no commit names are leftovers: no later commit can name
-    them, because a shard is committed once.
-    """
-    totals: Counter[str] = Counter(rows_in=0, rows_tagged=0, rows_rejected=0)
-    reasons: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    files: list[dict[str, Any]] = []
-    planned = set(shards)
-    for record in read_commits(store, output, shards):
-        for name in totals:
-            totals[name] += record[name]
-        reasons.update(record["reasons"])
-        labels.update(record["labels"])
-        files += record["files"]
-    named = {join(output, file["path"]) for file in files}
-    for uri in list_output_files(store, output):
-        if uri not in named and shard_of(uri) in planned:
-            store.delete(uri)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": fingerprint,
-        "shards": len(shards),
-        **totals,
-        "reasons": dict(reasons.most_common()),
-        "top_labels": dict(labels.most_common(_TOP_LABELS)),
-        "run": run,
-        "files": files,
-    }
-    store.put(join(output, "manifest.json"), json.dumps(manifest, ensure_ascii=False, indent=1).encode())
-    return manifest
+def _count_labels(data: pa.Table) -> dict[str, int]:
+    """How many images carry each label, the best label of each image only: tags by label add up to the images."""
+    best = [labels[0] for labels in data["labels"].to_pylist() if labels]
+    return _count(pa.chunked_array([pa.array(best, pa.string())]))
 
 
-def list_output_files(store: Store, output: str) -> Iterator[str]:
-    """The URIs of all data, reject and part files, whoever wrote them."""
-    for kind in ("data", "rejects", "parts"):
-        for entry in store.list(join(output, kind)):
-            yield entry.uri
-
-
-def shard_of(uri: str) -> str | None:
-    """The shard that an output file belongs to, by its name; None when the name is not one of ours."""
-    *_, folder, name = uri.rsplit("/", 2)
-    shard = name.lstrip(".")[:13] if folder in ("data", "rejects") else folder
-    return shard if len(shard) == 13 and shard[6] == "-" and shard.replace("-", "").isdigit() else None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _add(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}

@@ -15,6 +15,10 @@ from storage.settings import check_settings, override_key, read_settings
 
 DEFAULT_THUMBNAIL = 256
 MOST_SPREAD = 8
+OWN_COLUMNS = frozenset(
+    ["key", "source", "row", "width", "height", "labels", "scores", "sha256", "embedding", "metadata", "thumbnail"],
+)
+"""The columns of every output."""
 
 
 class ActorsConfig(BaseModel):
@@ -78,7 +82,27 @@ class ParquetConfig(BaseModel):
         None, description="Image bytes, a struct {bytes, path}, or URIs; null finds the one that looks like it."
     )
     key_column: str | None = Field(None, description="Becomes `key`; null is the struct's path, or the row's number.")
-    columns: tuple[str, ...] = Field((), description="Columns to pass through to the output.")
+    columns: dict[str, str] = Field(
+        {}, description="Columns to pass through to the output: a list of names, or {name: name in the output}."
+    )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _names_stay(cls, value: Any) -> Any:
+        return {name: name for name in value} if isinstance(value, (list, tuple)) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> ParquetConfig:
+        names = list(self.columns.values())
+        for source, name in self.columns.items():
+            if name in OWN_COLUMNS:
+                raise ValueError(
+                    f"columns: {name!r} is a column of every output: give yours another name, "
+                    f"columns: {{{source}: original_{name}}}"
+                )
+            if not name or names.count(name) > 1:
+                raise ValueError(f"columns: {name!r} is no name, or that of two columns")
+        return self
 
 
 class S3Config(BaseModel):
@@ -134,10 +158,20 @@ class JobConfig(BaseModel):
         None, gt=0, description="Longer side in pixels of a JPEG kept with each row; true is 256, null is none."
     )
     max_reject_fraction: float = Field(
-        0.05, ge=0, le=1, description="More rejects than this and the run exits with 3, everything committed."
+        0.05,
+        ge=0,
+        le=1,
+        description="More rejects than this among a run's images and it exits with 3, everything committed.",
     )
     on_changed: Literal["error", "retag"] = Field(
-        "error", description="An input that changed since it was planned: stop, or tag it once more as new rows."
+        "error",
+        description="An input that changed since it was planned: error leaves it, does all else and exits with 1; "
+        "retag tags it once more, as new rows.",
+    )
+    on_missing: Literal["wait", "reject"] = Field(
+        "wait",
+        description="A planned input that is gone: wait leaves its shard to the next run and exits with 1; reject "
+        "gives it up, for who deletes inputs on purpose.",
     )
 
     @field_validator("input", mode="before")

@@ -22,10 +22,12 @@ import sentencepiece
 import torch
 
 from siglip.architectures import ARCHITECTURES, build_model, write_checkpoint
+from siglip.checkpoint import pin_model
 from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.encoder import Encoder
+from siglip.families.siglip import canonicalize
 from siglip.images import decode_image
-from siglip.labels import DEFAULT_TEMPLATE, LabelSet, canonicalize, fill
+from siglip.labels import DEFAULT_TEMPLATE, LabelSet, fill
 from siglip.scoring import score_pairs, sigmoid
 from siglip.shapes import COLORS, LABELS, SHAPES, render
 
@@ -140,7 +142,7 @@ def train(directory: Path, seed: int, steps: int, count: int) -> None:
 
 def evaluate(directory: Path, seed: int, count: int) -> None:
     """Print held-out accuracy, and how right and wrong labels score."""
-    encoder = Encoder(ModelConfig(source=str(directory), compile=False))
+    encoder = Encoder(pin_model(ModelConfig(source=str(directory), compile=False)))
     pixels, numbers = render_images(seed, count)
     embeddings = encoder.embed_images(pixels)
     rows = np.arange(count)

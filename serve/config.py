@@ -10,10 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from serve.auth import AuthConfig
 from serve.fetch import FetchConfig
+from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig
 from siglip.images import DecodeMode
 from siglip.labels import LabelSet
+from storage.mirror import Mirror
 from storage.settings import check_settings, read_settings
+from storage.store import StoreOptions
 
 GPU_ITEMS, CPU_ITEMS = 256, 64
 """The largest batch that model.batch_size: auto makes on a GPU, and on a CPU."""
@@ -173,3 +176,14 @@ def _beside(path: Path, value: Any) -> Any:
 def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:
+    """The checkpoint that is configured, from its settings alone, and its registered label sets checked against it.
+
+    Raises `siglip.checkpoint.CheckpointError` and `siglip.labels.LabelError`.
+    """
+    pinned = pin_model(config.model, Mirror(StoreOptions.from_environment(config.model.endpoint)))
+    for labels in config.label_sets.values():
+        labels.check(pinned.rule)
+    return pinned

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from siglip.encoder import TEXT_BATCH
-from siglip.labels import LabelSet
+from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
 EmbedTexts = Callable[[Sequence[str]], Awaitable[Floats]]
@@ -56,11 +56,11 @@ class LabelCache:
             self._kept.move_to_end(key)
         return question
 
-    async def build(self, key: Key, labels: LabelSet) -> Question:
+    async def build(self, key: Key, labels: LabelSet, rule: TextRule) -> Question:
         """Embed a set that is not kept, and keep it."""
         building = self._building.get(key)
         if building is None:
-            task = asyncio.create_task(embed_question(labels, self.embed))
+            task = asyncio.create_task(embed_question(labels, rule, self.embed))
             building = self._building[key] = _Building(task)
             task.add_done_callback(lambda done: self._finish(key, done))
         building.waiting += 1
@@ -82,19 +82,19 @@ class LabelCache:
             self._size -= len(oldest.names)
 
 
-async def embed_question(labels: LabelSet, embed: EmbedTexts) -> Question:
+async def embed_question(labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
     """Embed a label set's prompts.
 
     They are cut where the encoder would cut them, so that the numbers are the batch job's, and go one piece after
     another, so that images get their turn in between.
     """
-    groups = labels.prompts()
+    groups = labels.prompts(rule)
     prompts = [prompt for group in groups for prompt in group]
     pieces = [await embed(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]
     return Question(
         labels,
         labels.label_names(),
-        labels.digest()[:16],
+        labels.digest(rule)[:16],
         average_prompts(np.concatenate(pieces), [len(group) for group in groups]),
         np.asarray(labels.thresholds(), np.float32),
     )

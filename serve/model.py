@@ -9,17 +9,17 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Batcher
-from serve.config import EndpointConfig, count_cores
+from serve.config import EndpointConfig, count_cores, pin_endpoint_model
 from serve.metrics import ModelMetrics
 from siglip.actor import SiglipActor
-from siglip.checkpoint import identify_checkpoint, vision_flops
+from siglip.checkpoint import PinnedModel
 from siglip.config import ImageSpec, ModelConfig
 from siglip.encoder import SMALL_FLOPS, TEXT_BATCH
 from siglip.scoring import Floats, Scale
@@ -54,6 +54,7 @@ class ModelAbout:
     device: str
     dtype: str
     weights: str
+    family: str
     loaded: int
 
 
@@ -66,7 +67,10 @@ class ModelServer:
 
     def __init__(self, config: EndpointConfig) -> None:
         self.metrics = ModelMetrics()
-        self.actor = SiglipActor(resolve_compile(config.model), choose_threads(config), texts=True)
+        pinned = pin_endpoint_model(config)
+        pinned = replace(pinned, config=resolve_compile(pinned.config))
+        gpus = config.replicas.num_gpus or 0
+        self.actor = SiglipActor(pinned, choose_threads(config, pinned), texts=True, gpus=gpus)
         encoder = self.actor.encoder
         encoder.embed_texts(["warm"] * TEXT_BATCH)
         about = self.actor.describe()
@@ -78,7 +82,8 @@ class ModelServer:
             batch_size=encoder.batch_size,
             device=about["device"],
             dtype=about["dtype"],
-            weights=identify_checkpoint(config.model),
+            weights=pinned.identity,
+            family=pinned.family,
             loaded=int(time.time()),
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -159,7 +164,7 @@ class ModelServer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def choose_threads(config: EndpointConfig) -> int | None:
+def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
     """Threads for torch: the cores that were asked for; without a GPU and a number, all of the machine.
 
     A small model runs on one: its layers are over before a second thread is awake, and the cores are the decoders'.
@@ -169,7 +174,7 @@ def choose_threads(config: EndpointConfig) -> int | None:
         return max(1, int(replicas.num_cpus))
     if replicas.num_gpus:
         return None
-    return 1 if vision_flops(config.model) < SMALL_FLOPS else count_cores()
+    return 1 if pinned.vision_flops < SMALL_FLOPS else count_cores()
 
 
 def resolve_compile(model: ModelConfig) -> ModelConfig:

@@ -23,8 +23,9 @@ from serve.labels import LabelCache, Question, embed_question
 from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, ModelAbout, ModelStuck
 from serve.schemas import Fingerprint, LabelQuestion, Usage
+from siglip.families import FAMILIES, Family
 from siglip.images import ImageRejected
-from siglip.labels import DEFAULT_TEMPLATE, LabelSet, canonicalize
+from siglip.labels import DEFAULT_TEMPLATE, LabelSet
 from siglip.scoring import Floats, score_pairs, select, sigmoid, softmax
 
 log = logging.getLogger("ray.serve.sightline")
@@ -116,7 +117,7 @@ class Service:
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], time.monotonic() + 60) for _ in range(processes)))
         for name, labels in config.label_sets.items():
-            self.questions[name] = await embed_question(labels, self._embed_prompts)
+            self.questions[name] = await embed_question(labels, self.rule, self._embed_prompts)
 
     async def close(self) -> None:
         """Stop the decoders, close connections."""
@@ -132,6 +133,11 @@ class Service:
                 await self.model.check_ready()
         except (TimeoutError, ModelStuck):
             raise ApiError("unavailable", "the model does not answer", retry_after=READY_SECONDS) from None
+
+    @property
+    def rule(self) -> Family:
+        """The text rules of the model's family."""
+        return FAMILIES[self.about.family]
 
     def fingerprint(self, labels_digest: str | None = None) -> Fingerprint:
         """What decided an answer's numbers."""
@@ -204,8 +210,8 @@ class Service:
                     param=param,
                 )
             _check_unicode(text, param)
-            if not canonicalize(text):
-                raise ApiError("invalid_request", f"{param}: a text without any letter or digit", param=param)
+            if not self.rule.canonicalize(text):
+                raise ApiError("invalid_request", f"{param}: nothing of this text is left for the model", param=param)
         trace.texts += len(texts)
         self.gate.add(trace.held, len(texts))
         embedded = await self._call(self.model.embed_texts(list(texts), trace.held.left()))
@@ -225,13 +231,14 @@ class Service:
             self._check_labels(*key)
             try:
                 labels = LabelSet(names=key[0], templates=key[1], threshold=0.0, top_k=None)
+                labels.check(self.rule)
             except ValueError as error:
                 raise ApiError("invalid_request", _first_line(error), param="labels") from None
             count = len(key[0]) * len(key[1])
             trace.texts += count
             self.gate.add(trace.held, count)
             start = time.monotonic()
-            found = await self.cache.build(key, labels)
+            found = await self.cache.build(key, labels, self.rule)
             trace.add("labels", time.monotonic() - start)
         trace.labels_digest = found.digest
         return found

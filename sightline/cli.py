@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -21,7 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import JobConfig, absolute, load_config
+from pipelines.listing import Waiting
 from sightline.progress import RunProgress
+from siglip.images import REASONS
 from storage.settings import ConfigError, list_keys, parse_override
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
@@ -62,6 +65,10 @@ def main() -> None:
 @app.command(epilog=SCHEMA_HELP)
 def tag(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file; configs/ has examples.")],
+    reasons: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[REASON]...", help="With --retry-rejects: which. None is all.", show_default=False),
+    ] = None,
     input: Annotated[
         list[str] | None, typer.Option("--input", metavar="URI", help="Replaces the config's input; may be repeated.")
     ] = None,
@@ -72,23 +79,31 @@ def tag(
             "--set", metavar="KEY.PATH=VALUE", help="Replaces one key, such as actors.max=4; may be repeated."
         ),
     ] = None,
+    retry_rejects: Annotated[
+        bool,
+        typer.Option("--retry-rejects", help="Take up rejected rows again: all, or those of the REASONs named."),
+    ] = False,
 ) -> None:
     """Tag and embed every image under the input that is not yet in the output.
 
     Run it again after anything: a kill, a crash, new images. It does what is not yet committed and nothing twice.
 
-    Exit codes: 0 all shards committed; 1 the run failed, run it again; 2 change the usage, config, input or
-    credentials, nothing was done; 3 all committed, but more than max_reject_fraction was rejected; 130 or 143
-    interrupted.
+    Exit codes: 0 all shards committed; 1 run it again: the run failed, or some inputs could not be read now and their
+    shards wait; 2 change the usage, config, input or credentials, nothing was done; 3 all committed, but more than
+    max_reject_fraction of the run's images were rejected; 130 or 143 interrupted.
     """
     with _errors():
+        if reasons and not retry_rejects:
+            raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
+        if unknown := [reason for reason in reasons or [] if reason not in REASONS]:
+            raise ConfigError(f"--retry-rejects {unknown[0]}: no such reason (known: {', '.join(REASONS)})")
         overrides = dict(parse_override(text) for text in set_ or [])
         if input:
             overrides["input"] = input
         if output:
             overrides["output"] = output
         job = load_config(config, overrides)
-        raise typer.Exit(_tag(job))
+        raise typer.Exit(_tag(job, reasons or [] if retry_rejects else None))
 
 
 @app.command()
@@ -211,33 +226,57 @@ def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; shown in 
         err.print(f"the key of {name}, which is stored nowhere: {key}", highlight=False)
 
 
-def _tag(job: JobConfig) -> int:
+def _tag(job: JobConfig, retry: list[str] | None = None) -> int:
     """Run a job with progress and a summary. Returns the exit code."""
     from pipelines.tag import run_job
     from sightline.metrics import RunMetrics
 
     with RunProgress(err) as progress:
-        outcome = run_job(job, RunMetrics(progress))
+        outcome = run_job(job, RunMetrics(progress), retry)
     plan, manifest = outcome.plan, outcome.manifest
-    if plan.skipped:
-        what = ", ".join(f"{count} {why}" for why, count in plan.skipped.most_common())
-        out.print(f"skipped {sum(plan.skipped.values())}: {what}; such as {escape(', '.join(plan.skipped_examples))}")
-    if not outcome.new_shards:
-        out.print(
-            f"nothing to do: all {manifest['shards']} shards with {manifest['rows_in']:,} images are in {job.output}",
-            highlight=False,
+    skipped = plan.skipped.counts + Counter(manifest.get("skipped_members", {}))
+    if skipped:
+        what = ", ".join(f"{count:,} {why}" for why, count in skipped.most_common())
+        such = f"; such as {', '.join(plan.skipped.examples)}" if plan.skipped.examples else ""
+        heif = (
+            "; install sightline[heic] to read HEIC" if any(f".{s} files" in skipped for s in ("heic", "heif")) else ""
         )
-    else:
+        out.print(escape(f"skipped {skipped.total():,}: {what}{such}{heif}"), highlight=False)
+    if outcome.new_shards:
         _print_summary(job, manifest)
-    total = manifest["rows_rejected"] / max(1, manifest["rows_in"])
-    if max(total, outcome.rejected_fraction) > job.max_reject_fraction:
+    elif not outcome.waiting:
+        if not plan.inputs and not plan.known:
+            err.print(f"nothing is under {escape(', '.join(job.input))} now", highlight=False)
+        what = "rejects of these reasons" if retry is not None else "shards"
+        done = f"all {manifest['shards']} shards with {manifest['rows_in']:,} images are in {job.output}"
+        out.print(escape(f"nothing to do: {done}" if retry is None else f"no {what} to retry: {done}"), highlight=False)
+    if outcome.waiting:
+        _print_waiting(outcome.waiting)
+    if outcome.rejected_fraction > job.max_reject_fraction:
+        total = manifest["rows_rejected"] / max(1, manifest["rows_in"])
         err.print(
-            f"[red]{max(total, outcome.rejected_fraction):.1%} of the images were rejected, over max_reject_fraction "
-            f"{job.max_reject_fraction:.1%}[/red]: see {job.output}/rejects",
+            f"[red]{outcome.rejected_fraction:.1%} of this run's images were rejected, over max_reject_fraction "
+            f"{job.max_reject_fraction:.1%}[/red] ({total:.1%} of the whole output): see {escape(job.output)}/rejects",
             highlight=False,
         )
-        return TOO_MANY_REJECTS
-    return 0
+    if outcome.waiting:
+        return FAILED
+    return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
+
+
+def _print_waiting(waiting: list[Waiting]) -> None:
+    """What could not be read now, by reason, each with an example."""
+    images = sum(item.rows for item in waiting)
+    err.print(
+        f"[red]{len(waiting):,} shards or inputs with about {images:,} images wait[/red]: the rest is committed; run "
+        "the same command again when they can be read",
+        highlight=False,
+    )
+    for reason, count in Counter(item.reason for item in waiting).most_common():
+        example = next(item for item in waiting if item.reason == reason)
+        err.print(escape(f"  {reason} {count:,}: {example.detail}"), highlight=False)
+    if any(item.reason == "missing" for item in waiting):
+        err.print("  set on_missing: reject to give up what was deleted on purpose", highlight=False)
 
 
 def _print_summary(job: JobConfig, manifest: dict[str, object]) -> None:

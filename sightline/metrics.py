@@ -10,15 +10,15 @@ import time
 
 from ray.util.metrics import Gauge
 
-from pipelines.tag import Progress
+from pipelines.account import Progress
 
 
 class RunMetrics:
-    """A progress that passes everything on to another, and keeps gauges of it. Implements `pipelines.tag.Progress`."""
+    """A `pipelines.account.Progress` that passes everything on to another, and keeps gauges of it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._counts = {"rows": 0, "rejects": 0, "shards": 0}
+        self._counts = {"rows": 0, "rejects": 0, "shards": 0, "waiting_shards": 0}
         self._gauges: dict[str, Gauge] = {}
 
     def start(self, shards: int, rows: int) -> None:
@@ -28,6 +28,7 @@ class RunMetrics:
             "rows": "Images written by this run, rejected ones included.",
             "rejects": "Images rejected by this run.",
             "shards": "Shards committed by this run.",
+            "waiting_shards": "Shards that this run left to the next one, because the store could not give them.",
             "planned_shards": "Shards that this run has to do.",
             "last_commit_seconds": "Unix time of this run's last commit, or of its beginning.",
         }
@@ -41,10 +42,11 @@ class RunMetrics:
         """A step that takes a while."""
         self._progress.say(message)
 
-    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0) -> None:
-        """So much more is done: rows written, of them rejected, shards committed."""
-        self._progress.update(rows=rows, rejects=rejects, shards=shards)
-        for name, count in (("rows", rows), ("rejects", rejects), ("shards", shards)):
+    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
+        """So much more is done: rows written, of them rejected, shards committed, shards left to the next run."""
+        self._progress.update(rows=rows, rejects=rejects, shards=shards, waiting=waiting)
+        changes = {"rows": rows, "rejects": rejects, "shards": shards, "waiting_shards": waiting}
+        for name, count in changes.items():
             if count:
                 self._counts[name] += count
                 self._gauges[name].set(self._counts[name])

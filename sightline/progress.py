@@ -12,13 +12,13 @@ LOG_SECONDS = 10.0
 
 
 class RunProgress:
-    """Shows shards, images, images/s, rejects and the time left. Implements `pipelines.tag.Progress`."""
+    """Shows shards, images, images/s, rejects and the time left. Implements `pipelines.account.Progress`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._started = time.monotonic()
         self._logged = float("-inf")
-        self._rows = self._rejects = self._shards = 0
+        self._rows = self._rejects = self._shards = self._waiting = 0
         self._total_shards = self._total_rows = 0
         self._bar: Progress | None = None
 
@@ -55,28 +55,30 @@ class RunProgress:
             self._bar.add_task("shards", total=shards, rows="0", rate="0", rejects="0")
             self._bar.start()
 
-    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0) -> None:
-        """So much more is done: rows written, of them rejected, shards committed."""
+    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
+        """So much more is done: rows written, of them rejected, shards committed, shards left to the next run."""
         self._rows += rows
         self._rejects += rejects
         self._shards += shards
+        self._waiting += waiting
         now = time.monotonic()
         rate = self._rows / max(now - self._started, 1e-9)
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
-                advance=shards,
+                advance=shards + waiting,
                 rows=f"{self._rows:,}",
                 rate=f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
                 rejects=f"{self._rejects:,}",
             )
-        elif now - self._logged >= LOG_SECONDS or (shards and self._shards == self._total_shards):
+        elif now - self._logged >= LOG_SECONDS or (shards and self._shards + self._waiting == self._total_shards):
             self._logged = now
             # Where there are tars the total is an estimate, and may turn out low.
+            aside = f"{self._waiting} shards wait, " if self._waiting else ""
             left = max(self._total_rows - self._rows, 0) / max(rate, 1e-9)
             self._console.print(
                 f"{self._shards}/{self._total_shards} shards, {self._rows:,} images, {rate:,.1f}/s, "
-                f"{self._rejects:,} rejected, about {left:,.0f} s left",
+                f"{self._rejects:,} rejected, {aside}about {left:,.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 
 from serve.auth import KeyRing
-from serve.config import EndpointConfig, load_endpoint
-from siglip.checkpoint import CheckpointError, read_image_spec
+from serve.config import EndpointConfig, load_endpoint, pin_endpoint_model
+from siglip.checkpoint import CheckpointError
+from siglip.labels import LabelError
 from storage.settings import ConfigError
 
 APPLICATION = "sightline"
@@ -35,8 +36,8 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
             "`sightline key new NAME` and set auth.keys_file"
         )
     try:
-        read_image_spec(config.model)
-    except CheckpointError as error:
+        pin_endpoint_model(config)
+    except (CheckpointError, LabelError) as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
         with socket.create_server((host, port), family=_family(host)):

@@ -9,12 +9,12 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from siglip.config import ModelConfig
+from siglip.checkpoint import PinnedModel
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, score_pairs, select, sigmoid
 
 
-class Tagged(TypedDict):
+class TaggedBatch(TypedDict):
     """A tagged batch of N images."""
 
     embedding: Floats  # (N, D), unit norm
@@ -29,10 +29,14 @@ class SiglipActor:
     are small, because they travel to every actor.
 
     `threads` are the cores that it was given: Ray sets OMP_NUM_THREADS to an actor's num_cpus, which would leave
-    torch on one thread for any actor that shares a machine's cores.
+    torch on one thread for any actor that shares a machine's cores. `gpus` are those that it was given.
+
+    Raises `siglip.checkpoint.CheckpointError` when the checkpoint or the device cannot be used.
     """
 
-    def __init__(self, config: ModelConfig, threads: int | None = None, *, texts: bool = False) -> None:
+    def __init__(
+        self, pinned: PinnedModel, threads: int | None = None, *, texts: bool = False, gpus: float = 0
+    ) -> None:
         # Read when torch is loaded. Its threads spin while they wait for each other, and on a machine without a GPU
         # that takes the cores from the decoders: a tiny model's forward passes cost twice the CPU time.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -42,7 +46,7 @@ class SiglipActor:
 
         if threads:
             torch.set_num_threads(threads)
-        self.encoder = Encoder(config, texts=texts)
+        self.encoder = Encoder(pinned, texts=texts, gpus=gpus)
         self.model_seconds = 0.0
         # The first pass compiles or picks kernels: paid here, where nobody waits for an image.
         size = self.encoder.spec.size
@@ -66,7 +70,7 @@ class SiglipActor:
         }
 
 
-def tag_embeddings(embeddings: Floats, labels: LabelSet, texts: Floats, scale: Scale) -> Tagged:
+def tag_embeddings(embeddings: Floats, labels: LabelSet, texts: Floats, scale: Scale) -> TaggedBatch:
     """Embeddings (N, D) against a label set's texts (L, D): labels over their thresholds, best first."""
     names = labels.label_names()
     scores = sigmoid(score_pairs(embeddings, texts, scale))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -37,7 +37,10 @@ class ModelConfig(BaseModel):
         description="torch.compile the vision tower. auto compiles when a compiler is there and the job is long "
         "enough to earn back the minute or so that it takes.",
     )
-    batch_size: int | Literal["auto"] = Field(
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto is the GPU where the process was given one that works, else the CPU."
+    )
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Images in one forward pass. auto is 256 on a GPU and 16 on a CPU."
     )
 
@@ -58,6 +61,6 @@ class ImageSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(gt=0, description="Both sides, in pixels, of the square the image is squashed to.")
-    resample: int = Field(3, description="Pillow's resampling filter: 3 is bicubic.")
+    resample: int = Field(3, ge=0, le=5, description="Pillow's resampling filter: 3 is bicubic, 2 bilinear.")
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from siglip.checkpoint import CheckpointError, fetch_checkpoint, quiet_transformers, read_image_spec, vision_flops
+from siglip.checkpoint import CheckpointError, PinnedModel, quiet_transformers
 from siglip.config import ImageSpec, ModelConfig
-from siglip.labels import LabelSet, canonicalize
+from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
+
+if TYPE_CHECKING:
+    from transformers import SiglipModel
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
 SMALL_FLOPS = 1e9
@@ -23,7 +28,7 @@ TEXT_BATCH = 64
 class Encoder:
     """A SigLIP checkpoint, loaded and ready: images and texts in, unit vectors out.
 
-    Runs on the GPU when this process was given one, else on the CPU with the threads that torch was given. Not
+    Runs on the GPU when this process was given one (`gpus`), else on the CPU with the threads that torch was given. Not
     thread-safe. It knows nothing of labels' meaning, thresholds, Ray or files.
 
     Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
@@ -32,26 +37,24 @@ class Encoder:
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
     """
 
-    def __init__(self, config: ModelConfig, *, texts: bool = True) -> None:
-        from transformers import SiglipModel, SiglipTokenizer
-
+    def __init__(self, pinned: PinnedModel, *, texts: bool = True, gpus: float = 0) -> None:
         quiet_transformers()
-        directory = fetch_checkpoint(config)
-        self.spec: ImageSpec = read_image_spec(config)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = pinned.config
+        self.device = choose_device(config, gpus)
+        directory = pinned.fetch()
+        self.spec: ImageSpec = pinned.spec
         self.dtype = choose_dtype(config, self.device)
+        model = load_model(directory, config.source)
+        self._rule = pinned.rule
         try:
-            model = SiglipModel.from_pretrained(
-                directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, attn_implementation="sdpa"
-            )
-            self._tokenizer = SiglipTokenizer.from_pretrained(directory, local_files_only=True) if texts else None
+            self._tokenizer = self._rule.load_tokenizer(directory) if texts else None
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"model.source: {config.source}: {str(error).splitlines()[0]}") from error
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
         self.scale = Scale(model.logit_scale.detach().exp().item(), model.logit_bias.detach().item())
-        self.width = int(model.config.vision_config.hidden_size)
-        self.text_length = int(model.config.text_config.max_position_embeddings)
-        self.batch_size = choose_batch_size(config, self.device)
+        self.width = pinned.width
+        self.text_length = pinned.text_length
+        self.batch_size = choose_batch_size(pinned, self.device)
         self._text = model.text_model.eval().to(self.device, self.dtype) if texts else None
         self._vision = model.vision_model.eval().to(self.device, self.dtype)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
@@ -102,7 +105,7 @@ class Encoder:
         if self._tokenizer is None:
             raise RuntimeError("this encoder was loaded without its tokenizer")
         encoded = self._tokenizer(
-            [canonicalize(text) for text in texts],
+            [self._rule.canonicalize(text) for text in texts],
             padding="max_length",
             max_length=self.text_length,
             truncation=True,
@@ -112,7 +115,7 @@ class Encoder:
 
     def embed_labels(self, labels: LabelSet) -> Floats:
         """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again."""
-        prompts = labels.prompts()
+        prompts = labels.prompts(self._rule)
         vectors = self.embed_texts([prompt for group in prompts for prompt in group])
         return average_prompts(vectors, [len(group) for group in prompts])
 
@@ -130,6 +133,66 @@ class Encoder:
         return torch.compile(self._embed_pixels, dynamic=False)
 
 
+class DeviceError(CheckpointError):
+    """The device that a model was promised does not work. The message is one line that says what to check."""
+
+
+def choose_device(config: ModelConfig, gpus: float) -> torch.device:
+    """The device for a process that was given so many GPUs.
+
+    Raises `DeviceError` where one was given or asked for and CUDA does not work: on a CPU the work would be done a
+    hundred times slower, without a word.
+    """
+    works = torch.cuda.is_available()
+    if config.device == "cpu" or (config.device == "auto" and not works and not gpus):
+        return torch.device("cpu")
+    if not works:
+        build = (
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else (f"torch {torch.__version__} is built without CUDA")
+        )
+        asked = "model.device: cuda" if config.device == "cuda" else f"num_gpus: {gpus:g}"
+        raise DeviceError(
+            f"{asked}: CUDA does not work here ({build}): check the driver and the build of torch, or use the CPU with "
+            "model.device: cpu and num_gpus: 0"
+        )
+    return torch.device("cuda")
+
+
+def load_model(directory: Path, source: str) -> SiglipModel:
+    """The whole model in float32, as the checkpoint has it.
+
+    transformers fills in random weights for what a checkpoint lacks. Raises `CheckpointError`, naming the first few,
+    for weights that are missing, not the model's, of another shape, or not finite.
+    """
+    from transformers import SiglipModel
+
+    try:
+        model, report = SiglipModel.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"model.source: {source}: {reason}") from error
+    wrong = [(name, "missing") for name in sorted(report["missing_keys"])]
+    wrong += [
+        (str(item[0] if isinstance(item, tuple) else item), "of another shape") for item in report["mismatched_keys"]
+    ]
+    wrong += [(name, "not this model's") for name in sorted(report["unexpected_keys"])]
+    wrong += [(name, "not finite") for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if wrong:
+        shown = ", ".join(f"{name} ({what})" for name, what in wrong[:3])
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"model.source: {source}: its weights are not those of its config.json: {shown}{more}")
+    return model
+
+
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where it is multiplied natively: on a CPU without it, it is emulated and slower."""
     if config.dtype != "auto":
@@ -140,13 +203,13 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def choose_batch_size(config: ModelConfig, device: torch.device) -> int:
+def choose_batch_size(pinned: PinnedModel, device: torch.device) -> int:
     """`auto`: enough rows to fill the matrix units, and no more memory than that takes."""
-    if config.batch_size != "auto":
-        return config.batch_size
+    if pinned.config.batch_size != "auto":
+        return pinned.config.batch_size
     if device.type == "cuda":
         return GPU_BATCH
-    return SMALL_CPU_BATCH if vision_flops(config) < SMALL_FLOPS else CPU_BATCH
+    return SMALL_CPU_BATCH if pinned.vision_flops < SMALL_FLOPS else CPU_BATCH
 
 
 def choose_compile(config: ModelConfig) -> bool:

@@ -25,6 +25,14 @@ _ORIENTATION = 0x0112
 """EXIF's tag."""
 _QUARTER_TURNS = (5, 6, 7, 8)
 
+_SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
+
+
+def readable_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case and without a dot, of what can be decoded on this machine."""
+    return _SUFFIXES
+
+
 REASONS: dict[str, str] = {
     "empty": "the image has no bytes",
     "too_many_bytes": "the encoded image is larger than limits.max_bytes",

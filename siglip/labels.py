@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import string
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,17 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DEFAULT_TEMPLATE = "This is a photo of {label}."
 """The template of transformers' zero-shot-image-classification pipeline, so that scores can be compared."""
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+class TextRule(Protocol):
+    """How a family of checkpoints wants its texts: see `siglip.families`."""
+
+    def canonicalize(self, text: str) -> str:
+        """The text as the tokenizer is to see it; empty when nothing of it is left."""
 
 
-def canonicalize(text: str) -> str:
-    """The text as SigLIP's tokenizer is to see it.
-
-    Lower-case; `_` becomes a space (transformers would delete it and read `golden_retriever` as one word); ASCII
-    punctuation goes; runs of space become one. Source: big_vision's `canonicalize_text`, which SigLIP was trained
-    with. Text in a script without case or ASCII punctuation passes unchanged.
-    """
-    return " ".join(text.lower().replace("_", " ").translate(_NO_PUNCTUATION).split())
+class LabelError(ValueError):
+    """Labels that a model cannot tell apart, or cannot be asked. The message is one line."""
 
 
 class Label(BaseModel):
@@ -78,24 +76,44 @@ class LabelSet(BaseModel):
             if "{label}" not in template and "{}" not in template:
                 raise ValueError(f"template {template!r} has no {{label}} in it")
         seen: set[str] = set()
-        for label, prompts in zip(self.names, self.prompts(), strict=True):
+        for label in self.names:
             if label.name in seen:
                 raise ValueError(f"label {label.name!r} is listed twice")
             seen.add(label.name)
-            if not label.prompts and not canonicalize(label.name):
-                raise ValueError(f"label {label.name!r} has no letter or digit: give it prompts of its own")
-            if not all(prompts):
-                raise ValueError(f"label {label.name!r} has a prompt without any letter or digit")
+            if not label.name.strip() or not all(prompt.strip() for prompt in label.prompts):
+                raise ValueError(f"label {label.name!r} has an empty name or prompt")
         return self
+
+    def check(self, rule: TextRule) -> None:
+        """Whether a model with these text rules can tell the labels apart.
+
+        Raises `LabelError` when nothing is left of a text, or when two labels are asked with the same texts: `C`, `C++`
+        and `C#` are one label to a model that sees no punctuation.
+        """
+        asked: dict[tuple[str, ...], str] = {}
+        for label, prompts in zip(self.names, self.prompts(rule), strict=True):
+            if not label.prompts and not rule.canonicalize(label.name):
+                raise LabelError(
+                    f"labels: nothing is left of {label.name!r}, because this model's texts have no punctuation: "
+                    "give it prompts of its own"
+                )
+            if not all(prompts):
+                raise LabelError(f"labels: {label.name!r} has a prompt of which nothing is left without punctuation")
+            other = asked.setdefault(tuple(sorted(set(prompts))), label.name)
+            if other != label.name:
+                raise LabelError(
+                    f"labels: {other!r} and {label.name!r} are the same text to this model, {prompts[0]!r}: "
+                    "give one of them prompts of its own"
+                )
 
     def label_names(self) -> list[str]:
         """The names, in order: row i of the text embeddings belongs to name i."""
         return [label.name for label in self.names]
 
-    def prompts(self) -> list[list[str]]:
-        """For each label the canonical prompts that are embedded and averaged."""
+    def prompts(self, rule: TextRule) -> list[list[str]]:
+        """For each label the prompts that are embedded and averaged, as the model's text rules want them."""
         return [
-            [canonicalize(prompt) for prompt in label.prompts or (fill(t, label.name) for t in self.templates)]
+            [rule.canonicalize(prompt) for prompt in label.prompts or (fill(t, label.name) for t in self.templates)]
             for label in self.names
         ]
 
@@ -103,9 +121,9 @@ class LabelSet(BaseModel):
         """For each label the score it must reach."""
         return [self.threshold if label.threshold is None else label.threshold for label in self.names]
 
-    def digest(self) -> str:
+    def digest(self, rule: TextRule) -> str:
         """Hex SHA-256 over what decides the scores: names and canonical prompts, in order."""
-        content = json.dumps([self.label_names(), self.prompts()], ensure_ascii=False)
+        content = json.dumps([self.label_names(), self.prompts(rule)], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from storage.store import Changed, Entry, Store
+from storage.store import Changed, Entry, NotFound, Store, show
 
 READ_BYTES = 8 * 2**20
-"""One ranged read of a `StoreFile`. At 8 MB the 30 ms that S3 takes to answer are a small part of the transfer."""
+"""A `StoreFile`'s largest ranged read. At 8 MB the 30 ms that S3 takes to answer are a small part of the transfer."""
+LEAST_BYTES = 64 * 2**10
+"""The smallest. Less costs S3 as much time; Parquet's footer is first read by this much."""
+_THREADS = 4
 
 
 class StoreFile(io.RawIOBase):
-    """A stored object as a file: reads ahead by ranges of one ETag, seeks, never sees half an object.
+    """A stored object as a file: reads by ranges of one ETag, seeks, never sees half an object.
 
-    A connection that breaks costs one range, read again. The next range is fetched by a thread while this one is
-    consumed. Wrap it in `io.BufferedReader` for small reads.
+    A read gives all it was asked for, up to the object's end. One of more than `chunk_bytes` is fetched in ranges, a
+    few at a time. Whoever reads on from where the last read ended gets ranges that grow with the way already gone, up
+    to `chunk_bytes`, and the next one fetched meanwhile: a tar is streamed, and of a file in which a reader jumps about
+    (Parquet) at most about as much is read for nothing as was read for something.
+
+    Wrap it in `io.BufferedReader` for small reads. For one thread at a time. Raises the store's errors, and `Changed`
+    where the object is shorter than its entry says.
     """
 
     def __init__(self, store: Store, entry: Entry, chunk_bytes: int = READ_BYTES) -> None:
         super().__init__()
+        if entry.size < 0:
+            raise NotFound(f"{show(entry.uri)} is nothing that can be read")
         self._chunk_bytes = chunk_bytes
         self._store = store
         self._entry = entry
         self._position = 0
+        self._run = 0  # where the reading without jumps began that `_chunk` is the latest of
         self._start, self._chunk = 0, b""
-        self._ahead: tuple[int, Future[bytes]] | None = None
-        self._thread = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, int, Future[bytes]] | None = None
+        self._pool = ThreadPoolExecutor(_THREADS)
 
     def readable(self) -> bool:
         return True
@@ -39,39 +51,96 @@ class StoreFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]
-        self._position = max(0, base + offset)
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}
+        if whence not in bases:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        if bases[whence] + offset < 0:
+            raise ValueError("a position before the beginning")
+        self._position = bases[whence] + offset
         return self._position
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._entry.size - self._position)
+        buffer = bytearray(left if size is None or size < 0 else min(size, left))
+        self.readinto(buffer)
+        return bytes(buffer)
+
+    def readall(self) -> bytes:
+        return self.read()
+
     def readinto(self, buffer: Any) -> int:
+        if self.closed:
+            raise ValueError("read of a closed file")
         view = memoryview(buffer).cast("B")
-        if self._position >= self._entry.size or not len(view):
-            return 0
-        if not self._start <= self._position < self._start + len(self._chunk):
-            self._chunk = self._fetch(self._position)
-            self._start = self._position
-        offset = self._position - self._start
-        part = self._chunk[offset : offset + len(view)]
-        view[: len(part)] = part
-        self._position += len(part)
-        return len(part)
+        view = view[: max(0, self._entry.size - self._position)]
+        count = len(view)
+        while view:
+            taken = self._take(view) or self._fetch(view)
+            self._position += taken
+            view = view[taken:]
+        return count
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._chunk = b""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._chunk, self._ahead = b"", None
         super().close()
 
-    def _fetch(self, start: int) -> bytes:
-        ahead, self._ahead = self._ahead, None
-        chunk = ahead[1].result() if ahead and ahead[0] == start else self._range(start)
-        if not chunk:
-            raise Changed(f"{self._entry.uri} ends before its {self._entry.size} bytes")
-        following = start + len(chunk)
-        if following < self._entry.size:
-            self._ahead = (following, self._thread.submit(self._range, following))
-        return chunk
+    def _take(self, view: memoryview) -> int:
+        """What is here already of the bytes at the position: 0 where none are."""
+        if self._ahead and self._ahead[0] <= self._position < self._ahead[1]:
+            self._start, end, future = self._ahead
+            self._ahead, self._chunk = None, b""
+            self._chunk = future.result()
+            self._read_on(end)
+        if not self._start <= self._position < self._start + len(self._chunk):
+            return 0
+        offset = self._position - self._start
+        part = memoryview(self._chunk)[offset : offset + len(view)]
+        view[: len(part)] = part
+        return len(part)
 
-    def _range(self, start: int) -> bytes:
-        return self._store.read(
-            self._entry.uri, start, min(start + self._chunk_bytes, self._entry.size), self._entry.etag or None
-        )
+    def _fetch(self, view: memoryview) -> int:
+        """Fetch what is asked for and, of reading without jumps, half as much again as was read so far."""
+        begin = self._position
+        if begin != self._start + len(self._chunk):
+            self._run = begin
+        if self._ahead:
+            self._ahead[2].cancel()
+            self._ahead = None
+        if len(view) >= self._chunk_bytes:
+            return self._fetch_large(view)
+        length = max(len(view), min((begin - self._run) // 2, self._chunk_bytes), min(LEAST_BYTES, self._chunk_bytes))
+        end = min(begin + length, self._entry.size)
+        self._start, self._chunk = begin, self._range(begin, end)
+        if begin > self._run:
+            self._read_on(end)
+        return self._take(view)
+
+    def _fetch_large(self, view: memoryview) -> int:
+        """Fill the view by ranges, `_THREADS` at a time, of which no more than that are held beside it."""
+        begin, end = self._position, self._position + len(view)
+        starts = deque(range(begin, end, self._chunk_bytes))
+        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        while starts or waiting:
+            if starts and len(waiting) < _THREADS:
+                start = starts.popleft()
+                waiting.append((start, self._pool.submit(self._range, start, min(start + self._chunk_bytes, end))))
+                continue
+            start, future = waiting.popleft()
+            data = future.result()
+            view[start - begin : start - begin + len(data)] = data
+        # Who asks for this much knows what is needed: nothing is guessed from it.
+        self._run = self._start = end
+        self._chunk = b""
+        return len(view)
+
+    def _read_on(self, begin: int) -> None:
+        end = min(begin + min(max((begin - self._run) // 2, LEAST_BYTES), self._chunk_bytes), self._entry.size)
+        if begin < end:
+            self._ahead = (begin, end, self._pool.submit(self._range, begin, end))
+
+    def _range(self, start: int, stop: int) -> bytes:
+        data = self._store.read(self._entry.uri, start, stop, self._entry.etag or None)
+        if len(data) != stop - start:
+            raise Changed(f"{show(self._entry.uri)} ends before its {self._entry.size} bytes")
+        return data

@@ -1,0 +1,170 @@
+"""Parts: the rows of shards in work, as sinks write them, and the receipts that tell the driver of them.
+
+Parts are what makes the model's work safe before a shard is complete. They lie beside `data/`, never in it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.output import OutputFormat
+from pipelines.rows import WaitReason
+from storage.store import Store, StoreOptions, join, open_store
+
+MARKER = -1
+"""The `row` of a shard's last line, which has no image: its `ending` says how the reading of the shard ended."""
+
+RECEIPT_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("part", pa.string()),
+        ("rows", pa.list_(pa.int64())),
+        ("ending", pa.string()),
+        ("tagged", pa.int64()),
+        ("rejected", pa.int64()),
+        ("actors", pa.list_(pa.string())),
+        ("read_s", pa.float64()),
+        ("decode_s", pa.float64()),
+        ("queue_s", pa.float64()),
+        ("model_s", pa.float64()),
+        ("write_s", pa.float64()),
+        ("started_at", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the reading of a shard ended.
+
+    At its end: `rows` are runs of the row numbers that its parts must hold, `rows_in` is how many rows the shard has,
+    `skipped` counts members of tars that are no images, `lost` is about how many images broken archives held. Or with
+    trouble of the store: `wait` is the reason, `detail` the store's words.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    rows_in: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    wait: WaitReason | None = None
+    detail: str = ""
+
+    def to_json(self) -> str:
+        """As it travels with the marker row."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Ending:
+        """The ending that a marker row carries."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Where and in what format a job writes. Travels to the sink and to the commit tasks."""
+
+    output: str
+    options: StoreOptions
+    format: OutputFormat
+    fingerprint: str
+
+    def open(self) -> Store:
+        """The output's store."""
+        return open_store(self.output, self.options)
+
+    def write(self, shard: str, rows: pa.Table) -> str:
+        """Write rows of a shard, named as in `shard_name`, as a part. Returns its URI."""
+        schema = self.format.part_schema()
+        table = pa.table({name: rows[name].cast(schema.field(name).type) for name in schema.names}, schema=schema)
+        buffer = io.BytesIO()
+        with pa.ipc.new_file(buffer, schema) as writer:
+            writer.write_table(table)
+        uri = join(self.output, "parts", shard, f"{uuid.uuid4().hex}.arrow")
+        self.open().put(uri, buffer.getvalue())
+        return uri
+
+
+def write_parts(block: pa.Table, writer: PartWriter) -> pa.Table:
+    """The sink: a block's rows to one part file for each shard in it, and a receipt for each part."""
+    receipts = []
+    for shard in pc.unique(block["shard"]).to_pylist():
+        rows = block.filter(pc.equal(block["shard"], shard))
+        marker = rows.filter(pc.equal(rows["row"], MARKER))
+        rows = rows.filter(pc.greater(rows["row"], MARKER))
+        start = time.perf_counter()
+        part = writer.write(shard, rows) if rows.num_rows else None
+        rejected = pc.count(rows["reason"]).as_py()
+        receipts.append(
+            {
+                "shard": shard,
+                "part": part,
+                "rows": encode_rows(rows["row"].to_numpy()),
+                "ending": marker["ending"][0].as_py() if marker.num_rows else None,
+                "tagged": rows.num_rows - rejected,
+                "rejected": rejected,
+                "actors": pc.unique(rows["actor"]).to_pylist(),
+                **{
+                    f"{name}_s": pc.sum(rows[f"{name}_s"]).as_py() or 0.0
+                    for name in ("read", "decode", "queue", "model")
+                },
+                "started_at": pc.min(rows["ready_at"]).as_py(),
+                "write_s": time.perf_counter() - start,
+            }
+        )
+    return pa.Table.from_pylist(receipts, schema=RECEIPT_SCHEMA)
+
+
+def read_parts(store: Store, parts: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The rows of parts, each row once, in order: a replayed task may have written some twice."""
+    tables = [pa.ipc.open_file(pa.py_buffer(store.read(part))).read_all() for part in parts]
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    _, first = np.unique(table["row"].to_numpy(), return_index=True)
+    return table.take(pa.array(first))
+
+
+def encode_rows(rows: NDArray[np.int64]) -> list[int]:
+    """Row numbers as flat [start, stop, start, stop, ...] runs: a block's rows are one run, or a few."""
+    if not len(rows):
+        return []
+    ordered = np.unique(rows)
+    breaks = np.flatnonzero(np.diff(ordered) != 1)
+    starts = ordered[np.r_[0, breaks + 1]]
+    stops = ordered[np.r_[breaks, len(ordered) - 1]] + 1
+    return [int(n) for pair in zip(starts, stops, strict=True) for n in pair]
+
+
+def decode_rows(runs: Sequence[int]) -> NDArray[np.int64]:
+    """The row numbers that flat runs stand for, in order."""
+    spans = [np.arange(runs[i], runs[i + 1]) for i in range(0, len(runs), 2)]
+    return np.concatenate([np.zeros(0, np.int64), *spans])
+
+
+def covers(runs: Sequence[Sequence[int]], wanted: Sequence[int]) -> bool:
+    """Whether runs, from several receipts and perhaps overlapping, hold every row of the runs that are wanted."""
+    merged: list[list[int]] = []
+    for start, stop in sorted((run[i], run[i + 1]) for run in runs for i in range(0, len(run), 2)):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], stop)
+        else:
+            merged.append([start, stop])
+    spans = iter(merged)
+    span = next(spans, [0, 0])
+    for i in range(0, len(wanted), 2):
+        while span[1] < wanted[i + 1]:
+            following = next(spans, None)
+            if following is None:
+                return False
+            span = following
+        if wanted[i] < span[0]:
+            return False
+    return True

@@ -1,0 +1,88 @@
+"""The stage with the model: `siglip.actor.SiglipActor` on blocks of Arrow. Pixels end here."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from siglip.actor import SiglipActor, tag_embeddings
+from siglip.checkpoint import PinnedModel
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale
+
+
+@dataclass(frozen=True)
+class TaggerConfig:
+    """What an actor needs: the model that the run was started with, and the label set with its embeddings (L, D)."""
+
+    model: PinnedModel
+    labels: LabelSet
+    texts: Floats
+    scale: Scale
+    threads: int
+    gpus: float
+
+
+class Tagger:
+    """The actor pool's class. Refuses to start on other weights than the run's, or on a CPU where it was given a GPU.
+
+    Raises `siglip.checkpoint.CheckpointError`.
+    """
+
+    def __init__(self, config: TaggerConfig) -> None:
+        self._config = config
+        self._actor = SiglipActor(config.model, config.threads, gpus=config.gpus)
+        about = self._actor.describe()
+        self._name = (
+            f"{about['device']} {about['dtype']}{' compiled' if about['compiled'] else ''} {uuid.uuid4().hex[:8]}"
+        )
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """A reader's block without its pixels, and with labels, scores and embedding for each row that had some."""
+        started = time.time()
+        valid = pc.is_valid(block["pixels"])
+        images = block.filter(valid) if block["pixels"].null_count else block
+        width, size = self._config.model.width, self._config.model.spec.size
+        before = self._actor.model_seconds
+        embeddings = self._actor.embed(pixels_of(images["pixels"], size))
+        seconds = self._actor.model_seconds - before
+        if not np.isfinite(embeddings).all():
+            raise RuntimeError("the model gave embeddings that are not finite")
+        tagged = tag_embeddings(embeddings, self._config.labels, self._config.texts, self._config.scale)
+        where = np.flatnonzero(valid.to_numpy())
+        labels: list[list[str] | None] = [None] * block.num_rows
+        scores: list[Any] = [None] * block.num_rows
+        vectors = np.zeros((block.num_rows, width), np.float32)
+        vectors[where] = embeddings
+        for position, row_labels, row_scores in zip(where, tagged["labels"], tagged["scores"], strict=True):
+            labels[position], scores[position] = row_labels, row_scores
+        count = max(1, images.num_rows)
+        added = {
+            "labels": pa.array(labels, pa.list_(pa.string())),
+            "scores": pa.array(scores, pa.list_(pa.float32())),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width),
+            "queue_s": pc.cast(pc.subtract(started, block["ready_at"]), pa.float32()),
+            "model_s": pa.array(np.where(valid.to_numpy(), seconds / count, 0), pa.float32()),
+            "actor": pa.array([self._name] * block.num_rows, pa.string()),
+        }
+        block = block.drop_columns(["pixels"])
+        for name, column in added.items():
+            block = block.append_column(name, column)
+        return block
+
+
+def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
+    """A binary column of images to uint8 (N, S, S, 3), without copying where it is one chunk."""
+    chunks = []
+    for chunk in column.chunks:
+        if len(chunk):
+            offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+            chunks.append(np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]])
+    flat = chunks[0] if len(chunks) == 1 else np.concatenate([*chunks, np.zeros(0, np.uint8)])
+    return flat.reshape(-1, size, size, 3)

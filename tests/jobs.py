@@ -1,0 +1,107 @@
+"""Jobs for tests: inputs, a plan without a run, the command as a user runs it, and what an output then holds."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipelines.config import JobConfig, load_config
+from pipelines.tag import extend_plan
+from pipelines.verify import Report, verify_output
+from sightline.demo import encode_image
+from siglip.checkpoint import pin_model
+from siglip.shapes import LABELS
+from storage.store import Store, StoreOptions, join, open_store
+
+
+class Place:
+    """A folder of a store, local or on S3, with an input and an output in it."""
+
+    def __init__(self, root: str, folder: Path) -> None:
+        self.root = root
+        self.folder = folder
+        self.options = StoreOptions.from_environment()
+        self.store: Store = open_store(root, self.options)
+        self.input, self.output = join(root, "input"), join(root, "output")
+        self.keys: dict[str, Any] = {}
+
+    def put(self, name: str, data: bytes) -> str:
+        """Write an input object. Returns its URI."""
+        return self.store.put(join(self.input, name), data).uri
+
+    def configure(self, **keys: Any) -> Path:
+        """The job's YAML file."""
+        path = self.folder / "job.yaml"
+        base = {"input": self.input, "output": self.output, "labels": list(LABELS), "max_reject_fraction": 1.0}
+        path.write_text(yaml.safe_dump({**base, **self.keys, **keys}))
+        return path
+
+    def config(self, **keys: Any) -> JobConfig:
+        """The job, checked."""
+        return load_config(self.configure(**keys))
+
+    def plan(self, **keys: Any) -> None:
+        """List and plan the inputs, and do nothing more."""
+        config = self.config(**keys)
+        extend_plan(config, self.options, self.store, pin_model(config.model))
+
+    def tag(self, *arguments: str, **keys: Any) -> subprocess.CompletedProcess[str]:
+        """`sightline tag`."""
+        command = [sys.executable, "-m", "sightline", "tag", str(self.configure(**keys)), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
+
+    def verify(self) -> Report:
+        """`sightline verify`."""
+        return verify_output(self.store, self.output)
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """All rows that the folder `data` or `rejects` holds, whether committed or not."""
+        return [
+            row
+            for entry in self.store.list(join(self.output, kind))
+            for row in pq.read_table(io.BytesIO(self.store.read(entry.uri))).to_pylist()
+        ]
+
+    def keys_of(self, kind: str) -> Counter[str]:
+        """How often each key stands in a folder."""
+        return Counter(row["key"] for row in self.rows(kind))
+
+    def parts(self) -> list[str]:
+        """The part files that lie about."""
+        return [entry.uri for entry in self.store.list(join(self.output, "parts"))]
+
+
+def make_image(seed: int = 0) -> bytes:
+    """An image of a shape."""
+    rng = random.Random(seed)
+    return encode_image(rng, rng.choice(LABELS))
+
+
+def make_tar(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of these members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def make_parquet(columns: dict[str, Any], **options: Any) -> bytes:
+    """A Parquet file of these columns."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
+    return buffer.getvalue()
