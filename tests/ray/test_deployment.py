@@ -7,6 +7,7 @@ that k8s/README.md names are others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -71,6 +72,10 @@ class Job:
         for source in sources:
             for name, content in maps[source["configMap"]["name"]].items():
                 (folder / name).write_text(content)
+        for name in ("nightly.yaml", "labelling.yaml"):  # the GPUs of this cluster are none
+            text = (folder / name).read_text()
+            assert "\nmodel:\n" in text
+            (folder / name).write_text(text.replace("\nmodel:\n", "\nmodel:\n  device: cpu\n"))
         assert head["containers"][0]["volumeMounts"][0]["mountPath"] == MOUNT
         submitter = self.spec["submitterPodTemplate"]["spec"]["containers"][0]
         self.env = {}
@@ -192,7 +197,7 @@ def test_the_endpoint_runs_from_its_serve_settings(
     settings["http_options"] = {"host": "127.0.0.1", "port": port}
     settings["proxy_location"] = "HeadOnly"  # several nodes share one address here, and one port
     arguments = settings["applications"][0]["args"]
-    arguments["model"] = {"source": f"{bucket.uri}/model"}
+    arguments["model"] = {"source": f"{bucket.uri}/model", "device": "cpu"}
     arguments["replicas"] |= {"num_cpus": 0.25, "min": 1, "max": 1}
     arguments["ingress"] |= {"num_cpus": 0.25, "min": 1, "max": 1, "decoders": 1}
     arguments["auth"]["keys_file"] = str(tmp_path / "keys")
@@ -220,6 +225,8 @@ def test_the_endpoint_runs_from_its_serve_settings(
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
         assert "red circle" in json.dumps(answer)
+        if overlay == "cpu":
+            check_an_update(ray_cluster, settings, tmp_path / "serve.yaml", request)
         replicas = state["deployments"]["model"]["replicas"]
         gpus = [n["node_id"] for n in ray_cluster.alive() if n["resources_total"].get("GPU")]
         assert overlay == "cpu" or {replica["node_id"] for replica in replicas} <= set(gpus)
@@ -230,6 +237,28 @@ def test_the_endpoint_runs_from_its_serve_settings(
             time.sleep(0.5)
     finally:
         ray_cluster.run("serve", "shutdown", "--yes", "--address", ray_cluster.dashboard)
+
+
+def check_an_update(cluster: RayCluster, settings: dict[str, Any], path: Path, request: urllib.request.Request) -> None:
+    """Changed settings replace the one replica of each kind while a client asks on, and none of its requests fails."""
+    settings["applications"][0]["args"]["label_sets"]["more"] = {"names": ["red circle", "green square"]}
+    path.write_text(yaml.safe_dump(settings))
+    body = {**json.loads(request.data), "label_set": "more"} if isinstance(request.data, bytes) else {}
+    new = urllib.request.Request(request.full_url, json.dumps(body).encode(), dict(request.header_items()))
+    done = cluster.run("serve", "deploy", "--address", cluster.dashboard, str(path))
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 180
+    asked = 0
+    while True:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.status == 200
+        asked += 1
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(new, timeout=60) as response:
+            assert b"green square" in response.read()
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert asked > 5
 
 
 def test_ray_without_its_token_answers_nobody(ray_cluster: RayCluster) -> None:

@@ -1,15 +1,10 @@
-"""The slow tests of the manifests: a typo in any key, and what the image installs."""
+"""A typo in any key of the manifests is refused: a slow test, with as many checks as there are keys."""
 
 from __future__ import annotations
 
 import copy
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,36 +57,3 @@ def test_a_typo_in_any_key_is_refused(name: str, monkeypatch: pytest.MonkeyPatch
             assert not is_valid(broken), f"{thing['kind']} {thing['metadata']['name']}: a typo in {path} is let pass"
             count += 1
     assert count > 100
-
-
-def test_the_image_holds_what_runs(tmp_path: Path) -> None:
-    """The files that the Dockerfile copies, and nothing else, install and run."""
-    lines = (K8S / "Dockerfile").read_text().splitlines()
-    arguments = dict(line[4:].split("=", 1) for line in lines if line.startswith("ARG "))
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
-    for name in (name for names in copied for name in names):
-        path = Path(re.sub(r"\$\{(\w+)\}", lambda match: arguments[match[1]], name))
-        assert path.parts[0] in kept, f"{path} is ignored"
-        source = ROOT / path
-        ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / "source" / path, ignore=ignore, dirs_exist_ok=True)
-        else:
-            (tmp_path / "source").mkdir(exist_ok=True)
-            shutil.copy(source, tmp_path / "source" / path)
-    assert lines[-2] == "USER 1000:100"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", tmp_path / "site", tmp_path / "source"], check=True, timeout=120)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
-    for module in ("sightline", "sightline.rayjob"):
-        done = subprocess.run(
-            [sys.executable, "-m", module, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-        )
-        assert "Usage" in done.stdout
-    code = "import serve.app, pipelines.tag, siglip; print(serve.app.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith(str(tmp_path / "site"))
-    assert (tmp_path / "site/siglip/checkpoints/tiny/model.safetensors").exists()
