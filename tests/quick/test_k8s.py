@@ -407,6 +407,14 @@ def test_the_readme_names_what_is_there() -> None:
         for name in re.findall(r"^(\w+)=", path.read_text(), re.MULTILINE):
             assert f"`{name}`" in text, name
     assert all(f"k8s/overlays/{name}" in text for name in OVERLAYS)
+    assert all(f"components/{path.name}" in text for path in (K8S / "components").iterdir())
+
+
+def test_the_readme_builds_an_image_without_cuda_for_cpus() -> None:
+    text = (K8S / "README.md").read_text()
+    (line,) = (line for line in text.splitlines() if "docker build" in line and "0.1.0-cpu" in line)
+    assert "--build-arg TORCH_INDEX=https://" in line
+    assert "torch.version.cuda" in text  # what a GPU node's driver must know
 
 
 def test_alerts_are_rules() -> None:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.kubernetes import ROOT, find_kubectl, render
 
@@ -141,4 +142,37 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
 def test_only_what_is_needed_gets_through(
     policies: list[dict[str, Any]], source: Any, target: Any, port: int, allowed: bool
 ) -> None:
+    assert allows(policies, source, target, port) is allowed
+
+
+REDIS = pod_of("redis")
+CLEANUP = {**WORKER, "labels": {**WORKER["labels"], "ray.io/node-type": "redis-cleanup"}}
+EKS, GKE = {"address": "169.254.170.23"}, {"address": "169.254.169.252"}
+
+
+@pytest.mark.parametrize(
+    ("component", "source", "target", "port", "allowed"),
+    [
+        ("ha", HEAD, REDIS, 6379, True),
+        ("ha", CLEANUP, REDIS, 6379, True),
+        ("ha", WORKER, REDIS, 6379, False),
+        ("ha", JOB_HEAD, REDIS, 6379, False),
+        ("ha", CLIENT, REDIS, 6379, False),
+        ("ha", REDIS, S3, 443, False),
+        ("eks-pod-identity", JOB_WORKER, EKS, 80, True),
+        ("eks-pod-identity", SUBMITTER, EKS, 80, False),
+        ("eks-pod-identity", JOB_WORKER, METADATA, 80, False),
+        ("gke-workload-identity", JOB_WORKER, GKE, 988, True),
+        ("gke-workload-identity", JOB_WORKER, METADATA, 80, True),
+        ("gke-workload-identity", SUBMITTER, METADATA, 80, False),
+    ],
+)
+def test_a_component_opens_its_own_way_alone(
+    policies: list[dict[str, Any]], component: str, source: Any, target: Any, port: int, allowed: bool
+) -> None:
+    assert not allows(policies, source, target, port)
+    for path in (ROOT / "k8s/components" / component).glob("*.yaml"):
+        for thing in yaml.safe_load_all(path.read_text()):
+            if isinstance(thing, dict) and thing["kind"] == "NetworkPolicy":
+                policies = [*policies, thing]
     assert allows(policies, source, target, port) is allowed
