@@ -208,8 +208,12 @@ class Tar(Source):
     zipped: bool
     damage: float | int | bytes | None
 
-    def build(self) -> tuple[bytes, list[tuple[str, int, int]], int]:
-        """Its bytes; its members, each with its header's start and its content's end; and how many bytes tell."""
+    def build(self) -> tuple[bytes, list[tuple[str, int, int]], int, bool]:
+        """Its bytes; its members, each with its start and where all of it that is looked at ends; how many bytes tell;
+        and whether it is cut short.
+
+        Of an image that is too large only the header is looked at.
+        """
         members: list[tuple[str, int, int]] = []
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -218,20 +222,21 @@ class Tar(Source):
                     info, start = tarfile.TarInfo(name), tar.offset
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-                    members.append((name, start, tar.offset - -len(content) % tarfile.BLOCKSIZE))
+                    unread = len(content) if len(content) > MAX_BYTES else 0
+                    members.append((name, start, tar.offset - -len(content) % tarfile.BLOCKSIZE - unread))
+            end = tar.offset + tarfile.BLOCKSIZE  # with one block of zeros it is whole
         data = bytearray(buffer.getvalue())
-        end = -(-members[-1][2] // 512) * 512 + 512 if members else 512  # with one block of zeros it is whole
         if isinstance(self.damage, bytes):
-            return self.damage, [], 0
+            return self.damage, [], 0, False
         if isinstance(self.damage, int) and members:
             end = members[self.damage % len(members)][1]
             data[end : end + 512] = b"garbage!" * 64
         packed = gzip.compress(bytes(data), mtime=0) if self.zipped else bytes(data)
         if not isinstance(self.damage, float):
-            return packed, members, end
+            return packed, members, end, False
         packed = packed[: int(len(packed) * self.damage)]
         told = len(zlib.decompressobj(31).decompress(packed)) if self.zipped else len(packed)
-        return packed, members, min(end, told)
+        return packed, members, told, told < end
 
     def files(self) -> dict[str, bytes]:
         """What lies in the folder."""
@@ -239,7 +244,7 @@ class Tar(Source):
 
     def rows(self, root: str) -> Iterator[Planted]:
         """Every image whose bytes are all there, and one row that says that the tar is not whole."""
-        data, members, told = self.build()
+        data, members, told, short = self.build()
         whole = {name for name, _, end in members if end <= told}
         for sample in self.samples:
             images = [(e, p) for e, p in sample.images if f"{sample.stem}.{e}" in whole]
@@ -251,7 +256,7 @@ class Tar(Source):
             yield Planted(self.name, root + self.name, None, "corrupt_archive" if data else "truncated_archive")
         elif isinstance(self.damage, int) and members:
             yield Planted(self.name, root + self.name, None, "corrupt_archive")
-        elif isinstance(self.damage, float) and told < (-(-members[-1][2] // 512) * 512 + 512 if members else 512):
+        elif short:
             yield Planted(self.name, root + self.name, None, "truncated_archive")
 
 
