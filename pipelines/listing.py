@@ -155,7 +155,9 @@ def _list_entries(config: JobConfig, options: StoreOptions, known: KnownInputs, 
             empty = False
             if not entry.uri.startswith(own):
                 yield entry
-        if empty and not uri.startswith("s3://") and not Path(uri).is_dir():
+        if empty and (uri.startswith("s3://") or Path(uri).is_dir()):
+            report.skipped.add(uri, "inputs with nothing under them")
+        elif empty:
             if not known.holds(uri):
                 raise ConfigError(f"input: {uri} does not exist")
             if config.on_missing == "wait":  # it was there before: a mount that is away

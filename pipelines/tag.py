@@ -29,7 +29,7 @@ from pipelines.retry import list_retries
 from pipelines.rows import Reading
 from pipelines.tagger import Tagger, TaggerConfig
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
-from siglip.labels import LabelSet
+from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
 from storage.mirror import Mirror
 from storage.settings import ConfigError
@@ -180,7 +180,7 @@ def _as_config_errors() -> Iterator[None]:
         yield
     except Unreachable:
         raise
-    except (StoreError, CheckpointError) as error:
+    except (StoreError, CheckpointError, LabelError) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -141,9 +141,11 @@ class LocalStore:
                     pass
             try:
                 return self.read(path) == data
-            except NotFound:  # removed since, or a link to nothing
-                time.sleep(0.05 * 2**attempt)
-        raise StoreError(f"{show(path)} exists and cannot be read: a folder, or a link to nothing")
+            except NotFound:
+                if os.path.lexists(path):
+                    raise StoreError(f"{show(path)} exists and is no file that can be read") from None
+                time.sleep(0.05 * 2**attempt)  # removed since
+        raise StoreError(f"{show(path)}: created and removed again and again by others")
 
     def delete(self, uri: str) -> None:
         path = _local(uri)

@@ -226,7 +226,8 @@ class _Body:
         arguments = {**self._object, "Range": f"bytes={begin}-{'' if self._stop is None else self._stop - 1}"}
         if self._pinned:
             arguments["IfMatch"] = f'"{self._pinned}"'
-        answer = self._store._client.get_object(**arguments)
+        with self._store._translate(self._uri):
+            answer = self._store._client.get_object(**arguments)
         self._pinned = self._pinned or answer["ETag"].strip('"')
         named = _RANGE.fullmatch(answer.get("ContentRange", ""))
         if "ContentRange" not in answer:  # the range was ignored: this is the whole object

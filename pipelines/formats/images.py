@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pipelines.rows import Input, Reading, Row
 from siglip.images import ImageRejected, readable_suffixes
-from storage.store import InvalidUri, NotFound, StoreError, open_store
+from storage.store import Changed, InvalidUri, NotFound, StoreError, Unreachable, open_store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,4 +70,6 @@ def _judge_listed(error: StoreError) -> ImageRejected:
         return ImageRejected("missing", str(error))
     if isinstance(error, InvalidUri):
         return ImageRejected("unreadable", str(error))
+    if isinstance(error, Changed):  # while it was read: of a name in a list no version was planned
+        raise Unreachable(str(error)) from error
     raise error

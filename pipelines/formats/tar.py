@@ -162,7 +162,8 @@ def _estimate_rows(store: Store, planned: Input) -> int:
                 if images == _SAMPLE_IMAGES or stop >= _SAMPLE_BYTES:
                     return max(1, images * planned.size // stop)
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError):
-        pass  # reading it will say what is wrong with it
+        # Reading it will say what is wrong with it, and how much that lost.
+        return max(1, images * planned.size // max(1, stop))
     return max(1, images)
 
 

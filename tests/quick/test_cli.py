@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -18,7 +16,6 @@ from pipelines.config import JobConfig
 from sightline.cli import app
 from storage.settings import list_keys
 from tests.images import encode, make_rgb
-from tests.radosgw import Radosgw
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -26,12 +23,6 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def invoke(*arguments: str) -> Result:
     """The command in this process: for what ends before any work."""
     return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
-
-
-def sightline(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it."""
-    command = [sys.executable, "-m", "sightline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **env})
 
 
 @pytest.fixture
@@ -68,6 +59,12 @@ def job(tmp_path: Path) -> Callable[..., str]:
         ({}, ["--input", "gs://bucket/x"], "only local paths and s3:// are supported"),
         ({"model": {"source": "no/such/directory/at/all"}}, [], "is no directory, no s3:// prefix and no hub id"),
         ({"output": "/proc/nothing/can/be/written/here"}, [], "/proc/nothing"),
+        ({"model": {"batch_size": 0}}, [], "model.batch_size"),
+        ({"parquet": {"columns": ["width"]}}, [], "columns: {width: original_width}"),
+        ({"labels": ["C", "C++"]}, [], "'C' and 'C++' are the same text to this model"),
+        ({"on_missing": "delete"}, [], "on_missing: Input should be 'wait' or 'reject'"),
+        ({}, ["missing"], "unexpected missing: reasons go with --retry-rejects"),
+        ({}, ["--retry-rejects", "because"], "--retry-rejects because: no such reason (known: empty,"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -104,26 +101,9 @@ def test_other_mistakes(tmp_path: Path, job: Callable[..., str], monkeypatch: py
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.s3
-def test_mistakes_on_s3(job: Callable[..., str], s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket = f"s3://{s3_env.new_bucket()}"
-    for options, message in (
-        (["--input", "s3://no-such-bucket-of-ours/x"], "no such bucket"),
-        (["--output", "s3://no-such-bucket-of-ours/x"], "no such bucket"),
-        (["--input", f"{bucket}/empty"], "no image, tar or Parquet file under"),
-        (["--set", f"model.source={bucket}/model"], "there is no config.json under"),
-    ):
-        result = invoke("tag", job(), *options)
-        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    # Another region is another client: the one above is kept, with its credentials, as long as the process lives.
-    result = invoke("tag", job(), "--output", f"{bucket}/out", "--set", "s3.region=eu-west-1")
-    assert (result.exit_code, "check the credentials" in result.stderr) == (2, True), result.stderr
-
-
 def test_help_is_complete() -> None:
     text = " ".join(invoke("tag", "--help").stdout.split())
-    for option in ("--input", "--output", "--set", "CONFIG"):
+    for option in ("--input", "--output", "--set", "--retry-rejects", "CONFIG", "REASON"):
         assert option in text
     for key, _, description in list_keys(JobConfig):
         assert key in text
@@ -149,27 +129,18 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     assert load_config(CONFIGS / name, {"model.source": "tiny"}).model.source == "tiny"
 
 
-def test_a_run_from_outside(job: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "input/bad.jpg").write_bytes(b"no image")
-    (tmp_path / "input/notes.md").write_text("text")
-    done = sightline("tag", job(), "--set", "labels.top_k=1", "--output", str(tmp_path / "elsewhere"))
-    assert done.returncode == 3, done.stderr
-    assert "50.0% of the images were rejected, over max_reject_fraction 5.0%" in done.stderr
-    assert "skipped" in done.stdout
-    assert "1 .md file" in done.stdout
-    again = sightline("tag", job(), "--set", "labels.top_k=1", "--output", str(tmp_path / "elsewhere"))
-    assert again.returncode == 3
-    assert "nothing to do" in again.stdout
-    accepted = sightline(
-        "tag", job(max_reject_fraction=0.5), "--set", "labels.top_k=1", "--output", str(tmp_path / "elsewhere")
-    )
-    assert accepted.returncode == 0, accepted.stderr
-    verified = sightline("verify", str(tmp_path / "elsewhere"), "--json")
-    report = json.loads(verified.stdout)
-    assert verified.returncode == 0
-    keys = ("ok", "shards", "rows_in", "rows_tagged", "rows_rejected", "duplicates", "missing", "orphans", "files")
-    assert [report[key] for key in keys] == [True, 1, 2, 1, 1, 0, 0, 0, 2]
-    (tmp_path / "elsewhere/parts/000000-000000").mkdir(parents=True)
-    (tmp_path / "elsewhere/parts/000000-000000/left.arrow").write_bytes(b"left by a killed run")
-    assert sightline("verify", str(tmp_path / "elsewhere")).returncode == 1
-    assert json.loads(sightline("verify", str(tmp_path / "elsewhere"), "--json", "--remove-orphans").stdout)["ok"]
+def test_a_link_to_itself_ends_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:
+    path = job()
+    (tmp_path / "input/loop").symlink_to(tmp_path / "input/loop")
+    result = invoke("tag", path)
+    assert (result.exit_code, "loop" in result.stderr.splitlines()[-1]) == (2, True), result.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", "one")):
+        pq.write_table(pa.table({"image": [b"x"], "score": [value]}), tmp_path / f"input/{name}.parquet")
+    result = invoke("tag", job(parquet={"columns": ["score"]}))
+    last = result.stderr.strip().splitlines()[-1]
+    assert (result.exit_code, "'score' is string in" in last, "b.parquet" in last) == (2, True, True), last
+    assert not (tmp_path / "output").exists()

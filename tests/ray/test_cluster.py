@@ -56,6 +56,7 @@ def test_nodes_decode_or_embed_and_may_be_lost_or_join(ray_cluster: RayCluster, 
     output = tmp_path / "output"
     readers, actors = ray_cluster.named("readers"), ray_cluster.named("actors")
     settings = ["rows_per_shard=50", "actors.num_gpus=1", "actors.num_cpus=1", "actors.max=2", "max_reject_fraction=1"]
+    settings += ["model.device=cpu"]  # the GPUs are numbers
     driver = ray_cluster.start(
         *(SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)),
         *(word for setting in settings for word in ("--set", setting)),
@@ -76,16 +77,16 @@ def test_nodes_decode_or_embed_and_may_be_lost_or_join(ray_cluster: RayCluster, 
         return len(list(output.glob("commits/*.json")))
 
     try:
-        until(lambda: runs(actors, "Tag"), "an actor on the GPU node")
+        until(lambda: runs(actors, "Tagger"), "an actor on the GPU node")
         until(lambda: committed() >= 2, "two commits")
-        assert not runs(readers, "MapWorker(MapBatches(Tag")
+        assert not runs(readers, "MapWorker(MapBatches(Tagger")
         assert seen == {"readers"}  # the GPU node's one core is the actor's
         ray_cluster.kill(readers)
         others = ray_cluster.add_worker("readers", 2)
         until(lambda: runs(others, "read_shard"), "a reader on the node that joined")
         replacement = ray_cluster.add_worker("actors", 1, gpus=1)
         ray_cluster.kill(actors)
-        until(lambda: runs(replacement, "Tag"), "an actor on the GPU node that joined")
+        until(lambda: runs(replacement, "Tagger"), "an actor on the GPU node that joined")
         before = committed()
         said = driver.communicate(timeout=240)[0]
     finally:
@@ -102,3 +103,14 @@ def test_nodes_decode_or_embed_and_may_be_lost_or_join(ray_cluster: RayCluster, 
     ]
     assert sorted(found) == sorted(keys)
     assert len(json.loads((output / "manifest.json").read_text())["run"]["actors"]) >= 1
+
+
+def test_a_gpu_that_does_not_work_is_refused_before_any_work(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    make_tars(tmp_path / "input", 1)
+    output = tmp_path / "output"
+    command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)]
+    driver = ray_cluster.start(*command, "--set", "actors.num_gpus=1")
+    said = driver.communicate(timeout=120)[0]
+    assert driver.returncode == 2, said
+    assert "num_gpus: 1: CUDA does not work here" in said.strip().splitlines()[-1]
+    assert not list(output.glob("commits/*"))

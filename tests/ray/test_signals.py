@@ -38,6 +38,7 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(
     output = tmp_path / "output"
     command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)]
     command += ["--set", f"rows_per_shard={PER_TAR}", "--set", "max_reject_fraction=1", "--set", "actors.num_cpus=1"]
+    command += ["--set", "model.device=cpu"]  # the cluster's GPU is a number
 
     def start() -> subprocess.Popen[str]:
         if cluster:

@@ -1,0 +1,110 @@
+"""`sightline tag` and `verify` as a user runs them: exit codes, what is said, and nothing of Ray's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sightline.cli import app
+from tests.jobs import Place, make_image, make_tar
+from tests.radosgw import Radosgw
+
+
+def verify(output: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sightline", "verify", output, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(str(tmp_path), tmp_path)
+
+
+def test_a_bad_night_is_judged_by_itself(place: Place) -> None:
+    place.put("0.png", make_image())
+    place.put("bad.jpg", b"no image")
+    place.put("notes.md", b"text")
+    place.put("a.tar", make_tar([("x.jpg", make_image()), ("x.jxl", b"?"), ("x.heics", b"?")]))
+    keys = {"max_reject_fraction": 0.05, "labels": ["cat"]}
+    done = place.tag(**keys)
+    assert done.returncode == 3, done.stderr
+    assert "33.3% of this run's images were rejected, over max_reject_fraction 5.0%" in done.stderr
+    assert "skipped 3: " in done.stdout
+    for said in ("1 .md files", "1 .jxl files", "1 .heics files"):
+        assert said in done.stdout
+    # One shard for more actors: Ray Data has its own words for that, and for much else.
+    for word in ("UserWarning", "Warning:", "Traceback", "ray.data", "(raylet"):
+        assert word not in done.stderr + done.stdout
+    again = place.tag(**keys)
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True), again.stderr
+    for number in range(3):
+        place.put(f"later/{number}.png", make_image(number))
+    clean = place.tag(**keys)
+    assert clean.returncode == 0, clean.stderr
+    verified = verify(place.output, "--json")
+    report = json.loads(verified.stdout)
+    assert verified.returncode == 0
+    names = ("ok", "shards", "committed", "rows_in", "rows_tagged", "rows_rejected", "duplicates", "missing", "orphans")
+    assert [report[name] for name in names] == [True, 2, 2, 6, 5, 1, 0, 0, 0]
+    left = Path(place.output, "parts/000000-000000", f"{'0' * 32}.arrow")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"left by a killed run")
+    assert verify(place.output).returncode == 1
+    assert json.loads(verify(place.output, "--json", "--remove-orphans").stdout)["ok"]
+
+
+def test_an_archive_that_breaks_counts_with_what_it_held(place: Place) -> None:
+    image = make_image()
+    tar = make_tar((f"{n}.jpg", image) for n in range(100))
+    for number in range(3):
+        place.put(f"{number}.tar", tar)
+    place.put("broken.tar", tar[:20_000] + b"\1" * (len(tar) - 20_000))
+    done = place.tag(max_reject_fraction=0.05)
+    assert done.returncode == 3, done.stdout + done.stderr
+    [reject] = place.rows("rejects")
+    assert reject["reason"] == "corrupt_archive"
+    assert "images are lost" in reject["detail"]
+
+
+def test_two_runs_at_once_share_one_output(place: Place) -> None:
+    image = make_image()
+    for number in range(12):
+        place.put(f"{number:02}.tar", make_tar((f"{number:02}-{n}.jpg", image) for n in range(10)))
+    command = [sys.executable, "-m", "sightline", "tag", str(place.configure(rows_per_shard=10))]
+    runs = []
+    for _ in range(2):
+        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        time.sleep(1)
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    report = place.verify()
+    assert report.ok, report.problems
+    assert (report.rows_in, report.orphans) == (120, 0)
+    assert max(place.keys_of("data").values()) == 1
+    assert place.parts() == []
+
+
+@pytest.mark.s3
+def test_mistakes_on_s3(place: Place, s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = f"s3://{s3_env.new_bucket()}"
+    place.put("0.png", make_image())
+    for options, message in (
+        (["--input", "s3://no-such-bucket-of-ours/x"], "no such bucket"),
+        (["--output", "s3://no-such-bucket-of-ours/x"], "no such bucket"),
+        (["--input", f"{bucket}/empty"], "no image, tar or Parquet file under"),
+        (["--set", f"model.source={bucket}/model"], "no checkpoint under"),
+    ):
+        result = CliRunner().invoke(app, ["tag", str(place.configure()), *options])
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    # Another region is another client: the one above is kept, with its credentials, as long as the process lives.
+    result = CliRunner().invoke(
+        app, ["tag", str(place.configure()), "--output", f"{bucket}/out", "--set", "s3.region=eu-west-1"]
+    )
+    assert (result.exit_code, "check the credentials" in result.stderr) == (2, True), result.stderr
