@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
@@ -18,12 +18,71 @@ from siglip.families import FAMILIES, Family, recognize_family
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 """The checkpoint that ships with Sightline: see its README."""
 
-_CONFIG, _IMAGES, _TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer_config.json"
-_SETTINGS = (_CONFIG, _IMAGES, _TOKENIZER)
+_CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
+_IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_SETTINGS = (_CONFIG, _IMAGES, _PROCESSOR, _TOKENIZER)
 _FILES = frozenset(
-    (*_SETTINGS, "special_tokens_map.json", *(name for family in FAMILIES.values() for name in family.FILES))
+    (
+        *_SETTINGS,
+        "special_tokens_map.json",
+        "added_tokens.json",
+        *(name for family in FAMILIES.values() for name in family.FILES),
+    )
 )
 """What is read of a checkpoint, weights aside. Never a pickle, never code."""
+
+_Count = Annotated[int, Field(gt=0, strict=True)]
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+class _Vision(BaseModel):
+    """What is used here of `vision_config`, with the defaults of transformers' `SiglipVisionConfig`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    image_size: _Count = 224
+    patch_size: _Count = 16
+    hidden_size: _Count = 768
+    intermediate_size: _Count = 3072
+    num_hidden_layers: _Count = 12
+
+
+class _Text(BaseModel):
+    """The same of `text_config`. `projection_size` is the width of the text embeddings, if another than the tower's."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    max_position_embeddings: _Count = 64
+    hidden_size: _Count = 768
+    projection_size: _Count | None = None
+
+
+class _Model(BaseModel):
+    """Of `config.json`, which may leave out whatever is the default."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    vision_config: _Vision = _Vision()
+    text_config: _Text = _Text()
+
+
+class _Images(BaseModel):
+    """Of `preprocessor_config.json`, with the defaults of transformers' `SiglipImageProcessor`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    size: Any = None
+    resample: Annotated[int, Field(ge=0, le=5, strict=True)] = 3
+    image_mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)] = [
+        0.5
+    ] * 3
+    image_std: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)
+    ] = [0.5] * 3
+    rescale_factor: float = 1 / 255
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
 
 
 class CheckpointError(Exception):
@@ -86,28 +145,34 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
     """
     directory, identity = _locate(config, mirror, everything=False)
     source = config.source
-    model, images = (_read_json(directory / name, source) for name in (_CONFIG, _IMAGES))
+    settings = _read_json(directory / _CONFIG, source)
+    _check_type(settings, source)
+    model = _parse(settings, _Model, _CONFIG, source)
+    vision, text = model.vision_config, model.text_config
+    if (text.projection_size or text.hidden_size) != vision.hidden_size:
+        raise CheckpointError(
+            f"model.source: {source}: {_CONFIG}: its texts have {text.projection_size or text.hidden_size} numbers "
+            f"(text_config.projection_size) and its images {vision.hidden_size} (vision_config.hidden_size)"
+        )
     tokenizer = _read_json(directory / _TOKENIZER, source) if (directory / _TOKENIZER).exists() else {}
-    _check_type(model, source)
     # Of a remote checkpoint only the settings are here yet.
     here = {path.name for path in directory.iterdir()} if identity.startswith("sha256:") else _FILES
     family = recognize_family(tokenizer, here)
     if family is None:
+        known = ", ".join(f"{known.CLASSES[0]} with {' or '.join(known.FILES)}" for known in FAMILIES.values())
         raise CheckpointError(
-            f"model.source: {source} has a tokenizer of no known family "
-            f"({tokenizer.get('tokenizer_class') or 'unnamed'}): expected SigLIP's or SigLIP 2's"
+            f"model.source: {source}: {_TOKENIZER}: tokenizer_class {tokenizer.get('tokenizer_class') or 'missing'}: "
+            f"expected that of a known family ({known})"
         )
-    vision, text = model.get("vision_config") or {}, model.get("text_config") or {}
-    spec = _read_spec(images, int(vision.get("image_size", 224)), source)
     if identity.startswith("commit:"):
         config = config.model_copy(update={"revision": identity.removeprefix("commit:")})
     return PinnedModel(
         config,
         identity,
-        spec,
+        _read_spec(directory, vision.image_size, source),
         family.NAME,
-        int(vision.get("hidden_size", 768)),
-        int(text.get("max_position_embeddings", 64)),
+        vision.hidden_size,
+        text.max_position_embeddings,
         _count_flops(vision),
         mirror,
     )
@@ -124,36 +189,53 @@ def _check_type(model: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(f"model.source: {source} is a {kind or 'nameless'} model, not a siglip")
 
 
-def _read_spec(images: Mapping[str, Any], trained: int, source: str) -> ImageSpec:
-    size = images.get("size")
+def _read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
+    """The preprocessing, from its own file or, as transformers 5 writes it, from the processor's."""
+    name = _IMAGES
+    nested = _read_json(directory / _PROCESSOR, source) if (directory / _PROCESSOR).exists() else {}
+    if isinstance(nested.get("image_processor"), dict):
+        name, given = _PROCESSOR, nested["image_processor"]
+    else:
+        given = _read_json(directory / _IMAGES, source)
+    images = _parse(given, _Images, name, source)
+    size = images.size
     height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
-    if not height or height != width or height != trained:
+    if type(height) is not int or height != width or height != trained:
         raise CheckpointError(
-            f"model.source: {source} resizes to {height}x{width} and its model takes {trained}x{trained}"
+            f"model.source: {source}: {name}: size {size!r} is not the {trained} x {trained} pixels of {_CONFIG}"
         )
+    for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
+        if getattr(images, key) is not wanted:
+            raise CheckpointError(f"model.source: {source}: {name}: {key}: false is not what a SigLIP does")
+    if abs(images.rescale_factor * 255 - 1) > 1e-6:
+        raise CheckpointError(
+            f"model.source: {source}: {name}: rescale_factor: expected 1/255 (given: {images.rescale_factor!r})"
+        )
+    mean, std = tuple(images.image_mean), tuple(images.image_std)
+    return ImageSpec.model_validate({"size": height, "resample": images.resample, "mean": mean, "std": std})
+
+
+def _parse(values: Mapping[str, Any], kind: type[_Settings], name: str, source: str) -> _Settings:
     try:
-        return ImageSpec(
-            size=height,
-            resample=images.get("resample", 3),
-            mean=images.get("image_mean", (0.5, 0.5, 0.5)),
-            std=images.get("image_std", (0.5, 0.5, 0.5)),
-        )
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
-            f"model.source: {source}: {_IMAGES}: {first['loc'][0]}: {first['msg']} (given: {first['input']!r})"
+            f"model.source: {source}: {name}: {where}: {first['msg']} (given: {str(first['input'])[:60]})"
         ) from None
 
 
-def _count_flops(vision: Mapping[str, Any]) -> float:
+def _count_flops(vision: _Vision) -> float:
     """Floating-point operations to embed one image, to within a few per cent: 44e9 for base at 256 x 256.
 
-    Counts the transformer's matrix products: 24 D^2 + 4 T D for each of T tokens and each layer, with the usual
-    4 D wide MLP.
+    Counts the transformer's matrix products: 8 D^2 for the attention's projections, 4 T D for the attention itself and
+    4 D M for the MLP of width M, for each of T tokens and each layer.
     """
-    width, layers = vision.get("hidden_size", 768), vision.get("num_hidden_layers", 12)
-    tokens = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2
-    return float(layers * tokens * (24 * width**2 + 4 * tokens * width))
+    width = vision.hidden_size
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    each = 8 * width**2 + 4 * tokens * width + 4 * width * vision.intermediate_size
+    return float(vision.num_hidden_layers * tokens * each)
 
 
 def quiet_transformers() -> None:

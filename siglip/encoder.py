@@ -48,8 +48,9 @@ class Encoder:
         self._rule = pinned.rule
         try:
             self._tokenizer = self._rule.load_tokenizer(directory) if texts else None
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"model.source: {config.source}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # each tokenizer library raises types of its own on bad files
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"model.source: {config.source}: its tokenizer: {reason}") from error
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
         self.scale = Scale(model.logit_scale.detach().exp().item(), model.logit_bias.detach().item())
         self.width = pinned.width
@@ -89,6 +90,10 @@ class Encoder:
         if not texts:
             return np.zeros((0, self.width), np.float32)
         ids = torch.from_numpy(self.tokenize(texts)).to(self.device)
+        if int(ids.max()) >= self._text.config.vocab_size:
+            raise CheckpointError(
+                f"model.source: its tokenizer has more tokens than its text tower ({self._text.config.vocab_size})"
+            )
         with torch.inference_mode():
             batches = [
                 torch.nn.functional.normalize(self._text(input_ids=part).pooler_output.float(), dim=-1)
@@ -114,7 +119,11 @@ class Encoder:
         return np.asarray(encoded["input_ids"], dtype=np.int64)
 
     def embed_labels(self, labels: LabelSet) -> Floats:
-        """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again."""
+        """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again.
+
+        Raises `siglip.labels.LabelError` when the model cannot tell the labels apart.
+        """
+        labels.check(self._rule)
         prompts = labels.prompts(self._rule)
         vectors = self.embed_texts([prompt for group in prompts for prompt in group])
         return average_prompts(vectors, [len(group) for group in prompts])
@@ -161,10 +170,11 @@ def choose_device(config: ModelConfig, gpus: float) -> torch.device:
 
 
 def load_model(directory: Path, source: str) -> SiglipModel:
-    """The whole model in float32, as the checkpoint has it.
+    """The whole model in float32, whatever the type of the checkpoint's weights; in one file or in shards.
 
     transformers fills in random weights for what a checkpoint lacks. Raises `CheckpointError`, naming the first few,
-    for weights that are missing, not the model's, of another shape, or not finite.
+    for weights that are missing, not the model's, of another shape, or not finite. Position ids, which older
+    transformers saved and newer ones compute, are no weights.
     """
     from transformers import SiglipModel
 
@@ -176,21 +186,28 @@ def load_model(directory: Path, source: str) -> SiglipModel:
             local_files_only=True,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
         )
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # transformers and safetensors raise a dozen unrelated types on bad files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"model.source: {source}: {reason}") from error
-    wrong = [(name, "missing") for name in sorted(report["missing_keys"])]
-    wrong += [
-        (str(item[0] if isinstance(item, tuple) else item), "of another shape") for item in report["mismatched_keys"]
-    ]
-    wrong += [(name, "not this model's") for name in sorted(report["unexpected_keys"])]
-    wrong += [(name, "not finite") for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    found = {
+        "missing": report["missing_keys"],
+        "of another shape": [item[0] if isinstance(item, tuple) else item for item in report["mismatched_keys"]],
+        "not this model's": [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")],
+        "not finite": [name for name, weight in model.named_parameters() if not weight.isfinite().all()],
+    }
+    wrong = [f"{what}: {_show_names(sorted(names))}" for what, names in found.items() if names]
     if wrong:
-        shown = ", ".join(f"{name} ({what})" for name, what in wrong[:3])
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"model.source: {source}: its weights are not those of its config.json: {shown}{more}")
+        raise CheckpointError(
+            f"model.source: {source}: its weights are not those of its config.json ({'; '.join(wrong)})"
+        )
     return model
+
+
+def _show_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

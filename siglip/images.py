@@ -6,38 +6,52 @@ through `siglip.decoder`, which runs it in a process of its own.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from siglip.config import ImageSpec, Limits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that are opened. Pillow registers over forty, most of them rarely fuzzed."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""The formats that are opened, and HEIF where its extra is installed. Pillow registers over forty, most of them rarely
+fuzzed."""
 
 DecodeMode = Literal["exact", "fast"]
 
-_ORIENTATION = 0x0112
-"""EXIF's tag."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by EXIF's orientation."""
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 _SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
+_HEIF_SUFFIXES = frozenset(["heic", "heif"])
+_HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
 
 
+@cache
 def readable_suffixes() -> frozenset[str]:
     """The suffixes, in lower case and without a dot, of what can be decoded on this machine."""
-    return _SUFFIXES
+    return _SUFFIXES | _HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") else _SUFFIXES
 
 
 REASONS: dict[str, str] = {
     "empty": "the image has no bytes",
     "too_many_bytes": "the encoded image is larger than limits.max_bytes",
     "too_many_pixels": "width x height is over limits.max_pixels; nothing was decoded",
-    "not_an_image": "the bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF",
+    "not_an_image": "the bytes are not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF (or HEIC, with sightline[heic])",
     "unsupported_pixels": "32-bit integer or float samples, which have no defined range to scale from",
     "truncated": "the image ends early",
     "corrupt": "the decoder gave up on the bytes",
@@ -82,10 +96,10 @@ def decode_image(
 ) -> Decoded:
     """Decode `data` and squash it to the model's square.
 
-    Orientation by EXIF is applied, alpha is composited on white, palettes and CMYK are converted, 16-bit samples
-    are rescaled to 8 bits, and of an animation the first frame counts. Colour profiles are ignored, as they are in
-    the reference. `fast` lets libjpeg shrink a JPEG while decoding it, to no less than twice the model's size:
-    two to five times faster on photos, and slightly different pixels.
+    Orientation by EXIF is applied where it can be read, and EXIF that cannot is passed over; alpha is composited on
+    white, palettes and CMYK are converted, 16-bit samples are rescaled to 8 bits, and of an animation the first frame
+    counts. Colour profiles are ignored, as they are in the reference. `fast` lets libjpeg shrink a JPEG while decoding
+    it, to no less than twice the model's size: two to five times faster on photos, and slightly different pixels.
 
     It does not guard against a decoder that crashes or hangs: `siglip.decoder` does.
 
@@ -98,17 +112,19 @@ def decode_image(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = _open(data)
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
             if mode == "fast" and image.format == "JPEG":
                 image.draft("RGB", (2 * spec.size, 2 * spec.size))
+            orientation = _read_orientation(image)
             image.load()
-            orientation = image.getexif().get(_ORIENTATION, 1)  # read now: loading a TIFF turns it, and drops the tag
+            upright = _to_rgb(image)
+            if orientation != 1:
+                upright = upright.transpose(_TURNS[orientation])
             if orientation in _QUARTER_TURNS:
                 width, height = height, width
-            upright = _to_rgb(image, orientation)
             square = upright.resize((spec.size, spec.size), resample=Image.Resampling(spec.resample))
             small = _encode_thumbnail(upright, thumbnail) if thumbnail else None
         except ImageRejected:
@@ -132,8 +148,64 @@ def _ends_early(data: bytes, error: Exception) -> bool:
     return short_riff or isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
-def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
-    """Upright, opaque, 8-bit RGB: the image that SigLIP's own preprocessing would be given."""
+def _open(data: bytes) -> Image.Image:
+    """The image, of which nothing is decoded yet. Raises `UnidentifiedImageError`, or `ImageRejected` for a HEIC."""
+    formats = FORMATS
+    if data[4:8] == b"ftyp":
+        brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))}
+        if brands & _HEIF_BRANDS and not brands & {b"avif", b"avis"}:
+            if "heic" not in readable_suffixes():
+                raise ImageRejected("not_an_image", "HEIC: install sightline[heic]")
+            _register_heif()
+            formats = ("HEIF",)
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        except UnidentifiedImageError:
+            # These two parse EXIF when they open a file. Without its item the image is the same: upright or not is
+            # said by a property of the image.
+            head, media, rest = data.partition(b"mdat")
+            if b"infe" not in head or b"Exif" not in head:
+                raise
+            return Image.open(io.BytesIO(head.replace(b"Exif", b"exi_") + media + rest), formats=formats)
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+@cache
+def _register_heif() -> None:
+    """Only when a HEIC comes: the library is large, and most jobs never see one."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, of an image that is not loaded yet: how it is still to be turned.
+
+    Whatever is no orientation, and EXIF that cannot be parsed, is 1. A HEIF is 1, because its reader has turned it;
+    so is a TIFF, because Pillow turns it while loading. Pillow parses all EXIF of a TIFF for that, and must not fail
+    at it: here it is left with the one tag.
+    """
+    if image.format == "HEIF":
+        return 1
+    try:
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            found: object = image.tag_v2.get(ExifTags.Base.Orientation, 1)
+        else:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = next((known for known in _TURNS if known == found), 1)
+    except Exception:  # the parser raises SyntaxError, struct.error, UnicodeDecodeError, ... on bad blocks
+        orientation = 1
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return orientation
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[ExifTags.Base.Orientation] = orientation
+    image.getexif = lambda: exif  # type: ignore[method-assign]
+    return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Opaque, 8-bit RGB: the image that SigLIP's own preprocessing would be given."""
     if image.mode in ("I", "F"):
         raise ImageRejected("unsupported_pixels", f"mode {image.mode}")
     if image.mode.startswith("I;16"):
@@ -141,12 +213,7 @@ def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    if orientation == 1:
-        return rgb
-    # The conversions above may drop the EXIF block, so the orientation read first is put back for Pillow to apply.
-    rgb.getexif()[_ORIENTATION] = orientation
-    return ImageOps.exif_transpose(rgb)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _rescale_16_bit(image: Image.Image) -> Image.Image:

@@ -51,9 +51,15 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
         with stream, tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them
+                name = member.name.removeprefix("./")
                 if member.isdir():
                     continue
-                stem, _, extension = _split_name(member.name.removeprefix("./"))
+                if name.rpartition("/")[2].startswith(
+                    "._"
+                ):  # macOS's shadow of the next file, in the midst of a sample
+                    skipped.add(_text(name), "hidden files")
+                    continue
+                stem, _, extension = _split_name(name)
                 if stem != sample.stem:
                     for row in sample.finish():
                         yield row
@@ -97,9 +103,7 @@ class _Sample:
         name = _text(member.name.removeprefix("./"))
         suffix = extension.rpartition(".")[2]
         most = self._reading.max_bytes
-        if name.rpartition("/")[2].startswith("._"):  # macOS's shadow of the real file
-            skipped.add(name, "hidden files")
-        elif not member.isreg():
+        if not member.isreg():
             skipped.add(name, "links and devices in tars")
         elif suffix in readable_suffixes():
             row = Row(name, self._source)
@@ -135,6 +139,15 @@ class _Recorder(io.BufferedReader):
         return self.last
 
 
+class _Gunzip(gzip.GzipFile):
+    """Hands out what it has. A `GzipFile` that is asked for more than is left raises, and what was left is lost."""
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def _estimate_rows(store: Store, planned: Input) -> int:
     """About how many images a tar holds, from its first megabyte: what packing shards needs to know."""
     raw: Any = io.BufferedReader(StoreFile(store, planned.entry, _SAMPLE_BYTES), 1 << 16)
@@ -149,13 +162,14 @@ def _estimate_rows(store: Store, planned: Input) -> int:
                 if images == _SAMPLE_IMAGES or stop >= _SAMPLE_BYTES:
                     return max(1, images * planned.size // stop)
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError):
-        pass  # reading it will say what is wrong with it
+        # Reading it will say what is wrong with it, and how much that lost.
+        return max(1, images * planned.size // max(1, stop))
     return max(1, images)
 
 
 def _decompress(raw: io.BufferedReader) -> Any:
     """The tar's own bytes. Whether they are compressed is said by the first two, not by the name."""
-    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+    return _Gunzip(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
 
 
 def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -20,6 +20,8 @@ class Family(Protocol):
     NAME: str
     FILES: tuple[str, ...]
     """What its tokenizer is loaded from."""
+    CLASSES: tuple[str, ...]
+    """Its tokenizer's classes in transformers, as a `tokenizer_config.json` may name them; also with `Fast` behind."""
 
     def recognizes(self, tokenizer: Mapping[str, Any], files: Collection[str]) -> bool:
         """Whether a checkpoint with this `tokenizer_config.json` and these files is of the family."""

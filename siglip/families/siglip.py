@@ -9,6 +9,7 @@ from typing import Any
 
 NAME = "siglip"
 FILES = ("spiece.model",)
+CLASSES = ("SiglipTokenizer",)
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -16,7 +17,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def recognizes(tokenizer: Mapping[str, Any], files: Collection[str]) -> bool:
     """It names `SiglipTokenizer`, or names none and has a SentencePiece model."""
     named = str(tokenizer.get("tokenizer_class") or "")
-    return named.startswith("SiglipTokenizer") if named else "spiece.model" in files
+    return (named.removesuffix("Fast") in CLASSES or not named) and "spiece.model" in files
 
 
 def canonicalize(text: str) -> str:

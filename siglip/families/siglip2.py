@@ -8,13 +8,13 @@ from typing import Any
 
 NAME = "siglip2"
 FILES = ("tokenizer.json",)
-
-_CLASSES = ("GemmaTokenizer", "Siglip2Tokenizer")
+CLASSES = ("GemmaTokenizer", "Siglip2Tokenizer")
 
 
 def recognizes(tokenizer: Mapping[str, Any], files: Collection[str]) -> bool:
     """It names Gemma's tokenizer, by itself or as SigLIP 2's."""
-    return str(tokenizer.get("tokenizer_class") or "").startswith(_CLASSES) and "tokenizer.json" in files
+    named = str(tokenizer.get("tokenizer_class") or "")
+    return named.removesuffix("Fast") in CLASSES and "tokenizer.json" in files
 
 
 def canonicalize(text: str) -> str:

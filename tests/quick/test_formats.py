@@ -124,6 +124,16 @@ def test_webdataset_samples(folder: Folder, mode: str) -> None:
     assert not any(row.rejected for row in rows)
 
 
+def test_shadows_of_macos_do_not_part_a_sample(folder: Folder) -> None:
+    names = ["1.jpg", "1.json", "d/2.left.jpg", "d/2.right.jpg", "d/2.txt"]
+    shadows = ["._1.jpg", "._1.json", "d/._2.left.jpg", "d/._2.right.jpg", "d/._2.txt"]
+    pairs = [name for pair in zip(shadows, names, strict=True) for name in pair]
+    folder.write("a.tar", make_tar([(name, JPEG if name.endswith("jpg") else b"{}") for name in pairs]))
+    found = [(row.key, row.metadata) for row in folder.rows()]
+    assert found == [("1", '{"json": {}}'), ("d/2.left.jpg", '{"txt": "{}"}'), ("d/2.right.jpg", '{"txt": "{}"}')]
+    assert folder.skipped.counts == {"hidden files": 5}
+
+
 MEMBERS = [(f"{n:04d}.jpg", encode(make_rgb(300, 300, n), "JPEG")) for n in range(4)]
 WHOLE = make_tar(MEMBERS)
 BOUNDARY = 3 * 512 + sum(-(-len(data) // 512) * 512 for _, data in MEMBERS[:3])
@@ -163,6 +173,8 @@ def test_truncated_compressed_tar(folder: Folder, cut: float, reason: str) -> No
     assert rows[-1].rejected is not None
     assert rows[-1].rejected.reason == reason
     assert [row.data for row in rows[:-1]] == [data for _, data in MEMBERS[: len(rows) - 1]]
+    if cut == 0.5:  # what is there before the cut is read, also of the last megabyte
+        assert len(rows) > 1
 
 
 def test_images_over_the_cap_are_not_read(folder: Folder) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from siglip.labels import DEFAULT_TEMPLATE, LabelSet, canonicalize, fill
+from siglip.families import siglip, siglip2
+from siglip.labels import DEFAULT_TEMPLATE, LabelError, LabelSet, fill
 
 TEXTS = [
     ("golden_retriever", "golden retriever"),
@@ -28,8 +30,8 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "canonical"), TEXTS)
 def test_canonical_text(text: str, canonical: str) -> None:
-    assert canonicalize(text) == canonical
-    assert canonicalize(canonical) == canonical
+    assert siglip.canonicalize(text) == canonical
+    assert siglip.canonicalize(canonical) == canonical
 
 
 def test_every_way_to_write_a_label_set(tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_every_way_to_write_a_label_set(tmp_path: Path) -> None:
     ]
     sets = [LabelSet.model_validate(form) for form in forms]
     assert [s.label_names() for s in sets] == [["cat", "dog"]] * 4
-    assert len({s.digest() for s in sets}) == 1
+    assert len({s.digest(siglip) for s in sets}) == 1
     assert sets[2].thresholds() == [0.2, 0.2]
 
 
@@ -55,7 +57,7 @@ def test_prompts_and_thresholds_of_one_label() -> None:
             "threshold": 0.1,
         }
     )
-    assert labels.prompts() == [["a photo of a hot dog", "hot dog in a picture"], ["a dog", "a puppy"]]
+    assert labels.prompts(siglip) == [["a photo of a hot dog", "hot dog in a picture"], ["a dog", "a puppy"]]
     assert labels.thresholds() == [0.1, 0.5]
 
 
@@ -68,11 +70,11 @@ def test_braces_in_a_label_mean_nothing() -> None:
     [
         ([], "at least 1"),
         (["a", "a"], "listed twice"),
-        (["!!!"], "no letter or digit"),
         ({"names": ["a"], "templates": ["a photo"]}, "has no {label}"),
         ({"names": ["a"], "threshold": 1.5}, "less than or equal to 1"),
         ("nowhere.yaml", "does not exist"),
-        ([{"name": "a", "prompts": ["..."]}], "without any letter"),
+        ([" "], "empty name or prompt"),
+        ([{"name": "a", "prompts": [" "]}], "empty name or prompt"),
     ],
 )
 def test_bad_label_sets_say_why(value: object, message: str) -> None:
@@ -84,4 +86,50 @@ def test_the_digest_is_of_names_and_prompts() -> None:
     base = LabelSet(names=("a", "b"))
     same = LabelSet(names=("a", "b"), threshold=0.5, top_k=1)
     other = LabelSet(names=("a", "b"), templates=("{label}",))
-    assert base.digest() == same.digest() != other.digest()
+    assert base.digest(siglip) == same.digest(siglip) != other.digest(siglip)
+
+
+@pytest.mark.parametrize(("one", "other"), [("C", "C++"), ("C++", "C#"), ("100", "100%"), ("5", "-5"), ("Cat", "cat")])
+def test_labels_that_become_one_text_are_refused_with_both_names(one: str, other: str) -> None:
+    labels = LabelSet.model_validate([one, "dog", other])
+    with pytest.raises(LabelError, match=re.escape(f"{one!r} and {other!r} are the same text to this model")):
+        labels.check(siglip)
+    if one.lower() != other.lower():
+        labels.check(siglip2)
+    # With prompts of its own, one of them is another text.
+    LabelSet.model_validate([one, {"name": other, "prompts": ["something else"]}]).check(siglip)
+    with pytest.raises(LabelError, match="are the same text"):
+        LabelSet.model_validate([one, {"name": other, "prompts": [f"This is a photo of {one}!"]}]).check(siglip)
+
+
+def test_labels_of_which_nothing_is_left_are_refused() -> None:
+    with pytest.raises(LabelError, match=re.escape("nothing is left of '!!!'")):
+        LabelSet.model_validate(["!!!"]).check(siglip)
+    with pytest.raises(LabelError, match="'dots' has a prompt of which nothing is left"):
+        LabelSet.model_validate([{"name": "dots", "prompts": ["..."]}]).check(siglip)
+    LabelSet.model_validate(["!!!", "?"]).check(siglip2)
+
+
+def test_a_final_capital_sigma_is_lowered_as_in_the_evaluator() -> None:
+    """Lower-casing comes after the punctuation is gone: what follows a sigma decides its form."""
+    assert siglip.canonicalize("ΟΔΟΣ.Α") == "οδοσα"
+    assert siglip.canonicalize("ΟΔΟΣ!") == siglip.canonicalize("οδος") == "οδος"
+    assert siglip.canonicalize("ΟΣ'") == "ος"
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [("C++", "c++"), ("  50% OFF, today!\n", "50% off, today!"), ("golden_retriever", "golden retriever"), ("_", "")],
+)
+def test_siglip_2_keeps_punctuation(text: str, canonical: str) -> None:
+    assert siglip2.canonicalize(text) == canonical
+
+
+def test_the_digest_of_a_set_is_what_it_has_been_since_the_first_release() -> None:
+    """Outputs of earlier versions are matched by it."""
+    dog = {"name": "Dog", "prompts": ["A Puppy!", "a dog"]}
+    labels = LabelSet.model_validate(
+        {"names": ["golden_retriever", dog, "50% off", "ÜBER", "東京"], "templates": ["a photo of a {label}", "{}"]}
+    )
+    assert labels.digest(siglip) == "835eeeba2fb53692af17d804cb5eef777271099372e363adfb8c639112ce732a"
+    assert labels.digest(siglip2) != labels.digest(siglip)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.kubernetes import ROOT, find_kubectl, render
 
@@ -37,7 +38,10 @@ def allows(policies: list[dict[str, Any]], source: dict[str, Any], target: dict[
         rules = [rule for p in chosen for rule in p["spec"].get(kind.lower(), [])]
         return not chosen or any(
             any(matches(entry, peer) for entry in rule["from" if kind == "Ingress" else "to"])
-            and any(entry["port"] <= port <= entry.get("endPort", entry["port"]) for entry in rule["ports"])
+            and (
+                "ports" not in rule
+                or any(entry["port"] <= port <= entry.get("endPort", entry["port"]) for entry in rule["ports"])
+            )
             for rule in rules
         )
 
@@ -97,11 +101,14 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
     [
         *[(WORKER, HEAD, port, True) for port in (6379, 6380, 6381, 6382, 6383, 8265, 10002, 19999, 52365)],
         *[(HEAD, WORKER, port, True) for port in (6380, 10002)],
+        # Serve's gRPC between replicas, and Ray's own servers: ports that the kernel picks.
+        *[(WORKER, WORKER, port, True) for port in (32768, 45555, 60999)],
+        *[(JOB_WORKER, JOB_WORKER, port, True) for port in (6381, 32768, 60999)],
+        (JOB_WORKER, WORKER, 45555, False),
+        (CLIENT, WORKER, 45555, False),
         (JOB_WORKER, JOB_HEAD, 6379, True),
         (JOB_WORKER, HEAD, 6379, False),
         (WORKER, JOB_HEAD, 8265, False),
-        (WORKER, HEAD, 22, False),
-        (WORKER, HEAD, 10001, False),
         (SUBMITTER, JOB_HEAD, 8265, True),
         (SUBMITTER, JOB_HEAD, 6379, False),
         (SUBMITTER, HEAD, 8265, False),
@@ -135,4 +142,37 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
 def test_only_what_is_needed_gets_through(
     policies: list[dict[str, Any]], source: Any, target: Any, port: int, allowed: bool
 ) -> None:
+    assert allows(policies, source, target, port) is allowed
+
+
+REDIS = pod_of("redis")
+CLEANUP = {**WORKER, "labels": {**WORKER["labels"], "ray.io/node-type": "redis-cleanup"}}
+EKS, GKE = {"address": "169.254.170.23"}, {"address": "169.254.169.252"}
+
+
+@pytest.mark.parametrize(
+    ("component", "source", "target", "port", "allowed"),
+    [
+        ("ha", HEAD, REDIS, 6379, True),
+        ("ha", CLEANUP, REDIS, 6379, True),
+        ("ha", WORKER, REDIS, 6379, False),
+        ("ha", JOB_HEAD, REDIS, 6379, False),
+        ("ha", CLIENT, REDIS, 6379, False),
+        ("ha", REDIS, S3, 443, False),
+        ("eks-pod-identity", JOB_WORKER, EKS, 80, True),
+        ("eks-pod-identity", SUBMITTER, EKS, 80, False),
+        ("eks-pod-identity", JOB_WORKER, METADATA, 80, False),
+        ("gke-workload-identity", JOB_WORKER, GKE, 988, True),
+        ("gke-workload-identity", JOB_WORKER, METADATA, 80, True),
+        ("gke-workload-identity", SUBMITTER, METADATA, 80, False),
+    ],
+)
+def test_a_component_opens_its_own_way_alone(
+    policies: list[dict[str, Any]], component: str, source: Any, target: Any, port: int, allowed: bool
+) -> None:
+    assert not allows(policies, source, target, port)
+    for path in (ROOT / "k8s/components" / component).glob("*.yaml"):
+        for thing in yaml.safe_load_all(path.read_text()):
+            if isinstance(thing, dict) and thing["kind"] == "NetworkPolicy":
+                policies = [*policies, thing]
     assert allows(policies, source, target, port) is allowed

@@ -7,6 +7,7 @@ that k8s/README.md names are others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -59,11 +60,11 @@ def bucket(s3: Radosgw, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
 class Job:
     """A rendered RayJob spec, its config maps mounted in a folder, its parameters set for this machine."""
 
-    def __init__(self, overlay: str, kind: str, folder: Path, **parameters: str) -> None:
+    def __init__(self, overlay: str, folder: Path, **parameters: str) -> None:
         things = render(ROOT / "k8s/overlays" / overlay)
         maps = {t["metadata"]["name"]: t["data"] for t in things if t["kind"] == "ConfigMap"}
-        (ray,) = (thing for thing in things if thing["kind"] == kind)
-        self.spec = ray["spec"].get("jobTemplate", ray["spec"])
+        (ray,) = (thing for thing in things if thing["kind"] == "RayCronJob")
+        self.spec = ray["spec"]["jobTemplate"]
         self.folder = folder
         head = self.spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
         (volume,) = head["volumes"]
@@ -71,6 +72,10 @@ class Job:
         for source in sources:
             for name, content in maps[source["configMap"]["name"]].items():
                 (folder / name).write_text(content)
+        for name in ("nightly.yaml", "labelling.yaml"):  # the GPUs of this cluster are none
+            text = (folder / name).read_text()
+            assert "\nmodel:\n" in text
+            (folder / name).write_text(text.replace("\nmodel:\n", "\nmodel:\n  device: cpu\n"))
         assert head["containers"][0]["volumeMounts"][0]["mountPath"] == MOUNT
         submitter = self.spec["submitterPodTemplate"]["spec"]["containers"][0]
         self.env = {}
@@ -125,7 +130,7 @@ def test_a_nightly_run_whose_head_is_drained_is_finished_by_the_next(
 ) -> None:
     output = f"{bucket.uri}/tags"
     parameters = {"INPUT": f"{bucket.uri}/images", "OUTPUT": output, "MODEL": f"{bucket.uri}/model"}
-    job = Job("gpu", "RayCronJob", tmp_path, **parameters, ACTORS_MAX="1")
+    job = Job("gpu", tmp_path, **parameters, ACTORS_MAX="1")
     submitter = job.submit(ray_cluster)
     assert submitter.stdout
     said = ""
@@ -141,6 +146,10 @@ def test_a_nightly_run_whose_head_is_drained_is_finished_by_the_next(
     assert time.monotonic() - started < grace
     said += submitter.communicate(timeout=60)[0]
     assert (ended["status"], ended["driver_exit_code"]) == ("FAILED", 143), said
+    # The submitter has not failed with its driver: its Job's retries are for submitting and following alone.
+    assert submitter.returncode == 0, said
+    # The launcher takes the exit code from this message, which KubeRay hands on.
+    assert ended["message"].startswith("Job entrypoint command failed with exit code 143, ")
     assert "terminated: what is committed stays" in said
     submitter = job.submit(ray_cluster)
     exported: set[str] = set()
@@ -162,7 +171,7 @@ def test_a_labelling_run_uses_its_own_labels(
 ) -> None:
     output = f"{bucket.uri}/labelled"
     parameters = {"INPUT": f"{bucket.uri}/images/00.tar", "OUTPUT": output, "MODEL": f"{bucket.uri}/model"}
-    job = Job("labelling-cpu", "RayJob", tmp_path, **parameters, ACTORS_NUM_CPUS="1", ACTORS_MAX="1")
+    job = Job("labelling-cpu", tmp_path, **parameters, ACTORS_NUM_CPUS="1", ACTORS_MAX="1")
     (tmp_path / "labels.yaml").write_text("names: [red circle, blue star]\ntop_k: 1\n")
     said = job.submit(ray_cluster).communicate(timeout=240)[0]
     ended = job.end(ray_cluster)
@@ -188,9 +197,9 @@ def test_the_endpoint_runs_from_its_serve_settings(
     settings["http_options"] = {"host": "127.0.0.1", "port": port}
     settings["proxy_location"] = "HeadOnly"  # several nodes share one address here, and one port
     arguments = settings["applications"][0]["args"]
-    arguments["model"] = {"source": f"{bucket.uri}/model"}
-    arguments["replicas"] |= {"num_cpus": 0.5, "max": 1}
-    arguments["ingress"] |= {"num_cpus": 0.5, "max": 1, "decoders": 1}
+    arguments["model"] = {"source": f"{bucket.uri}/model", "device": "cpu"}
+    arguments["replicas"] |= {"num_cpus": 0.25, "min": 1, "max": 1}
+    arguments["ingress"] |= {"num_cpus": 0.25, "min": 1, "max": 1, "decoders": 1}
     arguments["auth"]["keys_file"] = str(tmp_path / "keys")
     arguments["label_sets"] = {"shapes": {"names": ["red circle", "blue star"]}}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
@@ -216,6 +225,8 @@ def test_the_endpoint_runs_from_its_serve_settings(
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
         assert "red circle" in json.dumps(answer)
+        if overlay == "cpu":
+            check_an_update(ray_cluster, settings, tmp_path / "serve.yaml", request)
         replicas = state["deployments"]["model"]["replicas"]
         gpus = [n["node_id"] for n in ray_cluster.alive() if n["resources_total"].get("GPU")]
         assert overlay == "cpu" or {replica["node_id"] for replica in replicas} <= set(gpus)
@@ -226,6 +237,28 @@ def test_the_endpoint_runs_from_its_serve_settings(
             time.sleep(0.5)
     finally:
         ray_cluster.run("serve", "shutdown", "--yes", "--address", ray_cluster.dashboard)
+
+
+def check_an_update(cluster: RayCluster, settings: dict[str, Any], path: Path, request: urllib.request.Request) -> None:
+    """Changed settings replace the one replica of each kind while a client asks on, and none of its requests fails."""
+    settings["applications"][0]["args"]["label_sets"]["more"] = {"names": ["red circle", "green square"]}
+    path.write_text(yaml.safe_dump(settings))
+    body = {**json.loads(request.data), "label_set": "more"} if isinstance(request.data, bytes) else {}
+    new = urllib.request.Request(request.full_url, json.dumps(body).encode(), dict(request.header_items()))
+    done = cluster.run("serve", "deploy", "--address", cluster.dashboard, str(path))
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 180
+    asked = 0
+    while True:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.status == 200
+        asked += 1
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(new, timeout=60) as response:
+            assert b"green square" in response.read()
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert asked > 5
 
 
 def test_ray_without_its_token_answers_nobody(ray_cluster: RayCluster) -> None:

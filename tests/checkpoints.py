@@ -1,0 +1,124 @@
+"""Small checkpoints of each family for tests, with random weights, in the shape of the real ones' files."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from siglip.checkpoint import quiet_transformers
+
+TEXTS = [
+    "a photo of a cat",
+    "This is a photo of golden_retriever.",
+    "C++",
+    "C#",
+    "50% off, today only!",
+    "ΟΔΟΣ ΣΑΣ",
+    "東京タワーの夜景",
+    "красная площадь",
+    "गेटवे ऑफ़ इंडिया",
+    "برج خليفة",
+    "naïve café №5",
+    "🦜 parrot",
+    "  two   spaces ",
+    "a very long text " * 40,
+    "x" * 300,
+]
+"""Texts of many scripts; the last two are longer than any model's 64 tokens."""
+
+_CORPUS = [text.lower() for text in TEXTS[:-2]] * 20
+_TOWER = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def make_siglip(directory: Path, vision: dict[str, Any] | None = None) -> Path:
+    """As google/siglip-*-i18n: a SentencePiece tokenizer trained on many scripts, bicubic."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_CORPUS), model_writer=model, model_type="unigram", vocab_size=160, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0, hard_vocab_limit=False,
+    )  # fmt: skip
+    size = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    tower = vision or {**_TOWER, "image_size": 256}
+    text = {**_TOWER, "vocab_size": size, "projection_size": tower["hidden_size"]}
+    _write(directory, tower, text, resample=3)
+    (directory / "spiece.model").write_bytes(model.getvalue())
+    tokens = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    _write_json(directory / "special_tokens_map.json", tokens)
+    settings = {"do_lower_case": True, "model_input_names": ["input_ids"], "model_max_length": 64}
+    _write_json(directory / "tokenizer_config.json", {**settings, **tokens, "tokenizer_class": "SiglipTokenizer"})
+    return directory
+
+
+def make_so400m(directory: Path) -> Path:
+    """As google/siglip-so400m-patch14-384: patches that do not fill the image, heads of 72, an MLP of odd width."""
+    tower = {"hidden_size": 144, "intermediate_size": 538, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return make_siglip(directory, {**tower, "image_size": 384, "patch_size": 14})
+
+
+def make_siglip2(directory: Path, **tokenizer: Any) -> Path:
+    """As google/siglip2-*: Gemma's tokenizer in tokenizer.json, bilinear, a config.json without its defaults."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    special = [*tokens.values(), "<mask>"]
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, limit_alphabet=60, show_progress=False, initial_alphabet=list("abc▁+#")
+    )
+    backend.train_from_iterator(_CORPUS, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="$A:0 <eos>:0", special_tokens=[("<eos>", 1)])
+    content = json.loads(backend.to_str())
+    vocabulary = content["model"]["vocab"]
+    for byte in range(256):
+        vocabulary.setdefault(f"<0x{byte:02X}>", len(vocabulary))
+    tower = {**_TOWER, "image_size": 256}
+    _write(directory, tower, {**_TOWER, "vocab_size": len(vocabulary)}, resample=2)
+    _write_json(directory / "tokenizer.json", content)
+    _write_json(directory / "special_tokens_map.json", tokens)
+    settings = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_max_length": 64}
+    names = {"model_input_names": ["input_ids"], "tokenizer_class": "GemmaTokenizer"}
+    _write_json(directory / "tokenizer_config.json", {**settings, **tokens, **names, **tokenizer})
+    return directory
+
+
+def _write(directory: Path, vision: dict[str, Any], text: dict[str, Any], resample: int) -> None:
+    """Weights, config.json with what is given and nothing else, preprocessor_config.json."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel
+
+    quiet_transformers()
+    torch.manual_seed(7)
+    model = SiglipModel(SiglipConfig(vision_config=dict(vision), text_config=dict(text)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)  # no bias stays zero
+        model.logit_scale.fill_(4.7)
+        model.logit_bias.fill_(-12.9)
+    model.save_pretrained(directory)
+    _write_json(
+        directory / "config.json",
+        {
+            "architectures": ["SiglipModel"],
+            "model_type": "siglip",
+            "text_config": {"model_type": "siglip_text_model", **text},
+            "vision_config": {"model_type": "siglip_vision_model", **vision},
+        },
+    )
+    size = vision["image_size"]
+    images = {"do_convert_rgb": None, "do_normalize": True, "do_rescale": True, "do_resize": True}
+    values = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": resample}
+    names = {"image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor"}
+    _write_json(
+        directory / "preprocessor_config.json", {**images, **values, **names, "size": {"height": size, "width": size}}
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

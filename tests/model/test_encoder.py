@@ -1,0 +1,49 @@
+"""The encoder at its real size, and compiled."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import pipeline
+
+from siglip.architectures import init_checkpoint
+from siglip.checkpoint import pin_model
+from siglip.config import ImageSpec, Limits, ModelConfig
+from siglip.encoder import Encoder
+from siglip.images import decode_image
+from siglip.labels import LabelSet
+from siglip.scoring import score_pairs, sigmoid
+from siglip.shapes import render
+from tests.images import encode
+
+
+def test_a_compiled_encoder_gives_the_same() -> None:
+    encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
+    config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=8)
+    compiled = Encoder(pin_model(config), texts=False)
+    pixels = np.random.default_rng(1).integers(0, 256, (13, 64, 64, 3), np.uint8)
+    assert (compiled.embed_images(pixels) * encoder.embed_images(pixels)).sum(axis=1).min() >= 0.99999
+
+
+def test_the_base_architecture_is_siglip_base_patch16_256(tmp_path: Path) -> None:
+    count = init_checkpoint(tmp_path / "base", "base", seed=3)
+    assert count == 203_202_050  # the hub's own count for google/siglip-base-patch16-256
+    config = ModelConfig(source=str(tmp_path / "base"), dtype="float32", compile=False)
+    pinned = pin_model(config)
+    assert (pinned.width, pinned.text_length, pinned.spec) == (768, 64, ImageSpec(size=256))
+    assert pinned.vision_flops == pytest.approx(44.4e9, rel=0.03)  # counted by torch's profiler
+    encoder = Encoder(pinned)
+    assert (encoder.width, encoder.text_length, encoder.spec.size) == (768, 64, 256)
+    assert encoder.tokenize(["a cat"]).shape == (1, 64)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "base"))
+    image = render("red circle", random.Random(0), (300, 200))
+    theirs = {item["label"]: item["score"] for item in classify(image, candidate_labels=["cat", "dog"])}
+    pixels = decode_image(encode(image), encoder.spec, Limits()).pixels[None]
+    texts = encoder.embed_labels(LabelSet.model_validate(["cat", "dog"]))
+    ours = sigmoid(score_pairs(encoder.embed_images(pixels), texts, encoder.scale))[0]
+    np.testing.assert_allclose(ours, [theirs["cat"], theirs["dog"]], rtol=1e-3)
+    with pytest.raises(FileExistsError, match="not empty"):
+        init_checkpoint(tmp_path / "base", "base")

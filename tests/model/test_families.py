@@ -1,0 +1,104 @@
+"""Every family against transformers' own AutoProcessor and AutoModel: token ids, embeddings, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from siglip.checkpoint import CheckpointError, pin_model
+from siglip.config import Limits, ModelConfig
+from siglip.encoder import Encoder
+from siglip.images import decode_image
+from siglip.labels import LabelSet
+from siglip.scoring import score_pairs, sigmoid
+from tests.checkpoints import TEXTS, make_siglip, make_siglip2, make_so400m
+from tests.images import encode, make_rgb
+
+
+class Pair:
+    """The same checkpoint, loaded by us and by transformers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ours = Encoder(pin_model(ModelConfig(source=str(directory), dtype="float32", compile=False)))
+        self.rule = pin_model(ModelConfig(source=str(directory))).rule
+        self.processor = AutoProcessor.from_pretrained(directory)
+        self.model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def their_ids(self, texts: list[str]) -> Any:
+        """Of canonical texts, padded and cut as the model's card says."""
+        inputs = self.processor(text=texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt")
+        assert set(inputs) == {"input_ids"}
+        return inputs["input_ids"]
+
+    def their_outputs(self, texts: list[str], images: list[Any]) -> Any:
+        with torch.inference_mode():
+            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+            return self.model(input_ids=self.their_ids(texts), pixel_values=pixels)
+
+
+FAMILIES: dict[str, tuple[Callable[..., Path], str]] = {
+    "siglip": (make_siglip, "siglip"),
+    "so400m": (make_so400m, "siglip"),
+    "siglip2": (make_siglip2, "siglip2"),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    make, family = FAMILIES[request.param]
+    pair = Pair(make(tmp_path_factory.mktemp(request.param) / "model"))
+    assert family == pair.rule.NAME
+    return pair
+
+
+def test_token_ids_are_the_reference_s_on_canonical_text(pair: Pair) -> None:
+    ours = pair.ours.tokenize(TEXTS)
+    theirs = pair.their_ids([pair.rule.canonicalize(text) for text in TEXTS]).numpy()
+    assert ours.shape == (len(TEXTS), 64)
+    np.testing.assert_array_equal(ours, theirs)
+    assert (ours[-2:, -1] == 1).all()  # the end of the text is kept where a long one is cut, as in the reference
+    assert len({tuple(row) for row in ours.tolist()}) >= len(TEXTS) - 1
+
+
+def test_images_texts_and_scores_are_the_reference_s(pair: Pair) -> None:
+    images = [make_rgb(width, height, seed) for seed, (width, height) in enumerate([(640, 427), (90, 300), (33, 31)])]
+    pixels = np.stack([decode_image(encode(image), pair.ours.spec, Limits()).pixels for image in images])
+    vectors = pair.ours.embed_images(pixels)
+    texts = pair.ours.embed_texts(TEXTS)
+    theirs = pair.their_outputs([pair.rule.canonicalize(text) for text in TEXTS], images)
+    assert (vectors * theirs.image_embeds.numpy()).sum(axis=1).min() >= 0.99999
+    assert (texts * theirs.text_embeds.numpy()).sum(axis=1).min() >= 0.99999
+    logits = score_pairs(vectors, texts, pair.ours.scale)
+    np.testing.assert_allclose(logits, theirs.logits_per_image.numpy(), atol=5e-3)
+    expected = theirs.logits_per_image.sigmoid().numpy()
+    np.testing.assert_allclose(sigmoid(logits), expected, atol=2e-3)
+    labels = LabelSet.model_validate({"names": ["a cat", "東京", "red car"], "templates": ["{label}"]})
+    reference = pair.their_outputs([pair.rule.canonicalize(name) for name in labels.label_names()], images)
+    ours = sigmoid(score_pairs(vectors, pair.ours.embed_labels(labels), pair.ours.scale))
+    np.testing.assert_allclose(ours, reference.logits_per_image.sigmoid().numpy(), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["GemmaTokenizerFast", "Siglip2Tokenizer"])
+def test_other_names_of_the_same_tokenizer(tmp_path: Path, name: str) -> None:
+    directory = make_siglip2(tmp_path / "model", tokenizer_class=name)
+    pair = Pair(directory)
+    texts = [pair.rule.canonicalize(text) for text in TEXTS]
+    np.testing.assert_array_equal(pair.ours.tokenize(TEXTS), pair.their_ids(texts).numpy())
+
+
+def test_a_tokenizer_that_does_not_fit_its_text_tower(tmp_path: Path) -> None:
+    directory = make_siglip2(tmp_path / "model")
+    other = make_siglip2(tmp_path / "other")
+    small = make_siglip(tmp_path / "small")
+    for name in ("config.json", "model.safetensors"):
+        (directory / name).write_bytes((small / name).read_bytes())
+    assert other.exists()
+    encoder = Encoder(pin_model(ModelConfig(source=str(directory), dtype="float32", compile=False)))
+    with pytest.raises(CheckpointError, match="more tokens than its text tower"):
+        encoder.embed_texts(TEXTS)

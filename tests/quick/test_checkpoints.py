@@ -1,0 +1,202 @@
+"""Checkpoints that are incomplete, odd or of another kind: refused in one line that says what to change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from siglip.checkpoint import TINY, CheckpointError, pin_model
+from siglip.config import ModelConfig
+from siglip.encoder import Encoder, load_model
+
+PATCHES = "vision_model.embeddings.patch_embedding.weight"
+Weights = dict[str, torch.Tensor]
+
+
+def copy_tiny(
+    directory: Path,
+    weights: Callable[[Weights], Weights] | None = None,
+    **settings: Callable[[dict[str, Any]], Any],
+) -> str:
+    """The shipped checkpoint with weights or settings changed, as a `model.source`."""
+    shutil.copytree(TINY, directory)
+    if weights:
+        path = directory / "model.safetensors"
+        save_file(weights(load_file(path)), path, metadata={"format": "pt"})
+    for name, change in settings.items():
+        path = directory / f"{name}.json"
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return str(directory)
+
+
+def load(source: str, **options: Any) -> Encoder:
+    return Encoder(pin_model(ModelConfig(source=source, dtype="float32", compile=False)), **options)
+
+
+def without(prefix: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {name: value for name, value in weights.items() if not name.startswith(prefix)}
+
+
+INCOMPLETE: list[tuple[str, Callable[[Weights], Weights], str]] = [
+    ("no text tower", without("text_model"), "missing: text_model.embeddings.position_embedding.weight"),
+    ("no logit scale", without("logit_scale"), r"\(missing: logit_scale\)"),
+    ("a compiled model's", lambda w: {f"_orig_mod.{n}": v for n, v in w.items()}, "not this model's: _orig_mod.logit"),
+    ("a layer less", without("vision_model.encoder.layers.3."), r"missing: vision_model.encoder.layers.3.\S+.* more"),
+    ("another shape", lambda w: {**w, PATCHES: torch.zeros(128, 3, 8, 8)}, rf"\(of another shape: {PATCHES}\)"),
+    ("two scales", lambda w: {**w, "logit_scale": torch.zeros(2)}, r"\(of another shape: logit_scale\)"),
+    ("NaN", lambda w: {**w, PATCHES: w[PATCHES] * float("nan")}, rf"\(not finite: {PATCHES}\)"),
+    ("a layer more", lambda w: {**w, "vision_model.encoder.layers.4.x": torch.ones(1)}, r"not this model's: \S+4.x\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [c[1:] for c in INCOMPLETE], ids=[c[0] for c in INCOMPLETE])
+def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    source = copy_tiny(tmp_path / "model", change)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        load(source, texts=False)
+    assert str(refused.value).startswith(f"model.source: {source}: ")
+    assert "\n" not in str(refused.value)
+
+
+IMAGES, MODEL, TOKENIZER = "preprocessor_config", "config", "tokenizer_config"
+ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    (IMAGES, lambda c: {**c, "resample": None}, r"preprocessor_config\.json: resample: .*None"),
+    (IMAGES, lambda c: {**c, "resample": 9}, r"preprocessor_config\.json: resample: .*9"),
+    (IMAGES, lambda c: {**c, "image_mean": [0.5]}, r"preprocessor_config\.json: image_mean: "),
+    (IMAGES, lambda c: {**c, "image_mean": [0.5, 0.5, float("nan")]}, r"preprocessor_config\.json: image_mean\.2: "),
+    (IMAGES, lambda c: {**c, "image_std": [0.5, 0, 0.5]}, r"preprocessor_config\.json: image_std\.1: "),
+    (IMAGES, lambda c: {**c, "image_std": None}, r"preprocessor_config\.json: image_std: "),
+    (IMAGES, lambda c: {**c, "size": {"shortest_edge": 64}}, "is not the 64 x 64 pixels of config.json"),
+    (IMAGES, lambda c: {**c, "size": "64"}, "is not the 64 x 64 pixels of config.json"),
+    (IMAGES, lambda c: {**c, "size": {"height": 32, "width": 32}}, "is not the 64 x 64 pixels of config.json"),
+    (IMAGES, lambda c: {**c, "do_normalize": False}, "do_normalize: false is not what a SigLIP does"),
+    (IMAGES, lambda c: {**c, "rescale_factor": 1.0}, "rescale_factor: expected 1/255"),
+    (IMAGES, lambda c: [c], "preprocessor_config.json is no JSON object"),
+    (MODEL, lambda c: "siglip", "config.json is no JSON object"),
+    (MODEL, lambda c: {**c, "vision_config": {**c["vision_config"], "hidden_size": None}}, "vision_config.hidden_size"),
+    (MODEL, lambda c: {**c, "vision_config": [1]}, r"config\.json: vision_config: "),
+    (MODEL, lambda c: {**c, "text_config": {**c["text_config"], "projection_size": 9}}, "its texts have 9 numbers"),
+    (MODEL, lambda c: {**c, "model_type": "siglip2"}, "NaFlex .* such as google/siglip2-base-patch16-256"),
+    (MODEL, lambda c: {**c, "model_type": "clip"}, "is a clip model, not a siglip"),
+    (MODEL, lambda c: {}, "is a nameless model"),
+    (TOKENIZER, lambda c: {**c, "tokenizer_class": "CLIPTokenizer"}, "tokenizer_class CLIPTokenizer: expected"),
+    (
+        TOKENIZER,
+        lambda c: {**c, "tokenizer_class": "GemmaTokenizer"},
+        "tokenizer_class GemmaTokenizer: .*tokenizer.json",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), ODD, ids=[f"{n}-{message}" for n, _, message in ODD])
+def test_odd_settings_are_refused_before_the_weights_are_read(
+    tmp_path: Path, name: str, change: Any, message: str
+) -> None:
+    source = copy_tiny(tmp_path / "model", **{name: change})
+    with pytest.raises(CheckpointError, match=message) as refused:
+        pin_model(ModelConfig(source=source))
+    assert source in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_settings_file_that_is_not_there_or_no_json(tmp_path: Path, name: str) -> None:
+    source = copy_tiny(tmp_path / "model")
+    path = Path(source) / name
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=f"cannot read {name}: "):
+        pin_model(ModelConfig(source=source))
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}"):
+        pin_model(ModelConfig(source=source))
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
+def test_a_source_that_is_nothing(source: str) -> None:
+    with pytest.raises(CheckpointError, match="no directory, no s3:// prefix and no hub id"):
+        pin_model(ModelConfig(source=source))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="could not be fetched from the hub") as refused:
+        pin_model(ModelConfig(source="google/siglip-base-patch16-256"))
+    assert "\n" not in str(refused.value)
+
+
+def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+    source = copy_tiny(tmp_path / "weights")
+    weights = Path(source) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.source: ") as refused:
+        load(source)
+    assert "\n" not in str(refused.value)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load(source)
+    source = copy_tiny(tmp_path / "tokenizer")
+    (Path(source) / "spiece.model").write_bytes(b"no sentences")
+    with pytest.raises(CheckpointError, match=r"model\.source: ") as refused:
+        load(source)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_changed_between_pin_and_load_are_refused(tmp_path: Path) -> None:
+    source = copy_tiny(tmp_path / "model")
+    pinned = pin_model(ModelConfig(source=source))
+    assert pinned.fetch() == Path(source)
+    save_file(load_file(Path(source) / "model.safetensors"), Path(source) / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"another checkpoint here .* than the one that was started with"):
+        Encoder(pinned)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "tokenizer_config.json", "spiece.model", "added_tokens.json"]
+)
+def test_the_identity_covers_every_file_that_decides_numbers(tmp_path: Path, name: str) -> None:
+    config = ModelConfig(source=copy_tiny(tmp_path / "model"))
+    before = pin_model(config).identity
+    assert before == pin_model(ModelConfig(source=copy_tiny(tmp_path / "copy"))).identity
+    with (Path(config.source) / name).open("ab") as file:
+        file.write(b"{}" if name == "added_tokens.json" else b" ")
+    assert pin_model(config).identity != before
+
+
+def test_real_checkpoints_are_not_refused_for_what_is_harmless(tmp_path: Path) -> None:
+    """Position ids that older transformers saved; half precision; shards; processor settings as transformers 5 nests
+    them; a tokenizer_config that is not there."""
+    ids = torch.arange(16)[None]
+    old = copy_tiny(tmp_path / "old", lambda w: {**w, "vision_model.embeddings.position_ids": ids})
+    (Path(old) / "tokenizer_config.json").unlink()
+    (Path(old) / "pytorch_model.bin").write_bytes(b"never read")
+    images = json.loads((Path(old) / "preprocessor_config.json").read_text())
+    (Path(old) / "preprocessor_config.json").unlink()
+    nested = {"processor_class": "SiglipProcessor", "image_processor": {**images, "resample": 2}}
+    (Path(old) / "processor_config.json").write_text(json.dumps(nested))
+    tiny, encoder = load("tiny"), load(old)
+    assert encoder.spec == tiny.spec.model_copy(update={"resample": 2})
+    assert encoder.tokenize(["a red circle"]).tolist() == tiny.tokenize(["a red circle"]).tolist()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(encoder.embed_images(pixels), tiny.embed_images(pixels))
+    half = copy_tiny(tmp_path / "half", lambda w: {n: v.bfloat16() for n, v in w.items()})
+    assert (load(half).embed_images(pixels) * tiny.embed_images(pixels)).sum(axis=1).min() > 0.999
+    shards = Path(copy_tiny(tmp_path / "shards"))
+    (shards / "model.safetensors").unlink()
+    load_model(TINY, "tiny").save_pretrained(shards, max_shard_size="2MB")
+    assert len(list(shards.glob("model-*.safetensors"))) > 2
+    np.testing.assert_array_equal(load(str(shards)).embed_images(pixels), tiny.embed_images(pixels))
+    next(shards.glob("model-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match=r"model\.source: ") as refused:
+        load(str(shards))
+    assert "\n" not in str(refused.value)
