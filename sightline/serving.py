@@ -81,8 +81,6 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     with _quiet():
         ray.init(
             address="local",
-            # Ray's own ports and the metrics listen where this address is. The endpoint's host is Serve's own affair.
-            _node_ip_address="127.0.0.1",
             num_cpus=int(2 * cpus) + SPARE_CPUS,
             include_dashboard=False,
             logging_level=logging.ERROR,

@@ -9,11 +9,17 @@ from ipaddress import ip_address
 
 import httpx
 import psutil
+import pytest
 
 from tests.endpoint import EXAMPLE
 from tests.raycluster import SIGHTLINE
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="Ray listens on every interface: ray.init(_node_ip_address=127.0.0.1) is resolved to the machine's address",
+)
 def test_everything_listens_on_loopback() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
