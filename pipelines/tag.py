@@ -214,6 +214,7 @@ def _embed_labels(model: PinnedModel, labels: LabelSet, gpus: float) -> tuple[Fl
 
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
+    encoder.warm_up()
     return encoder.embed_labels(labels), encoder.scale
 
 

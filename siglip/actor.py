@@ -49,8 +49,7 @@ class SiglipActor:
         self.encoder = Encoder(pinned, texts=texts, gpus=gpus)
         self.model_seconds = 0.0
         # The first pass compiles or picks kernels: paid here, where nobody waits for an image.
-        size = self.encoder.spec.size
-        self.encoder.embed_images(np.zeros((self.encoder.batch_size, size, size, 3), np.uint8))
+        self.encoder.warm_up()
 
     def embed(self, pixels: NDArray[np.uint8]) -> Floats:
         """uint8 (N, S, S, 3) to float32 (N, D), unit norm. Adds to `model_seconds`."""

@@ -83,6 +83,14 @@ class Encoder:
                 outputs.append(self._forward(batch)[:count].clone())
             return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
 
+    def warm_up(self) -> None:
+        """A first batch, which compiles or picks kernels, of black images.
+
+        Raises `siglip.checkpoint.CheckpointError` when what comes out is not finite.
+        """
+        size = self.spec.size
+        _check_finite(self.embed_images(np.zeros((self.batch_size, size, size, 3), np.uint8)), "images")
+
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Texts to float32 (N, D) of unit norm. Text beyond the model's length is cut off."""
         if self._text is None:
@@ -121,11 +129,13 @@ class Encoder:
     def embed_labels(self, labels: LabelSet) -> Floats:
         """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again.
 
-        Raises `siglip.labels.LabelError` when the model cannot tell the labels apart.
+        Raises `siglip.labels.LabelError` when the model cannot tell the labels apart, and
+        `siglip.checkpoint.CheckpointError` when what comes out is not finite.
         """
         labels.check(self._rule)
         prompts = labels.prompts(self._rule)
         vectors = self.embed_texts([prompt for group in prompts for prompt in group])
+        _check_finite(vectors, "texts")
         return average_prompts(vectors, [len(group) for group in prompts])
 
     def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -208,6 +218,12 @@ def load_model(directory: Path, source: str) -> SiglipModel:
 def _show_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
+
+
+def _check_finite(vectors: Floats, what: str) -> None:
+    """Finite weights may still overflow."""
+    if not np.isfinite(vectors).all():
+        raise CheckpointError(f"model.source: the model's embeddings of {what} are not finite: its weights are no good")
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

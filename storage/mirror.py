@@ -41,12 +41,11 @@ class Mirror:
                 continue
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file, StoreFile(store, entry) as source:
-                    while chunk := source.read(READ_BYTES):
-                        file.write(chunk)
-                os.replace(file.name, target)
+                _copy(store, entry, target)
             except OSError as error:
-                raise StoreError(f"{target}: {error.strerror}: set SIGHTLINE_CACHE to a folder with room") from error
+                raise StoreError(
+                    f"{target}: {error.strerror or error}: set SIGHTLINE_CACHE to a folder with room"
+                ) from error
         return folder, identity
 
     def _look(self, store: Store, prefix: str, wanted: Callable[[str], bool]) -> tuple[str, dict[str, Entry]]:
@@ -58,3 +57,16 @@ class Mirror:
         # With the quotes that S3 puts around ETags: copies that were made before stay valid.
         lines = "\n".join(f'{name} "{entry.etag}"' for name, entry in entries.items())
         return hashlib.sha256(lines.encode()).hexdigest(), entries
+
+
+def _copy(store: Store, entry: Entry, target: Path) -> None:
+    """Whole or not at all: half of a file is not left, whatever fails."""
+    file = tempfile.NamedTemporaryFile(dir=target.parent, delete=False)  # noqa: SIM115
+    try:
+        with file, StoreFile(store, entry) as source:
+            while chunk := source.read(READ_BYTES):
+                file.write(chunk)
+        os.replace(file.name, target)
+    except BaseException:
+        Path(file.name).unlink(missing_ok=True)
+        raise

@@ -87,11 +87,10 @@ def test_pillow_s_own_turning_fails_on_such_a_block() -> None:
 
     failed = []
     for name, (block, _) in BLOCKS.items():
-        image = Image.open(io.BytesIO(with_block("JPEG", block)))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(Image.open(io.BytesIO(with_block("JPEG", block))))
         except Exception:
             failed.append(name)
     assert "cannot be written back" in failed
@@ -116,7 +115,7 @@ def test_raw_profiles_of_other_programs_never_cost_an_image() -> None:
         assert decode_image(data, SPEC, Limits()).width == RGB.width
 
 
-@pytest.mark.parametrize("value", [0, 9, "6", (6, 6)])
+@pytest.mark.parametrize("value", [0, 9, "6"])
 def test_a_tiff_with_an_odd_orientation(value: Any) -> None:
     from PIL import TiffImagePlugin
 
@@ -124,18 +123,19 @@ def test_a_tiff_with_an_odd_orientation(value: Any) -> None:
     tags[0x0112] = value
     tags.tagtype[0x0112] = 2 if isinstance(value, str) else 3
     decoded = decode_image(encode(RGB, "TIFF", tiffinfo=tags), SPEC, Limits())
-    # Of several orientations Pillow takes the first.
-    assert (decoded.width, decoded.height) == (RGB.size[::-1] if isinstance(value, tuple) else RGB.size)
+    assert (decoded.width, decoded.height) == RGB.size
 
 
 def test_a_rotated_tiff_with_a_directory_that_is_nowhere() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif.get_ifd(0x8769)[0x9003] = "2026:01:01 00:00:00"
-    data = bytearray(encode(RGB, "TIFF", exif=exif))
-    at = data.index(struct.pack("<HHI", 0x8769, 4, 1)) + 8
-    data[at : at + 4] = b"\xf0\xff\xff\x7f"
-    decoded = decode_image(bytes(data), SPEC, Limits())
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = 6
+    tags[0x8769] = 0x7FFFFFF0
+    tags.tagtype[0x8769] = 4
+    data = encode(RGB, "TIFF", tiffinfo=tags)
+    assert struct.pack("<I", 0x7FFFFFF0) in data
+    decoded = decode_image(data, SPEC, Limits())
     upright = RGB.transpose(TURN)
     assert (decoded.width, decoded.height) == upright.size
     np.testing.assert_array_equal(decoded.pixels, np.asarray(upright.resize((64, 64), Image.Resampling.BICUBIC)))

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
@@ -117,40 +109,3 @@ def test_a_taken_port_is_named() -> None:
         result = CliRunner().invoke(app, ["serve", str(CONFIGS / "endpoint.yaml"), "--port", str(port)])
     assert result.exit_code == 2
     assert f"cannot listen on 127.0.0.1:{port}" in " ".join(result.output.split())
-
-
-def test_the_command_serves_and_stops(tmp_path: Path) -> None:
-    """The whole of it in its own process: warm when it says so, metrics, logs, proxies' errors, Ctrl-C."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sightline", "serve", str(CONFIGS / "endpoint.yaml"), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith(f"ready: http://127.0.0.1:{port} "), line
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            assert client.get("/readyz").status_code == 200
-            ask = {"texts": ["a"], "images": [], "x": 1}
-            assert client.post("/v1/similarity", json=ask).json()["error"]["code"] == "invalid_request"
-            assert client.get("/v1/models", headers={"x-request-id": "find-me-again"}).status_code == 200
-        metrics = re.findall(r"metrics: (http\S+)\)", line)[0]
-        deadline = 60
-        while deadline and "ray_sightline_requests" not in (text := httpx.get(metrics).text):
-            deadline -= 1
-            time.sleep(0.5)
-        dashboard = json.loads((Path(__file__).parents[2] / "serve" / "grafana" / "dashboard.json").read_text())
-        wanted = set(re.findall(r"ray_sightline_\w+?(?=_bucket|_sum|_count|[{\[( ]|$)", json.dumps(dashboard)))
-        assert wanted
-        sent = {name for name in wanted if name in text}
-        assert sent >= {"ray_sightline_requests_total", "ray_sightline_in_flight"}, wanted - sent
-    finally:
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=90)
-    assert process.returncode == 0, errors
-    assert errors == "loading tiny ...\n"
-    logs = Path("/tmp/ray").glob("session_*/logs/serve/replica_sightline_ingress_*.log")
-    newest = max(logs, key=os.path.getmtime).read_text().splitlines()
-    record = next(json.loads(entry) for entry in newest if "find-me-again" in entry)
-    assert record["request_id"] == "find-me-again"
-    assert record["message"] == "GET /v1/models 200"

@@ -250,7 +250,7 @@ class Story:
                 assert set(codes) <= ({0, 1} if away else {0}), self.tell()
             for path in away:
                 (self.aside / path).rename(self.root / path)
-            if (self.root / "output/plan").exists():
+            if [*(self.root / "output/plan").glob("*.parquet")]:
                 assert self.place.verify().duplicates == 0
         self.arrange(STEPS)
         assert self.run(Step(20)) == [0], self.tell()
