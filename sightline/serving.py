@@ -70,6 +70,8 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     # One event loop in each replica instead of three: nothing of the endpoint's blocks it.
     os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
     os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+    # This Ray is of one machine: without the means of a cluster its ports are loopback's, and no other's.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     from ray import serve as rayserve
 
@@ -86,6 +88,7 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
             logging_level=logging.ERROR,
             log_to_driver=False,
             _metrics_export_port=metrics_port,
+            _node_ip_address="127.0.0.1",
         )
     try:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
