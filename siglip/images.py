@@ -179,7 +179,7 @@ def _register_heif() -> None:
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8, of an image that is not loaded yet: how it is still to be turned.
+    """EXIF's orientation, 1 to 8: how the image is still to be turned. Loads it, unless it is a TIFF or a HEIF.
 
     Whatever is no orientation, and EXIF that cannot be parsed, is 1. A HEIF is 1, because its reader has turned it;
     so is a TIFF, because Pillow turns it while loading. Pillow parses all EXIF of a TIFF for that, and must not fail
@@ -187,6 +187,9 @@ def _read_orientation(image: Image.Image) -> int:
     """
     if image.format == "HEIF":
         return 1
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A PNG loads itself to find EXIF behind its pixels, and a second loading of a broken one gives black ones.
+        image.load()
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             found: object = image.tag_v2.get(ExifTags.Base.Orientation, 1)

@@ -51,6 +51,12 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def with_a_byte_flipped(png: bytes, position: int) -> bytes:
+    """A PNG whose compressed pixels are damaged, all its chunks in place."""
+    start = png.index(b"IDAT") + 4 + position
+    return png[:start] + bytes([png[start] ^ 0xFF]) + png[start + 1 :]
+
+
 JPEG = encode(make_rgb(), "JPEG")
 BAD = [
     ("empty", b""),
@@ -60,6 +66,7 @@ BAD = [
     ("truncated", JPEG[: len(JPEG) // 2]),
     ("truncated", encode(make_rgb(600, 600), "PNG")[:-2000]),
     ("truncated", encode(make_rgb(), "WEBP")[:-50]),
+    ("corrupt", with_a_byte_flipped(encode(make_rgb(200, 100)), 36)),
     ("too_many_pixels", png_header(100_000, 100_000)),
     ("too_many_pixels", encode(Image.new("1", (10_000, 10_000)))),
     ("unsupported_pixels", encode(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF")),
