@@ -149,21 +149,25 @@ class _Gunzip(gzip.GzipFile):
 
 
 def _estimate_rows(store: Store, planned: Input) -> int:
-    """About how many images a tar holds, from its first megabyte: what packing shards needs to know."""
+    """About how many images a tar holds, from its first megabyte: what packing shards needs to know.
+
+    One that breaks is taken to go on as it began: what it should have held is what its breaking loses.
+    """
     raw: Any = io.BufferedReader(StoreFile(store, planned.entry, _SAMPLE_BYTES), 1 << 16)
-    images, stop = 0, 0
+    images, reached = 0, 0
     try:
         stream = _decompress(raw)
         with raw, tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
             for member in tar:
-                if member.isreg() and member.name.lower().rpartition(".")[2] in readable_suffixes():
-                    images += 1
-                    stop = member.offset_data + member.size if stream is raw else raw.tell()
-                if images == _SAMPLE_IMAGES or stop >= _SAMPLE_BYTES:
-                    return max(1, images * planned.size // stop)
+                images += member.isreg() and member.name.lower().rpartition(".")[2] in readable_suffixes()
+                reached = member.offset_data + member.size if stream is raw else raw.tell()
+                if images == _SAMPLE_IMAGES or reached >= _SAMPLE_BYTES:
+                    break
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError):
-        # Reading it will say what is wrong with it, and how much that lost.
-        return max(1, images * planned.size // max(1, stop))
+        pass  # reading it will say what is wrong with it
+    # A whole tar ends with at most a record of zeros behind its last member.
+    if 0 < reached < planned.size - tarfile.RECORDSIZE:
+        return max(1, images * planned.size // reached)
     return max(1, images)
 
 
