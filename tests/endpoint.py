@@ -65,6 +65,8 @@ def run_endpoint(config: EndpointConfig, model: ModelServer | None = None) -> It
     finally:
         server.should_exit = True
         thread.join(30)
+        server.force_exit = True  # a client that stalls must not keep the port beyond its test
+        thread.join(30)
 
 
 def shape_png(label: str = "red circle", seed: int = 1) -> bytes:

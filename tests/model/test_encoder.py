@@ -34,7 +34,7 @@ def test_the_base_architecture_is_siglip_base_patch16_256(tmp_path: Path) -> Non
     config = ModelConfig(source=str(tmp_path / "base"), dtype="float32", compile=False)
     pinned = pin_model(config)
     assert (pinned.width, pinned.text_length, pinned.spec) == (768, 64, ImageSpec(size=256))
-    assert pinned.vision_flops == pytest.approx(44.4e9, rel=0.03)  # counted by torch's profiler
+    assert pinned.vision_flops == pytest.approx(44.4e9, rel=0.05)  # counted by torch's profiler
     encoder = Encoder(pinned)
     assert (encoder.width, encoder.text_length, encoder.spec.size) == (768, 64, 256)
     assert encoder.tokenize(["a cat"]).shape == (1, 64)
