@@ -245,7 +245,8 @@ def check_an_update(cluster: RayCluster, settings: dict[str, Any], path: Path, r
     settings["applications"][0]["args"]["label_sets"]["more"] = {"names": ["red circle", "green square"]}
     path.write_text(yaml.safe_dump(settings))
     body = {**json.loads(request.data), "label_set": "more"} if isinstance(request.data, bytes) else {}
-    new = urllib.request.Request(request.full_url, json.dumps(body).encode(), dict(request.header_items()))
+    # Not `header_items`: sending the request has added its own Content-Length to them.
+    new = urllib.request.Request(request.full_url, json.dumps(body).encode(), dict(request.headers))
     done = cluster.run("serve", "deploy", "--address", cluster.dashboard, str(path))
     assert done.returncode == 0, done.stderr
     deadline = time.monotonic() + 180
