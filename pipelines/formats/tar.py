@@ -165,8 +165,8 @@ def _estimate_rows(store: Store, planned: Input) -> int:
                     break
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError):
         pass  # reading it will say what is wrong with it
-    # A whole tar ends with at most a record of zeros behind its last member.
-    if 0 < reached < planned.size - tarfile.RECORDSIZE:
+    # A whole tar ends with two blocks of zeros behind its last member, and zeros up to a whole record.
+    if 0 < reached < planned.size - 2 * tarfile.RECORDSIZE:
         return max(1, images * planned.size // reached)
     return max(1, images)
 
