@@ -35,8 +35,11 @@ def serve_web(answers: dict[str, Answer]) -> Iterator[Web]:
         async with web.run():
             started.set()
             await stop.wait()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.1)  # for the connections to close before their loop does
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
