@@ -56,7 +56,7 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
         yield _fit(config)
         return
     try:
-        with _keep_sigterm(), _quiet_core():
+        with keep_sigterm(), _quiet_core():
             if address:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
@@ -70,7 +70,7 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
 
 
 @contextmanager
-def _keep_sigterm() -> Iterator[None]:
+def keep_sigterm() -> Iterator[None]:
     """`ray.init` takes SIGTERM for itself, and would end the process with code 15 and a stack: it stays the caller's.
 
     Ray's core has a handler below Python's, and setting Python's again takes that one out too.

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from serve import haproxy
 from serve.auth import KeyRing
 from serve.bodies import JsonRoute
 from serve.classification import add_classification_routes
@@ -51,8 +52,11 @@ INGRESS_REQUESTS = 1024
 """Requests that Ray Serve hands to an ingress at once. Its own gate refuses with more sense, and comes first."""
 
 
-def make_app(config: EndpointConfig, model: Model) -> FastAPI:
-    """The HTTP application over a model, here or behind a handle. It is warm when its lifespan has started."""
+def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False) -> FastAPI:
+    """The HTTP application over a model, here or behind a handle. It is warm when its lifespan has started.
+
+    Behind Ray Serve's HAProxy the connections are HAProxy's, and a header tells whose requests they carry.
+    """
     service = Service(config, model)
     keys = KeyRing(config.auth.keys_file) if config.auth.keys_file else None
 
@@ -82,7 +86,7 @@ def make_app(config: EndpointConfig, model: Model) -> FastAPI:
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(Front, service=service, keys=keys)
+    app.add_middleware(Front, service=service, keys=keys, behind_haproxy=behind_haproxy)
     _forget_422(app.openapi())
     return app
 
@@ -114,7 +118,7 @@ class Ingress:
         self._model = model
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._config, RemoteModel(self._model))
+        return make_app(self._config, RemoteModel(self._model), haproxy.enabled())
 
 
 def build(args: EndpointConfig) -> Application:

@@ -17,6 +17,7 @@ from serve.batcher import Expired
 from serve.bodies import check_structure
 from serve.errors import ApiError
 from serve.gate import Pass
+from serve.haproxy import PEER
 from serve.log import log
 from serve.service import Service, Trace
 
@@ -37,8 +38,9 @@ _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 class Front:
     """Wraps the routes. It reads the whole body before them, so that what they wait for is never a slow client."""
 
-    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing | None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: KeyRing | None, behind_haproxy: bool) -> None:
         self.app = app
+        self.behind_haproxy = behind_haproxy
         self.service = service
         self.keys = keys
         per_minute = service.config.auth.requests_per_minute
@@ -105,7 +107,7 @@ class Front:
     def _authenticate(self, scope: Scope, headers: Headers, open_to_all: bool) -> str | None:
         """The name of the request's key, or None where none is needed. Raises `ApiError`."""
         if self.keys is None:
-            if not _is_local(scope, headers):
+            if not _is_local(scope, headers, self.behind_haproxy):
                 raise ApiError(
                     "loopback_only",
                     "no API keys are configured, so only clients on this machine are answered: set auth.keys_file",
@@ -225,15 +227,17 @@ def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
-def _is_local(scope: Scope, headers: Headers) -> bool:
+def _is_local(scope: Scope, headers: Headers, behind_haproxy: bool) -> bool:
     """Whether a request comes from this machine itself, and was meant for it.
 
     A page on the internet can make a browser send requests here under a name of its own that resolves to loopback: so
-    the name is checked too. A request that a proxy passed on is a stranger's.
+    the name is checked too. A request that a proxy passed on is a stranger's, but for Ray Serve's own HAProxy, which
+    tells whose connection it was.
     """
     client = scope.get("client")
+    peers = [client[0] if client else "", *(headers.getlist(PEER) or [""] if behind_haproxy else [])]
     try:
-        if not client or not ip_address(client[0]).is_loopback:
+        if not all(ip_address(peer).is_loopback for peer in peers):
             return False
     except ValueError:
         return False

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from serve import haproxy
+from serve.proxy import CALLBACK, CALLBACK_PATH
 from tests.radosgw import Radosgw, why_not
 
 
@@ -16,6 +20,13 @@ def require(what: str, missing: str | None) -> None:
         pytest.fail(f"no {what}: {missing}")
     if missing:
         pytest.skip(f"no {what}: {missing}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ray Serve reads its environment when it is first imported, which test files do when they are."""
+    folder = TemporaryDirectory(prefix="sl-", dir="/tmp")
+    config.add_cleanup(folder.cleanup)
+    os.environ.update({CALLBACK: CALLBACK_PATH, **haproxy.environment(Path(folder.name), 30)})
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +53,6 @@ def local_ray() -> Iterator[None]:
 
     import ray
 
-    from serve.proxy import CALLBACK, CALLBACK_PATH
-
-    os.environ[CALLBACK] = CALLBACK_PATH  # Ray Serve's proxies inherit it from here
     ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()

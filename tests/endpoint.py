@@ -47,10 +47,12 @@ class Endpoint:
 
 
 @contextmanager
-def run_endpoint(config: EndpointConfig, model: ModelServer | None = None) -> Iterator[Endpoint]:
+def run_endpoint(
+    config: EndpointConfig, model: ModelServer | None = None, behind_haproxy: bool = False
+) -> Iterator[Endpoint]:
     """Serve on a free port of loopback until the `with` ends."""
     model = model or ModelServer(config)
-    app = make_app(config, model)
+    app = make_app(config, model, behind_haproxy)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

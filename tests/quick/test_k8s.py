@@ -17,6 +17,7 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
+from serve import haproxy
 from serve.config import EndpointConfig
 from serve.proxy import CALLBACK, CALLBACK_PATH
 from tests.kubernetes import COMPACT, ROOT, check, compact, find_kubectl, pods, render
@@ -394,7 +395,11 @@ def test_serve_settings_and_pods_fit(overlays: dict[str, list[dict[str, Any]]], 
     assert config.replicas.num_gpus == int(limits.get("nvidia.com/gpu", 0)) == int(name == "gpu")
     assert config.replicas.largest <= group["maxReplicas"]
     for where, template in pods(service["rayClusterConfig"]):
-        assert {"name": CALLBACK, "value": CALLBACK_PATH} in template["spec"]["containers"][0]["env"], where
+        given = {entry["name"]: entry["value"] for entry in template["spec"]["containers"][0]["env"]}
+        assert given[CALLBACK] == CALLBACK_PATH, where
+        assert given[haproxy.ENABLED] == "1", where
+        assert given[haproxy.BINARY] == "/opt/sightline/haproxy", where
+        assert int(given["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) > config.limits.deadline_s, where
     mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
     assert str(config.auth.keys_file).startswith(mounts[0]["mountPath"])
 

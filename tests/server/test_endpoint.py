@@ -24,6 +24,7 @@ from pipelines.config import JobConfig
 from pipelines.tag import run_job
 from serve.auth import new_key
 from serve.errors import CODES
+from serve.haproxy import PEER
 from sightline.progress import RunProgress
 from siglip.images import REASONS
 from siglip.shapes import LABELS
@@ -442,6 +443,20 @@ def test_without_keys_only_this_machine_is_answered(endpoint: Endpoint, headers:
     assert (answer.status_code, error_of(answer)["code"]) == (403, "loopback_only")
     assert endpoint.client.get("/healthz", headers=headers).status_code == 200
     assert endpoint.client.get("/v1/models", headers={"host": "localhost:80"}).status_code == 200
+
+
+def test_behind_haproxy_it_is_haproxys_peer_who_must_be_of_this_machine() -> None:
+    with run_endpoint(make_config(), behind_haproxy=True) as running:
+
+        def ask(*peers: str) -> int:
+            return running.client.get("/v1/models", headers=[(PEER, peer) for peer in peers]).status_code
+
+        assert ask("127.0.0.1") == 200
+        assert ask("::1") == 200
+        assert ask() == 403  # whoever asks an ingress past HAProxy
+        assert ask("203.0.113.9") == 403
+        assert ask("127.0.0.1", "203.0.113.9") == 403
+        assert ask("nobody") == 403
 
 
 def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:

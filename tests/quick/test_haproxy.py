@@ -1,0 +1,70 @@
+"""HAProxy's configuration as Ray Serve writes it, and what becomes of it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+
+from serve.haproxy import PEER, REFUSED, harden, launcher, refusal
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """The file that this version of Ray writes for an application with one ingress."""
+    server = ServerConfig(name="one", host="127.0.0.1", port=30000)
+    backend = BackendConfig(name="sightline", path_prefix="/", app_name="sightline", servers=[server])
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=8000),
+        socket_path=str(tmp_path / "admin.sock"),
+        server_state_base=str(tmp_path),
+        server_state_file=str(tmp_path / "state"),
+        has_received_routes=True,
+        has_received_servers=True,
+    )
+    path = tmp_path / "haproxy.cfg"
+    api = HAProxyApi(config, {"sightline": backend}, config_file_path=str(path))
+    api._generate_config_file_internal()
+    for status in REFUSED:
+        (tmp_path / f"{status}.http").write_bytes(refusal(status))
+    return path
+
+
+def test_only_the_endpoint_listens_and_it_tells_the_peer(written: Path) -> None:
+    before = written.read_text()
+    assert before.count("\n    bind ") + before.count("\n  bind ") == 3
+    after = harden(before, written.parent, "[::1]:9000")
+    binds = [line.strip() for line in after.splitlines() if line.strip().startswith("bind ")]
+    assert binds == ["bind [::1]:9000"]
+    frontend = after[after.index("frontend http_frontend") : after.index("backend default_backend")]
+    assert f"http-request set-header {PEER} %[src]" in frontend
+    assert "server one 127.0.0.1:30000 check" in after
+    assert "500.http" not in after
+    assert "text/plain lf-string" not in after
+    assert harden(after, written.parent, "[::1]:9000") == after
+
+
+def test_without_a_place_of_its_own_it_listens_where_ray_serve_says(written: Path) -> None:
+    assert "bind 127.0.0.1:8000" in harden(written.read_text(), written.parent)
+
+
+def test_the_launcher_mends_the_file_and_is_haproxy(written: Path) -> None:
+    done = subprocess.run([launcher(), "-c", "-f", written], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert PEER in written.read_text()
+
+
+def test_a_configuration_that_cannot_tell_the_peer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frontend http_frontend"):
+        harden("global\ndefaults\nfrontend another\n", tmp_path)
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_a_refusal_is_a_whole_response(status: int) -> None:
+    head, body = refusal(status).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert f"content-length: {len(body)}".encode() in head
+    assert b'"code": "unavailable"' in body
