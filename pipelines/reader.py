@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ from storage.store import StoreError, open_store
 BLOCK_BYTES = 64 * 2**20
 """Ray Data's target block: 341 images of 256 x 256. Smaller blocks cost overhead, larger ones delay receipts."""
 YIELD_BYTES = 8 * 2**20
-DECODED_TOGETHER, DECODED_BYTES = 8, 8 * 2**20
+AHEAD, AHEAD_BYTES = 8, 8 * 2**20
+"""Rows that are read before the decoder is done with the first of them."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,20 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
         rows, rows_in = read_retried(inputs, retry, config.reading, skipped), lambda: retry.rows_in
     else:
         rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
-    pending: list[dict[str, Any]] = []
+    block = _Block(schema, per_table, config.spec.size)
     try:
-        for number, row, line in _decode(rows, config):
+        for number, row, line in _decode(rows, config, block):
             numbers.append(number)
             lost += row.lost
-            pending.append({"shard": shard, "row": number, "ready_at": time.time(), **line})
-            if len(pending) == per_table:
-                yield _to_block(pending, schema)
-                pending = []
+            block.lines.append({"shard": shard, "row": number, "ready_at": time.time(), **line})
+            if len(block.lines) == per_table:
+                yield block.flush()
         runs = encode_rows(np.asarray(numbers, np.int64))
         ending = Ending(runs, rows_in(), dict(skipped.counts), lost)
     except StoreError as error:
         ending = Ending(wait=wait_reason(error), detail=str(error))
-    pending.append({"shard": shard, "row": MARKER, "ending": ending.to_json()})
-    yield _to_block(pending, schema)
+    block.lines.append({"shard": shard, "row": MARKER, "ending": ending.to_json()})
+    yield block.flush()
 
 
 def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[int, Row]]:
@@ -122,57 +122,96 @@ def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator
         yield number, row
 
 
-def _to_block(lines: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    columns = {}
-    for column in schema:
-        values = [line.get(column.name) for line in lines]
+class _Block:
+    """Rows on their way into a table, and the pixels of those that have some: one after another, where they stay."""
+
+    def __init__(self, schema: pa.Schema, rows: int, size: int) -> None:
+        self._schema = schema
+        self._shape = (rows, size, size, 3)
+        self._images = np.empty(self._shape, np.uint8)
+        self._filled = 0
+        self.lines: list[dict[str, Any]] = []
+
+    def take(self, decoder: Decoder) -> Decoded | ImageRejected:
+        """The decoder's oldest image, its pixels behind those that are here."""
+        outcome = decoder.take(self._images[self._filled])
+        self._filled += isinstance(outcome, Decoded)
+        return outcome
+
+    def flush(self) -> pa.Table:
+        """The rows as a table, and room for as many again."""
+        columns = {column.name: self._column(column) for column in self._schema}
+        self.lines, self._images, self._filled = [], np.empty(self._shape, np.uint8), 0
+        return pa.table(columns, schema=self._schema)
+
+    def _column(self, column: pa.Field) -> pa.Array:
+        if column.name == "pixels":
+            return self._pixels()
+        values = [line.get(column.name) for line in self.lines]
         if column.name.startswith(COLUMN_PREFIX):
             nothing = pa.nulls(1, column.type)
-            columns[column.name] = pa.concat_arrays([nothing if value is None else value for value in values])
-        else:
-            columns[column.name] = pa.array(values, column.type)
-    return pa.table(columns, schema=schema)
+            return pa.concat_arrays([nothing if value is None else value for value in values])
+        return pa.array(values, column.type)
+
+    def _pixels(self) -> pa.Array:
+        """A null takes no bytes: so rejected rows leave no holes, and the images of a table are one array."""
+        has = np.fromiter(("width" in line for line in self.lines), bool, len(self.lines))
+        ends = np.cumsum(has) * int(np.prod(self._shape[1:]))
+        offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int64))
+        valid = pa.py_buffer(np.packbits(has, bitorder="little"))
+        return pa.Array.from_buffers(
+            pa.large_binary(), len(has), [valid, offsets, pa.py_buffer(self._images[: self._filled])]
+        )
 
 
-def _decode(rows: Iterator[tuple[int, Row]], config: ReaderConfig) -> Iterator[tuple[int, Row, dict[str, Any]]]:
+def _decode(
+    rows: Iterator[tuple[int, Row]], config: ReaderConfig, block: _Block
+) -> Iterator[tuple[int, Row, dict[str, Any]]]:
+    """Rows with what they became, their pixels in the block. While the decoder works on some, the next are read."""
     decoder = _decoder(config.spec, config.limits, config.mode, config.thumbnail)
-    while True:
-        start = time.perf_counter()
-        group = list(_take_group(rows))
-        if not group:
-            return
-        read = time.perf_counter()
-        outcomes = iter(decoder.decode([row.data for _, row in group if row.data is not None]))
-        done = time.perf_counter()
-        for number, row in group:
-            line = {
-                "key": row.key,
-                "source": row.source,
-                "metadata": row.metadata,
-                "sha256": None if row.data is None else hashlib.sha256(row.data).hexdigest(),
-                "read_s": (read - start) / len(group),
-                "decode_s": (done - read) / len(group),
-                **{COLUMN_PREFIX + name: value for name, value in row.columns.items()},
-            }
-            outcome = row.rejected if row.data is None else next(outcomes)
-            if isinstance(outcome, Decoded):
-                line |= {"width": outcome.width, "height": outcome.height, "thumbnail": outcome.thumbnail}
-                line["pixels"] = outcome.pixels.data.cast("B")
-            else:
-                rejected = outcome or ImageRejected("missing")
-                line |= {"reason": rejected.reason, "detail": rejected.detail}
-                line["stage"] = "read" if row.data is None else "decode"
-            yield number, row, line
-
-
-def _take_group(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-    """The next few rows: what the decoder is handed at once."""
+    if len(decoder):
+        decoder.close()  # a shard that failed left images in it
+    ahead: deque[tuple[int, Row, float]] = deque()
     size = 0
-    for number, row in islice(rows, DECODED_TOGETHER):
-        size += len(row.data or b"")
-        yield number, row
-        if size >= DECODED_BYTES:
+    more = True
+    while ahead or more:
+        while more and (not ahead or (len(ahead) < AHEAD and size < AHEAD_BYTES)):
+            start = time.perf_counter()
+            number, row = next(rows, (MARKER, None))
+            if row is None:
+                more = False
+                break
+            ahead.append((number, row, time.perf_counter() - start))
+            if row.data is not None:
+                size += len(row.data)
+                decoder.submit(row.data)
+        if not ahead:
             return
+        number, row, seconds = ahead.popleft()
+        yield number, row, _take(decoder, block, row, seconds)
+        size -= len(row.data or b"")
+
+
+def _take(decoder: Decoder, block: _Block, row: Row, read_s: float) -> dict[str, Any]:
+    """A row's columns: what was read, and what the decoder made of it."""
+    line: dict[str, Any] = {
+        "key": row.key,
+        "source": row.source,
+        "metadata": row.metadata,
+        "sha256": None if row.data is None else hashlib.sha256(row.data).hexdigest(),
+        "read_s": read_s,
+        "decode_s": 0.0,
+        **{COLUMN_PREFIX + name: value for name, value in row.columns.items()},
+    }
+    outcome = row.rejected if row.data is None else block.take(decoder)
+    if isinstance(outcome, Decoded):
+        line |= {"width": outcome.width, "height": outcome.height, "thumbnail": outcome.thumbnail}
+        line["decode_s"] = outcome.seconds
+    else:
+        rejected = outcome or ImageRejected("missing")
+        line |= {"reason": rejected.reason, "detail": rejected.detail}
+        line["stage"] = "read" if row.data is None else "decode"
+    return line
 
 
 @cache

@@ -47,10 +47,9 @@ class Tagger:
         """A reader's block without its pixels, and with labels, scores and embedding for each row that had some."""
         started = time.time()
         valid = pc.is_valid(block["pixels"])
-        images = block.filter(valid) if block["pixels"].null_count else block
         width, size = self._config.model.width, self._config.model.spec.size
         before = self._actor.model_seconds
-        embeddings = self._actor.embed(pixels_of(images["pixels"], size))
+        embeddings = self._actor.embed(pixels_of(block["pixels"], size))
         seconds = self._actor.model_seconds - before
         if not np.isfinite(embeddings).all():
             raise RuntimeError("the model gave embeddings that are not finite")
@@ -62,7 +61,7 @@ class Tagger:
         vectors[where] = embeddings
         for position, row_labels, row_scores in zip(where, tagged["labels"], tagged["scores"], strict=True):
             labels[position], scores[position] = row_labels, row_scores
-        count = max(1, images.num_rows)
+        count = max(1, len(where))
         added = {
             "labels": pa.array(labels, pa.list_(pa.string())),
             "scores": pa.array(scores, pa.list_(pa.float32())),
@@ -78,7 +77,10 @@ class Tagger:
 
 
 def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """A binary column of images to uint8 (N, S, S, 3), without copying where it is one chunk."""
+    """The images of a binary column as uint8 (N, S, S, 3), without copying where it is one chunk.
+
+    Nulls are no images: they take no bytes, and N is the number of the others.
+    """
     chunks = []
     for chunk in column.chunks:
         if len(chunk):

@@ -3,34 +3,49 @@
 Image decoders are C code fed with strangers' bytes. In the caller's process a crash would take the other images of
 its task with it, and Ray would replay them into the same crash. Here it ends one child process: the image in hand is
 rejected, and a new child takes the next one. The child's memory is bounded by what the largest allowed image needs.
+
+Encoded bytes go to the child through a socket, several images ahead, so that neither waits for the other. Pixels come
+back in memory that both share; through the socket come only a few words about each.
 """
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import pickle
+import resource
+import select
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
+import time
+from collections import deque
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
+import numpy as np
+from numpy.typing import NDArray
 
 from siglip.config import ImageSpec, Limits
 from siglip.images import Decoded, DecodeMode, ImageRejected, decode_image
 
 STARTUP_SECONDS = 60.0
+SLOTS = 16
+"""Images that a child may hold: those that wait for it, and those whose pixels wait to be taken."""
 BYTES_PER_PIXEL = 36
 """What an image may take while it is decoded. The dearest known is a WebP with alpha: two canvases of libwebp's, its
 copy, and Pillow's image, background, composite and RGB, four bytes each; and one more for a turn."""
 _SPARE_BYTES = 128 * 2**20
 """For the libraries that are loaded with the first image of a format, and for small images' fixed costs."""
 _SOCKET_BYTES = 1 << 20
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+"""glibc gives large buffers back to the kernel at once and gets them again zeroed, page by page: half of what a photo
+of 12 megapixels costs. So the child keeps what such a photo needs."""
+_HEAD = struct.Struct("=Q")
 
 
 class Decoder:
@@ -47,109 +62,223 @@ class Decoder:
         self.limits = limits
         self.mode: DecodeMode = mode
         self.thumbnail = thumbnail
+        self._layout = _Layout(spec.size, thumbnail or 0)
         self._child: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
+        self._memory = np.empty(0, np.uint8)
+        self._waiting: deque[bytes] = deque()
+        self._stuck = False
+
+    def __len__(self) -> int:
+        """Images that were submitted and not taken."""
+        return len(self._waiting)
+
+    def submit(self, image: bytes) -> None:
+        """Hand an encoded image to the child, behind those before. At most `SLOTS` may be there; see `take`."""
+        if len(self._waiting) == SLOTS:
+            raise RuntimeError(f"{SLOTS} images are waiting: take one first")
+        self._waiting.append(image)
+        if self._socket is None:
+            self._start()
+        else:
+            self._send(self._socket, image)
+
+    def take(self, out: NDArray[np.uint8] | None = None) -> Decoded | ImageRejected:
+        """What became of the oldest image: what `siglip.images.decode_image` gives or raises.
+
+        Its pixels are copied into `out`, uint8 (S, S, 3), if that is given, and into an array of their own otherwise.
+        When the child dies, or is silent for too long, that is this image's fault, and those after it are handed to a
+        new child.
+        """
+        if not self._waiting:
+            raise RuntimeError("no image is waiting")
+        outcome = self._receive(out)
+        self._waiting.popleft()
+        return outcome
 
     def decode(self, images: Sequence[bytes]) -> list[Decoded | ImageRejected]:
-        """Decode images: for each, what `siglip.images.decode_image` gives or raises.
-
-        They are handed over together, because waking a process costs as much as a third of a decode. Outcomes come
-        back one by one, so that each image has its own clock; when the child dies or one takes too long, it is known
-        which, and those after it are handed to a new child.
-        """
+        """Decode images, in their order."""
         outcomes: list[Decoded | ImageRejected] = []
-        while len(outcomes) < len(images):
-            try:
-                self._exchange(images[len(outcomes) :], outcomes)
-            except ImageRejected as rejected:
-                outcomes.append(rejected)
+        rest = deque(images)
+        while rest or self._waiting:
+            while rest and len(self._waiting) < SLOTS:
+                self.submit(rest.popleft())
+            outcomes.append(self.take())
         return outcomes
 
-    def _exchange(self, images: Sequence[bytes], outcomes: list[Decoded | ImageRejected]) -> None:
-        """Images to the child, and its outcomes onto `outcomes`. Raises `ImageRejected` for the one without."""
-        connection = self._connection or self._start()
-        try:
-            connection.send_bytes(pickle.dumps(images, protocol=5))
-            for _ in images:
-                if not connection.poll(self.limits.max_seconds):
-                    self.close()
-                    raise ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
-                outcomes.append(pickle.loads(connection.recv_bytes()))
-        except (EOFError, ConnectionError) as error:
-            status = self._child.wait() if self._child else None
-            self.close()
-            raise ImageRejected("decoder_crashed", f"the decoder's exit status was {status}") from error
-
     def close(self) -> None:
-        """End the child process. The next `decode` starts another."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-        self._child = self._connection = None
+        """End the child process, and forget what waits."""
+        self._end()
+        self._waiting.clear()
 
-    def _start(self) -> Connection:
+    def _end(self) -> int | None:
+        """End the child process. Returns its exit status, its own if it was ending already."""
+        if self._child is None:
+            return None
+        self._child.kill()
+        status = self._child.wait()
+        if self._socket is not None:
+            self._socket.close()
+        self._child = self._socket = None
+        self._stuck = False
+        return status
+
+    def _receive(self, out: NDArray[np.uint8] | None) -> Decoded | ImageRejected:
+        try:
+            connection = self._socket or self._start()
+            if not select.select([connection], [], [], 0 if self._stuck else self.limits.max_seconds)[0]:
+                self._end()
+                return ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
+            words = pickle.loads(_read_message(connection))
+        except (EOFError, ConnectionError):
+            return ImageRejected("decoder_crashed", f"the decoder's exit status was {self._end()}")
+        if isinstance(words, ImageRejected):
+            return words
+        slot, width, height, thumbnail_bytes, seconds = words
+        pixels, thumbnail = self._layout.slot(self._memory, slot)
+        if out is None:
+            out = np.empty_like(pixels)
+        out[:] = pixels
+        return Decoded(out, width, height, bytes(thumbnail[:thumbnail_bytes]) or None, seconds)
+
+    def _send(self, connection: socket.socket, image: bytes) -> None:
+        """A child that died of an earlier image, or that reads nothing for so long, is found when that one is taken."""
+        try:
+            if not self._stuck:
+                connection.sendall(_HEAD.pack(len(image)))
+                connection.sendall(image)
+        except TimeoutError:
+            self._stuck = True
+        except ConnectionError:
+            pass
+
+    def _start(self) -> socket.socket:
+        """A new child, with all that waits in its hands."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        file = _anonymous_file(self._layout.bytes)
+        self._memory = np.frombuffer(mmap.mmap(file, self._layout.bytes), np.uint8)
         # The child must find this package wherever the parent found it, and must not inherit the parent's signals.
         path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "siglip.decoder", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "siglip.decoder", str(theirs.fileno()), str(file)],
+                pass_fds=[theirs.fileno(), file],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env={**_KEEP_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 start_new_session=False,
             )
-        self._connection = connection = Connection(ours.detach())
+        os.close(file)
+        self._socket = ours
         settings = (self.spec.model_dump(), self.limits.model_dump(), self.mode, self.thumbnail)
-        connection.send_bytes(pickle.dumps(settings))
-        # An image's clock must not pay for the child's imports.
-        if not connection.poll(STARTUP_SECONDS) or connection.recv_bytes() != b"ready":
-            self.close()
-            raise RuntimeError("the decoder process did not start")
-        return connection
-
-
-def _serve(connection: Connection) -> None:
-    """The child's loop: a list of encoded images in, an outcome out for each, until the parent is gone."""
-    spec, limits, mode, thumbnail = pickle.loads(connection.recv_bytes())
-    spec, limits = ImageSpec(**spec), Limits(**limits)
-    connection.send_bytes(b"ready")
-    while True:
+        ours.settimeout(STARTUP_SECONDS)
         try:
-            images = pickle.loads(connection.recv_bytes())
+            _write_message(ours, pickle.dumps(settings))
+            _read_message(ours)  # an image's clock must not pay for the child's imports
+        except (EOFError, OSError):
+            self._end()
+            raise RuntimeError("the decoder process did not start") from None
+        ours.settimeout(self.limits.max_seconds)
+        for image in self._waiting:
+            self._send(ours, image)
+        return ours
+
+
+class _Layout:
+    """Where in the shared memory an image's pixels are, and its thumbnail behind them."""
+
+    def __init__(self, size: int, thumbnail: int) -> None:
+        self._shape = (size, size, 3)
+        self._pixels = 3 * size**2
+        # A JPEG of noise has fewer bytes than its samples, one of a few pixels has its headers.
+        self._slot = self._pixels + (3 * thumbnail**2 + 4096 if thumbnail else 0)
+        self.bytes = SLOTS * self._slot
+
+    def slot(self, memory: NDArray[np.uint8], number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Views of a slot: its pixels (S, S, 3), and the bytes for a thumbnail."""
+        slot = memory[number * self._slot : (number + 1) * self._slot]
+        return slot[: self._pixels].reshape(self._shape), slot[self._pixels :]
+
+
+def _anonymous_file(size: int) -> int:
+    """A file without a name, so that nothing is left of it when its processes are gone, however they went."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("pixels")
+    else:
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.truncate(file, size)
+    return file
+
+
+def _write_message(connection: socket.socket, message: bytes) -> None:
+    connection.sendall(_HEAD.pack(len(message)) + message)
+
+
+def _read_message(connection: socket.socket) -> bytearray:
+    """The next message. Raises `EOFError` when the other side is gone."""
+    (size,) = _HEAD.unpack(_read_bytes(connection, _HEAD.size))
+    return _read_bytes(connection, size)
+
+
+def _read_bytes(connection: socket.socket, size: int) -> bytearray:
+    buffer = bytearray(size)
+    view, done = memoryview(buffer), 0
+    while done < size:
+        count = connection.recv_into(view[done:])
+        if not count:
+            raise EOFError
+        done += count
+    return buffer
+
+
+def _serve(connection: socket.socket, memory: NDArray[np.uint8]) -> None:
+    """The child's loop: encoded images in, pixels into slots and words about them out, until its parent is gone."""
+    import siglip.resize  # noqa: F401  # before the clock of the first image starts
+
+    spec, limits, mode, thumbnail = pickle.loads(_read_message(connection))
+    spec, limits = ImageSpec(**spec), Limits(**limits)
+    layout = _Layout(spec.size, thumbnail or 0)
+    _write_message(connection, b"ready")
+    for number in itertools.count():
+        try:
+            data = bytes(_read_message(connection))
+            started = time.perf_counter()
             _limit_memory(limits)
-            for data in images:
-                try:
-                    outcome: Decoded | ImageRejected = decode_image(data, spec, limits, mode, thumbnail)
-                except ImageRejected as rejected:
-                    outcome = rejected
-                connection.send_bytes(pickle.dumps(outcome, protocol=5))
-            _limit_memory(None)
+            words: Any
+            pixels, room = layout.slot(memory, number % SLOTS)
+            try:
+                decoded = decode_image(data, spec, limits, mode, thumbnail, pixels)
+            except ImageRejected as rejected:
+                words = rejected
+            else:
+                small = np.frombuffer(decoded.thumbnail or b"", np.uint8)
+                room[: len(small)] = small
+                seconds = time.perf_counter() - started
+                words = number % SLOTS, decoded.width, decoded.height, len(small), seconds
+            _write_message(connection, pickle.dumps(words))
         except (EOFError, ConnectionError):
             return
 
 
-def _limit_memory(limits: Limits | None) -> None:
-    """Let this process take what the largest allowed image needs beyond what it has, and no more; None is no bound.
+def _limit_memory(limits: Limits) -> None:
+    """Let this process take what the largest allowed image needs beyond what it has, and no more.
 
     Address space is what is bounded: it does not know how much of that is touched. An image that wants more is
     rejected like one whose bytes are broken, or its decoder dies of it and is replaced.
     """
-    statm = Path("/proc/self/statm")
-    if resource is None or not statm.exists():
+    try:
+        with open("/proc/self/statm") as statm:
+            pages = int(statm.read().split()[0])
+    except OSError:  # only Linux has it
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    soft = hard
-    if limits is not None:
-        now = int(statm.read_text().split()[0]) * resource.getpagesize()
-        soft = now + _SPARE_BYTES + BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
-        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    now = pages * resource.getpagesize()
+    soft = now + _SPARE_BYTES + BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])))
+    _connection, _file = (int(_argument) for _argument in sys.argv[1:])
+    _serve(socket.socket(fileno=_connection), np.frombuffer(mmap.mmap(_file, 0), np.uint8))

@@ -82,19 +82,26 @@ class Decoded:
     """One decoded image.
 
     `pixels` is uint8 (S, S, 3), RGB, not yet scaled to the model's range. `width` and `height` are those of the
-    upright image, after its EXIF orientation was applied. `thumbnail` is a JPEG or None.
+    upright image, after its EXIF orientation was applied. `thumbnail` is a JPEG or None. `seconds` are those that a
+    decoder's process took, and 0 where none is known.
     """
 
     pixels: np.ndarray
     width: int
     height: int
     thumbnail: bytes | None = None
+    seconds: float = 0.0
 
 
 def decode_image(
-    data: bytes, spec: ImageSpec, limits: Limits, mode: DecodeMode = "exact", thumbnail: int | None = None
+    data: bytes,
+    spec: ImageSpec,
+    limits: Limits,
+    mode: DecodeMode = "exact",
+    thumbnail: int | None = None,
+    out: np.ndarray | None = None,
 ) -> Decoded:
-    """Decode `data` and squash it to the model's square.
+    """Decode `data` and squash it to the model's square, in `out` if that is given.
 
     Orientation by EXIF is applied where it can be read, and EXIF that cannot is passed over; alpha is composited on
     white, palettes and CMYK are converted, 16-bit samples are rescaled to 8 bits, and of an animation the first frame
@@ -105,6 +112,8 @@ def decode_image(
 
     Raises `ImageRejected`.
     """
+    from siglip.resize import resize  # torch: not in processes that decode nothing themselves
+
     if not data:
         raise ImageRejected("empty")
     if len(data) > limits.max_bytes:
@@ -125,7 +134,7 @@ def decode_image(
                 upright = upright.transpose(_TURNS[orientation])
             if orientation in _QUARTER_TURNS:
                 width, height = height, width
-            square = upright.resize((spec.size, spec.size), resample=Image.Resampling(spec.resample))
+            square = resize(upright, (spec.size, spec.size), spec.resample, out)
             small = _encode_thumbnail(upright, thumbnail) if thumbnail else None
         except ImageRejected:
             raise
@@ -139,7 +148,7 @@ def decode_image(
             raise ImageRejected("corrupt", "the decoder ran out of memory") from None
         except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
             raise ImageRejected("corrupt", f"{type(error).__name__}: {error}") from None
-    return Decoded(np.asarray(square), width, height, small)
+    return Decoded(square, width, height, small)
 
 
 def _ends_early(data: bytes, error: Exception) -> bool:
@@ -232,8 +241,10 @@ def _rescale_16_bit(image: Image.Image) -> Image.Image:
 
 def _encode_thumbnail(image: Image.Image, side: int) -> bytes:
     """A JPEG whose longer side is at most `side` pixels, never enlarged."""
-    small = image.copy()
-    small.thumbnail((side, side), resample=Image.Resampling.BICUBIC)
+    from siglip.resize import resize
+
+    scale = min(1.0, side / max(image.size))
+    width, height = (max(1, round(scale * length)) for length in image.size)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
+    Image.fromarray(resize(image, (width, height), Image.Resampling.BICUBIC)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
