@@ -151,7 +151,9 @@ class JobConfig(BaseModel):
         4096, gt=0, description="About this many images make a shard: what is committed, or redone after a kill."
     )
     decode: DecodeMode = Field(
-        "exact", description="fast lets libjpeg shrink JPEGs while decoding: quicker, slightly different pixels."
+        "auto",
+        description="auto lets libjpeg shrink large JPEGs while decoding where that does not show; fast goes further; "
+        "exact never does.",
     )
     embedding_dtype: Literal["float32", "float16"] = Field("float32", description="Of the embedding column.")
     thumbnails: int | None = Field(

@@ -149,7 +149,9 @@ class EndpointConfig(BaseModel):
         {}, description="Registered label sets by name: {names, templates, threshold, top_k}, or a file's path."
     )
     decode: DecodeMode = Field(
-        "exact", description="fast lets libjpeg shrink JPEGs while decoding: quicker, slightly different pixels."
+        "auto",
+        description="auto lets libjpeg shrink large JPEGs while decoding where that does not show; fast goes further; "
+        "exact never does.",
     )
     replicas: ReplicasConfig = Field(ReplicasConfig(), description="The model's replicas.")
     ingress: IngressConfig = Field(IngressConfig(), description="The processes that speak HTTP and decode.")

@@ -61,8 +61,12 @@ def select(
     `scores` are probabilities, so none is negative. Ties keep the label set's order. A row may come back empty: no
     label reached its threshold.
     """
-    passing = np.where(scores >= thresholds, scores, -1.0)
-    order = np.argsort(-passing, axis=1, kind="stable")[:, :top_k]
-    ranked = np.take_along_axis(passing, order, axis=1)
-    keep = ranked >= 0
-    return [o[k] for o, k in zip(order, keep, strict=True)], [r[k] for r, k in zip(ranked, keep, strict=True)]
+    chosen = []
+    for row, passes in zip(scores, scores >= thresholds, strict=True):
+        found = np.flatnonzero(passes)
+        if top_k is not None and top_k < len(found):
+            # Sorting a thousand labels costs more than scoring them. Ties for the last place are left to the sort.
+            least = np.partition(row[found], len(found) - top_k)[len(found) - top_k]
+            found = found[row[found] >= least]
+        chosen.append(found[np.argsort(-row[found], kind="stable")][:top_k])
+    return chosen, [row[found] for row, found in zip(scores, chosen, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
 from siglip.architectures import init_checkpoint
@@ -20,7 +21,7 @@ from siglip.images import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import Scale, score_pairs, select, sigmoid, softmax
 from siglip.shapes import LABELS, render
-from tests.images import awkward_cases, encode, plain_cases
+from tests.images import awkward_cases, encode, make_rgb, plain_cases
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,28 @@ def test_scores_are_those_of_the_reference(encoder: Encoder, reference: tuple[An
         theirs = model(
             input_ids=inputs["input_ids"], **processor([rgb for *_, rgb in cases], return_tensors="pt")
         ).logits_per_image.numpy()
-    np.testing.assert_allclose(ours, theirs, atol=2e-3)
-    np.testing.assert_allclose(sigmoid(ours), 1 / (1 + np.exp(-theirs)), atol=5e-4)
+    # Pixels differ by a level here and there, logits by that times the logit scale.
+    np.testing.assert_allclose(ours, theirs, atol=2e-2)
+    np.testing.assert_allclose(sigmoid(ours), 1 / (1 + np.exp(-theirs)), atol=1e-3)
+
+
+def test_what_libjpeg_shrinks_embeds_as_what_it_does_not(encoder: Encoder) -> None:
+    """`decode: auto`, on what is smooth, what has edges, and a page of text."""
+    rng = np.random.default_rng(0)
+    page = Image.new("RGB", (1400, 1100), "white")
+    for line in range(0, 1100, 60):
+        ImageDraw.Draw(page).text(
+            (20, line), "The quick brown fox 0123456789 " * 3, "black", ImageFont.load_default(44)
+        )
+    drawing = make_rgb(1400, 1100)
+    for _ in range(80):
+        corner, color = rng.integers(0, 1000, 2), tuple(int(level) for level in rng.integers(0, 256, 3))
+        ImageDraw.Draw(drawing).rectangle((*corner, *(corner + rng.integers(10, 300, 2))), fill=color)
+    for image in (make_rgb(4000, 3000), drawing, page):
+        data = encode(image, "JPEG", quality=92)
+        pixels = [decode_image(data, encoder.spec, Limits(), mode).pixels for mode in ("exact", "auto")]
+        exact, auto = encoder.embed_images(np.stack(pixels))
+        assert float(exact @ auto) >= 0.9999
 
 
 AWKWARD_LABELS = [

@@ -52,7 +52,7 @@ def job(tmp_path: Path) -> Callable[..., str]:
         ({"labels": "nowhere.txt"}, [], "nowhere.txt does not exist"),
         ({"rows_per_shard": 0}, [], "rows_per_shard: Input should be greater than 0 (given: '0')"),
         ({"actors": {"min": 3, "max": 2}}, [], "actors.max is 2, less than actors.min 3"),
-        ({"decode": "quick"}, [], "decode: Input should be 'exact' or 'fast'"),
+        ({"decode": "quick"}, [], "decode: Input should be 'auto', 'exact' or 'fast'"),
         ({}, ["--set", "actors"], "expected key.path=value"),
         ({}, ["--set", "actors.mx=2"], "unknown key actors.mx: did you mean max?"),
         ({}, ["--input", "/no/such/folder"], "/no/such/folder does not exist"),

@@ -99,6 +99,28 @@ def test_fast_decoding_keeps_the_size_and_nearly_the_pixels() -> None:
     assert np.abs(exact.pixels.astype(int) - fast.pixels.astype(int)).mean() < 2
 
 
+@pytest.mark.parametrize(("side", "auto", "fast"), [(1023, 1, 2), (1024, 1, 2), (2047, 1, 2), (2048, 2, 4)])
+def test_libjpeg_shrinks_no_further_than_a_mode_allows(side: int, auto: int, fast: int) -> None:
+    spec = ImageSpec(size=256)
+    for mode, shrink in (("exact", 1), ("auto", auto), ("fast", fast)):
+        if (side, mode) == (1023, "fast"):
+            shrink = 1
+        data = encode(make_rgb(2 * side, side), "JPEG", quality=95)
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (2 * side // shrink, side // shrink))
+        assert image.size == (-(-2 * side // shrink), -(-side // shrink))
+        expected = np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC))
+        assert_nearly_same(decode_image(data, spec, Limits(), mode).pixels, expected, levels=2)
+
+
+def test_a_thumbnail_is_as_large_as_it_was_asked_for() -> None:
+    data = encode(make_rgb(2400, 2000), "JPEG")
+    for mode in ("exact", "auto", "fast"):
+        decoded = decode_image(data, SPEC, Limits(), mode, thumbnail=1000)
+        assert decoded.thumbnail is not None
+        assert Image.open(io.BytesIO(decoded.thumbnail)).size == (1000, 833)
+
+
 def test_thumbnails_are_small_jpegs_of_the_upright_image() -> None:
     decoded = decode_image(encode(make_rgb(800, 200)), SPEC, Limits(), thumbnail=100)
     assert decoded.thumbnail is not None

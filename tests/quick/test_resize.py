@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from siglip.resize import resize
@@ -15,11 +16,11 @@ BILINEAR, BICUBIC, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 sides = st.one_of(st.integers(1, 40), st.integers(1, 900))
 
 
-def difference(image: Image.Image, size: tuple[int, int], resample: int) -> np.ndarray:
+def difference(image: Image.Image, size: tuple[int, int], resample: int) -> NDArray[np.int_]:
     ours = resize(image, size, resample)
     assert ours.shape == (size[1], size[0], 3)
     assert ours.dtype == np.uint8
-    return np.abs(ours.astype(int) - np.asarray(image.resize(size, Image.Resampling(resample))).astype(int))
+    return np.asarray(np.abs(ours.astype(int) - np.asarray(image.resize(size, Image.Resampling(resample))).astype(int)))
 
 
 @settings(max_examples=200, deadline=None)
