@@ -6,8 +6,11 @@ import io
 import multiprocessing
 import time
 
+import numpy as np
 import torch
 from PIL import Image
+
+BICUBIC = Image.Resampling.BICUBIC
 
 
 def matrix_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 4.0) -> float:
@@ -41,7 +44,8 @@ def _wait(device: str) -> None:
 
 
 def decode_rate(photos: list[bytes], size: int = 256, processes: int = 2, seconds: float = 8.0) -> float:
-    """Images/s of plain processes that decode JPEGs in memory to `size` x `size` and do nothing else."""
+    """Images/s of plain processes that do nothing but decode JPEGs in memory with libjpeg-turbo and resize them to
+    `size` x `size` with torch's kernel for 8-bit samples: the fastest pair known here that keeps Pillow's pixels."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
         pool.starmap(_decode_for, [(photos, size, 0.5)] * processes)  # imports and caches
@@ -50,10 +54,12 @@ def decode_rate(photos: list[bytes], size: int = 256, processes: int = 2, second
 
 
 def _decode_for(photos: list[bytes], size: int, seconds: float) -> float:
+    from siglip.resize import resize
+
+    torch.set_num_threads(1)
+    out = np.empty((size, size, 3), np.uint8)
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
-        Image.open(io.BytesIO(photos[count % len(photos)])).convert("RGB").resize(
-            (size, size), Image.Resampling.BICUBIC
-        )
+        resize(Image.open(io.BytesIO(photos[count % len(photos)])).convert("RGB"), (size, size), BICUBIC, out)
         count += 1
     return count / elapsed

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT = 640, 480
 
-
-def make_photo(rng: np.random.Generator) -> bytes:
-    """A 640 x 480 JPEG of about 90 kB: smooth structure at several scales and some grain, as photos have."""
-    image = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+def make_photo(rng: np.random.Generator, width: int = 640, height: int = 480) -> bytes:
+    """A JPEG, of about 90 kB at 640 x 480: smooth structure at several scales and some grain, as photos have."""
+    image = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((3, 90), (12, 50), (48, 25), (160, 12)):
         coarse = rng.random((cells, cells, 3), dtype=np.float32) * 255
-        layer = Image.fromarray(coarse.astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        layer = Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
         image += (np.asarray(layer, np.float32) - 128) * weight / 128
     image += rng.normal(0, 6, image.shape).astype(np.float32) + 128
     buffer = io.BytesIO()
@@ -25,10 +23,12 @@ def make_photo(rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def write_tars(folder: Path, tars: int, images: int, distinct: int = 64) -> list[bytes]:
+def write_tars(
+    folder: Path, tars: int, images: int, distinct: int = 64, size: tuple[int, int] = (640, 480)
+) -> list[bytes]:
     """Write `tars` tars of `images` images each, out of `distinct` different ones, and return those."""
     rng = np.random.default_rng(0)
-    photos = [make_photo(rng) for _ in range(distinct)]
+    photos = [make_photo(rng, *size) for _ in range(distinct)]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(tars):
         with tarfile.open(folder / f"photos-{number:04d}.tar", "w") as tar:

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from siglip.config import ImageSpec, Limits
 from siglip.decoder import Decoder
-from siglip.images import Decoded, ImageRejected, decode_image
+from siglip.images import Decoded, DecodeMode, ImageRejected, decode_image
 from tests.images import assert_nearly_same, awkward_cases, encode, make_rgb, plain_cases
 
 SPEC = ImageSpec(size=64)
@@ -102,7 +103,8 @@ def test_fast_decoding_keeps_the_size_and_nearly_the_pixels() -> None:
 @pytest.mark.parametrize(("side", "auto", "fast"), [(1023, 1, 2), (1024, 1, 2), (2047, 1, 2), (2048, 2, 4)])
 def test_libjpeg_shrinks_no_further_than_a_mode_allows(side: int, auto: int, fast: int) -> None:
     spec = ImageSpec(size=256)
-    for mode, shrink in (("exact", 1), ("auto", auto), ("fast", fast)):
+    cases: list[tuple[DecodeMode, int]] = [("exact", 1), ("auto", auto), ("fast", fast)]
+    for mode, shrink in cases:
         if (side, mode) == (1023, "fast"):
             shrink = 1
         data = encode(make_rgb(2 * side, side), "JPEG", quality=95)
@@ -115,7 +117,7 @@ def test_libjpeg_shrinks_no_further_than_a_mode_allows(side: int, auto: int, fas
 
 def test_a_thumbnail_is_as_large_as_it_was_asked_for() -> None:
     data = encode(make_rgb(2400, 2000), "JPEG")
-    for mode in ("exact", "auto", "fast"):
+    for mode in get_args(DecodeMode):
         decoded = decode_image(data, SPEC, Limits(), mode, thumbnail=1000)
         assert decoded.thumbnail is not None
         assert Image.open(io.BytesIO(decoded.thumbnail)).size == (1000, 833)
