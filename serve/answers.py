@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from serve.errors import CODES
-from serve.schemas import Error
 from serve.service import Trace
+from serve.shapes import Error
 
 ALWAYS = (401, 403)
 BUSY = (408, 413, 415, 429, 500, 503)
@@ -27,7 +27,7 @@ class Reply(Response):
 
 
 def trace_of(request: Request) -> Trace:
-    """What `serve.front` knows of this request."""
+    """What `serve.middleware` knows of this request."""
     trace: Trace = request.scope["state"]["trace"]
     return trace
 
@@ -48,3 +48,30 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "content": {"application/json": {"examples": examples}},
         }
     return answers
+
+
+def body_of(model: type[BaseModel], **others: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI's `requestBody` of a route that reads it by itself: JSON of a model, and other types by their schemas."""
+    content = {"application/json": {"schema": _inline(model.model_json_schema())}}
+    content |= {kind: {"schema": schema} for kind, schema in others.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+IMAGE_BODY: dict[str, Any] = {"type": "string", "format": "binary"}
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with what it refers to in place: OpenAPI looks for definitions elsewhere than pydantic puts them."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, list):
+            return [walk(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return walk(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: walk(value) for key, value in node.items() if key != "discriminator"}
+
+    found: dict[str, Any] = walk(schema)
+    return found

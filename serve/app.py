@@ -17,22 +17,24 @@ from ray import serve as rayserve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from serve import haproxy
 from serve.auth import KeyRing
 from serve.bodies import JsonRoute
-from serve.classification import add_classification_routes
-from serve.config import EndpointConfig, Scaling
-from serve.embeddings import add_embedding_routes
+from serve.config import EndpointConfig, ProcessCount
 from serve.errors import CODES, ApiError
-from serve.front import Front
+from serve.middleware import Middleware
 from serve.model import Model
 from serve.pages import add_pages
 from serve.remote import RemoteModel
+from serve.routes.cohere import add_cohere_routes
+from serve.routes.huggingface import add_huggingface_routes
+from serve.routes.openai import add_openai_routes
+from serve.routes.tagging import add_tagging_routes
 from serve.service import CALLS_PER_REPLICA, Service
 from serve.validation import describe_validation
-from serve.vendors import add_vendor_routes
 
 DESCRIPTION = (
     "Image tagging and embedding with SigLIP. Every answer that is not a success is OpenAI's error envelope; every "
@@ -79,14 +81,25 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
     )
     app.state.service = service
     app.router.route_class = JsonRoute
-    add_embedding_routes(app, service)
-    add_classification_routes(app, service)
-    add_vendor_routes(app, service)
+    add_openai_routes(app, service)
+    add_tagging_routes(app, service)
+    add_huggingface_routes(app, service)
+    add_cohere_routes(app, service)
     add_pages(app, service)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(Front, service=service, keys=keys, behind_haproxy=behind_haproxy)
+    app.add_middleware(Middleware, service=service, keys=keys, behind_haproxy=behind_haproxy)
+    if config.cors.origins:
+        # Outermost, because a browser asks first, without a key, whether it may ask.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+            max_age=600,
+        )
     _forget_422(app.openapi())
     return app
 
@@ -101,7 +114,7 @@ def _forget_422(schema: dict[str, Any]) -> None:
 
 
 def _refuse(_request: Request, error: Exception) -> JSONResponse:
-    """Every refusal goes up to `serve.front`, which writes all of them."""
+    """Every refusal goes up to `serve.middleware`, which writes all of them."""
     if isinstance(error, RequestValidationError):
         raise describe_validation(error.errors()) from None
     if isinstance(error, HTTPException) and not isinstance(error, ApiError):
@@ -163,7 +176,7 @@ def build(args: EndpointConfig) -> Application:
     return front.bind(args, model.bind(args))
 
 
-def _scale(scaling: Scaling, busy: int) -> dict[str, object]:
+def _scale(scaling: ProcessCount, busy: int) -> dict[str, object]:
     """Ray Serve's arguments for so many processes, of which there are more when each has `busy` calls under way.
 
     Calls are what Ray Serve counts, whatever is in them: an ingress makes one of each batch, and has no more than

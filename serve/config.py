@@ -22,7 +22,7 @@ GPU_ITEMS, CPU_ITEMS = 256, 64
 """The largest batch that model.batch_size: auto makes on a GPU, and on a CPU."""
 
 
-class Scaling(BaseModel):
+class ProcessCount(BaseModel):
     """How many processes, and what each is given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +35,7 @@ class Scaling(BaseModel):
     resources: dict[str, float] = Field({}, description="Custom Ray resources for each.")
 
     @model_validator(mode="after")
-    def _check(self) -> Scaling:
+    def _check(self) -> ProcessCount:
         if self.max is not None and self.max < self.min:
             raise ValueError(f"max is {self.max}, less than min {self.min}")
         return self
@@ -46,13 +46,13 @@ class Scaling(BaseModel):
         return self.max or self.min
 
 
-class ReplicasConfig(Scaling):
+class ReplicasConfig(ProcessCount):
     """The model's replicas."""
 
     num_gpus: float = Field(0, ge=0, description="GPUs for each replica; a fraction shares one.")
 
 
-class IngressConfig(Scaling):
+class IngressConfig(ProcessCount):
     """The processes that speak HTTP and decode images."""
 
     decoders: int | None = Field(None, ge=1, description="Decoder processes of each; null is one for each core.")
@@ -60,6 +60,16 @@ class IngressConfig(Scaling):
     def decoder_processes(self) -> int:
         """Decoder processes of each ingress."""
         return self.decoders or max(1, int(self.num_cpus or count_cores()))
+
+
+class CorsConfig(BaseModel):
+    """Which web pages of other origins may ask, from a browser."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    origins: list[str] = Field(
+        [], description="Such as https://app.example.com; '*' is every page. None by default: the endpoint's own page."
+    )
 
 
 class BatchingConfig(BaseModel):
@@ -89,7 +99,7 @@ class EndpointLimits(BaseModel):
     pixels: int = Field(
         200_000_000, ge=1, description="Pixels of all images in a request together, before they are resized."
     )
-    texts: int = Field(256, ge=1, description="Texts in a request to embed.")
+    texts: int = Field(2048, ge=1, description="Texts in a request to embed.")
     text_characters: int = Field(4096, ge=1, description="Characters of a text to embed.")
     labels: int = Field(1000, ge=1, description="Labels in a request, and prompts: labels times templates.")
     label_characters: int = Field(256, ge=1, description="Characters of a label or a template.")
@@ -99,7 +109,7 @@ class EndpointLimits(BaseModel):
         description="Prompts of unregistered labels whose embeddings an ingress keeps, last used last out.",
     )
     in_flight: int = Field(
-        2048,
+        4096,
         ge=1,
         description="Requests, images and texts that an ingress holds at once; more is refused with 429. One key may "
         "have half of them.",
@@ -158,6 +168,10 @@ class EndpointConfig(BaseModel):
     batching: BatchingConfig = Field(BatchingConfig(), description="How batches fill.")
     limits: EndpointLimits = Field(EndpointLimits(), description="What a request may cost, and how much may wait.")
     auth: AuthConfig = Field(AuthConfig(), description="API keys and rates. Without keys only loopback is answered.")
+    token_vocabulary: Path | None = Field(
+        None, description="A file of tiktoken's, cl100k_base.tiktoken, to read the token ids that LangChain sends."
+    )
+    cors: CorsConfig = Field(CorsConfig(), description="Pages of other origins that may ask from a browser.")
     fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")
 
     @field_validator("label_sets", mode="after")
@@ -193,6 +207,8 @@ def load_endpoint(path: Path) -> EndpointConfig:
     auth = raw.get("auth")
     if isinstance(auth, dict) and "keys_file" in auth:
         raw["auth"] = {**auth, "keys_file": _beside(path, auth["keys_file"])}
+    if "token_vocabulary" in raw:
+        raw["token_vocabulary"] = _beside(path, raw["token_vocabulary"])
     return check_settings(path, raw, EndpointConfig)
 
 

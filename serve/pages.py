@@ -11,8 +11,8 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from serve.answers import Reply, documented
-from serve.schemas import Health
 from serve.service import Service
+from serve.shapes import Health
 
 PLAYGROUND = Path(__file__).parent / "playground"
 READY_SECONDS = 1.0
@@ -43,11 +43,14 @@ def add_pages(app: FastAPI, service: Service) -> None:
     app.mount("/docs/ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
     app.mount("/playground", StaticFiles(directory=PLAYGROUND, check_dir=False), name="playground")
 
+    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)  # where other servers have it
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=Health, tags=["health"])
     async def check_alive() -> Reply:
         """Liveness: this process answers."""
         return Reply(Health(status="ok"))
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=Health, responses=documented(503), tags=["health"])
     async def check_ready(request: Request) -> Reply:
         """Readiness: warm (the model is loaded and label sets are embedded), and the model answers now."""

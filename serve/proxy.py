@@ -16,7 +16,7 @@ CALLBACK_PATH = "serve.proxy:middlewares"
 OWN_PATHS = "/-/"
 """Ray Serve's own pages: its health and its routes."""
 MARK = b"server-timing"
-"""A header that every answer of `serve.front` has, and none of the proxy's own."""
+"""A header that every answer of `serve.middleware` has, and none of the proxy's own."""
 
 
 def middlewares() -> list[Middleware]:

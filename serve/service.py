@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from serve.auth import Quota, RateLimiter
 from serve.batcher import Batcher, Expired, Interrupted
 from serve.config import EndpointConfig
-from serve.decoding import DecoderPool, TooManyPixels
+from serve.decoder_pool import DecoderPool, TooManyPixels
 from serve.errors import ApiError, image_error
 from serve.fetch import Fetcher
 from serve.gate import Gate, Pass
 from serve.inputs import read_images
-from serve.labels import LabelCache, Question, embed_question
+from serve.label_cache import LabelCache, Question, embed_question
 from serve.log import log
 from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, Model, ModelAbout, ModelStuck
-from serve.schemas import Fingerprint, LabelQuestion, Usage
+from serve.shapes import Fingerprint, LabelQuestion, Usage
+from serve.tokens import TokenVocabulary
 from siglip.families import FAMILIES, Family
 from siglip.images import Decoded, ImageRejected
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet
@@ -99,6 +100,7 @@ class Service:
         self.metrics = IngressMetrics()
         self.gate = Gate(config.limits)
         self.fetcher = Fetcher(config.fetch)
+        self.vocabulary = TokenVocabulary(config.token_vocabulary) if config.token_vocabulary else None
         self.questions: dict[str, Question] = {}
         self.cache = LabelCache(config.limits.cached_prompts)
         per_minute = config.auth.items_per_minute
@@ -264,7 +266,9 @@ class Service:
         """Embeddings (N, D) to each image's labels and scores, best first. The batch job's scoring."""
         logits = score_pairs(vectors, asked.texts, self.about.scale)
         scores = softmax(logits) if how.activation == "softmax" else sigmoid(logits)
-        thresholds = asked.thresholds if how.threshold is None else how.threshold
+        # A set's thresholds are for scores that do not depend on each other, which softmax's do.
+        own = 0.0 if how.activation == "softmax" else asked.thresholds
+        thresholds = own if how.threshold is None else how.threshold
         chosen, kept = select(scores, thresholds, how.top_k or asked.labels.top_k)
         names = asked.names
         return [

@@ -22,6 +22,7 @@ from serve import haproxy
 from serve.auth import KeyRing
 from serve.config import EndpointConfig, load_endpoint, pin_endpoint_model
 from serve.proxy import CALLBACK, CALLBACK_PATH
+from serve.tokens import TokenVocabulary
 from siglip.checkpoint import CheckpointError
 from siglip.labels import LabelError
 from storage.settings import ConfigError
@@ -44,6 +45,8 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
             f"--host {host}: without API keys the endpoint listens on loopback only: make one with "
             "`sightline key new NAME` and set auth.keys_file"
         )
+    if config.token_vocabulary is not None:
+        TokenVocabulary(config.token_vocabulary)
     try:
         pin_endpoint_model(config)
     except (CheckpointError, LabelError) as error:

@@ -59,7 +59,7 @@ def test_build_takes_its_sizes_from_the_config() -> None:
         ({"modle": {}}, "unknown key modle: did you mean model?"),
         ({"model": {"source": "tiny", "dtype": "int4"}}, "model.dtype"),
         ({"replicas": {"min": 3, "max": 2}}, "max is 2, less than min 3"),
-        ({"limits": {"in_flight": 10}}, "one request may hold 1065"),
+        ({"limits": {"in_flight": 10}}, "one request may hold 2113"),
         ({"limits": {"body_bytes": 100, "in_flight_bytes": 10}}, "one body would not fit"),
         ({"label_sets": {"a": ["x", "x"]}}, "label 'x' is listed twice"),
         ({"label_sets": {"a": "no-such-file.yaml"}}, "no-such-file.yaml does not exist"),

@@ -154,12 +154,14 @@ def test_embedding_inputs_of_every_kind(endpoint: Endpoint) -> None:
     np.testing.assert_allclose(mixed, [text, image, image, text], atol=2e-6)
     np.testing.assert_allclose(embed(input=plain, modality="image"), [image], atol=2e-6)
     np.testing.assert_allclose(embed(input={"image": uri}), [image], atol=2e-6)
-    messages = [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]},
-        {"role": "user", "content": "a black cross"},
-        {"role": "user", "content": [{"type": "text", "text": "a black cross"}]},
-    ]
-    np.testing.assert_allclose(embed(messages=messages), [image, text, text], atol=2e-6)
+    # A conversation is one embedding: of its image, whatever is said about that, or of all that is said.
+    asked = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
+    told = {"role": "system", "content": "Represent the image."}
+    np.testing.assert_allclose(embed(messages=[told, asked]), [image], atol=2e-6)
+    asked["content"].append({"type": "text", "text": "What is it?"})  # type: ignore[attr-defined]
+    np.testing.assert_allclose(embed(messages=[asked]), [image], atol=2e-6)
+    words = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "black cross"}]}]
+    np.testing.assert_allclose(embed(messages=words), [text], atol=2e-6)
     # A URL is a text unless it is said to be an image, and is then not fetched: fetching is off.
     assert len(embed(input="https://example.com/cat.jpg")) == 1
     refused = endpoint.post(
@@ -215,12 +217,15 @@ BAD_REQUESTS: list[tuple[str, str, Any, int, str, str | None]] = [
     ("empty text", "/v1/embeddings", {"model": "tiny", "input": ""}, 400, "invalid_request", "input"),
     ("no model", "/v1/embeddings", {"input": "a"}, 400, "invalid_request", "model"),
     ("wrong model", "/v1/embeddings", {"model": "clip", "input": "a"}, 404, "model_not_found", "model"),
-    ("tokens", "/v1/embeddings", {"model": "tiny", "input": [1, 2]}, 400, "unsupported_input", "input.0"),
+    ("tokens", "/v1/embeddings", {"model": "tiny", "input": [1, 2]}, 400, "unsupported_input", "input"),
+    ("lists of tokens", "/v1/embeddings", {"model": "tiny", "input": [[1, 2]]}, 400, "unsupported_input", "input.0"),
     ("dimensions", "/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 64}, 400,
      "unsupported_dimensions", "dimensions"),
-    ("text and image at once", "/v1/embeddings", {"model": "tiny", "messages": [{"content": [
-        {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": PNG}}]}]}, 400,
-     "unsupported_input", "messages.0"),
+    ("two images in one conversation", "/v1/embeddings", {"model": "tiny", "messages": [{"content": [
+        {"type": "image_url", "image_url": {"url": PNG}}, {"type": "image_url", "image_url": {"url": PNG}}]}]}, 400,
+     "unsupported_input", "messages"),
+    ("a silent conversation", "/v1/embeddings", {"model": "tiny", "messages": [{"content": ""}]}, 400,
+     "invalid_request", "messages"),
     ("lone surrogate", "/v1/embeddings", '{"model": "tiny", "input": "\\ud800"}', 400, "invalid_request", "input"),
     ("not JSON", "/v1/embeddings", "{", 400, "invalid_json", None),
     ("not JSON either", "/v1/classify", "{", 400, "invalid_json", None),
@@ -486,7 +491,7 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
 def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -> None:
     schema = endpoint.client.get("/openapi.json").json()
     posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
-    assert posts.keys() == {"/", "/v1/classify", "/v1/embeddings", "/v1/similarity", "/v2/embed"}
+    assert posts.keys() == {"/", "/embed", "/v1/classify", "/v1/embeddings", "/v1/similarity", "/v2/embed"}
     documented = {status for post in posts.values() for status in post["responses"]}
     assert documented >= {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
     assert "422" not in documented

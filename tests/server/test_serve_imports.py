@@ -22,7 +22,7 @@ def test_torch_is_the_models_alone(module: str) -> None:
 
 def test_ray_is_not_known_below_serve() -> None:
     modules = (
-        "siglip.decoder, siglip.scoring, siglip.labels, siglip.checkpoint, serve.batcher, serve.gate, serve.labels"
+        "siglip.decoder, siglip.scoring, siglip.labels, siglip.checkpoint, serve.batcher, serve.gate, serve.label_cache"
     )
     assert loaded(f"import sys, {modules}; print('ray' in sys.modules)") == "False"
 

@@ -7,7 +7,9 @@ import asyncio
 import re
 import time
 import uuid
+import zlib
 from ipaddress import ip_address
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,10 +23,10 @@ from serve.haproxy import PEER
 from serve.log import log
 from serve.service import Service, Trace
 
-OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/health")
 OPEN_PREFIXES = ("/playground/", "/docs/")
 """What a GET may read without a key: the page, the documentation, health. Nobody sends a body there."""
-HEALTH_PATHS = ("/healthz", "/readyz")
+HEALTH_PATHS = ("/healthz", "/readyz", "/health")
 REQUEST_ID = "x-request-id"
 TIMEOUT = "x-request-timeout-seconds"
 """Ray Serve's own header: its proxy gives up when that time has passed, and so must this server, a little earlier."""
@@ -35,7 +37,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class Front:
+class Middleware:
     """Wraps the routes. It reads the whole body before them, so that what they wait for is never a slow client."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: KeyRing | None, behind_haproxy: bool) -> None:
@@ -127,6 +129,7 @@ class Front:
         """The whole body. Raises `ApiError` when it is too large; no more than the limit is ever held."""
         limit = self.service.config.limits.body_bytes
         too_large = ApiError("body_too_large", f"the body has more than {limit} bytes: send fewer or smaller images")
+        unpack = _unpacker(headers.get("content-encoding", ""))
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise too_large
@@ -137,6 +140,8 @@ class Front:
             if message["type"] == "http.disconnect":
                 raise _ClientGone
             chunk = message.get("body", b"")
+            if unpack is not None:
+                chunk = _unpack(unpack, chunk, limit + 1 - size, last=not message.get("more_body", False))
             size += len(chunk)
             if size > limit:
                 raise too_large
@@ -254,6 +259,27 @@ def _read_timeout(headers: Headers, most: float) -> float:
     except ValueError:
         return most
     return min(most, asked) if asked > 0 else most
+
+
+def _unpacker(encoding: str) -> Any:
+    """What unpacks a body; None if it is as it is. Raises `ApiError` for an encoding that is not known here."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    raise ApiError("unsupported_media_type", f"Content-Encoding: send gzip, or nothing packed, not {encoding[:40]!r}")
+
+
+def _unpack(unpack: Any, chunk: bytes, most: int, last: bool) -> bytes:
+    """What a chunk unpacks to, and no more than `most` of it. Raises `ApiError`."""
+    try:
+        unpacked: bytes = unpack.decompress(chunk, most)
+    except zlib.error:
+        raise ApiError("invalid_request", "the body is not gzip, as Content-Encoding says it is") from None
+    if last and len(unpacked) < most and not unpack.eof:
+        raise ApiError("invalid_request", "the body's gzip ends early")
+    return unpacked
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

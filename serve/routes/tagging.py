@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
+from pydantic import ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, QueryParams
 
-from serve.answers import Reply, documented, trace_of
-from serve.bodies import form_parts, parse
+from serve.answers import Reply, body_of, documented, trace_of
+from serve.bodies import ANY_IMAGE, read_files, read_json
 from serve.config import EndpointLimits
 from serve.errors import ApiError
-from serve.schemas import (
-    Classification,
-    ClassifyAnswer,
-    ClassifyRequest,
-    LabelQuestion,
-    LabelScore,
-    LabelSetCard,
-    LabelSetList,
-    Match,
-    Ranking,
-    SimilarityAnswer,
-    SimilarityRequest,
-)
 from serve.service import Service
+from serve.shapes import (
+    IMAGE_HELP,
+    PIXEL,
+    Answer,
+    Fingerprint,
+    LabelQuestion,
+    Labels,
+    LabelScore,
+    Strict,
+    Usage,
+)
 from serve.validation import describe_validation
 from siglip.scoring import Floats, score_pairs, sigmoid
 
@@ -48,23 +46,108 @@ _FORM_SCHEMA: dict[str, Any] = {
 """The multipart body: files, and the JSON body's other fields. `image`, `labels` and `templates` may be repeated."""
 
 
-def add_classification_routes(app: FastAPI, service: Service) -> None:
-    """Register the routes."""
-    body_schema = {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": ClassifyRequest.model_json_schema()},
-                "multipart/form-data": {"schema": _FORM_SCHEMA},
-            },
+class ClassifyRequest(LabelQuestion):
+    """One or many images, and what to ask of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"image": PIXEL, "labels": ["red square", "blue circle"]},
+                {"images": [PIXEL, PIXEL], "label_set": "shapes", "top_k": 3, "threshold": 0.1},
+            ]
         }
-    }
+    )
+
+    model: str | None = Field(None, description="An id of GET /v1/models; may be left out.")
+    image: str | None = Field(None, description=f"{IMAGE_HELP} Exactly one of image and images.")
+    images: Labels | None = Field(None, description="Several of them.")
+
+
+class Classification(Answer):
+    """One image's labels, best first. Empty when none reached its threshold."""
+
+    object: Literal["classification"] = "classification"
+    index: int
+    labels: list[LabelScore]
+
+
+class ClassifyAnswer(Answer):
+    """The classifications, in the order of the images."""
+
+    object: Literal["list"] = "list"
+    model: str
+    label_set: str | None = None
+    data: list[Classification]
+    usage: Usage
+    fingerprint: Fingerprint
+
+
+class SimilarityRequest(Strict):
+    """Texts against images."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"texts": ["a red square", "a blue circle"], "images": [PIXEL], "top_k": 1}]}
+    )
+
+    model: str | None = Field(None, description="An id of GET /v1/models; may be left out.")
+    texts: Labels
+    images: Labels = Field(description=IMAGE_HELP)
+    top_k: int | None = Field(None, ge=1, description="At most this many matches of each; default all.")
+
+
+class Match(Answer):
+    """A text or an image that was found, by its index in the request."""
+
+    index: int
+    cosine: float
+    score: float = Field(description="The model's probability that they belong together.")
+
+
+class Ranking(Answer):
+    """The matches of one text or image, best first."""
+
+    index: int
+    matches: list[Match]
+
+
+class SimilarityAnswer(Answer):
+    """Both directions of retrieval."""
+
+    object: Literal["similarity"] = "similarity"
+    model: str
+    texts: list[Ranking] = Field(description="For each text, the images.")
+    images: list[Ranking] = Field(description="For each image, the texts.")
+    usage: Usage
+    fingerprint: Fingerprint
+
+
+class LabelSetCard(Answer):
+    """A registered label set."""
+
+    id: str
+    object: Literal["label_set"] = "label_set"
+    labels: list[str]
+    templates: list[str]
+    threshold: float
+    top_k: int | None
+    fingerprint: Fingerprint
+
+
+class LabelSetList(Answer):
+    """The registered label sets."""
+
+    object: Literal["list"] = "list"
+    data: list[LabelSetCard]
+
+
+def add_tagging_routes(app: FastAPI, service: Service) -> None:
+    """Register the routes."""
 
     @app.post(
         "/v1/classify",
         response_model=ClassifyAnswer,
         responses=documented(400, 404),
-        openapi_extra=body_schema,
+        openapi_extra=body_of(ClassifyRequest, **{"multipart/form-data": _FORM_SCHEMA}),
         tags=["classification"],
     )
     async def classify(request: Request) -> Reply:
@@ -156,17 +239,11 @@ Parsed = tuple[LabelQuestion, str | None, list[str], list[bytes], list[str]]
 
 
 async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
-    """A request's body, JSON or multipart. Raises `ApiError`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        if kind == "multipart/form-data":
-            return await _read_form(request, limits)
-        if kind == "application/json" or kind.endswith("+json"):
-            body = await parse(ClassifyRequest.model_validate_json, await request.body())
-        else:
-            raise ApiError("unsupported_media_type", f"send application/json or multipart/form-data, not {kind!r}")
-    except ValidationError as error:
-        raise describe_validation(error.errors()) from None
+    """A request's body, JSON, an image or a form. Raises `ApiError`."""
+    found = await read_files(request, limits)
+    if found is not None:
+        return _read_fields(*found)
+    body = await read_json(request, ClassifyRequest, ANY_IMAGE, "multipart/form-data")
     if (body.image is None) == (body.images is None):
         raise ApiError("invalid_request", "give exactly one of image and images", param="image")
     if body.image is not None:
@@ -175,28 +252,15 @@ async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
     return body, body.model, sources, [], [f"images.{n}" for n in range(len(sources))]
 
 
-async def _read_form(request: Request, limits: EndpointLimits) -> Parsed:
-    # How many there may be is for the limits to say, which `serve.bodies` has seen to.
-    most = form_parts(limits)
-    async with request.form(max_files=most, max_fields=most, max_part_size=limits.body_bytes) as form:
-        model = form.get("model")
-        fields = _form_fields(form)
-        files = form.getlist("image") + form.getlist("images")
-        if not files or not all(isinstance(file, UploadFile) for file in files):
-            raise ApiError("invalid_request", "image: send at least one file, such as -F image=@cat.jpg", param="image")
-        images = [await file.read() for file in files if isinstance(file, UploadFile)]
-    question = LabelQuestion.model_validate(fields)
-    return question, str(model) if model else None, [], images, [f"image.{n}" for n in range(len(images))]
-
-
-def _form_fields(form: FormData) -> dict[str, Any]:
-    """The fields of a form that are no files, as they stand in JSON. Numbers stay strings, which pydantic reads."""
+def _read_fields(images: list[bytes], given: FormData | QueryParams) -> Parsed:
+    """Images, and what stands beside them as it stands in JSON. Numbers stay strings, which pydantic reads."""
     fields: dict[str, Any] = {}
-    for name in form:
-        if name in ("image", "images", "model"):
-            continue
-        values = form.getlist(name)
-        if any(isinstance(value, UploadFile) for value in values):
-            raise ApiError("invalid_request", f"{name}: a file where a value belongs", param=name)
+    for name in given:
+        values = given.getlist(name)
         fields[name] = values if name in _MANY else values[-1]
-    return fields
+    model = fields.pop("model", None)
+    try:
+        question = LabelQuestion.model_validate(fields)
+    except ValidationError as error:
+        raise describe_validation(error.errors()) from None
+    return question, str(model) if model else None, [], images, [f"image.{n}" for n in range(len(images))]

@@ -1,0 +1,141 @@
+"""`POST /v2/embed`: what `cohere.ClientV2(base_url=URL).embed` sends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request
+from pydantic import ConfigDict, Field
+
+from serve.answers import Reply, documented, trace_of
+from serve.errors import ApiError
+from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
+from serve.service import Service
+from serve.shapes import PIXEL, Answer, Fingerprint, ImageUrl, Lenient, Strings
+from siglip.scoring import Floats
+
+EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+
+
+class CohereContent(Lenient):
+    """A text or an image of an input."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class CohereInput(Lenient):
+    """An input with one text or one image in it."""
+
+    content: Annotated[list[CohereContent], Field(fail_fast=True)]
+
+
+class CohereRequest(Lenient):
+    """Exactly one of texts, images and inputs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "tiny", "input_type": "image", "images": [f"data:image/png;base64,{PIXEL}"]},
+                {"model": "tiny", "input_type": "search_query", "texts": ["a red square"]},
+            ]
+        }
+    )
+
+    model: str
+    input_type: str | None = None
+    texts: Strings | None = None
+    images: Strings | None = None
+    inputs: Annotated[list[CohereInput], Field(fail_fast=True)] | None = None
+    embedding_types: Annotated[list[EmbeddingType], Field(fail_fast=True)] = Field(
+        ["float"],
+        min_length=1,
+        description="int8 and uint8 stretch each vector to its largest component, and are for cosines; binary and "
+        "ubinary have a bit for each component, whether it is above zero.",
+    )
+    output_dimension: int | None = None
+
+
+class CohereAnswer(Answer):
+    """The embeddings by type, in the order of the input."""
+
+    response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
+    id: str
+    embeddings: dict[str, Any]
+    texts: list[str]
+    meta: dict[str, Any]
+    fingerprint: Fingerprint
+
+
+def add_cohere_routes(app: FastAPI, service: Service) -> None:
+    """Register the routes."""
+
+    @app.post("/v2/embed", response_model=CohereAnswer, responses=documented(400, 404), tags=["other clients"])
+    async def embed(body: CohereRequest, request: Request) -> Reply:
+        """What `cohere.ClientV2(base_url=URL).embed` sends. `input_type` and `truncate` mean nothing to SigLIP."""
+        trace = trace_of(request)
+        service.check_model(body.model)
+        service.check_width(body.output_dimension, "output_dimension")
+        vectors = await embed_sources(_list_sources(body), service, trace)
+        embeddings = {kind: encode_vectors(vectors, kind) for kind in dict.fromkeys(body.embedding_types)}
+        usage = service.usage(trace)
+        return Reply(
+            CohereAnswer(
+                id=trace.request_id,
+                embeddings=embeddings,
+                texts=body.texts or [],
+                meta={
+                    "api_version": {"version": "2"},
+                    "billed_units": {"input_tokens": usage.prompt_tokens, "images": usage.images},
+                },
+                fingerprint=service.fingerprint(),
+            )
+        )
+
+
+def encode_vectors(vectors: Floats, kind: EmbeddingType) -> list[Any]:
+    """Embeddings (N, D) as Cohere's type of that name, a row for each.
+
+    `int8` is each vector times what makes its largest component 127 (components of unit vectors are small: 768 of them
+    would all round to a few levels otherwise), and `uint8` is 128 more. Cosines are those of the vectors to within
+    rounding; lengths are lost. `binary` and `ubinary` have a bit for each component, set where it is positive, the
+    first one highest, eight to a number of -128 to 127 and of 0 to 255; D must be a multiple of eight, as SigLIP's are.
+    """
+    if kind == "float":
+        rows: list[Any] = vectors.tolist()
+        return rows
+    if kind == "base64":
+        return [encode_vector(vector) for vector in vectors]
+    if kind in ("int8", "uint8"):
+        largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-12)
+        levels = np.rint(vectors / largest * 127).astype(int)
+        return list((levels + 128 * (kind == "uint8")).tolist())
+    bits = np.packbits(vectors > 0, axis=1).astype(int)
+    return list((bits - 128 * (kind == "binary")).tolist())
+
+
+def _list_sources(body: CohereRequest) -> list[Source]:
+    """What a request wants embedded. Raises `ApiError`."""
+    given = [name for name in ("texts", "images", "inputs") if getattr(body, name)]
+    if len(given) != 1:
+        raise ApiError("invalid_request", "give exactly one of texts, images and inputs", param="texts")
+    if body.texts:
+        return [Source("text", text, f"texts.{n}") for n, text in enumerate(body.texts)]
+    if body.images:
+        return [Source("image", image, f"images.{n}") for n, image in enumerate(body.images)]
+    return [_read_input(item, f"inputs.{n}") for n, item in enumerate(body.inputs or ())]
+
+
+def _read_input(item: CohereInput, param: str) -> Source:
+    if len(item.content) != 1:
+        raise ApiError(
+            "unsupported_input",
+            f"{param}: {len(item.content)} parts; each input is one text or one image, which SigLIP embeds separately",
+            param=param,
+        )
+    [part] = item.content
+    if part.type == "image_url":
+        return read_image_url(part.image_url, param)
+    return Source("text", part.text or "", param)

@@ -1,0 +1,312 @@
+"""OpenAI's routes: `POST /v1/embeddings`, with images beside texts, and `GET /v1/models`.
+
+vLLM's and infinity's clients ask the same: `messages` instead of `input`, `modality: image`, no `/v1` before the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from pydantic import ConfigDict, Discriminator, Field, Tag
+
+from serve.answers import IMAGE_BODY, Reply, body_of, documented, trace_of
+from serve.bodies import ANY_IMAGE, read_files, read_json
+from serve.errors import ApiError
+from serve.inputs import is_data_uri
+from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
+from serve.service import Service
+from serve.shapes import IMAGE_HELP, PIXEL, Answer, Fingerprint, ImageUrl, Lenient, Usage
+from serve.tokens import TokenVocabulary
+
+_FORM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {
+        "image": {"type": "array", "items": IMAGE_BODY, "minItems": 1},
+        "model": {"type": "string"},
+        "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+    },
+}
+"""The multipart body: files, and how to answer."""
+
+
+class TextPart(Lenient):
+    """A text to embed."""
+
+    text: str
+
+
+class ImagePart(Lenient):
+    """An image to embed."""
+
+    image: str = Field(description=IMAGE_HELP)
+
+
+class ContentPart(Lenient):
+    """A part of a chat message."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | str | None = None
+
+
+class Message(Lenient):
+    """A message of a conversation, as vLLM's embedding endpoint takes it."""
+
+    role: str = "user"
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
+
+
+def _tag_input(value: Any) -> str:
+    """Which kind of input a value is, so that it is compared with that one alone."""
+    if isinstance(value, dict):
+        return "TextPart" if "text" in value else "ImagePart"
+    if isinstance(value, list):
+        return "Tokens"
+    return "Token" if isinstance(value, int) else "Text"
+
+
+OneInput = Annotated[
+    Annotated[str, Tag("Text")]
+    | Annotated[TextPart, Tag("TextPart")]
+    | Annotated[ImagePart, Tag("ImagePart")]
+    | Annotated[int, Tag("Token")]
+    | Annotated[list[int], Field(fail_fast=True), Tag("Tokens")],
+    Discriminator(_tag_input),
+]
+Inputs = Annotated[list[OneInput], Field(fail_fast=True)]
+
+
+def _tag_inputs(value: Any) -> str:
+    return "List" if isinstance(value, list) else _tag_input(value)
+
+
+class EmbeddingRequest(Lenient):
+    """Texts and images to embed. Exactly one of `input` and `messages`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "tiny", "input": ["a photo of a red circle", f"data:image/png;base64,{PIXEL}"]},
+                {"model": "tiny", "input": [{"text": "a red circle"}, {"image": PIXEL}], "encoding_format": "float"},
+            ]
+        }
+    )
+
+    model: str = Field(description="An id of GET /v1/models.")
+    input: (
+        Annotated[
+            Annotated[str, Tag("Text")]
+            | Annotated[TextPart, Tag("TextPart")]
+            | Annotated[ImagePart, Tag("ImagePart")]
+            | Annotated[int, Tag("Token")]
+            | Annotated[Inputs, Tag("List")],
+            Discriminator(_tag_inputs),
+        ]
+        | None
+    ) = Field(None, description="Texts, data: URIs of images, {text} or {image}; or a list of them.")
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        None,
+        description="Instead of input: one conversation, which is one embedding, of its one image or of its texts.",
+    )
+    modality: Literal["auto", "text", "image"] = Field(
+        "auto", description="How to read plain strings. auto takes data: URIs for images and all else for text."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="base64 is little-endian float32.")
+    dimensions: int | None = Field(None, description="Only the model's own width is possible.")
+
+
+class EmbeddingItem(Answer):
+    """One embedding of unit norm."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(Answer):
+    """The embeddings, in the order of the input."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[EmbeddingItem]
+    usage: Usage
+    fingerprint: Fingerprint
+
+
+class ModelCard(Answer):
+    """The model that this server runs."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When this replica loaded it, in seconds since 1970.")
+    owned_by: str = "sightline"
+    dimensions: int
+    image_size: int
+    text_length: int
+    device: str
+    dtype: str
+    fingerprint: Fingerprint
+
+
+class ModelList(Answer):
+    """All models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def add_openai_routes(app: FastAPI, service: Service) -> None:
+    """Register the routes."""
+
+    @app.post("/embeddings", include_in_schema=False)  # where infinity has it
+    @app.post(
+        "/v1/embeddings",
+        response_model=EmbeddingAnswer,
+        responses=documented(400, 404, 413),
+        openapi_extra=body_of(EmbeddingRequest, **{ANY_IMAGE: IMAGE_BODY, "multipart/form-data": _FORM_SCHEMA}),
+        tags=["embeddings"],
+    )
+    async def create_embeddings(request: Request) -> Reply:
+        """Embed texts and images into one space, with unit norm: their dot product is their cosine.
+
+        The body may be an image itself, or a form with several; `model` and `encoding_format` are in the query then, or
+        in the form.
+        """
+        trace = trace_of(request)
+        model, encoding, sources = await _read_request(request, service)
+        service.check_model(model)
+        vectors = await embed_sources(sources, service, trace)
+        as_base64 = encoding == "base64"
+        return Reply(
+            EmbeddingAnswer(
+                model=service.name,
+                data=[
+                    EmbeddingItem(index=index, embedding=encode_vector(vector) if as_base64 else vector.tolist())
+                    for index, vector in enumerate(vectors)
+                ],
+                usage=service.usage(trace),
+                fingerprint=service.fingerprint(),
+            )
+        )
+
+    @app.get("/models", include_in_schema=False)
+    @app.get("/v1/models", response_model=ModelList, responses=documented(), tags=["models"])
+    async def list_models() -> Reply:
+        """The model that this server runs."""
+        return Reply(ModelList(data=[make_card(service)]))
+
+    @app.get("/v1/models/{id:path}", response_model=ModelCard, responses=documented(404), tags=["models"])
+    async def retrieve_model(id: str) -> Reply:
+        """One model. Its id may hold slashes."""
+        service.check_model(id)
+        return Reply(make_card(service))
+
+
+def make_card(service: Service) -> ModelCard:
+    """What clients can know of the model."""
+    about = service.about
+    return ModelCard(
+        id=service.name,
+        created=about.loaded,
+        dimensions=about.width,
+        image_size=about.spec.size,
+        text_length=about.text_length,
+        device=about.device,
+        dtype=about.dtype,
+        fingerprint=service.fingerprint(),
+    )
+
+
+def list_sources(body: EmbeddingRequest, vocabulary: TokenVocabulary | None) -> list[Source]:
+    """What a request wants embedded, in order. Raises `ApiError`."""
+    if (body.input is None) == (body.messages is None):
+        raise ApiError("invalid_request", "give exactly one of input and messages", param="input")
+    if body.messages is not None:
+        sources = [_read_conversation(body.messages)] if body.messages else []
+    elif isinstance(body.input, list) and body.input and isinstance(body.input[0], int):
+        sources = [_read_tokens(body.input, "input", vocabulary)]  # a list of ids is one text
+    elif isinstance(body.input, list):
+        sources = [
+            _read_tokens(item, f"input.{n}", vocabulary)
+            if isinstance(item, list)
+            else _read_input(item, f"input.{n}", body.modality)
+            for n, item in enumerate(body.input)
+        ]
+    else:
+        sources = [_read_input(body.input, "input", body.modality)]
+    if not sources:
+        raise ApiError("invalid_request", "nothing to embed: the list is empty", param="input")
+    return sources
+
+
+def _read_input(
+    item: str | TextPart | ImagePart | int | None, param: str, modality: Literal["auto", "text", "image"]
+) -> Source:
+    if isinstance(item, TextPart):
+        return Source("text", item.text, param)
+    if isinstance(item, ImagePart):
+        return Source("image", item.image, param)
+    if isinstance(item, str):
+        is_image = modality == "image" or (modality == "auto" and is_data_uri(item))
+        return Source("image" if is_image else "text", item, param)
+    raise ApiError("invalid_request", f"{param}: a token id alone is no text", param=param)
+
+
+def _read_tokens(ids: Sequence[Any], param: str, vocabulary: TokenVocabulary | None) -> Source:
+    """The text that token ids of OpenAI's stand for."""
+    if vocabulary is None:
+        raise ApiError(
+            "unsupported_input",
+            f"{param}: token ids, which this server has no token_vocabulary for: send the text "
+            "(LangChain: check_embedding_ctx_length=False)",
+            param=param,
+        )
+    try:
+        return Source("text", vocabulary.decode(ids), param)
+    except (KeyError, TypeError):
+        raise ApiError("unsupported_input", f"{param}: token ids of another vocabulary", param=param) from None
+
+
+def _read_conversation(messages: list[Message]) -> Source:
+    """A conversation's one embedding: of its image, if it has one, and otherwise of all its texts, one after another.
+
+    SigLIP has none of a text and an image together. What is said beside an image tells another model what to make of it
+    ("represent this image"), and means nothing here.
+    """
+    texts: list[str] = []
+    images: list[Source] = []
+    for number, message in enumerate(messages):
+        if isinstance(message.content, str):
+            texts.append(message.content)
+            continue
+        for part in message.content:
+            if part.type == "image_url":
+                images.append(read_image_url(part.image_url, f"messages.{number}"))
+            else:
+                texts.append(part.text or "")
+    if len(images) > 1:
+        raise ApiError(
+            "unsupported_input",
+            f"messages: {len(images)} images in a conversation, which is one embedding: send them as input, or apart",
+            param="messages",
+        )
+    return images[0] if images else Source("text", "\n".join(text for text in texts if text), "messages")
+
+
+async def _read_request(request: Request, service: Service) -> tuple[str | None, str | None, list[Source]]:
+    """A request's model, its encoding, and what it wants embedded. Raises `ApiError`."""
+    found = await read_files(request, service.config.limits)
+    if found is None:
+        body = await read_json(request, EmbeddingRequest, ANY_IMAGE, "multipart/form-data")
+        service.check_width(body.dimensions, "dimensions")
+        return body.model, body.encoding_format, list_sources(body, service.vocabulary)
+    images, fields = found
+    encoding = fields.get("encoding_format")
+    if encoding not in (None, "float", "base64"):
+        raise ApiError("invalid_request", "encoding_format: float or base64", param="encoding_format")
+    model = fields.get("model")
+    sources = [Source("image", image, f"image.{n}") for n, image in enumerate(images)]
+    return str(model) if model else None, str(encoding) if encoding else None, sources
