@@ -141,7 +141,9 @@ class Middleware:
                 raise _ClientGone
             chunk = message.get("body", b"")
             if unpack is not None:
-                chunk = _unpack(unpack, chunk, limit + 1 - size, last=not message.get("more_body", False))
+                last = not message.get("more_body", False)
+                # A few kilobytes may unpack to all that is allowed, which takes tens of milliseconds.
+                chunk = await asyncio.to_thread(_unpack, unpack, chunk, limit + 1 - size, last)
             size += len(chunk)
             if size > limit:
                 raise too_large

@@ -16,7 +16,7 @@ from siglip.images import REASONS
 from tests.endpoint import make_config, run_endpoint
 
 EXAMPLES = 60
-OPERATIONS = 10
+OPERATIONS = 12
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
