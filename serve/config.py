@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from serve.auth import AuthConfig
 from serve.fetch import FetchConfig
+from serve.label_files import path_of
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig
 from siglip.images import DecodeMode
@@ -156,7 +158,9 @@ class EndpointConfig(BaseModel):
     )
     model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
     label_sets: dict[str, LabelSet] = Field(
-        {}, description="Registered label sets by name: {names, templates, threshold, top_k}, or a file's path."
+        {},
+        description="Registered label sets by name: {names, templates, threshold, top_k}, or the path of a file, which "
+        "is read again when it changes.",
     )
     decode: DecodeMode = Field(
         "auto",
@@ -173,6 +177,23 @@ class EndpointConfig(BaseModel):
     )
     cors: CorsConfig = Field(CorsConfig(), description="Pages of other origins that may ask from a browser.")
     fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")
+
+    _label_sources: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember(cls, value: Any, read: Callable[[Any], EndpointConfig]) -> EndpointConfig:
+        """Where label sets come from, to read them again."""
+        config = read(value)
+        sets = value.get("label_sets") if isinstance(value, dict) else None
+        if isinstance(sets, dict):
+            config._label_sources = {name: source for name, source in sets.items() if path_of(source)}
+        return config
+
+    @property
+    def label_sources(self) -> dict[str, Any]:
+        """The registered label sets that were read from files: their paths, or mappings with one."""
+        return self._label_sources
 
     @field_validator("label_sets", mode="after")
     @classmethod

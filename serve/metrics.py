@@ -50,6 +50,7 @@ class IngressMetrics:
             "stages": Counter("sightline_stage_seconds", "Seconds in each stage, added up.", tag_keys=("stage",)),
             "cache": Counter("sightline_label_cache", "Label sets looked up: hit or miss.", tag_keys=("outcome",)),
             "deaths": Counter("sightline_runner_deaths", "Batch runners that ended and were replaced."),
+            "labels": Counter("sightline_bad_label_files", "Changed label set files that could not be taken."),
             "rejects": Counter("sightline_rejected_images", "Images that could not be read.", tag_keys=("reason",)),
         }
         self._in_flight = Gauge("sightline_in_flight", "Requests, images and texts that the ingress holds.")
@@ -76,6 +77,10 @@ class IngressMetrics:
     def count_deaths(self, count: int) -> None:
         """Batch runners that ended."""
         self._add("deaths", count)
+
+    def count_bad_labels(self) -> None:
+        """A label set's file that changed to something bad; the set before stays."""
+        self._add("labels", 1)
 
     def flush(self, in_flight: int) -> None:
         """Hand over what was counted, and how many items are held now."""

@@ -20,6 +20,7 @@ from serve.fetch import Fetcher
 from serve.gate import Gate, Pass
 from serve.inputs import read_images
 from serve.label_cache import LabelCache, Question, embed_question
+from serve.label_files import REREAD_SECONDS, LabelFiles
 from serve.log import log
 from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, Model, ModelAbout, ModelStuck
@@ -111,7 +112,7 @@ class Service:
         self._texts: Batcher[_Text, _Vector]
         self._coming: dict[str, asyncio.Future[_Vector]] = {}
         self._deaths = (0, 0.0)
-        self._flushing: asyncio.Task[None]
+        self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Wait for the model, start the decoders and embed the registered label sets. Warm afterwards."""
@@ -124,15 +125,19 @@ class Service:
         wait = config.batching.wait_ms / 1000
         self._images = Batcher(self._send_images, self.about.batch_size, wait, calls, meter=self.gate.images)
         self._texts = Batcher(self._send_texts, self.about.text_batch, wait, calls, meter=self.gate.texts)
-        self._flushing = asyncio.create_task(self._flush())
+        self._background = [asyncio.create_task(self._flush())]
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
+        files = LabelFiles(config.label_sources)
         for name, labels in config.label_sets.items():
             self.questions[name] = await embed_question(labels, self.rule, self._embed_registered)
+        if config.label_sources:
+            self._background.append(asyncio.create_task(self._watch_labels(files)))
 
     async def close(self) -> None:
         """Stop the decoders, close connections."""
-        self._flushing.cancel()
+        for task in self._background:
+            task.cancel()
         self._images.close()
         self._texts.close()
         self._decoders.close()
@@ -408,6 +413,26 @@ class Service:
             await asyncio.sleep(FLUSH_SECONDS)
             self._count_deaths()
             self.metrics.flush(self.gate.held.items)
+
+    async def _watch_labels(self, files: LabelFiles) -> None:
+        """Take registered label sets anew when their files change. One that is bad leaves the set before."""
+        while True:
+            await asyncio.sleep(REREAD_SECONDS)
+            for name, content in files.changed():
+                try:
+                    labels = files.parse(name)
+                    labels.check(self.rule)
+                except ValueError as error:
+                    log.error("label set %s: its file changed and is no good: %s", name, _first_line(error))
+                    self.metrics.count_bad_labels()
+                    files.take(name, content)
+                    continue
+                try:
+                    self.questions[name] = await embed_question(labels, self.rule, self._embed_registered)
+                except (ApiError, Expired):
+                    continue  # the model does not answer now: next time
+                files.take(name, content)
+                log.info("label set %s: taken anew, with %d labels", name, len(labels.names))
 
     def _count_deaths(self) -> bool:
         """Whether a batch runner ended lately. They are counted in the metrics."""

@@ -136,9 +136,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     """A label set from YAML (list or mapping), or from a text file with one label a line."""
     if not path.is_file():
         raise ValueError(f"label file {path} does not exist")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = yaml.safe_load(text) if path.suffix.lower() in (".yaml", ".yml") else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"label file {path} cannot be read: {reason}") from None
     if path.suffix.lower() in (".yaml", ".yml"):
-        value = yaml.safe_load(text)
         if not isinstance(value, (dict, list)):
             raise ValueError(f"label file {path} holds neither a list of names nor a label set")
         return value if isinstance(value, dict) else {"names": value}

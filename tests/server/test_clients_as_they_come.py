@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,3 +217,40 @@ def test_other_origins_may_ask_if_the_config_says_so(endpoint: Endpoint) -> None
     with run_endpoint(make_config()) as closed:
         silent = closed.client.get("/v1/models", headers={"origin": "https://app.example"})
         assert "access-control-allow-origin" not in silent.headers
+
+
+def test_a_label_set_s_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text("names: [red circle, green ring]\n")
+    label_sets = {"mine": str(path), "also": {"names": str(path), "threshold": 0.2}}
+    with run_endpoint(make_config(label_sets=label_sets)) as running:
+
+        def names(of: str = "mine") -> list[str]:
+            [found] = [one for one in running.client.get("/v1/label-sets").json()["data"] if one["id"] == of]
+            return list(found["labels"])
+
+        def until(wanted: list[str]) -> None:
+            end = time.monotonic() + 20
+            while names() != wanted or names("also") != wanted:
+                assert time.monotonic() < end, names()
+                time.sleep(0.1)
+
+        assert names() == ["red circle", "green ring"]
+        other = tmp_path / "other.yaml"
+        other.write_text("names: [red circle, blue star]\n")
+        other.replace(path)
+        until(["red circle", "blue star"])
+        [answer] = running.post("/v1/classify", {"image": URI, "label_set": "mine", "top_k": 1}).json()["data"]
+        assert answer["labels"][0]["label"] == "blue star"
+        for number, bad in enumerate(("names: [", "names: [a, A]\n", "names: []\n", ""), start=1):
+            path.write_text(bad)
+            end = time.monotonic() + 20
+            while sum("is no good" in record.message for record in caplog.records) < 2 * number:
+                assert time.monotonic() < end, bad
+                time.sleep(0.05)
+            assert names() == ["red circle", "blue star"], bad
+        path.unlink()
+        time.sleep(2.5)
+        assert names() == ["red circle", "blue star"]
+        path.write_text("names: [black cross]\n")
+        until(["black cross"])
