@@ -30,6 +30,10 @@ PROBE_SECONDS = 20.0
 """A model that has answered nothing for this long, although asked, is ill."""
 
 
+BATCH_SIZES = (1, 8, 64)
+"""Batches that a compiled model has graphs for beside full ones: a lone image need not cost as much as those."""
+
+
 class ModelServer:
     """`siglip.actor.SiglipActor` behind two queues, one for images and one for texts.
 
@@ -44,7 +48,7 @@ class ModelServer:
         pinned = pin_endpoint_model(config)
         pinned = replace(pinned, config=resolve_compile(pinned.config))
         gpus = config.replicas.num_gpus or 0
-        self.actor = SiglipActor(pinned, choose_threads(config, pinned), texts=True, gpus=gpus)
+        self.actor = SiglipActor(pinned, choose_threads(config, pinned), texts=True, gpus=gpus, sizes=BATCH_SIZES)
         from siglip.encoder import TEXT_BATCH
 
         encoder = self.actor.encoder
@@ -159,8 +163,7 @@ def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
 def resolve_compile(model: ModelConfig) -> ModelConfig:
     """`compile: auto` for an endpoint: on a GPU only.
 
-    A compiled model has one batch shape, so that a single image costs as much as a full batch: milliseconds on a GPU,
-    more than a second on a CPU. Where throughput is all, say `compile: true`.
+    It takes minutes of a start on a CPU. Where throughput is all, say `compile: true`.
     """
     if model.compile != "auto":
         return model

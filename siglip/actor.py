@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -29,13 +30,20 @@ class SiglipActor:
     are small, because they travel to every actor.
 
     `threads` are the cores that it was given: Ray sets OMP_NUM_THREADS to an actor's num_cpus, which would leave
-    torch on one thread for any actor that shares a machine's cores. `gpus` are those that it was given.
+    torch on one thread for any actor that shares a machine's cores. `gpus` are those that it was given, and `sizes` the
+    batches that come beside full ones: see `siglip.encoder.Encoder`.
 
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint or the device cannot be used.
     """
 
     def __init__(
-        self, pinned: PinnedModel, threads: int | None = None, *, texts: bool = False, gpus: float = 0
+        self,
+        pinned: PinnedModel,
+        threads: int | None = None,
+        *,
+        texts: bool = False,
+        gpus: float = 0,
+        sizes: Sequence[int] = (),
     ) -> None:
         # Read when torch is loaded. Its threads spin while they wait for each other, and on a machine without a GPU
         # that takes the cores from the decoders: a tiny model's forward passes cost twice the CPU time.
@@ -46,7 +54,7 @@ class SiglipActor:
 
         if threads:
             torch.set_num_threads(threads)
-        self.encoder = Encoder(pinned, texts=texts, gpus=gpus)
+        self.encoder = Encoder(pinned, texts=texts, gpus=gpus, sizes=sizes)
         self.model_seconds = 0.0
         # The first pass compiles or picks kernels: paid here, where nobody waits for an image.
         self.encoder.warm_up()

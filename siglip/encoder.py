@@ -31,13 +31,16 @@ class Encoder:
     Runs on the GPU when this process was given one (`gpus`), else on the CPU with the threads that torch was given. Not
     thread-safe. It knows nothing of labels' meaning, thresholds, Ray or files.
 
+    A compiled model has one graph for each batch size: `batch_size`, and of `sizes` those that are smaller. A batch is
+    filled up to the next of them.
+
     Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
     `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`.
 
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
     """
 
-    def __init__(self, pinned: PinnedModel, *, texts: bool = True, gpus: float = 0) -> None:
+    def __init__(self, pinned: PinnedModel, *, texts: bool = True, gpus: float = 0, sizes: Sequence[int] = ()) -> None:
         quiet_transformers()
         config = pinned.config
         self.device = choose_device(config, gpus)
@@ -56,6 +59,7 @@ class Encoder:
         self.width = pinned.width
         self.text_length = pinned.text_length
         self.batch_size = choose_batch_size(pinned, self.device)
+        self._sizes = [*sorted(size for size in set(sizes) if size < self.batch_size), self.batch_size]
         self._text = model.text_model.eval().to(self.device, self.dtype) if texts else None
         self._vision = model.vision_model.eval().to(self.device, self.dtype)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
@@ -74,9 +78,10 @@ class Encoder:
             for start in range(0, len(pixels), self.batch_size):
                 batch = torch.from_numpy(np.require(pixels[start : start + self.batch_size], requirements=["C", "W"]))
                 count = len(batch)
-                if self.compiled and count < self.batch_size:
-                    # A compiled graph has one batch shape; another would compile again in the middle of a job.
-                    batch = torch.cat([batch, batch.new_zeros(self.batch_size - count, *batch.shape[1:])])
+                if self.compiled and count not in self._sizes:
+                    # Another shape would compile again in the middle of the work.
+                    fits = next(size for size in self._sizes if size > count)
+                    batch = torch.cat([batch, batch.new_zeros(fits - count, *batch.shape[1:])])
                 if self.device.type == "cuda":
                     # Pinned and asynchronous: the copy of one batch runs while the one before is computed.
                     batch = batch.pin_memory().to(self.device, non_blocking=True)
@@ -84,12 +89,13 @@ class Encoder:
             return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
 
     def warm_up(self) -> None:
-        """A first batch, which compiles or picks kernels, of black images.
+        """First batches, which compile or pick kernels, of black images.
 
         Raises `siglip.checkpoint.CheckpointError` when what comes out is not finite.
         """
         size = self.spec.size
-        _check_finite(self.embed_images(np.zeros((self.batch_size, size, size, 3), np.uint8)), "images")
+        for count in self._sizes if self.compiled else [self.batch_size]:
+            _check_finite(self.embed_images(np.zeros((count, size, size, 3), np.uint8)), "images")
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Texts to float32 (N, D) of unit norm. Text beyond the model's length is cut off."""

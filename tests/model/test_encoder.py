@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import pipeline
 
 from siglip.architectures import init_checkpoint
@@ -26,6 +27,29 @@ def test_a_compiled_encoder_gives_the_same() -> None:
     compiled = Encoder(pin_model(config), texts=False)
     pixels = np.random.default_rng(1).integers(0, 256, (13, 64, 64, 3), np.uint8)
     assert (compiled.embed_images(pixels) * encoder.embed_images(pixels)).sum(axis=1).min() >= 0.99999
+
+
+def test_a_compiled_encoder_has_a_graph_for_small_batches() -> None:
+    config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=16)
+    encoder = Encoder(pin_model(config), texts=False, sizes=(1, 8, 64))
+    ran: list[int] = []
+    forward = encoder._forward
+
+    def count(pixels: torch.Tensor) -> torch.Tensor:
+        ran.append(len(pixels))
+        return forward(pixels)
+
+    encoder._forward = count
+    encoder.warm_up()
+    assert ran == [1, 8, 16], "all that may come is compiled before it comes"
+    plain = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
+    size = encoder.spec.size
+    pixels = np.random.default_rng(0).integers(0, 256, (27, size, size, 3), np.uint8)
+    for images, shapes in ((1, [1]), (2, [8]), (8, [8]), (9, [16]), (27, [16, 16])):
+        ran.clear()
+        vectors = encoder.embed_images(pixels[:images])
+        assert ran == shapes
+        assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
 
 
 def test_the_base_architecture_is_siglip_base_patch16_256(tmp_path: Path) -> None:
