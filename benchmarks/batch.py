@@ -81,13 +81,13 @@ def pipeline_rate(directory: Path, photos: list[bytes], labels: Sequence[str], c
     return len(images) / (time.perf_counter() - start)
 
 
-def measure_tiny(folder: Path, images: int, size: tuple[int, int]) -> None:
+def measure_tiny(folder: Path, images: int, size: tuple[int, int], tars: int) -> None:
     """Decode-bound: the shipped checkpoint."""
-    photos = write_tars(folder / "input", 16, images // 16, distinct=64 if size[0] < 2000 else 8, size=size)
+    photos = write_tars(folder / "input", tars, images // tars, distinct=64 if size[0] < 2000 else 8, size=size)
     limit = decode_rate(photos, 64, processes=2)
-    runs = {mode: run_job(folder, "tiny", images // 16, False, decode=mode) for mode in ("exact", "auto", "fast")}
+    runs = {mode: run_job(folder, "tiny", images // tars, False, decode=mode) for mode in ("exact", "auto", "fast")}
     limit = max(limit, decode_rate(photos, 64, processes=2))
-    print(f"{size[0]} x {size[1]}: two processes that only decode {limit:8.1f} images/s")
+    print(f"{size[0]} x {size[1]}: {tars} tars, two processes that only decode {limit:8.1f} images/s")
     for mode, run in runs.items():
         rate = run["images_per_second"]
         print(f"the job, tiny model, decode: {mode:5} {rate:8.1f} images/s  {rate / limit:.0%}   busy {run['busy']}")
@@ -127,11 +127,12 @@ if __name__ == "__main__":
     parser.add_argument("model", choices=["tiny", "base"])
     parser.add_argument("--images", type=int)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--tars", type=int, default=16, help="Into how many tars the images go, for tiny.")
     parser.add_argument("--size", default="640x480", help="The photos' width and height, for tiny.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.model == "tiny":
             width, height = arguments.size.split("x")
-            measure_tiny(Path(temporary), arguments.images or 9600, (int(width), int(height)))
+            measure_tiny(Path(temporary), arguments.images or 9600, (int(width), int(height)), arguments.tars)
         else:
             measure_base(Path(temporary), arguments.images or 256, not arguments.no_compile)

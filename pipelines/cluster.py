@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import ray
 
 from pipelines.config import ActorsConfig, JobConfig, ray_address
+from siglip.config import count_cores
 from storage.settings import ConfigError
 
 LOGICAL_CPUS = 4
@@ -108,7 +109,9 @@ def _quiet_core() -> Iterator[None]:
 
 def _start(config: JobConfig) -> None:
     actors = config.actors
-    cpus = LOGICAL_CPUS * ((config.ray.readers or _cores()) + max(_cores(), actors.largest * (actors.num_cpus or 1)))
+    cpus = LOGICAL_CPUS * (
+        (config.ray.readers or count_cores()) + max(count_cores(), actors.largest * (actors.num_cpus or 1))
+    )
     ray.init(
         address="local",
         num_cpus=int(-(-cpus // 1)),
@@ -122,14 +125,14 @@ def _start(config: JobConfig) -> None:
 def _fit_here(config: JobConfig) -> Cluster:
     """This machine, shared between its readers and its actors. Raises `ConfigError` when it has too few GPUs."""
     gpus, available = _actor_gpus(config.actors), ray.cluster_resources().get("GPU", 0)
-    actors = config.actors if gpus else config.actors.spread(_cores())
+    actors = config.actors if gpus else config.actors.spread(count_cores())
     if gpus * actors.smallest > available:
         raise ConfigError(
             f"actors.num_gpus: {actors.smallest} x {gpus:g} GPUs asked for and this machine has {available:g}: "
             "set it to 0, or join a cluster with ray.address"
         )
-    cpus = actors.num_cpus or (1 if gpus else max(1, _cores() // actors.largest))
-    return Cluster(config.ray.readers or _cores(), actors, cpus, gpus)
+    cpus = actors.num_cpus or (1 if gpus else max(1, count_cores() // actors.largest))
+    return Cluster(config.ray.readers or count_cores(), actors, cpus, gpus)
 
 
 def _actor_gpus(actors: ActorsConfig) -> float:
@@ -150,7 +153,3 @@ def _fit(config: JobConfig) -> Cluster:
     )
     gpus = _actor_gpus(actors)
     return Cluster(config.ray.readers, actors, actors.num_cpus or (1 if gpus else next(fitting, 1)), gpus)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,8 +24,8 @@ from pipelines.parts import MARKER, Ending, encode_rows
 from pipelines.plan import ShardRef, read_shard_inputs
 from pipelines.retry import find_retry, read_retried
 from pipelines.rows import Input, Reading, Row, Skipped, wait_reason
-from siglip.config import ImageSpec, Limits
-from siglip.decoder import Decoder
+from siglip.config import ImageSpec, Limits, count_cores
+from siglip.decoder import DecoderRing
 from siglip.images import Decoded, DecodeMode, ImageRejected
 from storage.store import StoreError, open_store
 
@@ -33,14 +33,16 @@ BLOCK_BYTES = 64 * 2**20
 """Ray Data's target block: 341 images of 256 x 256. Smaller blocks cost overhead, larger ones delay receipts."""
 YIELD_BYTES = 8 * 2**20
 AHEAD, AHEAD_BYTES = 8, 8 * 2**20
-"""Rows that are read before the decoder is done with the first of them."""
+"""Rows that are read before a decoder is done with the first of them, for each decoder."""
 
 
 @dataclass(frozen=True)
 class ReaderConfig:
     """What a reader needs beside the shard: everything small, and the same for all shards.
 
-    `retry` are the reasons of the rejects that a shard of a later generation takes up again; none for all.
+    A shard has a decoder for each `rows_per_decoder` rows, as far as the machine has cores: one large tar is read by
+    one task, and decoded by as many processes as its share of the job is of the readers. `retry` are the reasons of the
+    rejects that a shard of a later generation takes up again; none for all.
     """
 
     output: str
@@ -50,6 +52,11 @@ class ReaderConfig:
     mode: DecodeMode
     thumbnail: int | None
     retry: frozenset[str] = frozenset()
+    rows_per_decoder: int = 2**31
+
+    def count_decoders(self, rows: int) -> int:
+        """Decoder processes for a shard of about so many rows, on the machine that this is."""
+        return max(1, min(count_cores(), round(rows / self.rows_per_decoder)))
 
     def block_schema(self) -> pa.Schema:
         """A block's columns on the way from the reader to the actor."""
@@ -103,7 +110,7 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
         rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
     block = _Block(schema, per_table, config.spec.size)
     try:
-        for number, row, line in _decode(rows, config, block):
+        for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)
             lost += row.lost
             block.lines.append({"shard": shard, "row": number, "ready_at": time.time(), **line})
@@ -132,9 +139,9 @@ class _Block:
         self._filled = 0
         self.lines: list[dict[str, Any]] = []
 
-    def take(self, decoder: Decoder) -> Decoded | ImageRejected:
-        """The decoder's oldest image, its pixels behind those that are here."""
-        outcome = decoder.take(self._images[self._filled])
+    def take(self, ring: DecoderRing) -> Decoded | ImageRejected:
+        """The ring's oldest image, its pixels behind those that are here."""
+        outcome = ring.take(self._images[self._filled])
         self._filled += isinstance(outcome, Decoded)
         return outcome
 
@@ -165,17 +172,16 @@ class _Block:
 
 
 def _decode(
-    rows: Iterator[tuple[int, Row]], config: ReaderConfig, block: _Block
+    rows: Iterator[tuple[int, Row]], config: ReaderConfig, block: _Block, decoders: int
 ) -> Iterator[tuple[int, Row, dict[str, Any]]]:
-    """Rows with what they became, their pixels in the block. While the decoder works on some, the next are read."""
-    decoder = _decoder(config.spec, config.limits, config.mode, config.thumbnail)
-    if len(decoder):
-        decoder.close()  # a shard that failed left images in it
+    """Rows with what they became, their pixels in the block. While decoders work on some, the next are read."""
+    ring = _decoder_ring(config.spec, config.limits, config.mode, config.thumbnail)
+    ring.resize(decoders)
     ahead: deque[tuple[int, Row, float]] = deque()
     size = 0
     more = True
     while ahead or more:
-        while more and (not ahead or (len(ahead) < AHEAD and size < AHEAD_BYTES)):
+        while more and (not ahead or (len(ahead) < decoders * AHEAD and size < decoders * AHEAD_BYTES)):
             start = time.perf_counter()
             number, row = next(rows, (MARKER, None))
             if row is None:
@@ -184,15 +190,15 @@ def _decode(
             ahead.append((number, row, time.perf_counter() - start))
             if row.data is not None:
                 size += len(row.data)
-                decoder.submit(row.data)
+                ring.submit(row.data)
         if not ahead:
             return
         number, row, seconds = ahead.popleft()
-        yield number, row, _take(decoder, block, row, seconds)
+        yield number, row, _take(ring, block, row, seconds)
         size -= len(row.data or b"")
 
 
-def _take(decoder: Decoder, block: _Block, row: Row, read_s: float) -> dict[str, Any]:
+def _take(ring: DecoderRing, block: _Block, row: Row, read_s: float) -> dict[str, Any]:
     """A row's columns: what was read, and what the decoder made of it."""
     line: dict[str, Any] = {
         "key": row.key,
@@ -203,7 +209,7 @@ def _take(decoder: Decoder, block: _Block, row: Row, read_s: float) -> dict[str,
         "decode_s": 0.0,
         **{COLUMN_PREFIX + name: value for name, value in row.columns.items()},
     }
-    outcome = row.rejected if row.data is None else block.take(decoder)
+    outcome = row.rejected if row.data is None else block.take(ring)
     if isinstance(outcome, Decoded):
         line |= {"width": outcome.width, "height": outcome.height, "thumbnail": outcome.thumbnail}
         line["decode_s"] = outcome.seconds
@@ -215,6 +221,6 @@ def _take(decoder: Decoder, block: _Block, row: Row, read_s: float) -> dict[str,
 
 
 @cache
-def _decoder(spec: ImageSpec, limits: Limits, mode: DecodeMode, thumbnail: int | None) -> Decoder:
-    """This worker's decoder: its child process serves one shard after another."""
-    return Decoder(spec, limits, mode, thumbnail)
+def _decoder_ring(spec: ImageSpec, limits: Limits, mode: DecodeMode, thumbnail: int | None) -> DecoderRing:
+    """This worker's decoders: their child processes serve one shard after another."""
+    return DecoderRing(spec, limits, mode, thumbnail)

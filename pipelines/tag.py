@@ -87,19 +87,20 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
     reading = Reading(
         options, config.limits.max_bytes, config.parquet, writer.format.columns, config.on_changed, config.on_missing
     )
-    reader = ReaderConfig(
-        config.output,
-        reading,
-        model.spec,
-        config.limits,
-        config.decode,
-        config.thumbnails,
-        frozenset(retry or ()),
-    )
     progress.say("starting Ray")
     with connect(config) as cluster, _data_context():
         progress.say("loading the model")
         rows = sum(ref.rows for ref in pending)
+        reader = ReaderConfig(
+            config.output,
+            reading,
+            model.spec,
+            config.limits,
+            config.decode,
+            config.thumbnails,
+            frozenset(retry or ()),
+            rows_per_decoder=max(1, rows // cluster.count_readers()),
+        )
         tagger = _prepare_tagger(config, model, cluster, rows)
         progress.start(len(pending), rows)
         committer = Committer(pending, writer, account, progress)

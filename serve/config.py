@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from serve.auth import AuthConfig
 from serve.fetch import FetchConfig
 from serve.label_files import path_of
 from siglip.checkpoint import PinnedModel, pin_model
-from siglip.config import Limits, ModelConfig
+from siglip.config import Limits, ModelConfig, count_cores
 from siglip.images import DecodeMode
 from siglip.labels import LabelSet
 from storage.mirror import Mirror
@@ -238,11 +237,6 @@ def _beside(path: Path, value: Any) -> Any:
     if isinstance(value, str) and not Path(value).exists() and (path.parent / value).is_file():
         return str((path.parent / value).resolve())
     return value
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Batcher
-from serve.config import EndpointConfig, count_cores, pin_endpoint_model
+from serve.config import EndpointConfig, pin_endpoint_model
 from serve.metrics import ModelMetrics
 from serve.model import Embedded, ModelAbout, ModelStuck
 from siglip.actor import SiglipActor
 from siglip.checkpoint import PinnedModel
-from siglip.config import ModelConfig
+from siglip.config import ModelConfig, count_cores
 from siglip.scoring import Floats
 
 PROBE_SECONDS = 20.0

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ copy, and Pillow's image, background, composite and RGB, four bytes each; and on
 _SPARE_BYTES = 128 * 2**20
 """For the libraries that are loaded with the first image of a format, and for small images' fixed costs."""
 _SOCKET_BYTES = 1 << 20
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
 """glibc gives large buffers back to the kernel at once and gets them again zeroed, page by page: half of what a photo
 of 12 megapixels costs. So the child keeps what such a photo needs."""
 _HEAD = struct.Struct("=Q")
@@ -166,7 +167,7 @@ class Decoder:
                 [sys.executable, "-m", "siglip.decoder", str(theirs.fileno()), str(file)],
                 pass_fds=[theirs.fileno(), file],
                 stdin=subprocess.DEVNULL,
-                env={**_KEEP_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env={**KEEP_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 start_new_session=False,
             )
         os.close(file)
@@ -183,6 +184,50 @@ class Decoder:
         for image in self._waiting:
             self._send(ours, image)
         return ours
+
+
+class DecoderRing:
+    """Several decoders that take images in turn, and give what became of them in the images' order.
+
+    Not thread-safe. `count` may change between two images while none waits: a shard of many images is given more.
+    """
+
+    def __init__(
+        self, spec: ImageSpec, limits: Limits, mode: DecodeMode = "exact", thumbnail: int | None = None
+    ) -> None:
+        self._make = partial(Decoder, spec, limits, mode, thumbnail)
+        self._decoders = [self._make()]
+        self._order: deque[Decoder] = deque()
+
+    def __len__(self) -> int:
+        """Images that were submitted and not taken."""
+        return len(self._order)
+
+    def resize(self, count: int) -> None:
+        """Have so many decoders. What waits in them is forgotten."""
+        if self._order:
+            self.close()
+        for decoder in self._decoders[count:]:
+            decoder.close()
+        self._decoders[count:] = [self._make() for _ in range(count - len(self._decoders))]
+
+    def submit(self, image: bytes) -> None:
+        """Hand an image to the decoder with the fewest; see `Decoder.submit`."""
+        decoder = min(self._decoders, key=len)
+        decoder.submit(image)
+        self._order.append(decoder)
+
+    def take(self, out: NDArray[np.uint8] | None = None) -> Decoded | ImageRejected:
+        """What became of the oldest image; see `Decoder.take`."""
+        if not self._order:
+            raise RuntimeError("no image is waiting")
+        return self._order.popleft().take(out)
+
+    def close(self) -> None:
+        """End the child processes, and forget what waits."""
+        for decoder in self._decoders:
+            decoder.close()
+        self._order.clear()
 
 
 class _Layout:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from siglip.config import ImageSpec, Limits
-from siglip.decoder import Decoder
-from siglip.images import ImageRejected
+from siglip.decoder import Decoder, DecoderRing
+from siglip.images import Decoded, ImageRejected
 from tests.images import encode, make_rgb
 
 HOOK = """
@@ -58,3 +61,38 @@ def test_a_hang_costs_no_second_decode_of_the_others(log: Path) -> None:
 def test_an_image_that_wants_too_much_memory_is_rejected(log: Path) -> None:
     assert decode([20, 15, 21], Limits(max_pixels=1_000_000, max_bytes=2**20)) == [20, "corrupt", 21]
     assert decode([1000], Limits(max_pixels=30_000)) == [1000], "what is allowed finds room"
+
+
+def test_a_ring_of_decoders_keeps_the_order(log: Path) -> None:
+    ring = DecoderRing(ImageSpec(size=32), Limits(max_seconds=1))
+    ring.resize(3)
+    widths = [20, 14, 21, 22, 23, 24, 14, 25]
+    for width in widths:
+        ring.submit(encode(make_rgb(width, 30), "JPEG"))
+    assert len(ring) == len(widths)
+    assert len(psutil.Process().children()) == 3
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    outcomes = [ring.take(pixels) for _ in widths]
+    found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
+    assert found == [20, "decoder_timeout", 21, 22, 23, 24, "decoder_timeout", 25]
+    assert pixels.any(), "the last one's"
+    ring.submit(encode(make_rgb(20, 30), "JPEG"))
+    ring.resize(1)
+    assert len(ring) == 0
+    ring.submit(encode(make_rgb(31, 30), "JPEG"))
+    outcome = ring.take()
+    assert isinstance(outcome, Decoded)
+    assert outcome.width == 31, "what waited was forgotten"
+    ring.close()
+
+
+def test_a_decoder_that_reads_no_more_is_found_out(log: Path) -> None:
+    """Images larger than a socket's buffer, behind one that hangs: handing them over must not hang too."""
+    decoder = Decoder(ImageSpec(size=32), Limits(max_seconds=1))
+    large = encode(Image.effect_noise((1500, 1500), 100).convert("RGB"))
+    assert len(large) > 3 * 2**20
+    widths = ["decoder_timeout", 1500, 1500, 1500]
+    outcomes = decoder.decode([encode(make_rgb(14, 30), "JPEG"), large, large, large])
+    found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
+    decoder.close()
+    assert found == widths
