@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard benchmarks configs pipelines scripts serve sightline siglip storage tests)
+SOURCES := $(wildcard benchmarks configs curation pipelines scripts serve sightline siglip storage tests)
 
 .PHONY: help install check quick test demo format clean
 

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import JobConfig, absolute, load_config
 from pipelines.listing import Waiting
+from sightline import labels
+from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
 from siglip.images import REASONS
 from storage.settings import ConfigError, list_keys, parse_override
 
-FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
-INTERRUPTED, TERMINATED = 130, 143
-GRACE_SECONDS = 20.0
-"""How long Ray may take to shut down after SIGTERM: Kubernetes sends SIGKILL after 30, if not told otherwise."""
 SCHEMA_HELP = "Keys of CONFIG\n\n" + "\n\n".join(
     escape(f"{key} ({default}): {text}") for key, default, text in list_keys(JobConfig)
 )
@@ -45,9 +34,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints.")
 app.add_typer(model_app, name="model")
 key_app = typer.Typer(no_args_is_help=True, help="Make API keys for the endpoint.")
 app.add_typer(key_app, name="key")
-
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+app.add_typer(labels.app, name="labels")
 
 
 class Arch(StrEnum):
@@ -92,7 +79,7 @@ def tag(
     shards wait; 2 change the usage, config, input or credentials, nothing was done; 3 all committed, but more than
     max_reject_fraction of the run's images were rejected; 130 or 143 interrupted.
     """
-    with _errors():
+    with report_errors():
         if reasons and not retry_rejects:
             raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
         if unknown := [reason for reason in reasons or [] if reason not in REASONS]:
@@ -123,7 +110,7 @@ def verify(
     from pipelines.verify import verify_output
     from storage.store import StoreError, StoreOptions, open_store
 
-    with _errors():
+    with report_errors():
         root = absolute(output).rstrip("/")
         try:
             store = open_store(root, StoreOptions.from_environment())
@@ -160,7 +147,7 @@ def serve(
     def say_ready(url: str, metrics: str) -> None:
         out.print(f"ready: [bold]{escape(url)}[/bold] (API: {escape(url)}/docs, metrics: {metrics})", highlight=False)
 
-    with _errors():
+    with report_errors():
         endpoint = prepare_endpoint(config, host, port)
         err.print(f"loading {escape(endpoint.model_name())} ...", highlight=False)
         run_endpoint(endpoint, host, port, say_ready)
@@ -177,7 +164,7 @@ def demo(
     from sightline.demo import CONFIG, render_dataset
     from storage.store import StoreOptions, open_store
 
-    with _errors():
+    with report_errors():
         images, output = folder / "input", folder / "output"
         out.print(f"images in {images}", highlight=False)
         render_dataset(images)
@@ -204,7 +191,7 @@ def model_init(
     """Write a checkpoint with random weights in the hub's file layout: for benchmarks, and to try the loading path."""
     from siglip.architectures import init_checkpoint
 
-    with _errors():
+    with report_errors():
         try:
             count = init_checkpoint(directory, arch.value, seed)
         except OSError as error:
@@ -220,7 +207,7 @@ def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; shown in 
     """
     from serve.auth import new_key
 
-    with _errors():
+    with report_errors():
         key, line = new_key(name)
         print(line)
         err.print(f"the key of {name}, which is stored nowhere: {key}", highlight=False)
@@ -300,51 +287,3 @@ def _print_summary(job: JobConfig, manifest: dict[str, object]) -> None:
     if job.output.startswith("s3://"):
         reader = f"duckdb.sql(\"from '{job.output.rstrip('/')}/data/*.parquet' limit 5\")"
     out.print(f"read it: [bold]{escape(reader)}[/bold]", highlight=False)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Errors as one line and an exit code, and signals as an end that leaves no process behind."""
-    terminated = threading.Event()
-    last_resort = threading.Timer(GRACE_SECONDS, os._exit, [TERMINATED])
-    last_resort.daemon = True
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the shutdown
-        logging.disable()  # Ray Data would log the stack at which it was interrupted
-        terminated.set()
-        last_resort.start()
-        raise _Terminated
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except ConfigError as error:
-        _fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        _fail("interrupted: what is committed stays, run the same command to go on", INTERRUPTED)
-    except _Terminated:
-        _fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if terminated.is_set():  # Ray makes other errors of what a signal raises within it
-            _fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
-        if os.environ.get("SIGHTLINE_TRACEBACK"):
-            raise
-        cause = getattr(error, "cause", None) or error
-        lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-        _fail(f"the run failed: {lines[-1].strip()} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        last_resort.cancel()
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived: unwinds like Ctrl-C, so that Ray is shut down."""
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]sightline:[/red] {escape(' '.join(message.split()))}", highlight=False)
-    sys.stdout.flush()
-    raise typer.Exit(code)

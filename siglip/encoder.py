@@ -132,6 +132,13 @@ class Encoder:
         )
         return np.asarray(encoded["input_ids"], dtype=np.int64)
 
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Each canonical text's tokens and its end, int64 (N,). What is over `text_length` the model never sees."""
+        if self._tokenizer is None:
+            raise RuntimeError("this encoder was loaded without its tokenizer")
+        ids = self._tokenizer([self._rule.canonicalize(text) for text in texts], truncation=False)["input_ids"]
+        return np.asarray([len(one) for one in ids], dtype=np.int64)
+
     def embed_labels(self, labels: LabelSet) -> Floats:
         """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again.
 

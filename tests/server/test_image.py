@@ -28,7 +28,7 @@ test "$last" = torch || exec {python} -m pip install --quiet --no-deps --no-buil
 """
 BASE = """FROM scratch
 COPY base /
-ENV PATH=/stand-in:/usr/bin:/bin PYTHONPATH=/site
+ENV PATH=/stand-in:/site/bin:/usr/bin:/bin PYTHONPATH=/site
 USER ray
 """
 
@@ -111,9 +111,10 @@ def test_it_holds_no_more_than_what_runs(image: Builder) -> None:
     found = set(image.run("ls /opt/sightline/source").split()) - {"build", "sightline.egg-info"}
     assert found == {
         *("LICENSE", "README.md", "pyproject.toml"),
-        *("configs", "pipelines", "serve", "sightline", "siglip", "storage"),
+        *("configs", "curation", "pipelines", "serve", "sightline", "siglip", "storage"),
     }
     assert "model.safetensors" in image.run("ls /opt/sightline/model").split()
+    assert image.run("test -x /opt/sightline/haproxy && head -1 /opt/sightline/haproxy").startswith("#!")
 
 
 def test_what_the_pods_run_is_in_it(image: Builder) -> None:

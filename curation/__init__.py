@@ -1,0 +1,1 @@
+"""What makes labels trustworthy: a house of its own on top of `siglip` and what `pipelines` wrote."""
