@@ -220,7 +220,7 @@ def _read_rejects(store: Store, output: str, record: dict[str, Any], schema: pa.
 
 def _write_file(store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: pa.Table) -> dict[str, Any]:
     # Scores and vectors are close to random bits: dictionaries of them cost time and save nothing.
-    repeated = ["source", "labels.list.element", "stage", "reason"]
+    repeated = ["source", "labels.list.element", "bands.list.element", "stage", "reason"]
     buffer = io.BytesIO()
     pq.write_table(
         rows.replace_schema_metadata({FINGERPRINT_KEY: writer.fingerprint.encode()}),

@@ -16,7 +16,20 @@ from storage.settings import check_settings, override_key, read_settings
 DEFAULT_THUMBNAIL = 256
 MOST_SPREAD = 8
 OWN_COLUMNS = frozenset(
-    ["key", "source", "row", "width", "height", "labels", "scores", "sha256", "embedding", "metadata", "thumbnail"],
+    [
+        "key",
+        "source",
+        "row",
+        "width",
+        "height",
+        "labels",
+        "scores",
+        "sha256",
+        "embedding",
+        "metadata",
+        "thumbnail",
+        "bands",
+    ],
 )
 """The columns of every output."""
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.config import JobConfig
 from pipelines.output import SCHEMA_VERSION, read_json
 from siglip.checkpoint import PinnedModel
+from siglip.labels import LabelSet, TextRule
 from storage.settings import ConfigError
 from storage.store import NotFound, Store, join
 
@@ -19,9 +20,21 @@ _COLUMNS = "parquet.schema"
 """The types of passed columns, as Arrow writes them. Other versions write other bytes for the same types."""
 
 
+def describe_labels(labels: LabelSet, rule: TextRule) -> dict[str, Any]:
+    """The fields of a fingerprint that a label set decides."""
+    accepts = {"labels.accepts": labels.accepts()} if labels.has_bands() else {}
+    return {
+        "labels.digest": labels.digest(rule)[:16],
+        "labels.names": labels.label_names(),
+        "labels.templates": list(labels.templates),
+        "labels.thresholds": labels.thresholds(),
+        "labels.top_k": labels.top_k,
+        **accepts,
+    }
+
+
 def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) -> dict[str, Any]:
     """The fields that two runs over one output must agree in."""
-    labels, rule = config.labels, model.rule
     renamed = {source: name for source, name in config.parquet.columns.items() if source != name}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -31,11 +44,7 @@ def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) 
         "model.mean": list(model.spec.mean),
         "model.std": list(model.spec.std),
         "decode": config.decode,
-        "labels.digest": labels.digest(rule)[:16],
-        "labels.names": labels.label_names(),
-        "labels.templates": list(labels.templates),
-        "labels.thresholds": labels.thresholds(),
-        "labels.top_k": labels.top_k,
+        **describe_labels(config.labels, model.rule),
         "embedding_dtype": config.embedding_dtype,
         "thumbnails": config.thumbnails,
         "parquet.columns": {field.name: str(field.type) for field in columns},

@@ -1,6 +1,7 @@
 """What an output holds: where each file stands, its schema, its commits, its manifest.
 
     fingerprint.json               the model, the label set and the settings that made it
+    labels.parquet                 the label set's head: what its embeddings are scored with
     plan/000000.parquet            the inputs, packed into shards
     parts/<shard>/<id>.arrow       rows of a shard in work
     data/<shard>-<id>.parquet      tagged rows of a committed shard
@@ -39,12 +40,13 @@ _PART = re.compile(r"\.?[0-9a-f]{32}\.arrow(\.[0-9a-f]{32}\.tmp)?")
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """The schema of the output: what the configuration can change about it."""
+    """The schema of the output: what the configuration can change about it. `bands` where a label set has them."""
 
     width: int
     embedding_dtype: Literal["float32", "float16"]
     thumbnails: bool
     columns: pa.Schema
+    bands: bool = False
 
     def data_schema(self) -> pa.Schema:
         """`data/`: one row for each tagged image."""
@@ -61,6 +63,8 @@ class OutputFormat:
             pa.field("embedding", pa.list_(dtype, self.width)),
             pa.field("metadata", pa.string()),
         ]
+        if self.bands:
+            fields.append(pa.field("bands", pa.list_(pa.string())))
         if self.thumbnails:
             fields.append(pa.field("thumbnail", pa.binary()))
         return pa.schema([*fields, *self.columns])

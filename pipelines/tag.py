@@ -20,6 +20,7 @@ from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
 from pipelines.fingerprint import check_fingerprint, claim_output, make_fingerprint, read_columns, read_fingerprint
+from pipelines.label_table import claim_labels, make_label_table
 from pipelines.listing import PlanReport, Waiting
 from pipelines.output import OutputFormat, finish_output, list_commits, read_json
 from pipelines.parts import PartWriter, write_parts
@@ -29,6 +30,7 @@ from pipelines.retry import list_retries
 from pipelines.rows import Reading
 from pipelines.tagger import Tagger, TaggerConfig
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
+from siglip.heads import build_head, check_probes
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
 from storage.mirror import Mirror
@@ -72,6 +74,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         store = open_store(config.output, options)
         model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
         config.labels.check(model.rule)
+        check_probes(config.labels, model.identity, model.width)
         progress.say("listing the inputs")
         plan, writer, fingerprint = extend_plan(config, options, store, model)
         planned = list(list_shards(store, config.output))
@@ -101,7 +104,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
             frozenset(retry or ()),
             rows_per_decoder=max(1, rows // cluster.count_readers()),
         )
-        tagger = _prepare_tagger(config, model, cluster, rows)
+        tagger = _prepare_tagger(config, store, model, cluster, rows)
         progress.start(len(pending), rows)
         committer = Committer(pending, writer, account, progress)
         for receipt in build_dataset(pending, config, cluster, reader, tagger, writer).iter_rows():
@@ -205,7 +208,13 @@ def extend_plan(
             if publish_plan(draft, store, config.output):
                 break
             # Another run appended meanwhile. Its plan may hold the same inputs, so the comparison starts again.
-    format_ = OutputFormat(model.width, config.embedding_dtype, bool(config.thumbnails), columns.schema())
+    format_ = OutputFormat(
+        model.width,
+        config.embedding_dtype,
+        bool(config.thumbnails),
+        columns.schema(),
+        bands=config.labels.has_bands(),
+    )
     return draft.report, PartWriter(config.output, options, format_, text), fingerprint
 
 
@@ -219,7 +228,7 @@ def _embed_labels(model: PinnedModel, labels: LabelSet, gpus: float) -> tuple[Fl
     return encoder.embed_labels(labels), encoder.scale
 
 
-def _prepare_tagger(config: JobConfig, model: PinnedModel, cluster: Cluster, rows: int) -> TaggerConfig:
+def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster: Cluster, rows: int) -> TaggerConfig:
     """Embed the label set once, on a worker: the driver may be a small pod without torch's memory.
 
     On one like an actor's, so that a checkpoint or a GPU that cannot be used is known before any image is read.
@@ -232,11 +241,15 @@ def _prepare_tagger(config: JobConfig, model: PinnedModel, cluster: Cluster, row
         if isinstance(error.cause, CheckpointError):
             raise ConfigError(str(error.cause)) from error
         raise
+    with _as_config_errors():
+        head = build_head(config.labels, texts, scale, model.identity)
+    table = make_label_table(config.labels, head, model.rule, config.model, model.identity)
+    head = claim_labels(store, config.output, table).head
     if model.config.compile == "auto":
         worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if cluster.actor_gpus else "cpu"]
         resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
         model = replace(model, config=resolved)
-    return TaggerConfig(model, config.labels, texts, scale, max(1, int(cluster.actor_cpus)), cluster.actor_gpus)
+    return TaggerConfig(model, config.labels, head, max(1, int(cluster.actor_cpus)), cluster.actor_gpus)
 
 
 @contextmanager

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from siglip.actor import SiglipActor, tag_embeddings
 from siglip.checkpoint import PinnedModel
+from siglip.heads import Head
 from siglip.labels import LabelSet
-from siglip.scoring import Floats, Scale
 
 
 @dataclass(frozen=True)
 class TaggerConfig:
-    """What an actor needs: the model that the run was started with, and the label set with its embeddings (L, D)."""
+    """What an actor needs: the model that the run was started with, and the label set with its head."""
 
     model: PinnedModel
     labels: LabelSet
-    texts: Floats
-    scale: Scale
+    head: Head
     threads: int
     gpus: float
 
@@ -53,27 +54,34 @@ class Tagger:
         seconds = self._actor.model_seconds - before
         if not np.isfinite(embeddings).all():
             raise RuntimeError("the model gave embeddings that are not finite")
-        tagged = tag_embeddings(embeddings, self._config.labels, self._config.texts, self._config.scale)
+        tagged = tag_embeddings(embeddings, self._config.labels, self._config.head)
         where = np.flatnonzero(valid.to_numpy())
-        labels: list[list[str] | None] = [None] * block.num_rows
-        scores: list[Any] = [None] * block.num_rows
         vectors = np.zeros((block.num_rows, width), np.float32)
         vectors[where] = embeddings
-        for position, row_labels, row_scores in zip(where, tagged["labels"], tagged["scores"], strict=True):
-            labels[position], scores[position] = row_labels, row_scores
         count = max(1, len(where))
+        strings = pa.list_(pa.string())
         added = {
-            "labels": pa.array(labels, pa.list_(pa.string())),
-            "scores": pa.array(scores, pa.list_(pa.float32())),
+            "labels": pa.array(_spread(tagged["labels"], where, block.num_rows), strings),
+            "scores": pa.array(_spread(tagged["scores"], where, block.num_rows), pa.list_(pa.float32())),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width),
             "queue_s": pc.cast(pc.subtract(started, block["ready_at"]), pa.float32()),
             "model_s": pa.array(np.where(valid.to_numpy(), seconds / count, 0), pa.float32()),
             "actor": pa.array([self._name] * block.num_rows, pa.string()),
         }
+        if tagged["bands"] is not None:
+            added["bands"] = pa.array(_spread(tagged["bands"], where, block.num_rows), strings)
         block = block.drop_columns(["pixels"])
         for name, column in added.items():
             block = block.append_column(name, column)
         return block
+
+
+def _spread(values: Sequence[Any], where: NDArray[np.intp], rows: int) -> list[Any]:
+    """Each value in its row, and None in the others."""
+    column: list[Any] = [None] * rows
+    for row, value in zip(where, values, strict=True):
+        column[row] = value
+    return column
 
 
 def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from serve.fetch import FetchConfig
 from serve.label_files import path_of
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
+from siglip.heads import check_probes
 from siglip.images import DecodeMode
 from siglip.labels import LabelSet
 from storage.mirror import Mirror
@@ -247,4 +248,5 @@ def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:
     pinned = pin_model(config.model, Mirror(StoreOptions.from_environment(config.model.endpoint)))
     for labels in config.label_sets.values():
         labels.check(pinned.rule)
+        check_probes(labels, pinned.identity, pinned.width)
     return pinned

@@ -9,6 +9,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from serve.model import ModelAbout
+from siglip.families import FAMILIES
+from siglip.heads import Head, build_head
 from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
@@ -21,13 +24,14 @@ Key = tuple[tuple[str, ...], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Question:
-    """A label set with its embeddings: `texts` is float32 (L, D), row i for `names[i]`."""
+    """A label set with its head, row i for `names[i]`. `accepts` are empty where the set has no bands."""
 
     labels: LabelSet
     names: list[str]
     digest: str
-    texts: Floats
+    head: Head
     thresholds: Floats
+    accepts: list[float | None]
 
 
 class Kept(Generic[Name, Value]):
@@ -69,7 +73,7 @@ class LabelCache:
         """The prompts of a set that are to be embedded, each once."""
         return [prompt for prompt in dict.fromkeys(_list_prompts(labels, rule)) if self.prompts.find(prompt) is None]
 
-    async def build(self, key: Key, labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
+    async def build(self, key: Key, labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> Question:
         """A set that is not kept, out of the prompts that are and of `embed` for the others. It is kept then."""
 
         async def complete(prompts: Sequence[str]) -> Floats:
@@ -79,20 +83,24 @@ class LabelCache:
                 known.update(zip(unknown, await embed(unknown), strict=True))
             return np.asarray([known[prompt] for prompt in prompts], np.float32)
 
-        question = await embed_question(labels, rule, complete)
+        question = await embed_question(labels, about, complete)
         self.questions.keep(key, question, len(question.names))
         return question
 
 
-async def embed_question(labels: LabelSet, rule: TextRule, embed: EmbedTexts) -> Question:
-    """Embed a label set's prompts."""
-    vectors = await embed(_list_prompts(labels, rule))
+async def embed_question(labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> Question:
+    """Embed a label set's prompts. Raises `siglip.labels.LabelError` for a probe of another model."""
+    rule = FAMILIES[about.family]
+    prompts = _list_prompts(labels, rule)
+    vectors = await embed(prompts) if prompts else np.zeros((0, about.width), np.float32)
+    texts = average_prompts(vectors, [len(group) for group in labels.prompts(rule)])
     return Question(
         labels,
         labels.label_names(),
         labels.digest(rule)[:16],
-        average_prompts(vectors, [len(group) for group in labels.prompts(rule)]),
+        build_head(labels, texts, about.scale, about.weights),
         np.asarray(labels.thresholds(), np.float32),
+        labels.accepts() if labels.has_bands() else [],
     )
 
 

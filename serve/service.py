@@ -24,12 +24,13 @@ from serve.label_files import REREAD_SECONDS, LabelFiles
 from serve.log import log
 from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, Model, ModelAbout, ModelStuck
-from serve.shapes import Fingerprint, LabelQuestion, Usage
+from serve.shapes import Fingerprint, LabelQuestion, LabelScore, Usage
 from serve.tokens import TokenVocabulary
 from siglip.families import FAMILIES, Family
+from siglip.heads import name_bands
 from siglip.images import Decoded, ImageRejected
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet
-from siglip.scoring import Floats, score_pairs, select, sigmoid, softmax
+from siglip.scoring import Floats, select, softmax
 
 START_SECONDS = 3600.0
 """How long to wait for the model when starting: a node may have to come up, and weights to be fetched."""
@@ -130,7 +131,7 @@ class Service:
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
         files = LabelFiles(config.label_sources)
         for name, labels in config.label_sets.items():
-            self.questions[name] = await embed_question(labels, self.rule, self._embed_registered)
+            self.questions[name] = await embed_question(labels, self.about, self._embed_registered)
         if config.label_sources:
             self._background.append(asyncio.create_task(self._watch_labels(files)))
 
@@ -262,24 +263,26 @@ class Service:
                 return await self._submit(self._texts, texts, trace)
 
             start = time.monotonic()
-            found = await self.cache.build(key, labels, self.rule, embed)
+            found = await self.cache.build(key, labels, self.about, embed)
             trace.add("labels", time.monotonic() - start)
         trace.labels_digest = found.digest
         return found
 
-    def classify(self, vectors: Floats, asked: Question, how: LabelQuestion) -> list[list[tuple[str, float]]]:
+    def classify(self, vectors: Floats, asked: Question, how: LabelQuestion) -> list[list[LabelScore]]:
         """Embeddings (N, D) to each image's labels and scores, best first. The batch job's scoring."""
-        logits = score_pairs(vectors, asked.texts, self.about.scale)
-        scores = softmax(logits) if how.activation == "softmax" else sigmoid(logits)
-        # A set's thresholds are for scores that do not depend on each other, which softmax's do.
-        own = 0.0 if how.activation == "softmax" else asked.thresholds
+        if how.activation == "softmax":
+            # A set's thresholds and bands are for its own scores, which these are not.
+            scores, own, accepts = softmax(asked.head.logits(vectors)), np.zeros(len(asked.names), np.float32), []
+        else:
+            scores, own, accepts = asked.head.scores(vectors), asked.thresholds, asked.accepts
         thresholds = own if how.threshold is None else how.threshold
         chosen, kept = select(scores, thresholds, how.top_k or asked.labels.top_k)
-        names = asked.names
-        return [
-            [(names[i], float(score)) for i, score in zip(row, row_scores, strict=True)]
-            for row, row_scores in zip(chosen, kept, strict=True)
-        ]
+        answers = []
+        for row, row_scores in zip(chosen, kept, strict=True):
+            bands = name_bands(row_scores, row.tolist(), accepts) if accepts else [None] * len(row)
+            found = zip(row, row_scores, bands, strict=True)
+            answers.append([LabelScore(label=asked.names[i], score=float(s), band=band) for i, s, band in found])
+        return answers
 
     def _registered(self, question: LabelQuestion, trace: Trace) -> Question:
         if question.templates is not None:
@@ -422,15 +425,15 @@ class Service:
                 try:
                     labels = files.parse(name)
                     labels.check(self.rule)
+                    question = await embed_question(labels, self.about, self._embed_registered)
+                except (ApiError, Expired):
+                    continue  # the model does not answer now: next time
                 except ValueError as error:
                     log.error("label set %s: its file changed and is no good: %s", name, _first_line(error))
                     self.metrics.count_bad_labels()
                     files.take(name, content)
                     continue
-                try:
-                    self.questions[name] = await embed_question(labels, self.rule, self._embed_registered)
-                except (ApiError, Expired):
-                    continue  # the model does not answer now: next time
+                self.questions[name] = question
                 files.take(name, content)
                 log.info("label set %s: taken anew, with %d labels", name, len(labels.names))
 

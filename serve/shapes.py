@@ -107,10 +107,11 @@ class LabelQuestion(Strict):
 
 
 class LabelScore(Answer):
-    """A label and its score, a probability."""
+    """A label and its score, a probability. `band` is there when the registered label set has bands."""
 
     label: str
     score: float
+    band: Literal["accept", "review"] | None = Field(None, exclude_if=lambda band: band is None)
 
 
 class Health(Answer):

@@ -11,16 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip.checkpoint import PinnedModel
+from siglip.heads import Head, name_bands
 from siglip.labels import LabelSet
-from siglip.scoring import Floats, Scale, score_pairs, select, sigmoid
+from siglip.scoring import Floats, select
 
 
 class TaggedBatch(TypedDict):
-    """A tagged batch of N images."""
+    """A tagged batch of N images. `bands` are None where no label says from which score it is sure."""
 
     embedding: Floats  # (N, D), unit norm
     labels: list[list[str]]
     scores: list[Floats]
+    bands: list[list[str]] | None
 
 
 class SiglipActor:
@@ -77,9 +79,15 @@ class SiglipActor:
         }
 
 
-def tag_embeddings(embeddings: Floats, labels: LabelSet, texts: Floats, scale: Scale) -> TaggedBatch:
-    """Embeddings (N, D) against a label set's texts (L, D): labels over their thresholds, best first."""
-    names = labels.label_names()
-    scores = sigmoid(score_pairs(embeddings, texts, scale))
-    chosen, kept = select(scores, np.asarray(labels.thresholds(), np.float32), labels.top_k)
-    return {"embedding": embeddings, "labels": [[names[i] for i in row] for row in chosen], "scores": kept}
+def tag_embeddings(embeddings: Floats, labels: LabelSet, head: Head) -> TaggedBatch:
+    """Embeddings (N, D) against a label set and its head: labels over their thresholds, best first."""
+    names, accepts = labels.label_names(), labels.accepts()
+    chosen, kept = select(head.scores(embeddings), np.asarray(labels.thresholds(), np.float32), labels.top_k)
+    return {
+        "embedding": embeddings,
+        "labels": [[names[i] for i in row] for row in chosen],
+        "scores": kept,
+        "bands": [name_bands(row, which.tolist(), accepts) for row, which in zip(kept, chosen, strict=True)]
+        if labels.has_bands()
+        else None,
+    }

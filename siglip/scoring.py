@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
+_BLOCK = 32
+"""Rows in one product. A matrix library takes another way through its kernels for another shape, and rounds otherwise;
+blocks of one shape give an image the same bits in any batch, at 1.1 to 1.3 times the time of one product for all."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -23,13 +27,27 @@ def average_prompts(vectors: Floats, counts: Sequence[int]) -> Floats:
     """Prompts' embeddings (P, D), `counts[i]` of them in a row for label i, to float32 (L, D) of unit norm.
 
     Each label's prompts are averaged and normalised again: the ensemble of CLIP (Radford et al. 2021), section 3.1.4.
+    A label without prompts, which is a probe's, gets zeros.
     """
     rows, start = [], 0
     for count in counts:
-        mean = vectors[start : start + count].mean(axis=0)
-        rows.append(mean / np.linalg.norm(mean))
+        mean = vectors[start : start + count].mean(axis=0) if count else np.zeros(vectors.shape[1], np.float32)
+        rows.append(mean / np.linalg.norm(mean) if count else mean)
         start += count
     return np.asarray(rows, dtype=np.float32)
+
+
+def multiply(images: Floats, texts: Floats) -> Floats:
+    """Cosines of vectors of unit norm: (B, D) x (L, D) to float32 (B, L). A row's bits do not depend on the others."""
+    columns = np.ascontiguousarray(texts.T)
+    cosines = np.empty((len(images), len(texts)), np.float32)
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK]
+        count = len(block)
+        if count < _BLOCK:
+            block = np.concatenate([block, np.zeros((_BLOCK - count, images.shape[1]), np.float32)])
+        cosines[start : start + count] = (block @ columns)[:count]
+    return cosines
 
 
 def score_pairs(images: Floats, texts: Floats, scale: Scale) -> Floats:
@@ -37,7 +55,7 @@ def score_pairs(images: Floats, texts: Floats, scale: Scale) -> Floats:
 
     `exp(logit_scale) * cos + logit_bias`, equation 1 of the SigLIP paper (Zhai et al. 2023).
     """
-    return np.asarray(scale.logit_scale * (images @ texts.T) + scale.logit_bias, dtype=np.float32)
+    return np.asarray(scale.logit_scale * multiply(images, texts) + scale.logit_bias, dtype=np.float32)
 
 
 def sigmoid(logits: Floats) -> Floats:

@@ -158,7 +158,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         question = LabelQuestion(labels=labels, templates=[asked.hypothesis_template or DEFAULT_TEMPLATE])
         found = await service.ask(question, trace)
         [row] = service.classify(await service.embed_images([image], [param], trace), found, question)
-        return Reply(Scores([LabelScore(label=name, score=score) for name, score in row]))
+        return Reply(Scores(row))
 
 
 def check_shape(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:

@@ -168,7 +168,7 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
                 model=service.name,
                 label_set=question.label_set,
                 data=[
-                    Classification(index=index, labels=[LabelScore(label=name, score=score) for name, score in row])
+                    Classification(index=index, labels=row)
                     for index, row in enumerate(service.classify(vectors, asked, question))
                 ],
                 usage=service.usage(trace),

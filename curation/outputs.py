@@ -1,0 +1,186 @@
+"""Finished outputs of `sightline tag`, read in one pass: their rows, their embeddings, the head that scored them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.config import absolute
+from pipelines.label_table import LabelTable, read_label_table
+from pipelines.output import list_commits, read_json
+from siglip.heads import Head
+from siglip.labels import LabelSet
+from siglip.scoring import Floats
+from storage.files import StoreFile
+from storage.settings import ConfigError
+from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join, open_store
+
+ID = "id"
+"""The column that `Output.batches` adds: `<shard>/<row>`, which no other image of the output has."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished output: what the manifest of its last run names, and nothing that came after.
+
+    `rows` images are tagged and `rejected` are not. `columns` are those of `data/`, `width` is the embeddings' D.
+    """
+
+    uri: str
+    store: Store
+    manifest: dict[str, Any]
+    fingerprint: dict[str, Any]
+    table: LabelTable
+    columns: tuple[str, ...]
+
+    @property
+    def labels(self) -> LabelSet:
+        """The label set that its images were asked."""
+        return self.table.labels
+
+    @property
+    def head(self) -> Head:
+        """What scored its embeddings: `head.scores(read_embeddings(batch))` gives every label's score."""
+        return self.table.head
+
+    @property
+    def model(self) -> str:
+        """The model's source, as the run was configured. It may since be gone."""
+        return self.table.model.source
+
+    @property
+    def weights(self) -> str:
+        """The model's digest."""
+        return self.table.weights
+
+    @property
+    def width(self) -> int:
+        """The embeddings' dimensions."""
+        return int(self.head.vectors.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """The images that were tagged."""
+        return int(self.manifest["rows_tagged"])
+
+    @property
+    def rejected(self) -> int:
+        """The images that were not."""
+        return int(self.manifest["rows_rejected"])
+
+    def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
+        """The tagged rows' `columns`, `id` among them if asked, always in the same order, at most `rows` at a time.
+
+        No more than a row group's wanted columns are in memory. Raises `StoreError`.
+        """
+        for file in self._files("data"):
+            yield from self._read(file, columns, rows)
+
+    def rejects(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
+        """The rejected rows' `columns` (key, source, row, stage, reason, detail, id), likewise."""
+        for file in self._files("rejects"):
+            yield from self._read(file, columns, rows)
+
+    def check_columns(self, *names: str) -> None:
+        """Raises `ConfigError` when `data/` lacks a column."""
+        for name in names:
+            if name not in self.columns:
+                raise ConfigError(f"{self.uri} has no column {name!r} (it has {', '.join(self.columns)})")
+
+    def _files(self, kind: Literal["data", "rejects"]) -> Iterator[dict[str, Any]]:
+        return (file for file in self.manifest["files"] if file["path"].startswith(f"{kind}/"))
+
+    def _read(self, file: dict[str, Any], columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        stored = [name for name in columns if name != ID]
+        if ID in columns and "row" not in stored:
+            stored.append("row")
+        entry = Entry(join(self.uri, file["path"]), file["bytes"], file["etag"])
+        try:
+            with StoreFile(self.store, entry) as raw, pq.ParquetFile(raw) as parquet:
+                for batch in parquet.iter_batches(rows, columns=stored):
+                    if ID in columns:
+                        ids = pc.binary_join_element_wise(
+                            shard_of(file["path"]), pc.cast(batch["row"], pa.string()), "/"
+                        )
+                        batch = batch.append_column(ID, ids)
+                    yield batch.select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{entry.uri} cannot be read: {error}") from error
+
+
+def open_output(uri: str) -> Output:
+    """A finished output at a folder or s3:// prefix.
+
+    Raises `ConfigError` where there is none, where a run is not finished, and for files that are damaged;
+    `storage.store.Unreachable` where the store does not answer.
+    """
+    root = absolute(uri).rstrip("/")
+    try:
+        store = open_store(root, StoreOptions.from_environment())
+        manifest, fingerprint = _read_state(store, root)
+        table = read_label_table(store, root)
+    except Unreachable:
+        raise
+    except NotFound as error:
+        raise ConfigError(f"{root} is no finished output of `sightline tag`: {error}") from error
+    except StoreError as error:
+        raise ConfigError(str(error)) from error
+    if table.weights != fingerprint.get("model.weights"):
+        raise ConfigError(f"{root}: its labels.parquet is of another model than its fingerprint.json")
+    data = [file for file in manifest["files"] if file["path"].startswith("data/")]
+    if not data:
+        raise ConfigError(f"{root} has no tagged image in it")
+    columns = _read_columns(store, root, data[0])
+    return Output(root, store, manifest, fingerprint, table, columns)
+
+
+def read_embeddings(batch: pa.RecordBatch) -> Floats:
+    """A batch's `embedding` column as float32 (N, D) of unit norm.
+
+    float32 is taken as it is stored, bit for bit. float16 is normalised again: its rounding moves the norm by up to
+    5e-4, which at a scale of 117 would be 0.06 of a logit.
+    """
+    column = batch["embedding"]
+    stored = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    if stored.dtype == np.float32:
+        return np.asarray(stored, np.float32)
+    vectors = stored.astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def shard_of(path: str) -> str:
+    """The shard that a data or reject file is of, by its path in the output."""
+    return path.rpartition("/")[2].rpartition("-")[0].partition(".")[0]
+
+
+def _read_state(store: Store, root: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    manifest = read_json(store, join(root, "manifest.json"))
+    fingerprint = read_json(store, join(root, "fingerprint.json"))
+    commits = list_commits(store, root)
+    missing = manifest["planned_shards"] - manifest["shards"]
+    if (
+        missing
+        or manifest["waiting"]
+        or (len(commits), sum(commits.values()))
+        != (
+            manifest["shards"],
+            manifest["generations"],
+        )
+    ):
+        raise ConfigError(f"{root} is not finished: run `sightline tag` again, which does what is left")
+    return manifest, fingerprint
+
+
+def _read_columns(store: Store, root: str, file: dict[str, Any]) -> tuple[str, ...]:
+    entry = Entry(join(root, file["path"]), file["bytes"], file["etag"])
+    try:
+        with StoreFile(store, entry) as raw:
+            return tuple(pq.read_schema(raw).names)
+    except (pa.ArrowException, OSError, StoreError) as error:
+        raise ConfigError(f"{entry.uri} cannot be read: {error}") from error
