@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.data import DataContext
 
 from pipelines.config import ActorsConfig, JobConfig, ray_address
 from siglip.config import count_cores
@@ -22,6 +24,10 @@ that with just enough of them one reader runs where two should; the stages' real
 COMMIT_CPUS = 0.05
 """Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
 
+ACTOR_START_SECONDS = 3600
+"""How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""
+BLOCK_BYTES = 64 * 2**20
+"""Ray Data's target block: 341 images of 256 x 256. Smaller blocks cost overhead, larger ones delay receipts."""
 RETRIES = 5
 """How often Ray may replay a task or restart an actor whose process died. Its default is for ever."""
 
@@ -105,6 +111,29 @@ def _quiet_core() -> Iterator[None]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Ray Data's settings for a run; put back afterwards, because they belong to the whole process."""
+    warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
+    context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ours = {
+        "target_max_block_size": BLOCK_BYTES,
+        "enable_progress_bars": False,
+        "max_errored_blocks": 0,  # more would drop whole blocks without a word
+        "wait_for_min_actors_s": ACTOR_START_SECONDS,
+        "max_consecutive_actor_init_deaths": 3,
+    }
+    before = {name: getattr(context, name) for name in ours}
+    for name, value in ours.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 def _start(config: JobConfig) -> None:

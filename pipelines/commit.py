@@ -167,7 +167,7 @@ def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Tab
     rejects_schema = writer.format.rejects_schema()
     data = _select(table.filter(pc.is_null(table["reason"])), writer.format.data_schema())
     rejects = _select(table.filter(pc.is_valid(table["reason"])), rejects_schema)
-    labels, skipped, kept = _count_labels(data), dict(ending.skipped), []
+    labels, skipped, kept = count_labels(data), dict(ending.skipped), []
     if ref.generation:
         before = read_commit(store, writer.output, ref.shard, ref.generation - 1)
         kept = [file for file in before["files"] if file["path"].startswith("data/")]
@@ -175,6 +175,24 @@ def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Tab
         remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(decode_rows(ending.rows)))))
         rejects = pa.concat_tables([remaining, rejects]).sort_by("row")
         labels, skipped = _add(before["labels"], labels), before.get("skipped", {})
+    return put_commit(store, writer, ref, data, rejects, ending.rows_in, labels, skipped, kept)
+
+
+def put_commit(
+    store: Store,
+    writer: PartWriter,
+    ref: ShardRef,
+    data: pa.Table,
+    rejects: pa.Table,
+    rows_in: int,
+    labels: dict[str, int],
+    skipped: dict[str, int],
+    kept: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write a shard's files, and then its commit record. Returns the record that is in place: the first that was put.
+
+    `kept` are files of an earlier generation that stay the shard's. Raises `RuntimeError` when the rows do not add up.
+    """
     written = [
         _write_file(store, writer, kind, ref, rows)
         for kind, rows in (("data", data), ("rejects", rejects))
@@ -183,19 +201,19 @@ def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Tab
     record = {
         "shard": ref.shard,
         "generation": ref.generation,
-        "rows_in": ending.rows_in,
+        "rows_in": rows_in,
         "rows_tagged": data.num_rows + sum(file["rows"] for file in kept),
         "rows_rejected": rejects.num_rows,
         "reasons": _count(rejects["reason"]),
         "labels": labels,
         "skipped": skipped,
-        "files": kept + written,
+        "files": [*kept, *written],
         "fingerprint": hashlib.sha256(writer.fingerprint.encode()).hexdigest(),
     }
-    if record["rows_tagged"] + record["rows_rejected"] != ending.rows_in:
+    if record["rows_tagged"] + record["rows_rejected"] != rows_in:
         raise RuntimeError(
             f"shard {ref.shard} would lose rows: {record['rows_tagged']} tagged and "
-            f"{record['rows_rejected']} rejected of {ending.rows_in}"
+            f"{record['rows_rejected']} rejected of {rows_in}"
         )
     content = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
     if store.put_if_absent(commit_uri(writer.output, ref.shard, ref.generation), content):
@@ -245,10 +263,11 @@ def _count(column: pa.ChunkedArray) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
 
 
-def _count_labels(data: pa.Table) -> dict[str, int]:
+def count_labels(data: pa.Table) -> dict[str, int]:
     """How many images carry each label, the best label of each image only: tags by label add up to the images."""
-    best = [labels[0] for labels in data["labels"].to_pylist() if labels]
-    return _count(pa.chunked_array([pa.array(best, pa.string())]))
+    column = data["labels"].combine_chunks()
+    best = pc.list_element(column.filter(pc.greater(pc.list_value_length(column), 0)), 0)
+    return _count(pa.chunked_array([best]))
 
 
 def _add(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

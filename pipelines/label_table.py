@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig
-from siglip.heads import Head
-from siglip.labels import LabelSet, TextRule
+from siglip.heads import Head, build_head
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale
 from storage.store import Store, StoreError, join
 
 _NAME = "labels.parquet"
@@ -29,7 +31,8 @@ _KEY = b"sightline.labels"
 class LabelTable:
     """An output's label set with its head, the canonical prompts of each label, and the model that embedded them.
 
-    `model` is as the run was configured: its source may since be gone. `weights` is the model's digest.
+    `model` is as the run was configured: its source may since be gone. `weights` is the model's digest, `family` a key
+    of `siglip.families.FAMILIES`, `scale` the checkpoint's own.
     """
 
     labels: LabelSet
@@ -37,11 +40,18 @@ class LabelTable:
     prompts: list[list[str]]
     model: ModelConfig
     weights: str
+    family: str
+    scale: Scale
 
 
-def make_label_table(labels: LabelSet, head: Head, rule: TextRule, model: ModelConfig, weights: str) -> LabelTable:
-    """What a run is about to ask."""
-    return LabelTable(labels, head, labels.prompts(rule), model, weights)
+def make_label_table(labels: LabelSet, texts: Floats, scale: Scale, model: PinnedModel) -> LabelTable:
+    """What a run is about to ask: `texts` are the embeddings (L, D) of the label set's prompts, averaged.
+
+    Raises `siglip.labels.LabelError` for a probe of another model.
+    """
+    head = build_head(labels, texts, scale, model.identity)
+    prompts = labels.prompts(model.rule)
+    return LabelTable(labels, head, prompts, model.config, model.identity, model.rule.NAME, scale)
 
 
 def claim_labels(store: Store, output: str, table: LabelTable) -> LabelTable:
@@ -70,7 +80,8 @@ def read_label_table(store: Store, output: str) -> LabelTable:
             tuple(labels.positions(members) for members in labels.groups.values()),
         )
         model = ModelConfig.model_validate(about["model"])
-        return LabelTable(labels, head, table["prompts"].to_pylist(), model, about["weights"])
+        prompts, scale = table["prompts"].to_pylist(), Scale(*about["scale"])
+        return LabelTable(labels, head, prompts, model, about["weights"], about["family"], scale)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise StoreError(f"{uri} is damaged: {error}") from error
 
@@ -81,6 +92,8 @@ def _to_bytes(table: LabelTable) -> bytes:
         "labels": labels.model_dump(mode="json", exclude_defaults=True),
         "model": table.model.model_dump(mode="json"),
         "weights": table.weights,
+        "family": table.family,
+        "scale": [table.scale.logit_scale, table.scale.logit_bias],
     }
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(head.vectors.reshape(-1)), head.vectors.shape[1])
     columns = pa.table(

@@ -29,8 +29,6 @@ from siglip.decoder import DecoderRing
 from siglip.images import Decoded, DecodeMode, ImageRejected
 from storage.store import StoreError, open_store
 
-BLOCK_BYTES = 64 * 2**20
-"""Ray Data's target block: 341 images of 256 x 256. Smaller blocks cost overhead, larger ones delay receipts."""
 YIELD_BYTES = 8 * 2**20
 AHEAD, AHEAD_BYTES = 8, 8 * 2**20
 """Rows that are read before a decoder is done with the first of them, for each decoder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipelines.account import Account, Progress
-from pipelines.cluster import COMMIT_CPUS, RETRIES, Cluster, connect
+from pipelines.cluster import COMMIT_CPUS, RETRIES, Cluster, connect, data_context
 from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
@@ -25,12 +24,12 @@ from pipelines.listing import PlanReport, Waiting
 from pipelines.output import OutputFormat, finish_output, list_commits, read_json
 from pipelines.parts import PartWriter, write_parts
 from pipelines.plan import ShardRef, draft_plan, list_shards, publish_plan
-from pipelines.reader import BLOCK_BYTES, ReaderConfig, read_shard
+from pipelines.reader import ReaderConfig, read_shard
 from pipelines.retry import list_retries
 from pipelines.rows import Reading
 from pipelines.tagger import Tagger, TaggerConfig
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
-from siglip.heads import build_head, check_probes
+from siglip.heads import check_probes
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
 from storage.mirror import Mirror
@@ -39,8 +38,6 @@ from storage.store import NotFound, Store, StoreError, StoreOptions, Unreachable
 
 GPU_ROWS = 1024
 """Rows in one call of an actor on a GPU: several forward passes, so that copying one batch overlaps with another's."""
-ACTOR_START_SECONDS = 3600
-"""How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""
 COMPILE_FLOPS = {"cpu": 1e14, "cuda": 3e16}
 """Work that earns back the minute of torch.compile: about 2,300 base images on a CPU, 700,000 on a GPU."""
 
@@ -91,7 +88,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         options, config.limits.max_bytes, config.parquet, writer.format.columns, config.on_changed, config.on_missing
     )
     progress.say("starting Ray")
-    with connect(config) as cluster, _data_context():
+    with connect(config) as cluster, data_context():
         progress.say("loading the model")
         rows = sum(ref.rows for ref in pending)
         reader = ReaderConfig(
@@ -131,7 +128,6 @@ def build_dataset(
     """Source to sink. The rows that come out are receipts: see `pipelines.parts.RECEIPT_SCHEMA`."""
     actors = cluster.actors
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     # A pool may have more actors than there are shards to start with: shards are many blocks.
     warnings.filterwarnings("ignore", ".*minimum number of concurrent actors.*", category=UserWarning)
     return (
@@ -242,36 +238,13 @@ def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster
             raise ConfigError(str(error.cause)) from error
         raise
     with _as_config_errors():
-        head = build_head(config.labels, texts, scale, model.identity)
-    table = make_label_table(config.labels, head, model.rule, config.model, model.identity)
+        table = make_label_table(config.labels, texts, scale, model)
     head = claim_labels(store, config.output, table).head
     if model.config.compile == "auto":
         worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if cluster.actor_gpus else "cpu"]
         resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
         model = replace(model, config=resolved)
     return TaggerConfig(model, config.labels, head, max(1, int(cluster.actor_cpus)), cluster.actor_gpus)
-
-
-@contextmanager
-def _data_context() -> Iterator[None]:
-    """Ray Data's settings for this run; put back afterwards, because they belong to the whole process."""
-    context = DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ours = {
-        "target_max_block_size": BLOCK_BYTES,
-        "enable_progress_bars": False,
-        "max_errored_blocks": 0,  # more would drop whole blocks without a word
-        "wait_for_min_actors_s": ACTOR_START_SECONDS,
-        "max_consecutive_actor_init_deaths": 3,
-    }
-    before = {name: getattr(context, name) for name in ours}
-    for name, value in ours.items():
-        setattr(context, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
 
 
 def _current_manifest(

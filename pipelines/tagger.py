@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from siglip.actor import SiglipActor, tag_embeddings
+from pipelines.label_columns import make_label_columns
+from siglip.actor import SiglipActor
 from siglip.checkpoint import PinnedModel
-from siglip.heads import Head
+from siglip.heads import Head, tag_embeddings
 from siglip.labels import LabelSet
 
 
@@ -59,29 +57,17 @@ class Tagger:
         vectors = np.zeros((block.num_rows, width), np.float32)
         vectors[where] = embeddings
         count = max(1, len(where))
-        strings = pa.list_(pa.string())
         added = {
-            "labels": pa.array(_spread(tagged["labels"], where, block.num_rows), strings),
-            "scores": pa.array(_spread(tagged["scores"], where, block.num_rows), pa.list_(pa.float32())),
+            **make_label_columns(tagged, self._config.labels, valid.to_numpy()),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width),
             "queue_s": pc.cast(pc.subtract(started, block["ready_at"]), pa.float32()),
             "model_s": pa.array(np.where(valid.to_numpy(), seconds / count, 0), pa.float32()),
             "actor": pa.array([self._name] * block.num_rows, pa.string()),
         }
-        if tagged["bands"] is not None:
-            added["bands"] = pa.array(_spread(tagged["bands"], where, block.num_rows), strings)
         block = block.drop_columns(["pixels"])
         for name, column in added.items():
             block = block.append_column(name, column)
         return block
-
-
-def _spread(values: Sequence[Any], where: NDArray[np.intp], rows: int) -> list[Any]:
-    """Each value in its row, and None in the others."""
-    column: list[Any] = [None] * rows
-    for row, value in zip(where, values, strict=True):
-        column[row] = value
-    return column
 
 
 def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:

@@ -24,14 +24,14 @@ Key = tuple[tuple[str, ...], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Question:
-    """A label set with its head, row i for `names[i]`. `accepts` are empty where the set has no bands."""
+    """A label set with its head, row i for `names[i]`."""
 
     labels: LabelSet
     names: list[str]
     digest: str
     head: Head
     thresholds: Floats
-    accepts: list[float | None]
+    has_bands: bool
 
 
 class Kept(Generic[Name, Value]):
@@ -100,7 +100,7 @@ async def embed_question(labels: LabelSet, about: ModelAbout, embed: EmbedTexts)
         labels.digest(rule)[:16],
         build_head(labels, texts, about.scale, about.weights),
         np.asarray(labels.thresholds(), np.float32),
-        labels.accepts() if labels.has_bands() else [],
+        labels.has_bands(),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -270,18 +271,19 @@ class Service:
 
     def classify(self, vectors: Floats, asked: Question, how: LabelQuestion) -> list[list[LabelScore]]:
         """Embeddings (N, D) to each image's labels and scores, best first. The batch job's scoring."""
-        if how.activation == "softmax":
-            # A set's thresholds and bands are for its own scores, which these are not.
-            scores, own, accepts = softmax(asked.head.logits(vectors)), np.zeros(len(asked.names), np.float32), []
-        else:
-            scores, own, accepts = asked.head.scores(vectors), asked.thresholds, asked.accepts
-        thresholds = own if how.threshold is None else how.threshold
-        chosen, kept = select(scores, thresholds, how.top_k or asked.labels.top_k)
+        softened = how.activation == "softmax"
+        scores = softmax(asked.head.logits(vectors)) if softened else asked.head.scores(vectors)
+        # A set's thresholds and bands are for its own scores, which softmax's are not.
+        thresholds = np.zeros(len(asked.names), np.float32) if softened else asked.thresholds
+        if how.threshold is not None:
+            thresholds = np.full(len(asked.names), how.threshold, np.float32)
         answers = []
-        for row, row_scores in zip(chosen, kept, strict=True):
-            bands = name_bands(row_scores, row.tolist(), accepts) if accepts else [None] * len(row)
-            found = zip(row, row_scores, bands, strict=True)
-            answers.append([LabelScore(label=asked.names[i], score=float(s), band=band) for i, s, band in found])
+        for chosen, kept in select(scores, thresholds, how.top_k or asked.labels.top_k).rows():
+            bands = (
+                name_bands(chosen, kept, asked.labels).tolist() if asked.has_bands and not softened else repeat(None)
+            )
+            found = zip(chosen, kept.tolist(), bands, strict=False)
+            answers.append([LabelScore(label=asked.names[i], score=score, band=band) for i, score, band in found])
         return answers
 
     def _registered(self, question: LabelQuestion, trace: Trace) -> Question:

@@ -5,24 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siglip.checkpoint import PinnedModel
-from siglip.heads import Head, name_bands
-from siglip.labels import LabelSet
-from siglip.scoring import Floats, select
-
-
-class TaggedBatch(TypedDict):
-    """A tagged batch of N images. `bands` are None where no label says from which score it is sure."""
-
-    embedding: Floats  # (N, D), unit norm
-    labels: list[list[str]]
-    scores: list[Floats]
-    bands: list[list[str]] | None
+from siglip.scoring import Floats
 
 
 class SiglipActor:
@@ -77,17 +66,3 @@ class SiglipActor:
             "compiled": encoder.compiled,
             "batch_size": encoder.batch_size,
         }
-
-
-def tag_embeddings(embeddings: Floats, labels: LabelSet, head: Head) -> TaggedBatch:
-    """Embeddings (N, D) against a label set and its head: labels over their thresholds, best first."""
-    names, accepts = labels.label_names(), labels.accepts()
-    chosen, kept = select(head.scores(embeddings), np.asarray(labels.thresholds(), np.float32), labels.top_k)
-    return {
-        "embedding": embeddings,
-        "labels": [[names[i] for i in row] for row in chosen],
-        "scores": kept,
-        "bands": [name_bands(row, which.tolist(), accepts) for row, which in zip(kept, chosen, strict=True)]
-        if labels.has_bands()
-        else None,
-    }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from siglip.labels import LabelError, LabelSet
-from siglip.scoring import Floats, Scale, multiply, sigmoid, softmax
+from siglip.scoring import Floats, Scale, Selection, multiply, select, sigmoid, softmax
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,15 @@ def check_probes(labels: LabelSet, weights: str, width: int) -> None:
             )
 
 
-def name_bands(scores: Floats, chosen: Sequence[int], accepts: Sequence[float | None]) -> list[str]:
-    """For one image's written labels, `chosen` of the set with their `scores`: accept, or review."""
-    return [
-        "accept" if (bar := accepts[index]) is not None and score >= bar else "review"
-        for index, score in zip(chosen, scores, strict=True)
-    ]
+def tag_embeddings(embeddings: Floats, labels: LabelSet, head: Head) -> Selection:
+    """Embeddings (N, D) against a label set and its head: labels over their thresholds, best first."""
+    return select(head.scores(embeddings), np.asarray(labels.thresholds(), np.float32), labels.top_k)
+
+
+def name_bands(chosen: Sequence[int] | NDArray[np.intp], scores: Floats, labels: LabelSet) -> NDArray[np.str_]:
+    """For labels that were written, `chosen` of the set with these `scores`: accept or review.
+
+    Everything is for review where a label does not say from which score it is sure.
+    """
+    sure = np.asarray([np.inf if accept is None else accept for accept in labels.accepts()], np.float32)
+    return np.where(scores >= sure[chosen], "accept", "review")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,20 +72,37 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def select(
-    scores: Floats, thresholds: Floats | float, top_k: int | None
-) -> tuple[list[NDArray[np.intp]], list[Floats]]:
-    """For each row of `scores` (B, L) the label indices worth writing, best first, and their scores.
+class Selection(NamedTuple):
+    """The labels worth writing of N images: of image i `counts[i]`, best first, after those of the images before it."""
 
-    `scores` are probabilities, so none is negative. Ties keep the label set's order. A row may come back empty: no
-    label reached its threshold.
+    counts: NDArray[np.intp]  # (N,)
+    labels: NDArray[np.intp]  # (T,), indices of the label set
+    scores: Floats  # (T,)
+
+    def rows(self) -> Iterator[tuple[list[int], Floats]]:
+        """Image by image: its labels and their scores."""
+        stops = np.cumsum(self.counts)
+        for stop, count in zip(stops.tolist(), self.counts.tolist(), strict=True):
+            yield self.labels[stop - count : stop].tolist(), self.scores[stop - count : stop]
+
+
+def select(scores: Floats, thresholds: Floats | float, top_k: int | None) -> Selection:
+    """For each row of `scores` (N, L) the labels that reach their thresholds (L,), at most the `top_k` best of them.
+
+    `scores` are probabilities, so none is negative. Ties keep the label set's order. An image may have none.
     """
-    chosen = []
-    for row, passes in zip(scores, scores >= thresholds, strict=True):
-        found = np.flatnonzero(passes)
-        if top_k is not None and top_k < len(found):
-            # Sorting a thousand labels costs more than scoring them. Ties for the last place are left to the sort.
-            least = np.partition(row[found], len(found) - top_k)[len(found) - top_k]
-            found = found[row[found] >= least]
-        chosen.append(found[np.argsort(-row[found], kind="stable")][:top_k])
-    return chosen, [row[found] for row, found in zip(scores, chosen, strict=True)]
+    passes = scores >= thresholds
+    counts = passes.sum(axis=1)
+    over = np.flatnonzero(counts > top_k) if top_k is not None else ()
+    if top_k is not None and len(over):
+        # Sorting a thousand labels costs more than scoring them: only those that are written are sorted.
+        some = np.where(passes[over], scores[over], np.float32(-1))
+        least = np.partition(some, -top_k, axis=1)[:, -top_k, None]
+        better, last = some > least, some == least
+        room = top_k - better.sum(axis=1, keepdims=True)
+        passes[over] = better | (last & (np.cumsum(last, axis=1) <= room))
+        counts[over] = top_k
+    rows, labels = np.nonzero(passes)
+    found = scores[rows, labels]
+    order = np.lexsort((-found, rows))
+    return Selection(counts, labels[order], found[order])

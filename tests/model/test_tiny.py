@@ -151,12 +151,12 @@ def test_a_seed_makes_a_checkpoint(tmp_path: Path) -> None:
 
 def test_selection_and_scores() -> None:
     scores = np.array([[0.9, 0.2, 0.6, 0.6], [0.1, 0.1, 0.1, 0.1]], np.float32)
-    indices, kept = select(scores, 0.5, 2)
-    assert [row.tolist() for row in indices] == [[0, 2], []]
-    np.testing.assert_allclose(kept[0], [0.9, 0.6])
+    chosen = select(scores, 0.5, 2)
+    assert [row for row, _ in chosen.rows()] == [[0, 2], []]
+    np.testing.assert_allclose(chosen.scores, [0.9, 0.6])
     # A label over its own, lower threshold is not crowded out by better ones that fail theirs.
-    indices, _ = select(scores, np.array([0.95, 0.1, 0.7, 0.1], np.float32), 1)
-    assert [row.tolist() for row in indices] == [[3], [1]]
+    chosen = select(scores, np.array([0.95, 0.1, 0.7, 0.1], np.float32), 1)
+    assert [row for row, _ in chosen.rows()] == [[3], [1]]
     logits = score_pairs(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), Scale(10, -5))
     np.testing.assert_allclose(logits, [[5, -5], [-5, 5]])
     np.testing.assert_allclose(softmax(logits).sum(axis=1), 1)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from siglip.actor import tag_embeddings
+from pipelines.label_columns import make_label_columns
 from siglip.families import siglip
-from siglip.heads import Head, build_head
+from siglip.heads import Head, build_head, name_bands, tag_embeddings
 from siglip.labels import LabelError, LabelSet, Probe
 from siglip.scoring import Floats, Scale, score_pairs, sigmoid, softmax
 
@@ -89,10 +89,15 @@ def test_bands_say_what_needs_no_review() -> None:
     head = build_head(labels, texts, Scale(8, -4), "model")
     image = np.asarray([[0.62, 0.6, 0.51]], np.float32)  # not of unit norm, which no row here asks for
     tagged = tag_embeddings(image, labels, head)
-    assert tagged["labels"] == [["a", "b", "c"]]
-    assert tagged["bands"] == [["review", "accept", "review"]]
+    assert tagged.labels.tolist() == [0, 1, 2]
+    assert name_bands(tagged.labels, tagged.scores, labels).tolist() == ["review", "accept", "review"]
+    columns = make_label_columns(tagged, labels, np.asarray([False, True]))
+    assert [columns[name].to_pylist() for name in ("labels", "bands")] == [
+        [None, ["a", "b", "c"]],
+        [None, ["review", "accept", "review"]],
+    ]
     plain = LabelSet.model_validate(["a", "b", "c"])
-    assert tag_embeddings(image, plain, build_head(plain, texts, Scale(8, -4), "model"))["bands"] is None
+    assert "bands" not in make_label_columns(tagged, plain, np.asarray([True]))
 
 
 def test_the_digest_is_that_of_before_unless_something_new_decides_the_scores() -> None:

@@ -18,10 +18,11 @@ scores = st.tuples(st.integers(0, 4), st.integers(1, 40)).flatmap(
 def test_it_is_the_head_of_a_stable_sort_of_what_passes(
     scores: np.ndarray, threshold: float, top_k: int | None
 ) -> None:
-    chosen, kept = select(scores, threshold, top_k)
-    for row, indices, values in zip(scores, chosen, kept, strict=True):
+    selected = select(scores, threshold, top_k)
+    assert len(selected.labels) == len(selected.scores) == selected.counts.sum()
+    for row, (indices, values) in zip(scores, selected.rows(), strict=True):
         passing = [index for index in range(len(row)) if row[index] >= np.float32(threshold)]
         expected = sorted(passing, key=lambda index: -row[index])[:top_k]
-        assert indices.tolist() == expected
+        assert indices == expected
         assert values.tolist() == row[expected].tolist()
         assert values.dtype == np.float32

@@ -1,0 +1,256 @@
+"""New labels, thresholds, templates or bands for an output, from its embeddings: no image is read again.
+
+What comes out is an output like any other. It has the plan of the one before, so that its shards are the same, and the
+fingerprint that `sightline tag` would give it: the nightly job can go on in it, with the new label set.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from ray.data import TaskPoolStrategy
+
+from curation.outputs import Output, read_embeddings
+from pipelines.account import Progress
+from pipelines.cluster import RETRIES, connect, data_context
+from pipelines.commit import count_labels, put_commit
+from pipelines.config import JobConfig, RayConfig
+from pipelines.fingerprint import claim_output, describe_labels, read_columns
+from pipelines.label_columns import make_label_columns
+from pipelines.label_table import LabelTable, claim_labels
+from pipelines.output import OutputFormat, finish_output, list_commits, read_commit
+from pipelines.parts import PartWriter
+from pipelines.plan import ShardRef, list_segments, list_shards
+from siglip.checkpoint import pin_model
+from siglip.config import ModelConfig
+from siglip.families import FAMILIES
+from siglip.heads import build_head, check_probes, tag_embeddings
+from siglip.labels import LabelSet
+from siglip.scoring import Floats
+from storage.mirror import Mirror
+from storage.settings import ConfigError
+from storage.store import Store, StoreOptions, join, open_store
+
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Retagged:
+    """How a retagging ended: of this run alone `rows`, and of them those whose labels or bands are `changed`.
+
+    `shards` is how many were done now, 0 where nothing was left to do.
+    """
+
+    shards: int
+    rows: int
+    changed: int
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RetagConfig:
+    """What a task needs: where the rows come from, and what they become."""
+
+    source: str
+    options: StoreOptions
+    writer: PartWriter
+    table: LabelTable
+
+
+def find_texts(output: Output, labels: LabelSet) -> Floats | None:
+    """The averages (L, D) of a label set's prompts, if the output was asked each of its labels with the same ones.
+
+    So that other thresholds, bands, groups or calibrations, fewer labels or another order need no model.
+    """
+    old = output.table
+    known = {
+        tuple(prompts): old.head.vectors[row]
+        for row, (prompts, label) in enumerate(zip(old.prompts, old.labels.names, strict=True))
+        if label.probe is None
+    }
+    empty = np.zeros(output.width, np.float32)  # a probe's
+    rows = [known.get(tuple(prompts)) if prompts else empty for prompts in labels.prompts(FAMILIES[old.family])]
+    return None if any(row is None for row in rows) else np.asarray(rows, np.float32)
+
+
+def embed_labels(output: Output, labels: LabelSet, config: ModelConfig) -> Floats:
+    """A label set's averages (L, D) by the model that made an output's embeddings.
+
+    Raises `ConfigError` when `config` names another one, `siglip.checkpoint.CheckpointError` when it cannot be used,
+    `siglip.labels.LabelError`.
+    """
+    from siglip.encoder import Encoder
+
+    model = pin_model(
+        config.model_copy(update={"compile": False}), Mirror(StoreOptions.from_environment(config.endpoint))
+    )
+    if model.identity != output.weights:
+        raise ConfigError(
+            f"{output.uri} has embeddings of the model {output.weights[:16]}, and {config.source} is "
+            f"{model.identity[:16]}: name the checkpoint that tagged it with --model"
+        )
+    return Encoder(model).embed_labels(labels)
+
+
+def retag_output(
+    output: Output,
+    labels: LabelSet,
+    target: str,
+    progress: Progress,
+    model: ModelConfig | None = None,
+    address: str | None = None,
+) -> Retagged:
+    """Write `target`: the output's images, each once, with the labels that a label set gives to its embeddings.
+
+    With float32 embeddings they are what `sightline tag` would give, to the last bit with the output's own label set;
+    with float16 ones scores are off by up to about 1e-3. Killed at any moment and called again, it does what is left;
+    so it does when the output has grown. `model` stands in for the one that the output names, which is asked for labels
+    that the output was not; `address` is a Ray to join.
+
+    Raises `ConfigError` when the target is the output itself or was made with other settings, and for another model;
+    `CheckpointError`, `LabelError`, `StoreError`.
+    """
+    rule, options = FAMILIES[output.table.family], StoreOptions.from_environment()
+    config = JobConfig(input=(output.uri,), output=target, labels=labels, ray=RayConfig(address=address))
+    target = config.output
+    if target == output.uri:
+        raise ConfigError(f"{target} is the output itself: the new one stands beside it")
+    labels.check(rule)
+    check_probes(labels, output.weights, output.width)
+    texts = find_texts(output, labels)
+    if texts is None:
+        progress.say("embedding the labels")
+        texts = embed_labels(output, labels, model or output.table.model)
+    head = build_head(labels, texts, output.table.scale, output.weights)
+    table = replace(output.table, labels=labels, head=head, prompts=labels.prompts(rule))
+    kept = {key: value for key, value in output.fingerprint.items() if not key.startswith("labels.")}
+    fingerprint = {**kept, **describe_labels(labels, rule)}
+    store = open_store(target, options)
+    text = claim_output(store, target, fingerprint)
+    table = claim_labels(store, target, table)
+    for segment in list_segments(output.store, output.uri):
+        store.put_if_absent(join(target, "plan", segment.uri.rpartition("/")[2]), output.store.read(segment.uri))
+    there, wanted = list_commits(store, target), list_commits(output.store, output.uri)
+    planned = [replace(ref, generation=wanted[ref.shard]) for ref in list_shards(store, target) if ref.shard in wanted]
+    pending = [ref for ref in planned if there.get(ref.shard, -1) < ref.generation]
+    rows = changed = 0
+    if pending:
+        progress.say("starting Ray")
+        task = RetagConfig(output.uri, options, PartWriter(target, options, _make_format(output, labels), text), table)
+        with connect(config), data_context():
+            progress.start(len(pending), sum(ref.rows for ref in pending))
+            for receipt in _build_dataset(pending, task).iter_rows():
+                rows, changed = rows + receipt["rows"], changed + receipt["changed"]
+                progress.update(rows=receipt["rows"], shards=1)
+    run = {"retagged_from": output.uri, "rows": rows, "changed": changed}
+    names = [ref.shard for ref in planned]
+    return Retagged(len(pending), rows, changed, finish_output(store, target, fingerprint, names, run, []))
+
+
+def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
+    """Commit one shard anew. Returns its tagged rows, and those of them that changed.
+
+    Holds the shard's rows in memory. May be done again at any time: the first commit stands.
+    """
+    source = open_store(config.source, config.options)
+    record = read_commit(source, config.source, ref.shard, ref.generation)
+    formats = config.writer.format
+    data = [formats.data_schema().empty_table()]
+    rejects = [formats.rejects_schema().empty_table()]
+    changed = 0
+    for file in record["files"]:
+        table = _read(source, join(config.source, file["path"]))
+        if file["path"].startswith("rejects/"):
+            rejects.append(table.cast(formats.rejects_schema()))
+            continue
+        new = retag_table(table, config.table, formats)
+        changed += count_changes(table, new)
+        data.append(new)
+    tagged = pa.concat_tables(data)
+    put_commit(
+        config.writer.open(),
+        config.writer,
+        ref,
+        tagged,
+        pa.concat_tables(rejects),
+        record["rows_in"],
+        count_labels(tagged),
+        record.get("skipped", {}),
+    )
+    return tagged.num_rows, changed
+
+
+def retag_table(table: pa.Table, labels: LabelTable, format_: OutputFormat) -> pa.Table:
+    """Rows of `data/` with the labels, scores and bands that their embeddings have now. The rest stays as it is."""
+    made: dict[str, list[pa.Array]] = {}
+    for batch in table.select(["embedding"]).to_batches(_BATCH_ROWS):
+        chosen = tag_embeddings(read_embeddings(batch), labels.labels, labels.head)
+        for name, column in make_label_columns(chosen, labels.labels, np.ones(len(batch), bool)).items():
+            made.setdefault(name, []).append(column)
+    schema = format_.data_schema()
+    columns = {name: pa.chunked_array(made[name]) if name in made else table[name] for name in schema.names}
+    return pa.table(columns).cast(schema)
+
+
+def count_changes(before: pa.Table, after: pa.Table) -> int:
+    """The rows whose labels, or their order, or their bands where both have them, are others.
+
+    A score that moved without that is no change.
+    """
+    differs = np.zeros(before.num_rows, bool)
+    for name in ("labels", "bands"):
+        if name in before.column_names and name in after.column_names:
+            differs |= _differ(before[name].combine_chunks(), after[name].combine_chunks())
+    return int(np.count_nonzero(differs))
+
+
+def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
+    """For each row whether two lists of strings differ."""
+    counts = one.value_lengths().to_numpy(), other.value_lengths().to_numpy()
+    differs = counts[0] != counts[1]
+    # Where the lengths agree, the items stand side by side.
+    items = [
+        column.flatten().filter(pa.array(~np.repeat(differs, count)))
+        for column, count in zip((one, other), counts, strict=True)
+    ]
+    unequal = np.asarray(pc.not_equal(*items))
+    rows = np.repeat(np.flatnonzero(~differs), counts[0][~differs])
+    differs[rows[unequal]] = True
+    return np.asarray(differs)
+
+
+def _read(store: Store, uri: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(store.read(uri))).replace_schema_metadata(None)
+
+
+def _make_format(output: Output, labels: LabelSet) -> OutputFormat:
+    made = output.fingerprint
+    return OutputFormat(
+        output.width,
+        made["embedding_dtype"],
+        bool(made["thumbnails"]),
+        read_columns(made),
+        bands=labels.has_bands(),
+    )
+
+
+def _build_dataset(pending: list[ShardRef], config: RetagConfig) -> ray.data.Dataset:
+    def retag(block: pa.Table) -> pa.Table:
+        done = [retag_shard(ShardRef(**row), config) for row in block.to_pylist()]
+        return pa.table({"rows": [rows for rows, _ in done], "changed": [changed for _, changed in done]})
+
+    return ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending)).map_batches(
+        retag,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(),
+        num_cpus=1,
+        max_retries=RETRIES,
+    )
