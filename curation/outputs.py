@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.config import absolute
 from pipelines.label_table import LabelTable, read_label_table
@@ -87,6 +89,26 @@ class Output:
         for file in self._files("rejects"):
             yield from self._read(file, columns, rows)
 
+    def take(self, places: Sequence[int] | NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """The `columns` of the rows at these places in the order of `batches`, as the places stand.
+
+        Only the row groups that hold one are read: cheap for few rows, and all of it is held in memory.
+        """
+        wanted = np.asarray(places, np.int64)
+        order = np.argsort(wanted, kind="stable")
+        found: list[pa.Table] = []
+        first = 0
+        for file in self._files("data"):
+            inside = wanted[
+                order[np.searchsorted(wanted[order], first) : np.searchsorted(wanted[order], first + file["rows"])]
+            ]
+            if len(inside):
+                found.append(self._take(file, inside - first, columns))
+            first += file["rows"]
+        if not found:
+            return pa.table({name: [] for name in columns})
+        return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
+
     def check_columns(self, *names: str) -> None:
         """Raises `ConfigError` when `data/` lacks a column."""
         for name in names:
@@ -96,22 +118,43 @@ class Output:
     def _files(self, kind: Literal["data", "rejects"]) -> Iterator[dict[str, Any]]:
         return (file for file in self.manifest["files"] if file["path"].startswith(f"{kind}/"))
 
-    def _read(self, file: dict[str, Any], columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        stored = [name for name in columns if name != ID]
-        if ID in columns and "row" not in stored:
-            stored.append("row")
+    def _take(self, file: dict[str, Any], rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        stored = _stored(columns)
+        with self._open(file) as parquet:
+            tables, first = [], 0
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                inside = rows[(rows >= first) & (rows < first + count)]
+                if len(inside):
+                    tables.append(parquet.read_row_group(group, columns=stored).take(pa.array(inside - first)))
+                first += count
+            return _with_id(pa.concat_tables(tables), file, columns)
+
+    @contextmanager
+    def _open(self, file: dict[str, Any]) -> Iterator[pq.ParquetFile]:
         entry = Entry(join(self.uri, file["path"]), file["bytes"], file["etag"])
         try:
             with StoreFile(self.store, entry) as raw, pq.ParquetFile(raw) as parquet:
-                for batch in parquet.iter_batches(rows, columns=stored):
-                    if ID in columns:
-                        ids = pc.binary_join_element_wise(
-                            shard_of(file["path"]), pc.cast(batch["row"], pa.string()), "/"
-                        )
-                        batch = batch.append_column(ID, ids)
-                    yield batch.select(list(columns))
+                yield parquet
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{entry.uri} cannot be read: {error}") from error
+
+    def _read(self, file: dict[str, Any], columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        with self._open(file) as parquet:
+            for batch in parquet.iter_batches(rows, columns=_stored(columns)):
+                yield _with_id(batch, file, columns)
+
+
+def _stored(columns: Sequence[str]) -> list[str]:
+    stored = [name for name in columns if name != ID]
+    return [*stored, "row"] if ID in columns and "row" not in stored else stored
+
+
+def _with_id(rows: Any, file: dict[str, Any], columns: Sequence[str]) -> Any:
+    if ID in columns:
+        ids = pc.binary_join_element_wise(shard_of(file["path"]), pc.cast(rows["row"], pa.string()), "/")
+        rows = rows.append_column(ID, ids)
+    return rows.select(list(columns))
 
 
 def open_output(uri: str) -> Output:

@@ -148,7 +148,7 @@ def _write_segments(
 
     The parts of one input never stand in two files: a planning that ends between them would lose the later ones.
     """
-    segment = _Segment(folder, first)
+    segment = Segment(folder, first)
     pending: list[Input] = []
     rows, last = 0, ""
     for planned in inputs:
@@ -159,7 +159,7 @@ def _write_segments(
             pending, rows = [], 0
             if segment.is_full() and planned.uri != last:
                 yield segment.close()
-                segment = _Segment(folder, segment.number + 1)
+                segment = Segment(folder, segment.number + 1)
         pending.append(planned)
         rows += planned.rows
         report.rows += planned.rows
@@ -172,7 +172,7 @@ def _write_segments(
         yield path
 
 
-class _Segment:
+class Segment:
     """A plan file while it is written."""
 
     def __init__(self, folder: Path, number: int) -> None:

@@ -1,0 +1,140 @@
+"""Made-up outputs of any size, without an image or a model: for what reads outputs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.commit import count_labels, put_commit
+from pipelines.fingerprint import claim_output, describe_labels
+from pipelines.label_columns import make_label_columns
+from pipelines.label_table import LabelTable, claim_labels
+from pipelines.output import SCHEMA_VERSION, OutputFormat, finish_output
+from pipelines.parts import PartWriter
+from pipelines.plan import SEGMENT_SHARDS, Segment, list_shards
+from pipelines.rows import Input
+from siglip.config import ModelConfig
+from siglip.families import siglip
+from siglip.heads import Head, build_head, tag_embeddings
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale
+from storage.store import StoreOptions, join, open_store
+
+SCALE = Scale(117.33, -12.93)
+"""That of siglip-base-patch16-256, which the SigLIP paper starts at 10 and -10 and training ends near."""
+
+MODEL = ModelConfig(source="made-up")
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """What an output is to hold: `embed(shard)` gives its embeddings (N, D), `texts` are those of the labels (L, D).
+
+    `reject(shard)` gives reasons of rejected rows, which come after the tagged ones. `thumbnail(row)` gives JPEG bytes.
+    """
+
+    labels: LabelSet
+    texts: Floats
+    shards: int
+    embed: Callable[[int], Floats]
+    dtype: str = "float32"
+    scale: Scale = SCALE
+    model: ModelConfig = MODEL
+    weights: str = "made-up"
+    reject: Callable[[int], Sequence[str]] = lambda shard: ()
+    thumbnail: Callable[[int], bytes] | None = None
+    key: Callable[[int], str] = "image {:08d}".format
+
+
+def write_output(root: str, made: MadeUp) -> Head:
+    """Write a finished output, as a run of `sightline tag` leaves it. Returns its head."""
+    options = StoreOptions()
+    store = open_store(root, options)
+    head = build_head(made.labels, made.texts, made.scale, made.weights)
+    columns = pa.schema([])
+    fingerprint = {
+        "schema_version": SCHEMA_VERSION,
+        "model.weights": made.weights,
+        **describe_labels(made.labels, siglip),
+        "embedding_dtype": made.dtype,
+        "thumbnails": 256 if made.thumbnail else None,
+        "parquet.columns": {},
+        "parquet.schema": base64.b64encode(columns.serialize()).decode(),
+    }
+    text = claim_output(store, root, fingerprint)
+    prompts = made.labels.prompts(siglip)
+    claim_labels(store, root, LabelTable(made.labels, head, prompts, made.model, made.weights, siglip.NAME, made.scale))
+    counts = [(len(made.embed(shard)), len(made.reject(shard))) for shard in range(made.shards)]
+    _write_plan(root, counts)
+    format_ = OutputFormat(
+        head.vectors.shape[1],
+        "float16" if made.dtype == "float16" else "float32",
+        made.thumbnail is not None,
+        columns,
+        bands=made.labels.has_bands(),
+    )
+    writer = PartWriter(root, options, format_, text)
+    refs = list(list_shards(store, root))
+    first = 0
+    for number, ref in enumerate(refs):
+        data = _make_rows(made, head, format_, number, first)
+        first += data.num_rows
+        reasons = made.reject(number)
+        rejects = pa.Table.from_pylist(
+            [
+                {
+                    "key": f"reject {number} {row}",
+                    "source": f"made/{number:06d}.tar",
+                    "row": data.num_rows + row,
+                    "stage": "decode",
+                    "reason": reason,
+                    "detail": f"made up: {reason}",
+                }
+                for row, reason in enumerate(reasons)
+            ],
+            schema=format_.rejects_schema(),
+        )
+        put_commit(store, writer, ref, data, rejects, data.num_rows + len(reasons), count_labels(data), {})
+    run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}
+    finish_output(store, root, fingerprint, [ref.shard for ref in refs], run, [])
+    return head
+
+
+def _make_rows(made: MadeUp, head: Head, format_: OutputFormat, shard: int, first: int) -> pa.Table:
+    vectors = made.embed(shard)
+    count = len(vectors)
+    stored = vectors.astype(np.float16) if made.dtype == "float16" else vectors
+    chosen = tag_embeddings(vectors, made.labels, head)
+    rows = range(first, first + count)
+    columns = {
+        "key": [made.key(row) for row in rows],
+        "source": [f"made/{shard:06d}.tar"] * count,
+        "row": np.arange(count),
+        "width": np.full(count, 640, np.int32),
+        "height": np.full(count, 480, np.int32),
+        **make_label_columns(chosen, made.labels, np.ones(count, bool)),
+        "sha256": [hashlib.sha256(str(row).encode()).hexdigest() for row in rows],
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), vectors.shape[1]),
+        "metadata": pa.nulls(count, pa.string()),
+    }
+    if made.thumbnail is not None:
+        columns["thumbnail"] = [made.thumbnail(row) for row in rows]
+    return pa.table({name: columns[name] for name in format_.data_schema().names}).cast(format_.data_schema())
+
+
+def _write_plan(root: str, counts: Sequence[tuple[int, int]]) -> None:
+    store = open_store(root, StoreOptions())
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(-(-len(counts) // SEGMENT_SHARDS)):
+            segment = Segment(Path(folder), number)
+            for shard in range(number * SEGMENT_SHARDS, min(len(counts), (number + 1) * SEGMENT_SHARDS)):
+                uri = f"made/{shard:06d}.tar"
+                segment.add([Input("tar", uri, uri, 1, "made-up", rows=sum(counts[shard]))])
+            store.put(join(root, "plan", f"{number:06d}.parquet"), segment.close().read_bytes())

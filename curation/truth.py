@@ -1,0 +1,216 @@
+"""Truth: what people say of an output's images, in any of the ways in which it is written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from curation.outputs import ID, Output, read_embeddings
+from siglip.scoring import Floats
+from storage.settings import ConfigError
+
+RIGHT, WRONG, UNSURE, TAKEN_BACK = "right", "wrong", "unsure", "taken back"
+ANSWERS = (RIGHT, WRONG, UNSURE, TAKEN_BACK)
+SEPARATOR = "|"
+_NAMES = (ID, "sha256", "key")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Answers about M images of an output: whether a label is right for an image, with the answer's weight.
+
+    `places` (M,) are the images' numbers in the output's order and `embeddings` (M, D) theirs. Answer i is about image
+    `image[i]` of these and label `label[i]` of the output's set; `right[i]` says what it was. `weight[i]` is how many
+    images of the output the answer stands for, 1 where nobody drew a sample. `complete`: each of the images has an
+    answer for each label. `exclusive`: of each image exactly one label is right.
+    """
+
+    places: NDArray[np.int64]
+    ids: list[str]
+    keys: list[str]
+    embeddings: Floats
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+    complete: bool = False
+    exclusive: bool = False
+
+    def logits(self, output: Output) -> Floats:
+        """For each answer the model's logit, with the output's own head: float32 (A,)."""
+        return np.asarray(output.head.logits(self.embeddings)[self.image, self.label], np.float32)
+
+
+def read_truth(path: Path, output: Output) -> Truth:
+    """Read answers from JSONL, CSV or Parquet and find their images in the output.
+
+    Images are named by `id` (as `sightline sample` writes it), `sha256` or `key`, whichever column is there. Either a
+    row is an answer, with `label` and `answer` (right, wrong, unsure, taken back): the last one about an image and a
+    label counts, and one that is unsure or taken back says nothing. Or a row is an image, with `labels`, a list or
+    names with | between them, and every other label is wrong; or with one `label` and no `answer`, and the labels
+    exclude each other. `weight` may be beside any of them.
+
+    Two images with the same bytes are one to `sha256`: the first. Raises `ConfigError`, and names the first few, for
+    unknown images and labels; for a key that several images have; for wrong columns, and where no answer is left.
+    """
+    table = _load(path)
+    name = next((name for name in _NAMES if name in table.column_names), None)
+    if name is None:
+        raise ConfigError(f"{path}: no column that names the images: one of {', '.join(_NAMES)}")
+    rows = table.to_pylist()
+    images = [_text(path, row.get(name), name) for row in rows]
+    weights = [_read_weight(path, row.get("weight")) for row in rows]
+    known = {label: index for index, label in enumerate(output.labels.label_names())}
+    if "answer" in table.column_names:
+        answers, complete, exclusive = _read_answers(path, rows, images, weights, known), False, False
+    elif "labels" in table.column_names:
+        named = [_split(row["labels"]) for row in rows]
+        answers, complete, exclusive = _complete(path, images, named, weights, known), True, False
+    elif "label" in table.column_names:
+        one = [[_text(path, row["label"], "label")] for row in rows]
+        answers, complete, exclusive = _complete(path, images, one, weights, known), True, True
+    else:
+        raise ConfigError(f"{path}: no column `labels`, and none of `label` and `answer`: see curation/README.md")
+    if not answers:
+        raise ConfigError(f"{path}: no answer in it that says right or wrong")
+    return _locate(path, output, name, answers, complete, exclusive)
+
+
+Answers = dict[tuple[str, int], tuple[bool, float]]
+"""By image and label whether it is right, and the weight."""
+
+
+def _read_answers(
+    path: Path, rows: list[dict[str, Any]], images: list[str], weights: list[float], known: dict[str, int]
+) -> Answers:
+    answers: Answers = {}
+    _check_known(path, "label", {_text(path, row.get("label"), "label") for row in rows}, known)
+    for row, image, weight in zip(rows, images, weights, strict=True):
+        answer, place = row["answer"], (image, known[str(row["label"])])
+        if answer not in ANSWERS:
+            raise ConfigError(f"{path}: an answer is {answer!r}, and not one of {', '.join(ANSWERS)}")
+        answers.pop(place, None)
+        if answer in (RIGHT, WRONG):
+            answers[place] = answer == RIGHT, weight
+    return answers
+
+
+def _complete(
+    path: Path, images: list[str], named: list[list[str]], weights: list[float], known: dict[str, int]
+) -> Answers:
+    _check_known(path, "label", {name for names in named for name in names}, known)
+    if len(set(images)) < len(images):
+        double = next(image for image in images if images.count(image) > 1)
+        raise ConfigError(f"{path}: {double!r} is there twice, and a row is all that is true of an image")
+    right = [{known[name] for name in names} for names in named]
+    return {
+        (image, label): (label in labels, weight)
+        for image, labels, weight in zip(images, right, weights, strict=True)
+        for label in range(len(known))
+    }
+
+
+def _locate(path: Path, output: Output, name: str, answers: Answers, complete: bool, exclusive: bool) -> Truth:
+    """Find the images of the answers in one pass over their names."""
+    wanted = list(dict.fromkeys(image for image, _ in answers))
+    values = pa.array(wanted, pa.string())
+    places = np.full(len(wanted), -1, np.int64)
+    first = 0
+    for batch in output.batches([name], rows=65_536):
+        where = pc.index_in(batch[name], value_set=values)
+        rows = np.flatnonzero(where.is_valid().to_numpy(zero_copy_only=False))
+        found = where.take(pa.array(rows)).to_numpy()
+        again = (places[found] >= 0) | (np.bincount(found, minlength=len(wanted))[found] > 1)
+        if name == "key" and again.any():
+            double = wanted[int(found[again][0])]
+            raise ConfigError(f"{path}: several images have the key {double!r}: name them by {ID} or sha256")
+        for row, index in zip(rows[::-1], found[::-1], strict=True):
+            if places[index] < 0 or places[index] >= first:  # of images with the same bytes, the first
+                places[index] = first + row
+        first += len(batch)
+    missing = [image for image, place in zip(wanted, places, strict=True) if place < 0]
+    if missing:
+        raise ConfigError(f"{path}: {len(missing)} of {len(wanted)} images are not in {output.uri}: {_some(missing)}")
+    table = output.take(places, [ID, "key", "embedding"])
+    embeddings = np.concatenate([read_embeddings(batch) for batch in table.select(["embedding"]).to_batches()])
+    index = {image: number for number, image in enumerate(wanted)}
+    return Truth(
+        places,
+        table[ID].to_pylist(),
+        table["key"].to_pylist(),
+        embeddings,
+        np.asarray([index[image] for image, _ in answers], np.int64),
+        np.asarray([label for _, label in answers], np.int64),
+        np.asarray([right for right, _ in answers.values()], bool),
+        np.asarray([weight for _, weight in answers.values()], np.float64),
+        complete,
+        exclusive,
+    )
+
+
+def _load(path: Path) -> pa.Table:
+    """The file as a table of text, lists of text and numbers. Raises `ConfigError`."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file")
+    text = [ID, "key", "sha256", "label", "labels", "answer"]
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".csv":
+            # Inferred types would make a number of the key 0012.
+            types = {name: pa.string() for name in text} | {"weight": pa.float64()}
+            return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
+        if path.suffix in (".jsonl", ".ndjson"):
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            if not all(isinstance(line, dict) for line in lines):
+                raise ConfigError(f"{path}: a line is no JSON object")
+            return pa.Table.from_pylist(
+                [{name: line.get(name) for name in (*text, "weight") if _any(name, lines)} for line in lines]
+            )
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    raise ConfigError(f"{path}: answers are read from .jsonl, .csv or .parquet")
+
+
+def _any(name: str, lines: list[dict[str, Any]]) -> bool:
+    return any(name in line for line in lines)
+
+
+def _split(value: Any) -> list[str]:
+    names = value.split(SEPARATOR) if isinstance(value, str) else value or []
+    return [str(name).strip() for name in names if str(name).strip()]
+
+
+def _text(path: Path, value: Any, column: str) -> str:
+    if value is None or not str(value):
+        raise ConfigError(f"{path}: a row has no {column}")
+    return str(value)
+
+
+def _read_weight(path: Path, value: Any) -> float:
+    weight = 1.0 if value is None else float(value)
+    if not (np.isfinite(weight) and weight > 0):
+        raise ConfigError(f"{path}: a weight is {value}, and not over 0")
+    return weight
+
+
+def _check_known(path: Path, what: str, names: set[str], known: dict[str, int]) -> None:
+    unknown = sorted(names - known.keys())
+    if unknown:
+        raise ConfigError(f"{path}: no such {what} in the output's label set: {_some(unknown)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
