@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,48 +83,67 @@ def read_truth(path: Path, output: Output) -> Truth:
         answers, complete, exclusive = _complete(path, images, one, weights, known), True, True
     else:
         raise ConfigError(f"{path}: no column `labels`, and none of `label` and `answer`: see curation/README.md")
-    if not answers:
+    if not len(answers.right):
         raise ConfigError(f"{path}: no answer in it that says right or wrong")
-    return _locate(path, output, name, answers, complete, exclusive)
+    places = _locate(path, output, name, answers.images)
+    found = output.take(places, [ID, "key", "embedding"])
+    embeddings = np.concatenate([read_embeddings(batch) for batch in found.select(["embedding"]).to_batches()])
+    ids, keys = found[ID].to_pylist(), found["key"].to_pylist()
+    return Truth(
+        places, ids, keys, embeddings, answers.image, answers.label, answers.right, answers.weight, complete, exclusive
+    )
 
 
-Answers = dict[tuple[str, int], tuple[bool, float]]
-"""By image and label whether it is right, and the weight."""
+@dataclass(frozen=True)
+class _Answers:
+    """Answers about images by name: as in `Truth`, with `image` an index of `images`."""
+
+    images: list[str]
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    weight: NDArray[np.float64]
 
 
 def _read_answers(
     path: Path, rows: list[dict[str, Any]], images: list[str], weights: list[float], known: dict[str, int]
-) -> Answers:
-    answers: Answers = {}
-    _check_known(path, "label", {_text(path, row.get("label"), "label") for row in rows}, known)
+) -> _Answers:
+    _check_known(path, {_text(path, row.get("label"), "label") for row in rows}, known)
+    found: dict[tuple[str, int], tuple[bool, float]] = {}
     for row, image, weight in zip(rows, images, weights, strict=True):
-        answer, place = row["answer"], (image, known[str(row["label"])])
+        answer, about = row["answer"], (image, known[str(row["label"])])
         if answer not in ANSWERS:
             raise ConfigError(f"{path}: an answer is {answer!r}, and not one of {', '.join(ANSWERS)}")
-        answers.pop(place, None)
+        found.pop(about, None)
         if answer in (RIGHT, WRONG):
-            answers[place] = answer == RIGHT, weight
-    return answers
+            found[about] = answer == RIGHT, weight
+    names = {image: index for index, image in enumerate(dict.fromkeys(image for image, _ in found))}
+    return _Answers(
+        list(names),
+        np.asarray([names[image] for image, _ in found], np.int64),
+        np.asarray([label for _, label in found], np.int64),
+        np.asarray([right for right, _ in found.values()], bool),
+        np.asarray([weight for _, weight in found.values()], np.float64),
+    )
 
 
 def _complete(
     path: Path, images: list[str], named: list[list[str]], weights: list[float], known: dict[str, int]
-) -> Answers:
-    _check_known(path, "label", {name for names in named for name in names}, known)
-    if len(set(images)) < len(images):
-        double = next(image for image in images if images.count(image) > 1)
-        raise ConfigError(f"{path}: {double!r} is there twice, and a row is all that is true of an image")
-    right = [{known[name] for name in names} for names in named]
-    return {
-        (image, label): (label in labels, weight)
-        for image, labels, weight in zip(images, right, weights, strict=True)
-        for label in range(len(known))
-    }
+) -> _Answers:
+    _check_known(path, {name for names in named for name in names}, known)
+    twice = [image for image, count in Counter(images).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{path}: {_some(twice)}: is there twice, and a row is all that is true of an image")
+    right = np.zeros((len(images), len(known)), bool)
+    for row, names in enumerate(named):
+        right[row, [known[name] for name in names]] = True
+    every = np.arange(len(images)), np.arange(len(known))
+    image, label = (part.reshape(-1) for part in np.meshgrid(*every, indexing="ij"))
+    return _Answers(images, image, label, right.reshape(-1), np.repeat(np.asarray(weights), len(known)))
 
 
-def _locate(path: Path, output: Output, name: str, answers: Answers, complete: bool, exclusive: bool) -> Truth:
-    """Find the images of the answers in one pass over their names."""
-    wanted = list(dict.fromkeys(image for image, _ in answers))
+def _locate(path: Path, output: Output, name: str, wanted: list[str]) -> NDArray[np.int64]:
+    """Find images in one pass over their names: their numbers in the output's order."""
     values = pa.array(wanted, pa.string())
     places = np.full(len(wanted), -1, np.int64)
     first = 0
@@ -142,21 +162,7 @@ def _locate(path: Path, output: Output, name: str, answers: Answers, complete: b
     missing = [image for image, place in zip(wanted, places, strict=True) if place < 0]
     if missing:
         raise ConfigError(f"{path}: {len(missing)} of {len(wanted)} images are not in {output.uri}: {_some(missing)}")
-    table = output.take(places, [ID, "key", "embedding"])
-    embeddings = np.concatenate([read_embeddings(batch) for batch in table.select(["embedding"]).to_batches()])
-    index = {image: number for number, image in enumerate(wanted)}
-    return Truth(
-        places,
-        table[ID].to_pylist(),
-        table["key"].to_pylist(),
-        embeddings,
-        np.asarray([index[image] for image, _ in answers], np.int64),
-        np.asarray([label for _, label in answers], np.int64),
-        np.asarray([right for right, _ in answers.values()], bool),
-        np.asarray([weight for _, weight in answers.values()], np.float64),
-        complete,
-        exclusive,
-    )
+    return places
 
 
 def _load(path: Path) -> pa.Table:
@@ -205,10 +211,10 @@ def _read_weight(path: Path, value: Any) -> float:
     return weight
 
 
-def _check_known(path: Path, what: str, names: set[str], known: dict[str, int]) -> None:
+def _check_known(path: Path, names: set[str], known: dict[str, int]) -> None:
     unknown = sorted(names - known.keys())
     if unknown:
-        raise ConfigError(f"{path}: no such {what} in the output's label set: {_some(unknown)}")
+        raise ConfigError(f"{path}: no such label in the output's label set: {_some(unknown)}")
 
 
 def _some(names: Sequence[str]) -> str:

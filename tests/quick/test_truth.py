@@ -151,5 +151,5 @@ def test_what_is_no_finished_output(output: Output, tmp_path: Path) -> None:
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert open_output(str(copy)).rows == 153
     (copy / "labels.parquet").write_bytes(b"none")
-    with pytest.raises(ConfigError, match="labels.parquet is damaged"):
+    with pytest.raises(ConfigError, match=r"labels\.parquet is damaged"):
         open_output(str(copy))
