@@ -17,6 +17,7 @@ from pipelines.listing import Waiting
 from sightline import labels
 from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
+from sightline.quality import calibrate, evaluate, probe
 from sightline.retag import retag
 from siglip.images import REASONS
 from storage.settings import ConfigError, list_keys, parse_override
@@ -36,7 +37,6 @@ app.add_typer(model_app, name="model")
 key_app = typer.Typer(no_args_is_help=True, help="Make API keys for the endpoint.")
 app.add_typer(key_app, name="key")
 app.add_typer(labels.app, name="labels")
-app.command()(retag)
 
 
 class Arch(StrEnum):
@@ -180,6 +180,10 @@ def demo(
             highlight=False,
         )
         raise typer.Exit(code or (0 if report.ok else FAILED))
+
+
+for command in (calibrate, probe, retag, evaluate):
+    app.command()(command)
 
 
 @model_app.command("init")
