@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from curation.labelstudio import read_answers
 from curation.outputs import ID, Output, read_embeddings
 from siglip.scoring import Floats
 from storage.settings import ConfigError
@@ -23,6 +24,9 @@ from storage.settings import ConfigError
 RIGHT, WRONG, UNSURE, TAKEN_BACK = "right", "wrong", "unsure", "taken back"
 ANSWERS = (RIGHT, WRONG, UNSURE, TAKEN_BACK)
 SEPARATOR = "|"
+_ANSWER_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in (ID, "key", "sha256", "label", "answer")] + [("weight", pa.float64())]
+)
 _NAMES = (ID, "sha256", "key")
 _SHOWN = 3
 
@@ -54,7 +58,7 @@ class Truth:
 
 
 def read_truth(path: Path, output: Output) -> Truth:
-    """Read answers from JSONL, CSV or Parquet and find their images in the output.
+    """Read answers from JSONL, CSV, Parquet or Label Studio's JSON export, and find their images in the output.
 
     Images are named by `id` (as `sightline sample` writes it), `sha256` or `key`, whichever column is there. Either a
     row is an answer, with `label` and `answer` (right, wrong, unsure, taken back): the last one about an image and a
@@ -177,6 +181,8 @@ def _load(path: Path) -> pa.Table:
             # Inferred types would make a number of the key 0012.
             types = {name: pa.string() for name in text} | {"weight": pa.float64()}
             return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
+        if path.suffix == ".json":
+            return pa.Table.from_pylist(read_answers(path), schema=_ANSWER_SCHEMA)
         if path.suffix in (".jsonl", ".ndjson"):
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             if not all(isinstance(line, dict) for line in lines):
@@ -184,9 +190,11 @@ def _load(path: Path) -> pa.Table:
             return pa.Table.from_pylist(
                 [{name: line.get(name) for name in (*text, "weight") if _any(name, lines)} for line in lines]
             )
+    except ConfigError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    raise ConfigError(f"{path}: answers are read from .jsonl, .csv or .parquet")
+    raise ConfigError(f"{path}: answers are read from .jsonl, .csv, .parquet or Label Studio's .json")
 
 
 def _any(name: str, lines: list[dict[str, Any]]) -> bool:

@@ -104,7 +104,7 @@ def test_one_label_an_image_excludes_the_others(output: Output, tmp_path: Path) 
     ("name", "content", "said"),
     [
         ("none.jsonl", None, "is no file"),
-        ("a.txt", "x", "from .jsonl, .csv or .parquet"),
+        ("a.txt", "x", "from .jsonl, .csv, .parquet or"),
         ("a.jsonl", "{", "cannot be read"),
         ("a.jsonl", "[1]\n", "no JSON object"),
         ("a.jsonl", '{"name": "x"}\n', "no column that names the images"),
