@@ -56,7 +56,7 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
         return [answer for task in tasks if (answer := _read_task(task)) is not None]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"{path} is no JSON export of Label Studio with tasks of `sightline sample` ({what})"
@@ -111,6 +111,6 @@ def _read_task(task: dict[str, Any]) -> dict[str, Any] | None:
     if not given:
         return None
     latest = max(given, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
-    chosen = next(item["value"]["choices"][0] for item in latest["result"] if item.get("from_name") == "answer")
+    [chosen] = [item["value"]["choices"][0] for item in latest["result"] if item.get("from_name") == "answer"]
     data = task["data"]
     return {**{name: data[name] for name in (ID, "key", "sha256", "label", "weight")}, "answer": chosen}

@@ -19,6 +19,7 @@ from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
 from sightline.quality import calibrate, evaluate, probe
 from sightline.retag import retag
+from sightline.review import review, sample
 from siglip.images import REASONS
 from storage.settings import ConfigError, list_keys, parse_override
 
@@ -182,7 +183,7 @@ def demo(
         raise typer.Exit(code or (0 if report.ok else FAILED))
 
 
-for command in (calibrate, probe, retag, evaluate):
+for command in (sample, review, calibrate, probe, retag, evaluate):
     app.command()(command)
 
 
