@@ -18,6 +18,7 @@ from sightline import labels
 from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
 from sightline.quality import calibrate, evaluate, probe
+from sightline.report import report
 from sightline.retag import retag
 from sightline.review import review, sample
 from siglip.images import REASONS
@@ -183,7 +184,7 @@ def demo(
         raise typer.Exit(code or (0 if report.ok else FAILED))
 
 
-for command in (sample, review, calibrate, probe, retag, evaluate):
+for command in (sample, review, calibrate, probe, retag, evaluate, report):
     app.command()(command)
 
 
