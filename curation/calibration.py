@@ -198,8 +198,11 @@ class _Curve:
         every = hits[-1] if len(hits) and hits[-1] else math.nan
         return cls(ordered[last], total**2 / squares, hits / total, hits / every)
 
-    def choose(self, target: float | None) -> int | None:
-        """The lowest threshold that is fit for the target, or the one with the best F1. Its place, if there is one."""
+    def choose(self, target: float | None, share: float = 1.0) -> int | None:
+        """The lowest threshold that is fit for the target, or the one with the best F1. Its place, if there is one.
+
+        `share` is how much of the answers these are: what all of them would show is what counts.
+        """
         if not len(self.thresholds) or math.isnan(self.recall[0]):
             return None
         if target is None:
@@ -207,8 +210,8 @@ class _Curve:
         faultless = self.precision >= 1 - 1e-12
         bound = np.where(
             faultless,
-            wilson_bound(self.precision, self.counts, JUDGED),
-            wilson_bound(self.precision, self.counts, CHOSEN),
+            wilson_bound(self.precision, self.counts / share, JUDGED),
+            wilson_bound(self.precision, self.counts / share, CHOSEN),
         )
         fit = np.flatnonzero(bound >= target)
         return int(fit[-1]) if len(fit) else None
@@ -228,7 +231,7 @@ def _calibrate_label(
     for fold in range(FOLDS):
         held = folds == fold
         curve = _Curve.of(scores[~held], right[~held], weight[~held])
-        place = curve.choose(target)
+        place = curve.choose(target, (FOLDS - 1) / FOLDS)
         if place is not None:
             accepted[held] = scores[held] >= curve.thresholds[place]
     held_out = _Curve.of(np.zeros(accepted.sum()), right[accepted], weight[accepted])

@@ -74,12 +74,14 @@ def allocate(population: NDArray[np.int64], count: int, threshold: float) -> NDA
 
     Two of each at first. The rest half by Neyman's rule (1934), population times the deviation of an answer, and half
     by the deviation alone, so that high scores, which few images have, are not left out. The deviation is sqrt(p(1-p))
-    with p going through 1/2 at the label's threshold: nobody knows yet how right its scores are.
+    with p going through 1/2 at the label's threshold, and above it not less than a third: nobody knows yet how right
+    its scores are, and a precision is shown by accepted answers.
     """
     given = np.minimum(population, _LEAST)
     middle = np.concatenate([[EDGES[0] - 1], (EDGES[:-1] + EDGES[1:]) / 2, [EDGES[-1] + 1]])
-    chance = 1 / (1 + np.exp(-(middle - _logit(threshold if 0 < threshold < 1 else USUAL))))
-    deviation = np.sqrt(chance * (1 - chance)) * (population > 0)
+    above = middle - _logit(threshold if 0 < threshold < 1 else USUAL)
+    chance = 1 / (1 + np.exp(-above))
+    deviation = np.maximum(np.sqrt(chance * (1 - chance)), np.where(above > 0, 1 / 3, 0)) * (population > 0)
     while (left := count - int(given.sum())) > 0 and (given < population).any():
         room = population - given
         open_ = room > 0

@@ -1,0 +1,284 @@
+"""The review page and the report, in a real Chromium: by keyboard, on a phone, with a thousand labels."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from benchmarks.outputs import MadeUp, write_output
+from curation.labelstudio import write_tasks
+from curation.outputs import Output, open_output
+from curation.report.page import write_report
+from curation.sample import draw_sample, write_sample
+from curation.survey import survey_output
+from curation.truth import read_truth
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale
+from tests.chromium import Browser, why_not
+from tests.conftest import require
+
+pytestmark = pytest.mark.browser
+PHONE = (360, 740)
+WIDTH = 16
+
+
+def unit(rows: int, seed: int) -> Floats:
+    vectors = np.random.default_rng(seed).normal(0, 1, (rows, WIDTH)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def picture(row: int) -> bytes:
+    buffer = io.BytesIO()
+    colour = tuple(np.random.default_rng(row).integers(0, 256, 3).tolist())
+    Image.new("RGB", (120 + row % 60, 160 - row % 50), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make(root: Path, labels: int) -> Output:
+    names = [f"label {row}" for row in range(labels - 1)] + ["<b>bold</b> & 'quoted'"]
+    made = MadeUp(
+        LabelSet.model_validate({"names": names, "threshold": 0.1, "top_k": 3}),
+        unit(labels, 5),
+        2,
+        lambda shard: unit(300, shard),
+        scale=Scale(20, -8),
+        thumbnail=picture,
+        reject=lambda shard: ["truncated"] * shard,
+    )
+    write_output(str(root), made)
+    return open_output(str(root))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    require("browser", why_not())
+    chromium = Browser(tmp_path_factory.mktemp("chromium"))
+    yield chromium
+    chromium.quit()
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    return make(tmp_path_factory.mktemp("curation") / "made", 3)
+
+
+@contextmanager
+def review(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`sightline review` on a free port: its URL and its process, which is killed in the end if it still runs."""
+    command = [sys.executable, "-m", "sightline", "review", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().rpartition("ready: ")[2].strip(), process
+        finally:
+            process.kill()
+
+
+def shown(browser: Browser) -> str:
+    """The image that is on show, once it is there."""
+    browser.wait("document.getElementById('image').complete && document.getElementById('image').naturalWidth")
+    return str(browser.run("document.getElementById('image').getAttribute('src')"))
+
+
+def press(browser: Browser, key: str) -> str:
+    before = shown(browser)
+    ActionChains(browser.driver).send_keys(key).perform()
+    gone = "document.getElementById('work').hidden"
+    browser.wait(f"{gone} || document.getElementById('image').getAttribute('src') !== arguments[0]", before)
+    return before
+
+
+def read_lines(folder: Path, count: int) -> list[dict[str, object]]:
+    path = folder / "answers.jsonl"
+    for _ in range(200):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if len(lines) >= count:
+            return lines
+        time.sleep(0.02)
+    raise AssertionError(f"{len(lines)} answers of {count}")
+
+
+def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: Output, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    table = write_sample(output, draw_sample(output, 10), folder, 0)
+    with review(folder) as (url, process):
+        browser.open(url)
+        asked = [press(browser, key) for key in (Keys.ARROW_RIGHT, "w", Keys.ARROW_DOWN, "R")]
+        assert asked == [f"/api/image/{place}" for place in range(4)]
+        assert shown(browser) == "/api/image/4"
+        press(browser, Keys.BACKSPACE)
+        assert shown(browser) == "/api/image/3"
+        press(browser, Keys.ARROW_LEFT)
+        lines = read_lines(folder, 6)
+        assert [line["answer"] for line in lines] == ["right", "wrong", "unsure", "right", "taken back", "wrong"]
+        assert lines[0].keys() == {"id", "key", "sha256", "label", "weight", "score", "answer"}
+        assert {line["id"] for line in lines[3:]} == {table["id"][3].as_py()}
+        assert browser.find("#count").text == f"4 of {table.num_rows}"
+        assert [one for one in browser.requests() if not one.startswith((url, "data:"))] == []
+        assert browser.complaints() == []
+        process.kill()
+        process.wait()
+        # The page goes on by itself: what it could not save it says, and asks again.
+        ActionChains(browser.driver).send_keys("r").perform()
+        browser.wait("!document.getElementById('trouble').hidden")
+        assert "Not saved" in browser.find("#trouble").text
+    with (folder / "answers.jsonl").open("a") as file:
+        file.write('{"id": "half a li')  # as a kill leaves it
+    with review(folder) as (url, process):
+        browser.open(url)
+        assert shown(browser) == "/api/image/4"
+        for _ in range(table.num_rows - 4):
+            press(browser, "r")
+        browser.wait("!document.getElementById('done').hidden")
+        assert "All of it is answered" in browser.find("#done-title").text
+        assert "sightline calibrate" in browser.find("#next").text
+        read_lines(folder, 6 + table.num_rows - 4)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert f"{table.num_rows} of {table.num_rows} answered" in said
+    truth = read_truth(folder / "answers.jsonl", output)
+    assert len(truth.right) == table.num_rows - 1
+    assert truth.right.sum() == table.num_rows - 3
+
+
+def test_one_label_at_a_time_with_names_as_they_are(browser: Browser, output: Output, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    table = write_sample(output, draw_sample(output, 10), folder, 0)
+    last = "<b>bold</b> & 'quoted'"
+    places = [place for place, label in enumerate(table["label"].to_pylist()) if label == last]
+    with review(folder) as (url, _):
+        browser.open(url)
+        shown(browser)
+        Select(browser.find("#labels")).select_by_index(3)
+        browser.wait("document.getElementById('image').getAttribute('src') === arguments[0]", f"/api/image/{places[0]}")
+        assert browser.find("#label").text == last
+        assert browser.find_all("#label b") == []
+        press(browser, "u")
+        assert read_lines(folder, 1)[0]["label"] == last
+        assert browser.find("#count").text == f"1 of {len(places)}"
+
+
+def test_review_on_a_phone(browser: Browser, output: Output, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    write_sample(output, draw_sample(output, 5), folder, 0)
+    with review(folder) as (url, _):
+        browser.open(url, *PHONE)
+        shown(browser)
+        assert browser.run("document.documentElement.scrollWidth") <= PHONE[0]
+        for name in ("right", "wrong", "unsure"):
+            box = browser.run(f"document.getElementById('{name}').getBoundingClientRect().toJSON()")
+            assert box["height"] >= 44
+            assert box["bottom"] <= PHONE[1]
+        browser.find("#right").click()
+        browser.wait("document.getElementById('image').getAttribute('src') === '/api/image/1'")
+        shown(browser)
+        for kind, x in (("pointerdown", 250), ("pointerup", 100)):
+            event = f"new PointerEvent('{kind}', {{clientX: {x}, bubbles: true}})"
+            browser.run(f"document.getElementById('stage').dispatchEvent({event})")
+        assert [line["answer"] for line in read_lines(folder, 2)] == ["right", "wrong"]
+
+
+def test_strangers_pages_cannot_answer(output: Output, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    write_sample(output, draw_sample(output, 5), folder, 0)
+    with review(folder) as (url, _), httpx2.Client(base_url=url) as client:
+        answer = {"place": 0, "answer": "right"}
+        assert client.get("/", headers={"host": "evil.test"}).status_code == 400
+        assert client.post("/api/answer", json=answer, headers={"origin": "https://evil.test"}).status_code == 403
+        assert (
+            client.post("/api/answer", content=json.dumps(answer), headers={"content-type": "text/plain"}).status_code
+            == 422
+        )
+        assert client.post("/api/answer", json={"place": 10**6, "answer": "right"}).status_code == 404
+        assert client.post("/api/answer", json={"place": 0, "answer": "yes"}).status_code == 422
+        assert client.get("/api/image/-1").status_code == 404
+        assert (folder / "answers.jsonl").read_text() == ""
+        assert client.post("/api/answer", json=answer, headers={"origin": url}).status_code == 200
+        assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
+
+
+def test_a_sample_of_another_output_is_not_mixed_up(output: Output, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    table = write_sample(output, draw_sample(output, 5), folder, 0)
+    write_tasks(table, output.labels, folder)
+    for content, said in (
+        ("none\n", "line 1 is no answer"),
+        ('{"id": "x", "label": "y", "answer": "right"}\n', "no image"),
+    ):
+        (folder / "answers.jsonl").write_text(content)
+        command = [sys.executable, "-m", "sightline", "review", str(folder), "--port", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thousand")
+    output = make(folder / "made", 1000)
+    return write_report(output, survey_output(output), folder / "report.html")[0]
+
+
+def test_the_report_by_keyboard(browser: Browser, thousand: Path) -> None:
+    browser.open(thousand.as_uri())
+    keys = ActionChains(browser.driver)
+    keys.send_keys("j", "j", "k", "j").perform()
+    assert browser.run("document.activeElement.id") == "label-2"
+    browser.wait("Math.abs(document.activeElement.getBoundingClientRect().top) < 60")
+    ActionChains(browser.driver).send_keys("/").perform()
+    assert browser.run("document.activeElement.id") == "search"
+    ActionChains(browser.driver).send_keys("LABEL 99").perform()
+    names = browser.run("[...document.querySelectorAll('#index tbody tr:not([hidden]) a')].map(a => a.textContent)")
+    assert sorted(names) == sorted(name for name in [f"label {n}" for n in range(999)] if "label 99" in name)
+    ActionChains(browser.driver).send_keys("zzz").perform()
+    assert browser.find("#nothing").is_displayed()
+    ActionChains(browser.driver).send_keys(Keys.ESCAPE).perform()
+    assert not browser.find("#nothing").is_displayed()
+    Select(browser.find("#sort")).select_by_visible_text("name")
+    assert browser.run("document.querySelector('#index tbody a').textContent") == "<b>bold</b> & 'quoted'"
+    # A label of another page, by its link.
+    browser.find("#search").send_keys("bold", Keys.ENTER)
+    browser.wait("document.readyState === 'complete' && location.hash.startsWith('#label-')")
+    heading = "document.querySelector(location.hash + ' h3').textContent"
+    assert browser.run(heading) == "<b>bold</b> & 'quoted'"
+    assert browser.complaints() == []
+    assert [one for one in browser.requests() if not one.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_on_a_phone(browser: Browser, thousand: Path, scheme: str) -> None:
+    browser.open(thousand.as_uri(), *PHONE, prefers_color_scheme=scheme)
+    assert browser.run("document.documentElement.scrollWidth") <= PHONE[0]
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 384) == (scheme == "dark")
+    browser.wait("document.querySelector('#label-1 img').complete")
+
+
+def test_a_thousand_labels_do_not_freeze_the_report(browser: Browser, thousand: Path) -> None:
+    browser.open(thousand.as_uri())
+    painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+    loaded = browser.run("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+    typing = browser.run(
+        "(() => { const box = document.getElementById('search'), before = performance.now(); box.value = 'label 5';"
+        " box.dispatchEvent(new Event('input')); document.body.offsetHeight; return performance.now() - before; })()"
+    )
+    # Here 0.3 s, 0.4 s and 10 ms: bounds for what freezes, not for a busy machine.
+    assert painted < 5000
+    assert loaded < 8000
+    assert typing < 1000
