@@ -131,6 +131,7 @@ def test_the_schema_and_its_readers(demo: tuple[JobConfig, Outcome]) -> None:
         ("sha256", "string"),
         ("embedding", "fixed_size_list<element: float>[128]"),
         ("metadata", "string"),
+        ("thumbnail", "binary"),
     ]
     vectors = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
