@@ -53,7 +53,9 @@ def check_labels(labels: LabelSet, rule: TextRule, model: TextModel, near: float
     prompts = labels.prompts(rule)
     findings = _find_empty(labels, rule, prompts)
     empty = {name for finding in findings for name in finding.labels}
-    asked = [(name, group) for name, group in zip(labels.label_names(), prompts, strict=True) if name not in empty]
+    asked = [
+        (name, group) for name, group in zip(labels.label_names(), prompts, strict=True) if group and name not in empty
+    ]
     findings += [*_find_doubles(asked), *_find_long(asked, model)]
     if len(asked) > 1:
         vectors = model.embed_texts([prompt for _, group in asked for prompt in group])
@@ -66,6 +68,8 @@ def check_labels(labels: LabelSet, rule: TextRule, model: TextModel, near: float
 def _find_empty(labels: LabelSet, rule: TextRule, prompts: list[list[str]]) -> list[Finding]:
     found = []
     for label, group in zip(labels.names, prompts, strict=True):
+        if label.probe is not None:
+            continue
         if not all(group) or not (label.prompts or rule.canonicalize(label.name)):
             detail = "the model sees no punctuation, and nothing else is in it: give it prompts of its own"
             found.append(Finding("nothing left", (label.name,), detail))
@@ -129,13 +133,39 @@ def diff_labels(before: LabelSet, after: LabelSet) -> list[Change]:
         was, now = _written(before, old[name]), _written(after, label)
         if was != now:
             changes.append(Change(name, f"prompts: {_quote(was)} became {_quote(now)}", True))
+        for what in ("calibration", "probe"):
+            if getattr(old[name], what) != getattr(label, what):
+                changes.append(Change(name, f"{what}: {_change(old[name], label, what)}", True))
+        groups = _group(before, name), _group(after, name)
+        if groups[0] != groups[1]:
+            changes.append(Change(name, f"group: {_list(groups[0])} became {_list(groups[1])}", True))
         first, second = _threshold(before, old[name]), _threshold(after, label)
         if first != second:
             changes.append(Change(name, f"threshold: {first:g} became {second:g}", False))
+        if old[name].accept != label.accept:
+            was_sure, is_sure = (f"{bar:g}" if bar is not None else "none" for bar in (old[name].accept, label.accept))
+            changes.append(Change(name, f"accept: {was_sure} became {is_sure}", False))
     return changes
 
 
+def _change(was: Label, now: Label, what: str) -> str:
+    if getattr(was, what) is None:
+        return "added"
+    return "removed" if getattr(now, what) is None else "another"
+
+
+def _group(labels: LabelSet, name: str) -> tuple[str, ...]:
+    """The others in a label's group."""
+    return next((tuple(sorted(members)) for members in labels.groups.values() if name in members), ())
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
 def _written(labels: LabelSet, label: Label) -> list[str]:
+    if label.probe is not None:
+        return []
     return list(label.prompts) or [fill(template, label.name) for template in labels.templates]
 
 
@@ -144,5 +174,7 @@ def _threshold(labels: LabelSet, label: Label) -> float:
 
 
 def _quote(prompts: list[str]) -> str:
+    if not prompts:
+        return "none"
     more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
     return f"{prompts[0]!r}{more}"

@@ -48,19 +48,44 @@ def check(
 
 @app.command()
 def diff(
-    before: Annotated[Path, typer.Argument(help="A label set.")],
-    after: Annotated[Path, typer.Argument(help="Another.")],
+    before: Annotated[str, typer.Argument(help="A label set's file, or a finished output.")],
+    after: Annotated[str, typer.Argument(help="Another.")],
 ) -> None:
-    """What changed between two label sets, label by label."""
+    """What changed, label by label, between two label sets or between two outputs of the same images."""
     with report_errors():
-        from curation.label_sets import diff_labels
+        if Path(before).is_file() and Path(after).is_file():
+            _diff_labels(Path(before), Path(after))
+        else:
+            _diff_outputs(before, after)
 
-        first, second = read_labels(before), read_labels(after)
-        changes = diff_labels(first, second)
-        for change in changes:
-            out.print(f"{escape(change.label)}: {escape(change.what)}", highlight=False)
-        scored = len({change.label for change in changes if change.scores})
-        out.print(f"{len(first.names)} labels became {len(second.names)}; the scores of {scored} change")
+
+def _diff_labels(before: Path, after: Path) -> None:
+    from curation.label_sets import diff_labels
+
+    first, second = read_labels(before), read_labels(after)
+    changes = diff_labels(first, second)
+    for change in changes:
+        out.print(f"{escape(change.label)}: {escape(change.what)}", highlight=False)
+    scored = len({change.label for change in changes if change.scores})
+    out.print(f"{len(first.names)} labels became {len(second.names)}; the scores of {scored} change")
+
+
+def _diff_outputs(before: str, after: str) -> None:
+    from curation.output_diff import diff_outputs
+    from curation.outputs import open_output
+
+    for name, other in ((before, after), (after, before)):
+        if Path(name).is_file():
+            raise ConfigError(f"{name} is a file and {other} is none: compare two label sets, or two outputs")
+    found = diff_outputs(open_output(before), open_output(after))
+    for one in found.labels[:SHOWN]:
+        out.print(f"{escape(one.label)}: {one.before:,} became {one.after:,}", highlight=False)
+        for count, verb, keys in ((one.gained, "gained", one.gained_by), (one.lost, "lost", one.lost_by)):
+            if count:
+                out.print(escape(f"  {count:,} {verb} it, such as {', '.join(keys)}"), highlight=False)
+    if len(found.labels) > SHOWN:
+        out.print(f"and {len(found.labels) - SHOWN} more labels")
+    out.print(f"{found.changed:,} of {found.images:,} images changed", highlight=False)
 
 
 def read_labels(path: Path) -> LabelSet:

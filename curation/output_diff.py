@@ -1,0 +1,106 @@
+"""Two outputs of the same images side by side: which label was given to which of them, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curation.outputs import ID, Output
+from storage.settings import ConfigError
+
+EXAMPLES = 3
+_ROWS = 8192
+
+
+@dataclass
+class LabelDiff:
+    """How many images gained or lost a label, the first few by key, and how many have it before and after."""
+
+    label: str
+    before: int = 0
+    after: int = 0
+    gained: int = 0
+    lost: int = 0
+    gained_by: list[str] = field(default_factory=list)
+    lost_by: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OutputDiff:
+    """`changed` of `images` have other labels. `labels` are those that any image gained or lost, most first."""
+
+    images: int
+    changed: int
+    labels: list[LabelDiff]
+
+
+def diff_outputs(before: Output, after: Output) -> OutputDiff:
+    """Compare the labels that were written, in one pass over both, with flat memory.
+
+    Raises `ConfigError` when they are not of the same images in the same shards, as an output and what was retagged
+    from it are, or two runs over the same inputs.
+    """
+    names = list(dict.fromkeys([*before.labels.label_names(), *after.labels.label_names()]))
+    values = pa.array(names, pa.string())
+    found = [LabelDiff(name) for name in names]
+    images = changed = 0
+    for one, other in _pair(before, after):
+        old, new = _code(one, values), _code(other, values)
+        keys = one["key"]
+        for code, sets in ((old, "before"), (new, "after")):
+            for label, count in enumerate(np.bincount(code % len(names), minlength=len(names)).tolist()):
+                setattr(found[label], sets, getattr(found[label], sets) + count)
+        gained, lost = np.setdiff1d(new, old, assume_unique=True), np.setdiff1d(old, new, assume_unique=True)
+        for codes, kind in ((gained, "gained"), (lost, "lost")):
+            for row, label in zip(*np.divmod(codes, len(names)), strict=True):
+                diff = found[label]
+                setattr(diff, kind, getattr(diff, kind) + 1)
+                listed = diff.gained_by if kind == "gained" else diff.lost_by
+                if len(listed) < EXAMPLES:
+                    listed.append(keys[int(row)].as_py())
+        changed += len(np.unique(np.concatenate([gained, lost]) // len(names)))
+        images += len(one)
+    moved = [one for one in found if one.gained or one.lost]
+    return OutputDiff(images, changed, sorted(moved, key=lambda one: -(one.gained + one.lost)))
+
+
+def _pair(before: Output, after: Output) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Batches of the same rows of both."""
+    if before.rows != after.rows:
+        raise ConfigError(
+            f"{before.uri} has {before.rows:,} images and {after.uri} {after.rows:,}: they are not the same"
+        )
+    streams = [_slice(output) for output in (before, after)]
+    for one, other in zip(*streams, strict=True):
+        if not one[ID].equals(other[ID]) or not one["key"].equals(other["key"]):
+            raise ConfigError(f"{before.uri} and {after.uri} do not have the same images in the same shards")
+        yield one, other
+
+
+def _slice(output: Output) -> Iterator[pa.RecordBatch]:
+    """The output's rows, `_ROWS` at a time whatever the sizes of its files."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in output.batches([ID, "key", "labels"], _ROWS):
+        waiting.append(batch)
+        count += len(batch)
+        while count >= _ROWS:
+            table = pa.Table.from_batches(waiting)
+            yield table.slice(0, _ROWS).combine_chunks().to_batches()[0]
+            waiting = table.slice(_ROWS).to_batches()
+            count -= _ROWS
+    if count:
+        yield pa.Table.from_batches(waiting).combine_chunks().to_batches()[0]
+
+
+def _code(batch: pa.RecordBatch, names: pa.Array) -> NDArray[np.int64]:
+    """A number for each label of each row: row * labels + label."""
+    column = batch["labels"]
+    rows = np.repeat(np.arange(len(column)), column.value_lengths().to_numpy(zero_copy_only=False))
+    labels = pc.index_in(column.flatten(), value_set=names).to_numpy(zero_copy_only=False)
+    return np.asarray(rows * len(names) + labels, np.int64)
