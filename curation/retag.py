@@ -144,9 +144,10 @@ def retag_output(
     if pending:
         progress.say("starting Ray")
         task = RetagConfig(output.uri, options, PartWriter(target, options, _make_format(output, labels), text), table)
-        with connect(config), data_context():
+        with connect(config) as cluster, data_context():
+            tasks = min(cluster.readers or len(pending), len(pending))
             progress.start(len(pending), sum(ref.rows for ref in pending))
-            for receipt in _build_dataset(pending, task).iter_rows():
+            for receipt in _build_dataset(pending, task, tasks).iter_rows():
                 rows, changed = rows + receipt["rows"], changed + receipt["changed"]
                 progress.update(rows=receipt["rows"], shards=1)
     run = {"retagged_from": output.uri, "rows": rows, "changed": changed}
@@ -241,7 +242,7 @@ def _make_format(output: Output, labels: LabelSet) -> OutputFormat:
     )
 
 
-def _build_dataset(pending: list[ShardRef], config: RetagConfig) -> ray.data.Dataset:
+def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:
     def retag(block: pa.Table) -> pa.Table:
         done = [retag_shard(ShardRef(**row), config) for row in block.to_pylist()]
         return pa.table({"rows": [rows for rows, _ in done], "changed": [changed for _, changed in done]})
@@ -250,7 +251,7 @@ def _build_dataset(pending: list[ShardRef], config: RetagConfig) -> ray.data.Dat
         retag,
         batch_size=None,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(),
+        compute=TaskPoolStrategy(size=tasks),
         num_cpus=1,
         max_retries=RETRIES,
     )

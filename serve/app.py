@@ -33,6 +33,7 @@ from serve.routes.cohere import add_cohere_routes
 from serve.routes.huggingface import add_huggingface_routes
 from serve.routes.openai import add_openai_routes
 from serve.routes.tagging import add_tagging_routes
+from serve.scrape import add_scrape
 from serve.service import CALLS_PER_REPLICA, Service
 from serve.validation import describe_validation
 
@@ -86,6 +87,8 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
     add_huggingface_routes(app, service)
     add_cohere_routes(app, service)
     add_pages(app, service)
+    if config.metrics_route:
+        add_scrape(app)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)

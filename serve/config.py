@@ -177,6 +177,9 @@ class EndpointConfig(BaseModel):
     )
     cors: CorsConfig = Field(CorsConfig(), description="Pages of other origins that may ask from a browser.")
     fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")
+    metrics_route: bool = Field(
+        False, description="Answer GET /metrics on the API's own port too, to whoever may use the API."
+    )
 
     _label_sources: dict[str, Any] = PrivateAttr(default_factory=dict)
 

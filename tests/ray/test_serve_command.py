@@ -21,7 +21,9 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
     """The whole of it in its own process: warm when it says so, metrics, logs, proxies' errors, Ctrl-C."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sightline", "serve", str(CONFIGS / "endpoint.yaml"), "--port", str(port)]
+    config = tmp_path / "endpoint.yaml"
+    config.write_text((CONFIGS / "endpoint.yaml").read_text() + "\nmetrics_route: true\n")
+    command = [sys.executable, "-m", "sightline", "serve", str(config), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -42,6 +44,10 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
         assert wanted
         sent = {name for name in wanted if name in text}
         assert sent >= {"ray_sightline_requests_total", "ray_sightline_in_flight"}, wanted - sent
+        # The same on the API's own port, because this config asks for it.
+        beside = httpx.get(f"http://127.0.0.1:{port}/metrics")
+        assert beside.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert {name for name in wanted if name in beside.text} >= sent
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90)

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
@@ -25,8 +26,12 @@ from pipelines.tag import run_job
 from serve.auth import new_key
 from serve.errors import CODES
 from serve.haproxy import PEER
+from serve.label_files import REREAD_SECONDS
 from sightline.progress import RunProgress
+from siglip.checkpoint import pin_model
+from siglip.heads import build_head, name_bands, tag_embeddings
 from siglip.images import REASONS
+from siglip.labels import LabelSet, Probe
 from siglip.shapes import LABELS
 from tests.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 from tests.images import awkward_cases, encode, make_rgb
@@ -304,6 +309,53 @@ def test_awkward_images_give_the_batch_jobs_numbers(endpoint: Endpoint, local_ra
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert online["fingerprint"]["model"] == manifest["fingerprint"]["model.weights"]
     assert online["fingerprint"]["labels"] == manifest["fingerprint"]["labels.digest"]
+
+
+def test_bands_groups_calibrations_and_probes_are_the_batch_jobs(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A label set that says all that it may, from a file: what the job would write for the embedding that it gives."""
+    encoder, pinned = endpoint.model.actor.encoder, pin_model(endpoint.service.config.model)
+    direction = encoder.embed_texts(["a photo of a green star"])[0]
+    grown: dict[str, Any] = {
+        "names": [
+            {"name": "red circle", "accept": 0.6},
+            {"name": "blue square", "calibration": {"scale": 0.5, "bias": 1.5}, "accept": 0.99},
+            {"name": "starry", "probe": Probe.of(direction * 90, -30.0, pinned.identity).model_dump(), "accept": 0.5},
+            "red heart",
+            "red ring",
+        ],
+        "templates": ["a photo of a {label}"],
+        "groups": {"red": ["red heart", "red ring"]},
+        "threshold": 0.01,
+        "top_k": 4,
+    }
+    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+    labels = LabelSet.model_validate(grown)
+    head = build_head(labels, encoder.embed_labels(labels), encoder.scale, pinned.identity)
+    seen = set()
+    with run_endpoint(make_config(label_sets={"grown": str(tmp_path / "grown.yaml")}), endpoint.model) as other:
+        for seed, label in enumerate(("red circle", "blue square", "green star", "red heart", "red ring")):
+            uri = data_uri(shape_png(label, seed))
+            [answer] = other.post("/v1/classify", {"image": uri, "label_set": "grown"}).json()["data"]
+            [embedding] = other.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
+            chosen = tag_embeddings(np.asarray([embedding["embedding"]], np.float32), labels, head)
+            bands = name_bands(chosen.labels, chosen.scores, labels).tolist()
+            assert [(one["label"], one["band"]) for one in answer["labels"]] == [
+                (labels.names[i].name, band) for i, band in zip(chosen.labels, bands, strict=True)
+            ]
+            np.testing.assert_allclose([one["score"] for one in answer["labels"]], chosen.scores, rtol=1e-5)
+            seen |= {(one["label"], one["band"]) for one in answer["labels"]}
+        softened = other.post("/v1/classify", {"image": uri, "label_set": "grown", "activation": "softmax"}).json()
+        assert all("band" not in one for one in softened["data"][0]["labels"])
+        plain = endpoint.post("/v1/classify", {"image": uri, "label_set": "shapes"}).json()
+        assert all("band" not in one for one in plain["data"][0]["labels"])
+        # The file changes to a probe of another model: the set before stays.
+        grown["names"][2]["probe"]["model"] = "another"
+        (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+        time.sleep(2 * REREAD_SECONDS)
+        kept = other.post("/v1/classify", {"image": uri, "label_set": "grown"}).json()
+        assert kept["data"] == [answer]
+    assert {("red circle", "accept"), ("starry", "accept")} <= seen
+    assert "review" in {band for _, band in seen}
 
 
 def test_a_label_set_is_embedded_once(endpoint: Endpoint) -> None:
