@@ -52,11 +52,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(command: list[str], folder: Path) -> Iterator[str]:
-    """A server in a process of its own until the `with` ends. Yields the line that says it is ready."""
+def server(command: list[str], folder: Path, checkout: Path | None = None) -> Iterator[str]:
+    """A server in a process of its own until the `with` ends. Yields the line that says it is ready.
+
+    `checkout` is another version of this repository, whose code it runs.
+    """
     log = folder / f"server-{free_port()}.log"
+    environment = {**os.environ, "PYTHONPATH": str(checkout)} if checkout else None
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=output, text=True, cwd=checkout, env=environment
+        )
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -71,12 +77,12 @@ def server(command: list[str], folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def endpoint(folder: Path, **config: Any) -> Iterator[tuple[int, str]]:
-    """`sightline serve` with a config. Yields its port and the URL of its metrics."""
+def endpoint(folder: Path, checkout: Path | None = None, **config: Any) -> Iterator[tuple[int, str]]:
+    """`sightline serve` with a config, of another checkout if wanted. Yields its port and the URL of its metrics."""
     path, port = folder / "endpoint.yaml", free_port()
     path.write_text(yaml.safe_dump({"label_sets": {"shapes": list(LABELS)}, **config}))
     command = [sys.executable, "-m", "sightline", "serve", str(path), "--port", str(port)]
-    with server(command, folder) as ready:
+    with server(command, folder, checkout) as ready:
         yield port, re.findall(r"http://\S+/metrics", ready)[0]
 
 
@@ -119,23 +125,35 @@ def print_load(title: str, result: dict[str, Any], note: str = "") -> None:
     )
 
 
-def measure_tiny(folder: Path, seconds: float) -> None:
-    """HTTP-bound: the shipped checkpoint, taking turns with the bare app."""
+def measure_tiny(folder: Path, seconds: float, old: Path | None, counts: list[int], ingresses: list[int]) -> None:
+    """HTTP-bound: the shipped checkpoint, taking turns with the bare app and another version of this endpoint."""
     body = photo_body()
-    rates: dict[str, list[float]] = {"bare": [], "ours": []}
+    rates: dict[str, list[float]] = {"bare": [], "old": [], "ours": []}
     for _ in range(2):
         port = free_port()
         with server([sys.executable, "-m", "benchmarks.bare", str(port)], folder):
             result = load(port, body, folder, seconds)
             rates["bare"].append(result["rate"])
             print_load("bare FastAPI + Ray Serve, decodes only", result)
-        with endpoint(folder) as (port, metrics):
-            result = load(port, body, folder, seconds)
-            rates["ours"].append(result["rate"])
-            print_load("the endpoint, tiny model", result, f"batch fill {batch_fill(metrics):.0%}")
-            print_load("  with one client", load(port, body, folder, 5, clients=1))
-    bare, ours = statistics.mean(rates["bare"]), statistics.mean(rates["ours"])
-    print(f"the endpoint has {ours / bare:.0%} of the bare app's rate")
+        if old:
+            with endpoint(folder, old) as (port, _metrics):
+                for count in counts:
+                    result = load(port, body, folder, seconds, clients=count)
+                    print_load(f"the other version, {count} clients", result)
+                    if count == CLIENTS:
+                        rates["old"].append(result["rate"])
+        for number in ingresses:
+            with endpoint(folder, ingress={"min": number}) as (port, metrics):
+                for count in counts:
+                    result = load(port, body, folder, seconds, clients=count)
+                    print_load(f"{number} ingress, {count} clients", result, f"batch fill {batch_fill(metrics):.0%}")
+                    if count == CLIENTS and number == ingresses[0]:
+                        rates["ours"].append(result["rate"])
+    cores, ours = len(os.sched_getaffinity(0)), statistics.mean(rates["ours"])
+    print(f"{ours / cores:.0f} requests/s a core, with the load on the same {cores} cores")
+    for name, title in (("bare", "the bare app's"), ("old", "the other version's")):
+        if rates[name]:
+            print(f"the endpoint has {ours / statistics.mean(rates[name]):.2f} times {title} rate")
 
 
 _ALONE = """
@@ -246,11 +264,16 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["tiny", "base", "labels", "overload"])
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--old", type=Path, help="A checkout of another version, to take turns with.")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, CLIENTS])
+    parser.add_argument("--ingresses", type=int, nargs="+", default=[1])
     parser.add_argument("--infinity", help="The program of an infinity-emb in an environment of its own.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.what == "tiny":
-            measure_tiny(Path(temporary), arguments.seconds or 15)
+            measure_tiny(
+                Path(temporary), arguments.seconds or 15, arguments.old, arguments.clients, arguments.ingresses
+            )
         elif arguments.what == "base":
             measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile, arguments.infinity)
         elif arguments.what == "overload":

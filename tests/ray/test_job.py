@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from curation.outputs import open_output
 from pipelines.config import JobConfig, load_config
 from pipelines.tag import Outcome, run_job
 from pipelines.verify import Report, verify_output
@@ -350,3 +351,17 @@ def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monke
     assert (row["key"], row["source"]) == ("album #1/a 100%.jpg", f"{bucket}/images/album #1/a 100%.jpg")
     assert row["labels"][0] == LABELS[7]
     assert row["sha256"] == hashlib.sha256(image).hexdigest()
+    # And from there to there, with a label that only the model there can embed.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_env.endpoint)
+    (tmp_path / "labels.yaml").write_text(f"names: [{LABELS[7]}, a new thing]\ntemplates: ['a photo of a {{label}}']\n")
+    command = [sys.executable, "-m", "sightline", "retag", f"{bucket}/out", "--output", f"{bucket}/retagged"]
+    command += ["--labels", str(tmp_path / "labels.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert verify_output(store, f"{bucket}/retagged").ok
+    [batch] = open_output(f"{bucket}/retagged").batches(["id", "labels", "scores", "thumbnail"])
+    [again] = batch.to_pylist()
+    assert again["id"] == "000000-000000/0"
+    assert again["labels"] == [LABELS[7], "a new thing"]
+    assert again["scores"][0] == row["scores"][0]
+    assert again["thumbnail"] == row["thumbnail"]
