@@ -401,7 +401,7 @@ def test_any_dataset_is_read_as_planted(dataset: Dataset) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-@examples(3)
+@examples(2)
 @given(datasets(), st.lists(calm, min_size=STEPS, max_size=STEPS))
 def test_any_dataset_is_tagged_as_the_reference_says(dataset: Dataset, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -410,7 +410,7 @@ def test_any_dataset_is_tagged_as_the_reference_says(dataset: Dataset, steps: li
         story.check()
 
 
-@examples(2)
+@examples(1)
 @given(datasets(), st.tuples(kills, st.one_of(kills, pairs), pairs))
 def test_killed_and_doubled_runs_end_as_the_reference_says(dataset: Dataset, steps: tuple[Step, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
