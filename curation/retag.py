@@ -7,6 +7,7 @@ fingerprint that `sightline tag` would give it: the nightly job can go on in it,
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ from storage.mirror import Mirror
 from storage.settings import ConfigError
 from storage.store import Store, StoreOptions, join, open_store
 
+SHARDS_A_TASK = 16
 _BATCH_ROWS = 1024
 
 
@@ -243,11 +245,15 @@ def _make_format(output: Output, labels: LabelSet) -> OutputFormat:
 
 
 def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:
-    def retag(block: pa.Table) -> pa.Table:
-        done = [retag_shard(ShardRef(**row), config) for row in block.to_pylist()]
-        return pa.table({"rows": [rows for rows, _ in done], "changed": [changed for _, changed in done]})
+    """A receipt for each shard. A task does several shards, because one is done sooner than a task is started."""
 
-    return ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending)).map_batches(
+    def retag(block: pa.Table) -> Iterator[pa.Table]:
+        for row in block.to_pylist():
+            rows, changed = retag_shard(ShardRef(**row), config)
+            yield pa.table({"rows": [rows], "changed": [changed]})
+
+    blocks = min(len(pending), max(4 * tasks, len(pending) // SHARDS_A_TASK))
+    return ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=blocks).map_batches(
         retag,
         batch_size=None,
         batch_format="pyarrow",
