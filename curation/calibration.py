@@ -68,7 +68,8 @@ def calibrate(
     Without a target, the score with the best F1. Answers are cut into folds by image; each fold's accepted answers are
     counted at a threshold that the others chose, so that no answer both chooses and judges. Bounds are Wilson's (1927);
     with weights, of Kish's effective number of answers. Precision is of the images that the weights stand for: other
-    images than the output's may be harder.
+    images than the output's may be harder. A label in a group is scaled as if it stood alone, before the group's softmax;
+    its threshold is on the score that comes out. Calibrations that the set has are replaced.
     """
     names = output.labels.names
     logits = _strip(output).logits(truth.embeddings)[truth.image, truth.label].astype(np.float64)
