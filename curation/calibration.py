@@ -68,8 +68,8 @@ def calibrate(
     Without a target, the score with the best F1. Answers are cut into folds by image; each fold's accepted answers are
     counted at a threshold that the others chose, so that no answer both chooses and judges. Bounds are Wilson's (1927);
     with weights, of Kish's effective number of answers. Precision is of the images that the weights stand for: other
-    images than the output's may be harder. A label in a group is scaled as if it stood alone, before the group's softmax;
-    its threshold is on the score that comes out. Calibrations that the set has are replaced.
+    images than the output's may be harder. A label in a group is scaled as if it stood alone, before the group's
+    softmax, and its threshold is on the score that comes out. Calibrations that the set has are replaced.
     """
     names = output.labels.names
     logits = _strip(output).logits(truth.embeddings)[truth.image, truth.label].astype(np.float64)
@@ -281,8 +281,11 @@ def _review(scores: Doubles, weight: Doubles, recall: float) -> float:
 
 
 def _round_down(score: float) -> float:
-    """To five digits, and never above: what is at the threshold stays in."""
-    return math.floor(float(score) * 1e5) / 1e5
+    """To five significant digits, and never above: what is at the threshold stays in, and one in a million is not 0."""
+    if score <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(score)) - 4)
+    return min(float(score), float(f"{math.floor(score / unit) * unit:.5g}"))
 
 
 def _strip(output: Output) -> Head:

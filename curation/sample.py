@@ -55,7 +55,7 @@ def draw_sample(output: Output, per_label: int, seed: int = 0) -> Sample:
     each label by itself: one may be drawn for several.
     """
     labels = len(output.labels.names)
-    reservoirs = _Reservoirs(labels, per_label)
+    reservoirs = _Reservoirs(labels, max(per_label, _LEAST))
     random = np.random.default_rng(seed)
     first = 0
     for batch in output.batches(["embedding"]):

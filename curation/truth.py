@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def read_truth(path: Path, output: Output) -> Truth:
     if "answer" in table.column_names:
         answers, complete, exclusive = _read_answers(path, rows, images, weights, known), False, False
     elif "labels" in table.column_names:
-        named = [_split(row["labels"]) for row in rows]
+        named = [_split(path, row["labels"]) for row in rows]
         answers, complete, exclusive = _complete(path, images, named, weights, known), True, False
     elif "label" in table.column_names:
         one = [[_text(path, row["label"], "label")] for row in rows]
@@ -201,8 +202,10 @@ def _any(name: str, lines: list[dict[str, Any]]) -> bool:
     return any(name in line for line in lines)
 
 
-def _split(value: Any) -> list[str]:
+def _split(path: Path, value: Any) -> list[str]:
     names = value.split(SEPARATOR) if isinstance(value, str) else value or []
+    if not isinstance(names, list):
+        raise ConfigError(f"{path}: labels are {value!r}, and neither a list of names nor text")
     return [str(name).strip() for name in names if str(name).strip()]
 
 
@@ -213,7 +216,10 @@ def _text(path: Path, value: Any, column: str) -> str:
 
 
 def _read_weight(path: Path, value: Any) -> float:
-    weight = 1.0 if value is None else float(value)
+    try:
+        weight = 1.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
     if not (np.isfinite(weight) and weight > 0):
         raise ConfigError(f"{path}: a weight is {value}, and not over 0")
     return weight

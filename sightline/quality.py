@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 SHOWN = 40
 OUTPUT = typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.", show_default=False)
-TRUTH = typer.Option("--truth", metavar="FILE", help="Answers: .jsonl, .csv or .parquet.", show_default=False)
+TRUTH = typer.Option(
+    "--truth", metavar="FILE", help="Answers: .jsonl, .csv, .parquet, or Label Studio's .json.", show_default=False
+)
 
 
 def calibrate(

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.outputs import MadeUp, write_output
 from curation.calibration import (
     JUDGED,
+    _round_down,
     calibrate,
     count_needed,
     count_work,
@@ -35,6 +38,7 @@ def test_wilsons_bound() -> None:
     assert wilson_bound(1.0, 52, JUDGED) >= 0.95 > wilson_bound(1.0, 51, JUDGED)
     assert wilson_bound(0.0, 10, JUDGED) == pytest.approx(0)
     assert count_needed(1.0, 0.95) == 52
+    assert count_needed(1.0, 0.9) == 25
     assert count_needed(0.95, 0.95) is None
     needed = count_needed(0.97, 0.95)
     assert needed is not None
@@ -200,6 +204,13 @@ def test_weights_correct_a_sample_that_was_not_even(made: tuple[Output, Floats])
     accepted = judge(output, make_label_set(output, [weighted] * 3), judges)["sure"]
     fooled = judge(output, make_label_set(output, [naive] * 3), judges)["sure"]
     assert accepted[1] >= 0.9 > fooled[1]
+
+
+@given(st.floats(1e-12, 1, allow_subnormal=False))
+def test_a_threshold_is_rounded_and_never_up(score: float) -> None:
+    rounded = _round_down(score)
+    assert rounded <= score
+    assert rounded == pytest.approx(score, rel=1.1e-4)
 
 
 def test_best_f1(made: tuple[Output, Floats]) -> None:

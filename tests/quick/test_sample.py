@@ -92,6 +92,12 @@ def test_the_sample_is_of_its_strata(output: Output, scores: Floats) -> None:
     assert sample.weight.sum() == pytest.approx(3 * SHARDS * ROWS)
 
 
+@pytest.mark.parametrize("per_label", [1, 2, 3])
+def test_a_handful_still_stands_for_all(output: Output, per_label: int) -> None:
+    # Every stratum gives two, also where fewer are asked for in all: with one of them kept, half the images were lost.
+    assert draw_sample(output, per_label).weight.sum() == pytest.approx(3 * SHARDS * ROWS)
+
+
 def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     output: Output, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,8 @@ def test_one_label_an_image_excludes_the_others(output: Output, tmp_path: Path) 
         ("a.jsonl", '{"key": "twice", "label": "cat", "answer": "right"}\n', "several images have the key 'twice'"),
         ("a.jsonl", '{"key": "0001", "labels": []}\n{"key": "0001", "labels": []}\n', "is there twice"),
         ("a.jsonl", '{"key": "0001", "labels": [], "weight": 0}\n', "a weight is 0"),
+        ("a.jsonl", '{"key": "0001", "labels": [], "weight": "much"}\n', "a weight is much"),
+        ("a.jsonl", '{"key": "0001", "labels": 5}\n', "labels are 5, and neither a list"),
         ("a.jsonl", '{"label": "cat", "answer": "right", "key": null}\n', "a row has no key"),
         ("a.csv", "key,labels\n", "no answer in it"),
         ("a.parquet", "none", "cannot be read"),
