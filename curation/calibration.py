@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.evaluation import Doubles, group_answers
-from curation.outputs import Output, read_embeddings
+from curation.outputs import Output
 from curation.truth import Truth
-from siglip.heads import Head, build_head
+from siglip.heads import Head, accept_bars, build_head
 from siglip.labels import Calibration, LabelSet
 
 JUDGED, CHOSEN = 1.6448536269514722, 2.3263478740408408
@@ -25,7 +24,6 @@ FOLDS = 5
 PRIOR = 2.0
 """Standard deviation of a label's bias about that of all labels together, in logits, and of its log scale times four:
 with few answers a label's calibration is that of all."""
-Target = Literal["precision", "f1"]
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,21 @@ def calibrate(
     images than the output's may be harder. A label in a group is scaled as if it stood alone, before the group's
     softmax, and its threshold is on the score that comes out. Calibrations that the set has are replaced.
     """
-    names = output.labels.names
+    names = output.labels.label_names()
     logits = _strip(output).logits(truth.embeddings)[truth.image, truth.label].astype(np.float64)
     groups = group_answers(truth, len(names))
     pooled = fit_platt(logits, truth.right, effective(truth.weight), (1.0, 0.0), math.inf)
-    fitted = [
-        fit_platt(logits[asked], truth.right[asked], effective(truth.weight[asked]), pooled, PRIOR) for asked in groups
-    ]
-    labels = _with_calibrations(output.labels, fitted)
+    fitted = []
+    for asked in groups:
+        scale, bias = fit_platt(logits[asked], truth.right[asked], effective(truth.weight[asked]), pooled, PRIOR)
+        fitted.append(Calibration(scale=scale, bias=bias))
+    labels = _recalibrate(output.labels, fitted)
     scores = _head(output, labels).scores(truth.embeddings)[truth.image, truth.label].astype(np.float64)
     folds = np.random.default_rng(seed).permutation(len(truth.places))[truth.image] % FOLDS
     return [
         _calibrate_label(
-            name.name,
-            name.calibration or Calibration(scale=1, bias=0),
+            name,
+            calibration,
             scores[asked],
             truth.right[asked],
             truth.weight[asked],
@@ -92,7 +91,7 @@ def calibrate(
             target,
             recall,
         )
-        for name, asked in zip(labels.names, groups, strict=True)
+        for name, calibration, asked in zip(names, fitted, groups, strict=True)
     ]
 
 
@@ -109,13 +108,12 @@ def count_work(output: Output, labels: LabelSet) -> list[Work]:
     """For each label how many of all the output's images it accepts and leaves to people: one pass."""
     head = _head(output, labels)
     bars = np.asarray(labels.thresholds(), np.float32)
-    sure = np.asarray([math.inf if bar is None else bar for bar in labels.accepts()], np.float32)
+    sure = accept_bars(labels)
     accepted = np.zeros(len(bars), np.int64)
     given = np.zeros(len(bars), np.int64)
-    for batch in output.batches(["embedding"]):
-        scores = head.scores(read_embeddings(batch))
+    for scores in output.scores(head):
         accepted += (scores >= sure).sum(axis=0)
-        given += (scores >= np.minimum(bars, sure)).sum(axis=0)
+        given += (scores >= bars).sum(axis=0)
     return [Work(int(one), int(every - one)) for one, every in zip(accepted, given, strict=True)]
 
 
@@ -290,17 +288,16 @@ def _round_down(score: float) -> float:
 
 def _strip(output: Output) -> Head:
     """The output's head without calibrations: Platt's scale and bias are of the checkpoint's logit."""
-    plain = tuple(label.model_copy(update={"calibration": None}) for label in output.labels.names)
-    return _head(output, output.labels.model_copy(update={"names": plain}))
+    return _head(output, _recalibrate(output.labels, [None] * len(output.labels.names)))
 
 
 def _head(output: Output, labels: LabelSet) -> Head:
     return build_head(labels, output.head.vectors, output.table.scale, output.weights)
 
 
-def _with_calibrations(labels: LabelSet, fitted: Sequence[tuple[float, float]]) -> LabelSet:
+def _recalibrate(labels: LabelSet, fitted: Sequence[Calibration | None]) -> LabelSet:
     names = tuple(
-        label.model_copy(update={"calibration": Calibration(scale=scale, bias=bias)})
-        for label, (scale, bias) in zip(labels.names, fitted, strict=True)
+        label.model_copy(update={"calibration": calibration})
+        for label, calibration in zip(labels.names, fitted, strict=True)
     )
     return labels.model_copy(update={"names": names})

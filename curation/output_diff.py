@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +17,17 @@ EXAMPLES = 3
 _ROWS = 8192
 
 
-@dataclass
+@dataclass(frozen=True)
 class LabelDiff:
-    """How many images gained or lost a label, the first few by key, and how many have it before and after."""
+    """How many images have a label before and after, how many gained or lost it, and the keys of the first of these."""
 
     label: str
-    before: int = 0
-    after: int = 0
-    gained: int = 0
-    lost: int = 0
-    gained_by: list[str] = field(default_factory=list)
-    lost_by: list[str] = field(default_factory=list)
+    before: int
+    after: int
+    gained: int
+    lost: int
+    gained_by: list[str]
+    lost_by: list[str]
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,38 @@ def diff_outputs(before: Output, after: Output) -> OutputDiff:
     """
     names = list(dict.fromkeys([*before.labels.label_names(), *after.labels.label_names()]))
     values = pa.array(names, pa.string())
-    found = [LabelDiff(name) for name in names]
+    had, has, gained, lost = (_Tally(len(names)) for _ in range(4))
     images = changed = 0
     for one, other in _pair(before, after):
         old, new = _code(one, values), _code(other, values)
-        keys = one["key"]
-        for code, sets in ((old, "before"), (new, "after")):
-            for label, count in enumerate(np.bincount(code % len(names), minlength=len(names)).tolist()):
-                setattr(found[label], sets, getattr(found[label], sets) + count)
-        gained, lost = np.setdiff1d(new, old, assume_unique=True), np.setdiff1d(old, new, assume_unique=True)
-        for codes, kind in ((gained, "gained"), (lost, "lost")):
-            for row, label in zip(*np.divmod(codes, len(names)), strict=True):
-                diff = found[label]
-                setattr(diff, kind, getattr(diff, kind) + 1)
-                listed = diff.gained_by if kind == "gained" else diff.lost_by
-                if len(listed) < EXAMPLES:
-                    listed.append(keys[int(row)].as_py())
-        changed += len(np.unique(np.concatenate([gained, lost]) // len(names)))
+        new_only, old_only = np.setdiff1d(new, old, assume_unique=True), np.setdiff1d(old, new, assume_unique=True)
+        for tally, codes in ((had, old), (has, new), (gained, new_only), (lost, old_only)):
+            tally.add(codes, one["key"])
+        changed += len(np.unique(np.concatenate([new_only, old_only]) // len(names)))
         images += len(one)
+    counts = zip(had.counts, has.counts, gained.counts, lost.counts, strict=True)
+    found = [
+        LabelDiff(name, int(earlier), int(later), int(more), int(fewer), gained.keys[label], lost.keys[label])
+        for label, (name, (earlier, later, more, fewer)) in enumerate(zip(names, counts, strict=True))
+    ]
     moved = [one for one in found if one.gained or one.lost]
     return OutputDiff(images, changed, sorted(moved, key=lambda one: -(one.gained + one.lost)))
+
+
+class _Tally:
+    """For each label a count of images, and the keys of the first few."""
+
+    def __init__(self, labels: int) -> None:
+        self.counts = np.zeros(labels, np.int64)
+        self.keys: list[list[str]] = [[] for _ in range(labels)]
+
+    def add(self, codes: NDArray[np.int64], keys: pa.Array) -> None:
+        """Count rows of a batch, numbered as `_code` does."""
+        rows, labels = np.divmod(codes, len(self.counts))
+        self.counts += np.bincount(labels, minlength=len(self.counts))
+        for label in np.flatnonzero([len(listed) < EXAMPLES for listed in self.keys]):
+            listed = self.keys[label]
+            listed += keys.take(pa.array(rows[labels == label][: EXAMPLES - len(listed)])).to_pylist()
 
 
 def _pair(before: Output, after: Output) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:

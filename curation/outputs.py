@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.config import absolute
+from pipelines.fingerprint import read_columns
 from pipelines.label_table import LabelTable, read_label_table
-from pipelines.output import list_commits, read_json
+from pipelines.output import OutputFormat, list_commits, read_json
 from siglip.heads import Head
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
@@ -31,7 +32,7 @@ ID = "id"
 class Output:
     """A finished output: what the manifest of its last run names, and nothing that came after.
 
-    `rows` images are tagged and `rejected` are not. `columns` are those of `data/`, `width` is the embeddings' D.
+    `rows` images are tagged and `rejected` are not, `width` is the embeddings' D.
     """
 
     uri: str
@@ -39,7 +40,23 @@ class Output:
     manifest: dict[str, Any]
     fingerprint: dict[str, Any]
     table: LabelTable
-    columns: tuple[str, ...]
+
+    @property
+    def format(self) -> OutputFormat:
+        """The schema of its files."""
+        made = self.fingerprint
+        return OutputFormat(
+            self.width,
+            made["embedding_dtype"],
+            bool(made["thumbnails"]),
+            read_columns(made),
+            bands=self.labels.has_bands(),
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of `data/`."""
+        return list(self.format.data_schema().names)
 
     @property
     def labels(self) -> LabelSet:
@@ -84,6 +101,11 @@ class Output:
         for file in self._files("data"):
             yield from self._read(file, columns, rows)
 
+    def scores(self, head: Head | None = None) -> Iterator[Floats]:
+        """All labels' scores of all images, float32 (N, L) at a time, by the output's head or another. One pass."""
+        for batch in self.batches(["embedding"]):
+            yield (head or self.head).scores(read_embeddings(batch))
+
     def rejects(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
         """The rejected rows' `columns` (key, source, row, stage, reason, detail, id), likewise."""
         for file in self._files("rejects"):
@@ -108,12 +130,6 @@ class Output:
         if not found:
             return pa.table({name: [] for name in columns})
         return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
-
-    def check_columns(self, *names: str) -> None:
-        """Raises `ConfigError` when `data/` lacks a column."""
-        for name in names:
-            if name not in self.columns:
-                raise ConfigError(f"{self.uri} has no column {name!r} (it has {', '.join(self.columns)})")
 
     def _files(self, kind: Literal["data", "rejects"]) -> Iterator[dict[str, Any]]:
         return (file for file in self.manifest["files"] if file["path"].startswith(f"{kind}/"))
@@ -176,11 +192,9 @@ def open_output(uri: str) -> Output:
         raise ConfigError(str(error)) from error
     if table.weights != fingerprint.get("model.weights"):
         raise ConfigError(f"{root}: its labels.parquet is of another model than its fingerprint.json")
-    data = [file for file in manifest["files"] if file["path"].startswith("data/")]
-    if not data:
+    if not any(file["path"].startswith("data/") for file in manifest["files"]):
         raise ConfigError(f"{root} has no tagged image in it")
-    columns = _read_columns(store, root, data[0])
-    return Output(root, store, manifest, fingerprint, table, columns)
+    return Output(root, store, manifest, fingerprint, table)
 
 
 def read_embeddings(batch: pa.RecordBatch) -> Floats:
@@ -206,24 +220,8 @@ def _read_state(store: Store, root: str) -> tuple[dict[str, Any], dict[str, Any]
     manifest = read_json(store, join(root, "manifest.json"))
     fingerprint = read_json(store, join(root, "fingerprint.json"))
     commits = list_commits(store, root)
-    missing = manifest["planned_shards"] - manifest["shards"]
-    if (
-        missing
-        or manifest["waiting"]
-        or (len(commits), sum(commits.values()))
-        != (
-            manifest["shards"],
-            manifest["generations"],
-        )
-    ):
+    told = manifest["shards"], manifest["generations"]
+    whole = manifest["planned_shards"] == manifest["shards"] and (len(commits), sum(commits.values())) == told
+    if manifest["waiting"] or not whole:
         raise ConfigError(f"{root} is not finished: run `sightline tag` again, which does what is left")
     return manifest, fingerprint
-
-
-def _read_columns(store: Store, root: str, file: dict[str, Any]) -> tuple[str, ...]:
-    entry = Entry(join(root, file["path"]), file["bytes"], file["etag"])
-    try:
-        with StoreFile(store, entry) as raw:
-            return tuple(pq.read_schema(raw).names)
-    except (pa.ArrowException, OSError, StoreError) as error:
-        raise ConfigError(f"{entry.uri} cannot be read: {error}") from error

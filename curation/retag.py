@@ -23,7 +23,7 @@ from pipelines.account import Progress
 from pipelines.cluster import RETRIES, connect, data_context
 from pipelines.commit import count_labels, put_commit
 from pipelines.config import JobConfig, RayConfig
-from pipelines.fingerprint import claim_output, describe_labels, read_columns
+from pipelines.fingerprint import claim_output, describe_labels
 from pipelines.label_columns import make_label_columns
 from pipelines.label_table import LabelTable, claim_labels
 from pipelines.output import OutputFormat, finish_output, list_commits, read_commit
@@ -145,7 +145,8 @@ def retag_output(
     rows = changed = 0
     if pending:
         progress.say("starting Ray")
-        task = RetagConfig(output.uri, options, PartWriter(target, options, _make_format(output, labels), text), table)
+        format_ = replace(output.format, bands=labels.has_bands())
+        task = RetagConfig(output.uri, options, PartWriter(target, options, format_, text), table)
         with connect(config) as cluster, data_context():
             tasks = min(cluster.readers or len(pending), len(pending))
             progress.start(len(pending), sum(ref.rows for ref in pending))
@@ -231,17 +232,6 @@ def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
 
 def _read(store: Store, uri: str) -> pa.Table:
     return pq.read_table(io.BytesIO(store.read(uri))).replace_schema_metadata(None)
-
-
-def _make_format(output: Output, labels: LabelSet) -> OutputFormat:
-    made = output.fingerprint
-    return OutputFormat(
-        output.width,
-        made["embedding_dtype"],
-        bool(made["thumbnails"]),
-        read_columns(made),
-        bands=labels.has_bands(),
-    )
 
 
 def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:

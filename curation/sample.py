@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.outputs import ID, Output, read_embeddings
+from curation.bins import count_bins, rank_within
+from curation.outputs import ID, Output
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 
@@ -58,18 +59,15 @@ def draw_sample(output: Output, per_label: int, seed: int = 0) -> Sample:
     reservoirs = _Reservoirs(labels, max(per_label, _LEAST))
     random = np.random.default_rng(seed)
     first = 0
-    for batch in output.batches(["embedding"]):
-        scores = output.head.scores(read_embeddings(batch))
+    for scores in output.scores():
         reservoirs.add(first, scores, random.integers(0, 2**32, scores.shape, np.uint32))
-        first += len(batch)
-    thresholds = np.asarray(output.labels.thresholds())
-    drawn = np.stack([
-        allocate(reservoirs.population[row], per_label, float(thresholds[row])) for row in range(labels)
-    ])  # fmt: skip
-    return reservoirs.finish(drawn)
+        first += len(scores)
+    thresholds = output.labels.thresholds()
+    drawn = [allocate(*one, per_label) for one in zip(reservoirs.population, thresholds, strict=True)]
+    return reservoirs.finish(np.stack(drawn))
 
 
-def allocate(population: NDArray[np.int64], count: int, threshold: float) -> NDArray[np.int64]:
+def allocate(population: NDArray[np.int64], threshold: float, count: int) -> NDArray[np.int64]:
     """How many of each of a label's strata are drawn, together `count`, or a little more where strata are many.
 
     Two of each at first. The rest half by Neyman's rule (1934), population times the deviation of an answer, and half
@@ -94,10 +92,10 @@ def allocate(population: NDArray[np.int64], count: int, threshold: float) -> NDA
     return np.asarray(given, np.int64)
 
 
-def stratum_of(scores: Floats) -> NDArray[np.intp]:
-    """The stratum of each score: by the logit of the score, so that calibrated and grouped ones fit too."""
-    bounds = (1 / (1 + np.exp(-EDGES))).astype(np.float32)
-    return np.searchsorted(bounds, scores.reshape(-1), side="right").reshape(scores.shape)
+def check_folder(folder: Path) -> None:
+    """Raises `ConfigError` when there is something in the folder that a sample is to go to."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: answers may be in it; give a new folder")
 
 
 def write_sample(output: Output, sample: Sample, folder: Path, seed: int) -> pa.Table:
@@ -105,8 +103,7 @@ def write_sample(output: Output, sample: Sample, folder: Path, seed: int) -> pa.
 
     `thumbnail` is null where the output has none. Raises `ConfigError` when there is something in the folder.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: answers may be in it; give a new folder")
+    check_folder(folder)
     kept = [name for name in ("key", "source", "sha256", "thumbnail") if name in output.columns]
     distinct, where = np.unique(sample.place, return_inverse=True)
     rows = output.take(distinct, [ID, *kept]).take(pa.array(where))
@@ -160,8 +157,9 @@ class _Reservoirs:
 
     def add(self, first: int, scores: Floats, numbers: NDArray[np.uint32]) -> None:
         """Images (N, L) from number `first` on."""
-        strata = self._first + stratum_of(scores)
-        self.population += np.bincount(strata.reshape(-1), minlength=len(self._bars)).reshape(self.population.shape)
+        bins, counts = count_bins(scores, EDGES)
+        strata = self._first + bins
+        self.population += counts
         rows, labels = np.nonzero(numbers <= self._bars[strata])
         kept = (strata[rows, labels], numbers[rows, labels], first + rows, scores[rows, labels])
         self._kept.append(kept)
@@ -173,7 +171,7 @@ class _Reservoirs:
         """`drawn` (L, strata) of each stratum, label by label, in the order of chance."""
         self._prune()
         strata, numbers, places, scores = self._kept[0]
-        chosen = _rank(strata) < drawn.reshape(-1)[strata]
+        chosen = rank_within(strata) < drawn.reshape(-1)[strata]
         strata, numbers, places, scores = (column[chosen] for column in (strata, numbers, places, scores))
         weight = (self.population.reshape(-1) / np.maximum(drawn.reshape(-1), 1))[strata]
         order = np.lexsort((numbers, strata // STRATA))
@@ -187,17 +185,11 @@ class _Reservoirs:
         columns: list[NDArray[Any]] = [np.concatenate(parts) for parts in zip(*self._kept, strict=True)]
         order = np.lexsort((columns[1], columns[0]))
         columns = [column[order] for column in columns]
-        rank = _rank(columns[0])
+        rank = rank_within(columns[0])
         last = rank == self._capacity - 1
         self._bars[columns[0][last]] = columns[1][last]
         kept = tuple(column[rank < self._capacity] for column in columns)
         self._kept, self._count = [kept], len(kept[0])
-
-
-def _rank(ordered: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For values in order, how many of the same stand before each."""
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(ordered) else np.zeros(0, np.int64)
-    return np.arange(len(ordered)) - np.repeat(starts, np.diff(np.append(starts, len(ordered))))
 
 
 def _logit(score: float) -> float:

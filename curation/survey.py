@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.outputs import ID, Output, read_embeddings
+from curation.bins import count_bins, rank_within
+from curation.outputs import ID, Output
+from siglip.heads import accept_bars
 from siglip.scoring import Floats
 
 EDGES = np.linspace(-12.0, 6.0, 37)
@@ -41,7 +42,6 @@ class LabelSurvey:
     label: str
     threshold: float
     accept: float | None
-    calibrated: bool
     given: int
     accepted: int
     histogram: NDArray[np.int64]
@@ -61,34 +61,29 @@ class Survey:
 def survey_output(output: Output) -> Survey:
     """Look at every image once, with flat memory. `unlabelled` images reach no threshold. Raises `StoreError`."""
     labels = output.labels
-    bars = np.asarray(labels.thresholds(), np.float32)
-    sure = np.asarray([math.inf if bar is None else bar for bar in labels.accepts()], np.float32)
-    edges = (1 / (1 + np.exp(-EDGES))).astype(np.float32)
+    thresholds = labels.thresholds()
+    bars = np.asarray(thresholds, np.float32)
+    sure = accept_bars(labels)
     count = len(bars)
     given, accepted = np.zeros(count, np.int64), np.zeros(count, np.int64)
     histogram = np.zeros((count, len(EDGES) + 1), np.int64)
     best = {kind: _Best(count) for kind in KINDS}
     first = unlabelled = 0
-    for batch in output.batches(["embedding"]):
-        scores = output.head.scores(read_embeddings(batch))
+    for scores in output.scores():
         passes = scores >= bars
         given += passes.sum(axis=0)
         accepted += (passes & (scores >= sure)).sum(axis=0)
         unlabelled += int((~passes.any(axis=1)).sum())
-        bins = np.searchsorted(edges, scores.reshape(-1), side="right") + np.tile(
-            np.arange(count) * (len(EDGES) + 1), len(scores)
-        )
-        histogram += np.bincount(bins, minlength=histogram.size).reshape(histogram.shape)
+        histogram += count_bins(scores, EDGES)[1]
         best["surest"].add(first, scores)
         best["just given"].add(first, np.where(passes, -scores, -np.inf))
         best["just missed"].add(first, np.where(passes, -np.inf, scores))
-        first += len(batch)
+        first += len(scores)
     found = [
         LabelSurvey(
             label.name,
-            float(labels.thresholds()[row]),
+            thresholds[row],
             label.accept,
-            label.calibration is not None,
             int(given[row]),
             int(accepted[row]),
             histogram[row],
@@ -116,8 +111,7 @@ class _Best:
         places = np.concatenate([self._places, first + rows])
         order = np.lexsort((places, -together, whose))
         whose = whose[order]
-        starts = np.flatnonzero(np.append(True, whose[1:] != whose[:-1])) if len(whose) else np.zeros(0, np.int64)
-        rank = np.arange(len(whose)) - np.repeat(starts, np.diff(np.append(starts, len(whose))))
+        rank = rank_within(whose)
         kept = order[rank < EXAMPLES]
         self._values, self._labels, self._places = together[kept], whose[rank < EXAMPLES], places[kept]
         full = rank == EXAMPLES - 1

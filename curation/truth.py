@@ -25,9 +25,6 @@ from storage.settings import ConfigError
 RIGHT, WRONG, UNSURE, TAKEN_BACK = "right", "wrong", "unsure", "taken back"
 ANSWERS = (RIGHT, WRONG, UNSURE, TAKEN_BACK)
 SEPARATOR = "|"
-_ANSWER_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in (ID, "key", "sha256", "label", "answer")] + [("weight", pa.float64())]
-)
 _NAMES = (ID, "sha256", "key")
 _SHOWN = 3
 
@@ -70,21 +67,20 @@ def read_truth(path: Path, output: Output) -> Truth:
     Two images with the same bytes are one to `sha256`: the first. Raises `ConfigError`, and names the first few, for
     unknown images and labels; for a key that several images have; for wrong columns, and where no answer is left.
     """
-    table = _load(path)
-    name = next((name for name in _NAMES if name in table.column_names), None)
+    rows, columns = _load(path)
+    name = next((name for name in _NAMES if name in columns), None)
     if name is None:
         raise ConfigError(f"{path}: no column that names the images: one of {', '.join(_NAMES)}")
-    rows = table.to_pylist()
     images = [_text(path, row.get(name), name) for row in rows]
     weights = [_read_weight(path, row.get("weight")) for row in rows]
     known = {label: index for index, label in enumerate(output.labels.label_names())}
-    if "answer" in table.column_names:
+    if "answer" in columns:
         answers, complete, exclusive = _read_answers(path, rows, images, weights, known), False, False
-    elif "labels" in table.column_names:
-        named = [_split(path, row["labels"]) for row in rows]
+    elif "labels" in columns:
+        named = [_split(path, row.get("labels")) for row in rows]
         answers, complete, exclusive = _complete(path, images, named, weights, known), True, False
-    elif "label" in table.column_names:
-        one = [[_text(path, row["label"], "label")] for row in rows]
+    elif "label" in columns:
+        one = [[_text(path, row.get("label"), "label")] for row in rows]
         answers, complete, exclusive = _complete(path, images, one, weights, known), True, True
     else:
         raise ConfigError(f"{path}: no column `labels`, and none of `label` and `answer`: see curation/README.md")
@@ -116,7 +112,7 @@ def _read_answers(
     _check_known(path, {_text(path, row.get("label"), "label") for row in rows}, known)
     found: dict[tuple[str, int], tuple[bool, float]] = {}
     for row, image, weight in zip(rows, images, weights, strict=True):
-        answer, about = row["answer"], (image, known[str(row["label"])])
+        answer, about = row.get("answer"), (image, known[str(row["label"])])
         if answer not in ANSWERS:
             raise ConfigError(f"{path}: an answer is {answer!r}, and not one of {', '.join(ANSWERS)}")
         found.pop(about, None)
@@ -170,27 +166,24 @@ def _locate(path: Path, output: Output, name: str, wanted: list[str]) -> NDArray
     return places
 
 
-def _load(path: Path) -> pa.Table:
-    """The file as a table of text, lists of text and numbers. Raises `ConfigError`."""
+def _load(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
+    """The file's rows, and the columns that any of them may have. Raises `ConfigError`."""
     if not path.is_file():
         raise ConfigError(f"{path} is no file")
-    text = [ID, "key", "sha256", "label", "labels", "answer"]
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path)
+            return _rows(pq.read_table(path))
         if path.suffix == ".csv":
             # Inferred types would make a number of the key 0012.
-            types = {name: pa.string() for name in text} | {"weight": pa.float64()}
-            return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
+            types = dict.fromkeys((*_NAMES, "label", "labels", "answer"), pa.string()) | {"weight": pa.float64()}
+            return _rows(pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types)))
         if path.suffix == ".json":
-            return pa.Table.from_pylist(read_answers(path), schema=_ANSWER_SCHEMA)
+            return read_answers(path), {ID, "label", "answer"}
         if path.suffix in (".jsonl", ".ndjson"):
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             if not all(isinstance(line, dict) for line in lines):
                 raise ConfigError(f"{path}: a line is no JSON object")
-            return pa.Table.from_pylist(
-                [{name: line.get(name) for name in (*text, "weight") if _any(name, lines)} for line in lines]
-            )
+            return lines, {name for line in lines for name in line}
     except ConfigError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -198,8 +191,8 @@ def _load(path: Path) -> pa.Table:
     raise ConfigError(f"{path}: answers are read from .jsonl, .csv, .parquet or Label Studio's .json")
 
 
-def _any(name: str, lines: list[dict[str, Any]]) -> bool:
-    return any(name in line for line in lines)
+def _rows(table: pa.Table) -> tuple[list[dict[str, Any]], set[str]]:
+    return table.to_pylist(), set(table.column_names)
 
 
 def _split(path: Path, value: Any) -> list[str]:

@@ -37,13 +37,12 @@ def sample(
     with report_errors():
         from curation.labelstudio import write_tasks
         from curation.outputs import open_output
-        from curation.sample import draw_sample, write_sample
+        from curation.sample import check_folder, draw_sample, write_sample
 
         source = open_output(output)
         if to is Where.review and "thumbnail" not in source.columns:
             raise ConfigError(f"{output} has no thumbnails to look at: tag with `thumbnails: true`")
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty: answers may be in it; give a new folder")
+        check_folder(folder)
         table = write_sample(source, draw_sample(source, per_label, seed), folder, seed)
         if to is Where.label_studio:
             files = write_tasks(table, source.labels, folder)

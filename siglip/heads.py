@@ -83,5 +83,9 @@ def name_bands(chosen: Sequence[int] | NDArray[np.intp], scores: Floats, labels:
 
     Everything is for review where a label does not say from which score it is sure.
     """
-    sure = np.asarray([np.inf if accept is None else accept for accept in labels.accepts()], np.float32)
-    return np.where(scores >= sure[chosen], "accept", "review")
+    return np.where(scores >= accept_bars(labels)[chosen], "accept", "review")
+
+
+def accept_bars(labels: LabelSet) -> Floats:
+    """For each label the score from which it is sure, float32 (L,): infinite where it has none."""
+    return np.asarray([np.inf if accept is None else accept for accept in labels.accepts()], np.float32)

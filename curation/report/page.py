@@ -30,8 +30,8 @@ _PICTURES = 9 * 2**20
 _SIZES = ((160, 78), (128, 72), (96, 68), (72, 62), (48, 55))
 """Longest side in pixels and JPEG quality, tried in turn until a page's pictures fit."""
 _SUSPECTS = 24
-_ROW_BYTES, _MOST_SPARKS = 1400, 2000
-"""What a row of the first page's table takes, most of it for the small histogram: tables longer than that have none."""
+_ROW_BYTES, _BARE_ROW_BYTES, _MOST_SPARKS = 1400, 400, 2000
+"""What a row of the first page's table takes with its small histogram and without: longer tables have none."""
 _FOLDER = Path(__file__).parent
 
 
@@ -76,6 +76,11 @@ def write_report(
         )
         for number, one in enumerate(order)
     ]
+    row_bytes = _BARE_ROW_BYTES
+    if len(order) <= _MOST_SPARKS:
+        row_bytes = _ROW_BYTES
+        for entry in entries:
+            entry.spark = draw_spark(entry.survey.histogram)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -98,16 +103,9 @@ def write_report(
         for number, name in enumerate(names):
             shown = entries[number * LABELS_A_PAGE : (number + 1) * LABELS_A_PAGE]
             suspects = (evaluation or {}).get("suspects", [])[:_SUSPECTS] if number == 0 else []
-            room = (
-                _PICTURES - (_ROW_BYTES if len(order) <= _MOST_SPARKS else 400) * len(order)
-                if number == 0
-                else _PICTURES
-            )
-            _draw(output, shown, suspects, room)
+            table = len(order) * row_bytes if number == 0 else 0
+            _draw(output, shown, suspects, _PICTURES - table)
             template = environment.get_template("main.html" if number == 0 else "labels.html")
-            if number == 0 and len(order) <= _MOST_SPARKS:
-                for entry in entries:
-                    entry.spark = draw_spark(entry.survey.histogram)
             facts = _list_facts(output, survey, dollars_per_hour, len(order)) if number == 0 else {}
             content = template.render(
                 **common,
@@ -119,7 +117,6 @@ def write_report(
                 rejects=survey.rejects,
                 reasons=output.manifest["reasons"],
                 main=f"../{path.name}",
-                page=number + 1,
                 pages=len(pages),
             )
             target = path if number == 0 else path.parent / name
@@ -165,7 +162,6 @@ def _list_facts(output: Output, survey: Survey, dollars_per_hour: float | None, 
         "cost": cost,
         "dollars_per_hour": dollars_per_hour,
         "accepted": any(one.accept is not None for one in survey.labels),
-        "calibrated": sum(one.calibrated for one in survey.labels),
     }
 
 

@@ -28,18 +28,13 @@ from curation.sample import draw_sample, write_sample
 from curation.survey import survey_output
 from curation.truth import read_truth
 from siglip.labels import LabelSet
-from siglip.scoring import Floats, Scale
-from tests.chromium import Browser, why_not
-from tests.conftest import require
+from siglip.scoring import Scale
+from tests.chromium import Browser
+from tests.vectors import draw_vectors
 
 pytestmark = pytest.mark.browser
 PHONE = (360, 740)
 WIDTH = 16
-
-
-def unit(rows: int, seed: int) -> Floats:
-    vectors = np.random.default_rng(seed).normal(0, 1, (rows, WIDTH)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def picture(row: int) -> bytes:
@@ -53,23 +48,15 @@ def make(root: Path, labels: int) -> Output:
     names = [f"label {row}" for row in range(labels - 1)] + ["<b>bold</b> & 'quoted'"]
     made = MadeUp(
         LabelSet.model_validate({"names": names, "threshold": 0.1, "top_k": 3}),
-        unit(labels, 5),
+        draw_vectors(labels, WIDTH, 5),
         2,
-        lambda shard: unit(300, shard),
+        lambda shard: draw_vectors(300, WIDTH, shard),
         scale=Scale(20, -8),
         thumbnail=picture,
         reject=lambda shard: ["truncated"] * shard,
     )
     write_output(str(root), made)
     return open_output(str(root))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    require("browser", why_not())
-    chromium = Browser(tmp_path_factory.mktemp("chromium"))
-    yield chromium
-    chromium.quit()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from selenium.webdriver.support.select import Select
 
 from serve.auth import new_key
 from siglip.shapes import LABELS, render
-from tests.chromium import Browser, why_not
+from tests.chromium import Browser
 from tests.conftest import require
 from tests.endpoint import Endpoint, make_config, run_endpoint
 
@@ -31,14 +31,6 @@ LABEL_SETS = {
 }
 ANSWERED = "document.querySelectorAll('.score').length && !document.querySelector('.busy, .stale')"
 PHONE = (360, 740)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    require("browser", why_not())
-    chromium = Browser(tmp_path_factory.mktemp("chromium"))
-    yield chromium
-    chromium.quit()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from curation.outputs import Output, open_output, read_embeddings
 from curation.truth import Truth
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
+from tests.vectors import draw_vectors
 
 WIDTH, SHARDS, ROWS = 16, 6, 1000
 
@@ -71,12 +73,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Output, Floats]:
     root = str(tmp_path_factory.mktemp("calibration") / "made")
     texts = np.eye(WIDTH, dtype=np.float32)[:3]
 
-    def embed(shard: int) -> Floats:
-        vectors = np.random.default_rng(shard).normal(0, 1, (ROWS, WIDTH)).astype(np.float32)
-        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
-
     labels = LabelSet.model_validate({"names": ["sure", "unsure", "never"], "threshold": 0.01})
-    write_output(root, MadeUp(labels, texts, SHARDS, embed, scale=Scale(20, -7)))
+    write_output(root, MadeUp(labels, texts, SHARDS, partial(draw_vectors, ROWS, WIDTH), scale=Scale(20, -7)))
     output = open_output(root)
     vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
     return output, vectors

@@ -21,13 +21,13 @@ from sightline.cli import app
 from siglip.heads import build_head
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
+from tests.vectors import draw_vectors
 
 WIDTH, LABELS, ROWS = 16, 7, 400
 
 
 def embed(shard: int) -> Floats:
-    vectors = np.random.default_rng(shard).normal(0, 1, (ROWS, WIDTH)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+    return draw_vectors(ROWS, WIDTH, shard)
 
 
 @pytest.fixture(scope="module")

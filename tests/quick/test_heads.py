@@ -15,14 +15,10 @@ from siglip.families import siglip
 from siglip.heads import Head, build_head, name_bands, tag_embeddings
 from siglip.labels import LabelError, LabelSet, Probe
 from siglip.scoring import Floats, Scale, score_pairs, sigmoid, softmax
+from tests.vectors import draw_vectors
 
 SCALE = Scale(117.33, -12.93)
 WIDTH = 96
-
-
-def unit(rows: int, seed: int = 0, width: int = WIDTH) -> Floats:
-    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def head_of(texts: Floats, **labels: Any) -> tuple[LabelSet, Head]:
@@ -34,7 +30,7 @@ def head_of(texts: Floats, **labels: Any) -> tuple[LabelSet, Head]:
 @pytest.mark.parametrize("width", [64, 768])
 def test_an_image_scores_the_same_bits_in_any_batch(labels: int, width: int) -> None:
     # One product for all rows rounds otherwise for another number of rows: see siglip.scoring.
-    images, texts = unit(130, 1, width), unit(labels, 2, width)
+    images, texts = draw_vectors(130, width, 1), draw_vectors(labels, width, 2)
     whole = score_pairs(images, texts, SCALE)
     for rows in (1, 2, 3, 31, 32, 33, 129):
         picked = np.random.default_rng(rows).permutation(130)[:rows]
@@ -42,7 +38,7 @@ def test_an_image_scores_the_same_bits_in_any_batch(labels: int, width: int) -> 
 
 
 def test_a_plain_set_scores_as_ever() -> None:
-    images, texts = unit(50), unit(3, 1)
+    images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(3, WIDTH, 1)
     _, head = head_of(texts, names=["a", "b", "c"])
     assert np.array_equal(head.logits(images), score_pairs(images, texts, SCALE))
     assert np.array_equal(head.scores(images), sigmoid(score_pairs(images, texts, SCALE)))
@@ -50,7 +46,7 @@ def test_a_plain_set_scores_as_ever() -> None:
 
 
 def test_calibration_moves_the_logit() -> None:
-    images, texts = unit(50), unit(2, 1)
+    images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(2, WIDTH, 1)
     _, head = head_of(texts, names=["a", {"name": "b", "calibration": {"scale": 0.5, "bias": 3}}])
     plain = score_pairs(images, texts, SCALE)
     assert np.allclose(head.logits(images)[:, 0], plain[:, 0])
@@ -58,7 +54,7 @@ def test_calibration_moves_the_logit() -> None:
 
 
 def test_a_probe_is_a_regression_on_embeddings() -> None:
-    images, texts = unit(50), unit(2, 1)
+    images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(2, WIDTH, 1)
     weights = np.random.default_rng(5).normal(0, 9, WIDTH).astype(np.float32)
     probe = Probe.of(weights, -1.25, "model")
     labels, head = head_of(texts, names=["a", {"name": "b", "probe": probe.model_dump()}])
@@ -72,7 +68,7 @@ def test_a_probe_is_a_regression_on_embeddings() -> None:
 
 
 def test_within_a_group_scores_add_up_to_one() -> None:
-    images, texts = unit(50), unit(4, 1)
+    images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(4, WIDTH, 1)
     _, head = head_of(
         texts, names=["in", "cat", "out", "dog"], groups={"place": ["in", "out"], "animal": ["dog", "cat"]}
     )

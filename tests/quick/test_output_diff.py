@@ -20,19 +20,17 @@ from siglip.families import siglip
 from siglip.labels import LabelSet, Probe
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
+from tests.vectors import draw_vectors
 
 PROBE = Probe.of(np.ones(8, np.float32), 0.5, "model").model_dump()
 
 
-def unit(rows: int, seed: int) -> Floats:
-    vectors = np.random.default_rng(seed).normal(0, 1, (rows, 8)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
-
-
 def make(root: Path, names: list[str], seed: int = 1, shards: int = 3, rows: int = 70) -> Output:
     labels = LabelSet.model_validate({"names": names, "threshold": 0.2, "top_k": 3})
-    texts = np.concatenate([unit(1, seed * 100 + ord(name)) for name in names])
-    write_output(str(root), MadeUp(labels, texts, shards, lambda shard: unit(rows + shard, shard), scale=Scale(9, -3)))
+    texts = np.concatenate([draw_vectors(1, 8, seed * 100 + ord(name)) for name in names])
+    write_output(
+        str(root), MadeUp(labels, texts, shards, lambda shard: draw_vectors(rows + shard, 8, shard), scale=Scale(9, -3))
+    )
     return open_output(str(root))
 
 
@@ -123,7 +121,7 @@ class Tower:
         return np.asarray([len(text.split()) for text in texts])
 
     def embed_texts(self, texts: Any) -> Floats:
-        return np.concatenate([unit(1, len(text)) for text in texts])
+        return np.concatenate([draw_vectors(1, 8, len(text)) for text in texts])
 
 
 def test_a_probe_has_no_prompts_to_check() -> None:

@@ -22,15 +22,11 @@ from curation.report.page import MOST_BYTES, write_report
 from curation.survey import EDGES, EXAMPLES, KINDS, survey_output
 from sightline.cli import app
 from siglip.labels import LabelSet
-from siglip.scoring import Floats, Scale
+from siglip.scoring import Scale
+from tests.vectors import draw_vectors
 
 WIDTH = 16
 EVIL = "<script>alert(1)</script>\"'&{{ 7*7 }}"
-
-
-def unit(rows: int, seed: int) -> Floats:
-    vectors = np.random.default_rng(seed).normal(0, 1, (rows, WIDTH)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def noise(row: int) -> bytes:
@@ -46,9 +42,9 @@ def make(root: Path, labels: int, **more: Any) -> Output:
     names[0] = {"name": EVIL, "threshold": 0.1, "accept": 0.6}
     made: dict[str, Any] = {
         "labels": LabelSet.model_validate({"names": names, "top_k": 3}),
-        "texts": unit(labels, 77),
+        "texts": draw_vectors(labels, WIDTH, 77),
         "shards": 3,
-        "embed": lambda shard: unit(200 + shard, shard),
+        "embed": lambda shard: draw_vectors(200 + shard, WIDTH, shard),
         "scale": Scale(20, -8),
         "reject": lambda shard: ["truncated", EVIL][: 2 * shard],
         "key": lambda row: f"{EVIL} {row}",

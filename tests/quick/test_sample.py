@@ -13,13 +13,15 @@ import pytest
 
 import curation.labelstudio
 from benchmarks.outputs import MadeUp, write_output
+from curation.bins import count_bins
 from curation.labelstudio import CONFIG, write_tasks
-from curation.outputs import Output, open_output, read_embeddings
-from curation.sample import EDGES, STRATA, allocate, draw_sample, read_sample, stratum_of, write_sample
+from curation.outputs import Output, open_output
+from curation.sample import EDGES, STRATA, allocate, draw_sample, read_sample, write_sample
 from curation.truth import read_truth
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
+from tests.vectors import draw_vectors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its models are written for pydantic 1
@@ -30,8 +32,7 @@ NAMES = ['a "cat" & <dog>', "dog", "bird"]
 
 
 def embed(shard: int) -> Floats:
-    vectors = np.random.default_rng(shard).normal(0, 1, (ROWS, WIDTH)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+    return draw_vectors(ROWS, WIDTH, shard)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +49,16 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
 
 @pytest.fixture(scope="module")
 def scores(output: Output) -> Floats:
-    return np.concatenate([output.head.scores(read_embeddings(b)) for b in output.batches(["embedding"])])
+    return np.concatenate(list(output.scores()))
 
 
 def test_strata_are_those_of_the_logit() -> None:
     logits = np.array([-80, -12.5, -11.5, -0.5, 0.5, 5.5, 6.5, 50], np.float32)
     scores = np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-    assert stratum_of(scores[None])[0].tolist() == [0, 0, 1, 12, 13, 18, 19, 19]
+    bins, counts = count_bins(scores[None], EDGES)
+    assert bins[0].tolist() == [0, 0, 1, 12, 13, 18, 19, 19]
+    assert counts.shape == (8, STRATA)
+    assert counts[2].tolist() == [0, 1, *[0] * 18]
     assert STRATA == len(EDGES) + 1 == 20
 
 
@@ -63,14 +67,14 @@ def test_no_stratum_is_left_out_and_none_gives_more_than_it_has() -> None:
     for _ in range(200):
         population = random.integers(0, 10 ** random.integers(1, 7), STRATA) * random.integers(0, 2, STRATA)
         count = int(random.integers(1, 300))
-        drawn = allocate(population, count, float(random.random()))
+        drawn = allocate(population, float(random.random()), count)
         assert (drawn <= population).all()
         assert (drawn >= np.minimum(population, 2)).all()
         assert drawn.sum() >= min(count, population.sum())
         assert drawn.sum() <= max(count, 2 * STRATA)
     # Where the threshold is, there is more to learn than in the hundred thousand that are surely wrong.
     population = np.full(STRATA, 100_000)
-    drawn = allocate(population, 200, 0.3)
+    drawn = allocate(population, 0.3, 200)
     assert drawn[11:14].min() > 3 * drawn[:5].max()
 
 
@@ -80,11 +84,11 @@ def test_the_sample_is_of_its_strata(output: Output, scores: Floats) -> None:
     assert np.array_equal(sample.place, again.place)
     assert not np.array_equal(sample.place[:40], draw_sample(output, 60, seed=4).place[:40])
     assert np.array_equal(sample.score, scores[sample.place, sample.label])
-    assert np.array_equal(sample.stratum, stratum_of(sample.score[None])[0])
+    assert np.array_equal(sample.stratum, count_bins(sample.score[None], EDGES)[0][0])
     for label in range(3):
         mine = sample.label == label
         assert len(set(sample.place[mine])) == mine.sum() >= 60
-        strata = stratum_of(scores[:, label][None])[0]
+        strata = count_bins(scores[:, label][None], EDGES)[0][0]
         assert np.array_equal(sample.population[label], np.bincount(strata, minlength=STRATA))
         for stratum in np.unique(strata):
             weight = sample.weight[mine & (sample.stratum == stratum)]

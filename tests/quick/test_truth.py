@@ -14,15 +14,10 @@ from benchmarks.outputs import MadeUp, write_output
 from curation.outputs import Output, open_output, read_embeddings
 from curation.truth import Truth, read_truth
 from siglip.labels import LabelSet
-from siglip.scoring import Floats
 from storage.settings import ConfigError
+from tests.vectors import draw_vectors
 
 NAMES = ["cat", "dog", "bird"]
-
-
-def unit(rows: int, width: int, seed: int) -> Floats:
-    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def key(row: int) -> str:
@@ -33,7 +28,9 @@ def key(row: int) -> str:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     root = tmp_path_factory.mktemp("outputs") / "made"
     labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.001})
-    write_output(str(root), MadeUp(labels, unit(3, 16, 1), 3, lambda shard: unit(50 + shard, 16, shard), key=key))
+    write_output(
+        str(root), MadeUp(labels, draw_vectors(3, 16, 1), 3, lambda shard: draw_vectors(50 + shard, 16, shard), key=key)
+    )
     return open_output(str(root))
 
 
