@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.commit import count_labels, put_commit
+from pipelines.commit import count_labels, encode_file, put_commit, put_file
 from pipelines.fingerprint import claim_output, describe_labels
 from pipelines.label_columns import make_label_columns
 from pipelines.label_table import LabelTable, claim_labels
@@ -101,7 +102,13 @@ def write_output(root: str, made: MadeUp) -> Head:
             ],
             schema=format_.rejects_schema(),
         )
-        put_commit(store, writer, ref, data, rejects, data.num_rows + len(reasons), count_labels(data), {})
+        files = [
+            put_file(store, writer, kind, ref, rows.num_rows, encode_file(rows, writer))
+            for kind, rows in (("data", data), ("rejects", rejects))
+            if rows.num_rows
+        ]
+        told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
+        put_commit(store, writer, ref, data.num_rows + len(reasons), files, told)
     run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}
     finish_output(store, root, fingerprint, [ref.shard for ref in refs], run, [])
     return head

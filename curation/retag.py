@@ -6,7 +6,8 @@ fingerprint that `sightline tag` would give it: the nightly job can go on in it,
 
 from __future__ import annotations
 
-import io
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,12 +22,13 @@ from ray.data import TaskPoolStrategy
 from curation.outputs import Output, read_embeddings
 from pipelines.account import Progress
 from pipelines.cluster import RETRIES, connect, data_context
-from pipelines.commit import count_labels, put_commit
+from pipelines.column_chunks import replace_columns
+from pipelines.commit import ENCODING, count_labels, put_commit, put_file, stamp
 from pipelines.config import JobConfig, RayConfig
 from pipelines.fingerprint import claim_output, describe_labels
 from pipelines.label_columns import make_label_columns
 from pipelines.label_table import LabelTable, claim_labels
-from pipelines.output import OutputFormat, finish_output, list_commits, read_commit
+from pipelines.output import finish_output, list_commits, read_commit
 from pipelines.parts import PartWriter
 from pipelines.plan import ShardRef, list_segments, list_shards
 from siglip.checkpoint import pin_model
@@ -37,7 +39,7 @@ from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.mirror import Mirror
 from storage.settings import ConfigError
-from storage.store import Store, StoreOptions, join, open_store
+from storage.store import Store, StoreError, StoreOptions, join, open_store
 
 SHARDS_A_TASK = 16
 _BATCH_ROWS = 1024
@@ -161,46 +163,46 @@ def retag_output(
 def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
     """Commit one shard anew. Returns its tagged rows, and those of them that changed.
 
-    Holds the shard's rows in memory. May be done again at any time: the first commit stands.
+    Holds one of the shard's files in memory at a time. May be done again at any time: the first commit stands. Raises
+    `StoreError` when a file is not the one that the shard's record names.
     """
-    source = open_store(config.source, config.options)
+    source, target = open_store(config.source, config.options), config.writer.open()
     record = read_commit(source, config.source, ref.shard, ref.generation)
-    formats = config.writer.format
-    data = [formats.data_schema().empty_table()]
-    rejects = [formats.rejects_schema().empty_table()]
-    changed = 0
+    written, rows, changed = [], 0, 0
+    labels: Counter[str] = Counter()
     for file in record["files"]:
-        table = _read(source, join(config.source, file["path"]))
-        if file["path"].startswith("rejects/"):
-            rejects.append(table.cast(formats.rejects_schema()))
-            continue
-        new = retag_table(table, config.table, formats)
-        changed += count_changes(table, new)
-        data.append(new)
-    tagged = pa.concat_tables(data)
-    put_commit(
-        config.writer.open(),
-        config.writer,
-        ref,
-        tagged,
-        pa.concat_tables(rejects),
-        record["rows_in"],
-        count_labels(tagged),
-        record.get("skipped", {}),
-    )
-    return tagged.num_rows, changed
+        kind, _, _ = file["path"].partition("/")
+        data = _read(source, join(config.source, file["path"]), file["sha256"])
+        if kind == "data":
+            data, counts, differ = retag_file(data, config)
+            labels.update(counts)
+            rows, changed = rows + file["rows"], changed + differ
+        else:
+            schema = stamp(config.writer.format.rejects_schema(), config.writer)
+            data = replace_columns(data, pa.table({}), schema)
+        written.append(put_file(target, config.writer, kind, ref, file["rows"], data))
+    told = {"reasons": record["reasons"], "labels": dict(labels), "skipped": record.get("skipped", {})}
+    put_commit(target, config.writer, ref, record["rows_in"], written, told)
+    return rows, changed
 
 
-def retag_table(table: pa.Table, labels: LabelTable, format_: OutputFormat) -> pa.Table:
-    """Rows of `data/` with the labels, scores and bands that their embeddings have now. The rest stays as it is."""
+def retag_file(data: bytes, config: RetagConfig) -> tuple[bytes, dict[str, int], int]:
+    """A file of `data/` with the labels, scores and bands that its embeddings have now, the rest as the bytes it was.
+
+    With how many images carry each label, and how many rows changed.
+    """
+    schema = stamp(config.writer.format.data_schema(), config.writer)
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        wanted = [name for name in ("embedding", "labels", "bands") if name in file.schema_arrow.names]
+        before = file.read(wanted)
     made: dict[str, list[pa.Array]] = {}
-    for batch in table.select(["embedding"]).to_batches(_BATCH_ROWS):
-        chosen = tag_embeddings(read_embeddings(batch), labels.labels, labels.head)
-        for name, column in make_label_columns(chosen, labels.labels, np.ones(len(batch), bool)).items():
-            made.setdefault(name, []).append(column)
-    schema = format_.data_schema()
-    columns = {name: pa.chunked_array(made[name]) if name in made else table[name] for name in schema.names}
-    return pa.table(columns).cast(schema)
+    for batch in before.select(["embedding"]).to_batches(_BATCH_ROWS):
+        chosen = tag_embeddings(read_embeddings(batch), config.table.labels, config.table.head)
+        for name, column in make_label_columns(chosen, config.table.labels, np.ones(len(batch), bool)).items():
+            made.setdefault(name, []).append(column.cast(schema.field(name).type))
+    after = pa.table({name: pa.chunked_array(columns) for name, columns in made.items()})
+    new = replace_columns(data, after, schema, **ENCODING)
+    return new, count_labels(after["labels"]), count_changes(before, after)
 
 
 def count_changes(before: pa.Table, after: pa.Table) -> int:
@@ -230,8 +232,13 @@ def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
     return np.asarray(differs)
 
 
-def _read(store: Store, uri: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(store.read(uri))).replace_schema_metadata(None)
+def _read(store: Store, uri: str, sha256: str) -> bytes:
+    data = store.read(uri)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreError(
+            f"{uri} is not the file that its shard's commit record names: it was written over, or is damaged"
+        )
+    return data
 
 
 def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:

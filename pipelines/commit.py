@@ -30,7 +30,15 @@ from pipelines.plan import ShardRef
 from storage.store import NotFound, Store, join
 
 FINGERPRINT_KEY = b"sightline.fingerprint"
+_KINDS = ("data/", "rejects/")
 _ROW_GROUP_ROWS = 4096
+
+# Scores and vectors are close to random bits: dictionaries of them cost time and save nothing.
+ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["source", "labels.list.element", "bands.list.element", "stage", "reason"],
+}
+"""How `data/` and `rejects/` are written: options of `pyarrow.parquet.ParquetWriter`."""
 
 
 @dataclass
@@ -167,7 +175,7 @@ def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Tab
     rejects_schema = writer.format.rejects_schema()
     data = _select(table.filter(pc.is_null(table["reason"])), writer.format.data_schema())
     rejects = _select(table.filter(pc.is_valid(table["reason"])), rejects_schema)
-    labels, skipped, kept = count_labels(data), dict(ending.skipped), []
+    labels, skipped, kept = count_labels(data["labels"]), dict(ending.skipped), []
     if ref.generation:
         before = read_commit(store, writer.output, ref.shard, ref.generation - 1)
         kept = [file for file in before["files"] if file["path"].startswith("data/")]
@@ -175,46 +183,71 @@ def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Tab
         remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(decode_rows(ending.rows)))))
         rejects = pa.concat_tables([remaining, rejects]).sort_by("row")
         labels, skipped = _add(before["labels"], labels), before.get("skipped", {})
-    return put_commit(store, writer, ref, data, rejects, ending.rows_in, labels, skipped, kept)
+    written = [
+        put_file(store, writer, kind, ref, rows.num_rows, encode_file(rows, writer))
+        for kind, rows in (("data", data), ("rejects", rejects))
+        if rows.num_rows
+    ]
+    counts = {"reasons": _count(rejects["reason"]), "labels": labels, "skipped": skipped}
+    return put_commit(store, writer, ref, ending.rows_in, written, counts, kept)
+
+
+def encode_file(rows: pa.Table, writer: PartWriter) -> bytes:
+    """Rows as a file of `data/` or `rejects/`."""
+    buffer = io.BytesIO()
+    pq.write_table(stamp(rows, writer), buffer, row_group_size=_ROW_GROUP_ROWS, **ENCODING)
+    return buffer.getvalue()
+
+
+def stamp(rows: Any, writer: PartWriter) -> Any:
+    """A table or schema with the output's fingerprint as its metadata."""
+    return (rows.replace_schema_metadata if isinstance(rows, pa.Table) else rows.with_metadata)(
+        {FINGERPRINT_KEY: writer.fingerprint.encode()}
+    )
+
+
+def put_file(store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: int, data: bytes) -> dict[str, Any]:
+    """Write a file of a shard, of the kind `data` or `rejects`. Returns its entry for the commit record."""
+    path = f"{kind}/{shard_name(ref.shard, ref.generation)}-{uuid.uuid4().hex[:12]}.parquet"
+    entry = store.put(join(writer.output, path), data)
+    return {
+        "path": path,
+        "rows": rows,
+        "bytes": len(data),
+        "etag": entry.etag,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def put_commit(
     store: Store,
     writer: PartWriter,
     ref: ShardRef,
-    data: pa.Table,
-    rejects: pa.Table,
     rows_in: int,
-    labels: dict[str, int],
-    skipped: dict[str, int],
+    written: Sequence[dict[str, Any]],
+    counts: dict[str, dict[str, int]],
     kept: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Write a shard's files, and then its commit record. Returns the record that is in place: the first that was put.
+    """Put a shard's commit record, its files being there. Returns the record that is in place: the first that was put.
 
-    `kept` are files of an earlier generation that stay the shard's. Raises `RuntimeError` when the rows do not add up.
+    `written` are the files that this commit is of; where another stands, they are removed. `kept` are those of an
+    earlier generation that stay the shard's. `counts` has its `reasons`, `labels` and `skipped` members. Raises
+    `RuntimeError` when the rows do not add up.
     """
-    written = [
-        _write_file(store, writer, kind, ref, rows)
-        for kind, rows in (("data", data), ("rejects", rejects))
-        if rows.num_rows
-    ]
+    files = [*kept, *written]
+    tagged, rejected = (sum(file["rows"] for file in files if file["path"].startswith(kind)) for kind in _KINDS)
     record = {
         "shard": ref.shard,
         "generation": ref.generation,
         "rows_in": rows_in,
-        "rows_tagged": data.num_rows + sum(file["rows"] for file in kept),
-        "rows_rejected": rejects.num_rows,
-        "reasons": _count(rejects["reason"]),
-        "labels": labels,
-        "skipped": skipped,
-        "files": [*kept, *written],
+        "rows_tagged": tagged,
+        "rows_rejected": rejected,
+        **counts,
+        "files": files,
         "fingerprint": hashlib.sha256(writer.fingerprint.encode()).hexdigest(),
     }
-    if record["rows_tagged"] + record["rows_rejected"] != rows_in:
-        raise RuntimeError(
-            f"shard {ref.shard} would lose rows: {record['rows_tagged']} tagged and "
-            f"{record['rows_rejected']} rejected of {rows_in}"
-        )
+    if tagged + rejected != rows_in:
+        raise RuntimeError(f"shard {ref.shard} would lose rows: {tagged} tagged and {rejected} rejected of {rows_in}")
     content = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
     if store.put_if_absent(commit_uri(writer.output, ref.shard, ref.generation), content):
         return record
@@ -236,36 +269,13 @@ def _read_rejects(store: Store, output: str, record: dict[str, Any], schema: pa.
     return pa.concat_tables([schema.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
 
 
-def _write_file(store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: pa.Table) -> dict[str, Any]:
-    # Scores and vectors are close to random bits: dictionaries of them cost time and save nothing.
-    repeated = ["source", "labels.list.element", "bands.list.element", "stage", "reason"]
-    buffer = io.BytesIO()
-    pq.write_table(
-        rows.replace_schema_metadata({FINGERPRINT_KEY: writer.fingerprint.encode()}),
-        buffer,
-        compression="zstd",
-        use_dictionary=repeated,
-        row_group_size=_ROW_GROUP_ROWS,
-    )
-    data = buffer.getvalue()
-    path = f"{kind}/{shard_name(ref.shard, ref.generation)}-{uuid.uuid4().hex[:12]}.parquet"
-    entry = store.put(join(writer.output, path), data)
-    return {
-        "path": path,
-        "rows": rows.num_rows,
-        "bytes": len(data),
-        "etag": entry.etag,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-
-
 def _count(column: pa.ChunkedArray) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
 
 
-def count_labels(data: pa.Table) -> dict[str, int]:
+def count_labels(labels: pa.ChunkedArray) -> dict[str, int]:
     """How many images carry each label, the best label of each image only: tags by label add up to the images."""
-    column = data["labels"].combine_chunks()
+    column = labels.combine_chunks()
     best = pc.list_element(column.filter(pc.greater(pc.list_value_length(column), 0)), 0)
     return _count(pa.chunked_array([best]))
 

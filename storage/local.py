@@ -113,13 +113,12 @@ class LocalStore:
                 if stop <= start:
                     return b""
                 file.seek(start)
-                data = bytearray(stop - start)
-                view = memoryview(data)
-                while view and (count := file.readinto(view)):
-                    view = view[count:]
-                if view or (etag and _etag(os.fstat(descriptor)) != etag):
+                data = file.read(stop - start)
+                while len(data) < stop - start and (more := file.read(stop - start - len(data))):
+                    data += more  # the kernel gives 2 GiB at most at once
+                if len(data) < stop - start or (etag and _etag(os.fstat(descriptor)) != etag):
                     raise Changed(f"{show(path)} changed while it was read")
-        return bytes(data)
+        return data
 
     def put(self, uri: str, data: bytes) -> Entry:
         path = _local(uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,36 @@ def test_killed_and_run_again_nothing_is_lost_or_doubled(tagged: Path, tmp_path:
     assert shards == 6 - before
     assert rows(target).num_rows == 607
     check_verified(target)
+
+
+def test_two_at_once_write_each_row_once(tagged: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.yaml").write_text(yaml.safe_dump(OTHER))
+    target = tmp_path / "target"
+    command = [sys.executable, "-m", "sightline", "retag", str(tagged), "--labels", str(tmp_path / "labels.yaml")]
+    runs = [
+        subprocess.Popen([*command, "--output", str(target)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    errors = [run.communicate(timeout=240)[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert rows(target).num_rows == 607
+    check_verified(target)
+    named = {file["path"] for file in open_output(str(target)).manifest["files"]}
+    assert {str(path.relative_to(target)) for path in target.glob("*/*.parquet")} - named <= {"plan/000000.parquet"}
+
+
+def test_a_copy_is_as_good_and_a_damaged_file_is_refused(tagged: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tagged, copy, copy_function=shutil.copyfile)  # with other times, which a local ETag is made of
+    assert retag(copy, tmp_path / "same", DEMO) == (6, 607, 0)
+    output = open_output(str(copy))
+    assert sum(len(batch) for batch in output.batches(["key"])) == output.take(range(607), ["key"]).num_rows == 607
+    damaged = copy / next(file["path"] for file in output.manifest["files"] if file["path"].startswith("data/"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(Exception, match=r"is not the file that its shard's commit record names"):
+        retag(copy, tmp_path / "other", OTHER)
 
 
 def test_it_follows_what_it_was_made_of(images: Path, tmp_path: Path) -> None:
