@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,8 @@ from storage.settings import ConfigError
 from storage.store import Store, StoreError, StoreOptions, join, open_store
 
 SHARDS_A_TASK = 16
+_SHARDS_AT_ONCE = 2
+"""In a task: one waits for the store while another is scored."""
 _BATCH_ROWS = 1024
 
 
@@ -245,9 +249,10 @@ def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> 
     """A receipt for each shard. A task does several shards, because one is done sooner than a task is started."""
 
     def retag(block: pa.Table) -> Iterator[pa.Table]:
-        for row in block.to_pylist():
-            rows, changed = retag_shard(ShardRef(**row), config)
-            yield pa.table({"rows": [rows], "changed": [changed]})
+        refs = [ShardRef(**row) for row in block.to_pylist()]
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+            for rows, changed in pool.map(retag_shard, refs, repeat(config)):
+                yield pa.table({"rows": [rows], "changed": [changed]})
 
     blocks = min(len(pending), max(4 * tasks, len(pending) // SHARDS_A_TASK))
     return ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=blocks).map_batches(

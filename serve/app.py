@@ -28,6 +28,7 @@ from serve.errors import CODES, ApiError
 from serve.middleware import Middleware
 from serve.model import Model
 from serve.pages import add_pages
+from serve.ports import make_private
 from serve.remote import RemoteModel
 from serve.routes.cohere import add_cohere_routes
 from serve.routes.huggingface import add_huggingface_routes
@@ -144,7 +145,7 @@ def build(args: EndpointConfig) -> Application:
     logging = {"encoding": "JSON", "enable_access_log": False}
     replicas, ingress = args.replicas, args.ingress
     model = rayserve.deployment(
-        ModelServer,
+        make_private(ModelServer),
         name="model",
         **_scale(replicas, CALLS_PER_REPLICA),
         ray_actor_options={
@@ -161,7 +162,7 @@ def build(args: EndpointConfig) -> Application:
         logging_config=logging,
     )
     front = rayserve.deployment(
-        rayserve.ingress()(Ingress),
+        make_private(rayserve.ingress()(Ingress)),
         name="ingress",
         **_scale(ingress, INGRESS_BUSY),
         ray_actor_options={
