@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 import zlib
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -234,6 +235,14 @@ def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
+@lru_cache(maxsize=1024)
+def _is_loopback(peer: str) -> bool:
+    try:
+        return ip_address(peer).is_loopback
+    except ValueError:
+        return False
+
+
 def _is_local(scope: Scope, headers: Headers, behind_haproxy: bool) -> bool:
     """Whether a request comes from this machine itself, and was meant for it.
 
@@ -243,10 +252,7 @@ def _is_local(scope: Scope, headers: Headers, behind_haproxy: bool) -> bool:
     """
     client = scope.get("client")
     peers = [client[0] if client else "", *(headers.getlist(PEER) or [""] if behind_haproxy else [])]
-    try:
-        if not all(ip_address(peer).is_loopback for peer in peers):
-            return False
-    except ValueError:
+    if not all(map(_is_loopback, peers)):
         return False
     host = headers.get("host", "")
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
