@@ -59,9 +59,10 @@ class Batcher(Generic[Item, Result]):
     """Runs items in batches of at most `size`, on at most `runners` at a time.
 
     `run` gets the items of a batch and returns as many results. When a runner is free and less than a batch is there,
-    it waits for up to `wait` seconds for more, but only if the batch before had several items: a lone client, who
-    sends one thing after another, would wait for nobody. Items that were queued by one submission may end in several
-    batches. Belongs to the event loop that first submits. It has no bound of its own: who submits was admitted before.
+    it waits for up to `wait` seconds, but only while `coming` says that items are on their way: a client who sends one
+    thing after another would wait for nobody. What is there is shared among the `places` that batches run in, each with
+    as many runners, if several are free. Items that were queued by one submission may end in several batches. Belongs
+    to the event loop that first submits. It has no bound of its own: who submits was admitted before.
 
     Keys take turns, an item each: whoever queued a thousand items is in nobody's way.
 
@@ -75,7 +76,9 @@ class Batcher(Generic[Item, Result]):
         run: Callable[[list[Item]], Awaitable[list[Result]]],
         size: int,
         wait: float = 0.0,
+        coming: Callable[[], int] = lambda: 0,
         runners: int = 1,
+        places: int | None = None,
         dropped: Callable[[str], None] = lambda why: None,
         meter: Meter | None = None,
     ) -> None:
@@ -83,7 +86,9 @@ class Batcher(Generic[Item, Result]):
         self._run = run
         self._size = size
         self._wait = wait
+        self._coming = coming
         self._runners = runners
+        self._places = places or runners
         self._dropped = dropped
         self._meter = meter or Meter()
         self._queues: OrderedDict[str, deque[tuple[_Submission[Item, Result], int, Item]]] = OrderedDict()
@@ -92,7 +97,6 @@ class Batcher(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._busy = 0
-        self._last = 1
 
     async def submit(self, items: Sequence[Item], deadline: float, key: str = "") -> Done[Result]:
         """Queue items of `key` and wait for their results. `deadline` is on the clock of `time.monotonic`.
@@ -150,8 +154,8 @@ class Batcher(Generic[Item, Result]):
         while not self._queued:
             self._arrived.clear()
             await self._arrived.wait()
-        until = time.monotonic() + (self._wait if self._last > 1 else 0)
-        while 0 < self._queued < self._size and (left := until - time.monotonic()) > 0:
+        until = time.monotonic() + self._wait
+        while 0 < self._queued < self._size and self._coming() and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
             try:
                 async with asyncio.timeout(left):
@@ -160,8 +164,8 @@ class Batcher(Generic[Item, Result]):
                 return
 
     def _take(self) -> list[tuple[_Submission[Item, Result], int, Item]]:
-        """The next batch: of each key in turn its oldest item, an equal share of all for each runner that is free."""
-        share = min(self._size, -(-self._queued // (self._runners - self._busy)))
+        """The next batch: of each key in turn its oldest item, an equal share of all for each place that is free."""
+        share = min(self._size, -(-self._queued // max(1, self._places - self._busy)))
         batch: list[tuple[_Submission[Item, Result], int, Item]] = []
         now = time.monotonic()
         while self._queued and len(batch) < share:
@@ -180,7 +184,6 @@ class Batcher(Generic[Item, Result]):
                 self._queues.move_to_end(key)
             if not queue:
                 del self._queues[key]
-        self._last = len(batch)
         return batch
 
     async def _run_batch(self, batch: list[tuple[_Submission[Item, Result], int, Item]]) -> None:

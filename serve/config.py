@@ -80,10 +80,10 @@ class BatchingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     wait_ms: float = Field(
-        10.0,
+        50.0,
         ge=0,
         le=10_000,
-        description="How long images wait for company while a replica is free; a lone client never waits.",
+        description="How long images wait, while a replica is free, for those that are being decoded.",
     )
 
 

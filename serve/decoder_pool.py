@@ -49,6 +49,7 @@ class DecoderPool:
     def __init__(self, spec: ImageSpec, limits: Limits, mode: DecodeMode, processes: int, meter: Meter) -> None:
         self._free = [Decoder(spec, limits, mode) for _ in range(processes)]
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
+        self._held = 0
         self._batcher: Batcher[tuple[bytes, _Budget], Decoded | ImageRejected | None] = Batcher(
             self._run, TOGETHER, runners=processes, meter=meter
         )
@@ -62,10 +63,18 @@ class DecoderPool:
         `serve.batcher.Expired`.
         """
         budget = _Budget(pixels)
-        done = await self._batcher.submit([(image, budget) for image in images], deadline, key)
+        self._held += len(images)
+        try:
+            done = await self._batcher.submit([(image, budget) for image in images], deadline, key)
+        finally:
+            self._held -= len(images)
         if budget.pixels < 0 and not budget.spoiled:
             raise TooManyPixels
         return done
+
+    def count(self) -> int:
+        """Images that were taken in and of whose requests not all are decoded."""
+        return self._held
 
     @property
     def died(self) -> int:

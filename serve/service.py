@@ -123,10 +123,20 @@ class Service:
         config = self.config
         processes = config.ingress.decoder_processes()
         self._decoders = DecoderPool(self.about.spec, config.limits.image, config.decode, processes, self.gate.decoding)
-        calls = CALLS_PER_REPLICA * config.replicas.largest
-        wait = config.batching.wait_ms / 1000
-        self._images = Batcher(self._send_images, self.about.batch_size, wait, calls, meter=self.gate.images)
-        self._texts = Batcher(self._send_texts, self.about.text_batch, wait, calls, meter=self.gate.texts)
+        places = config.replicas.largest
+        calls = CALLS_PER_REPLICA * places
+        self._images = Batcher(
+            self._send_images,
+            self.about.batch_size,
+            wait=config.batching.wait_ms / 1000,
+            coming=self._decoders.count,
+            runners=calls,
+            places=places,
+            meter=self.gate.images,
+        )
+        self._texts = Batcher(
+            self._send_texts, self.about.text_batch, runners=calls, places=places, meter=self.gate.texts
+        )
         self._background = [asyncio.create_task(self._flush())]
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))

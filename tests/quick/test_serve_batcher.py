@@ -54,26 +54,48 @@ def test_what_piles_up_behind_a_busy_runner_becomes_one_batch() -> None:
     asyncio.run(scenario())
 
 
-def test_an_idle_runner_waits_a_little_for_more() -> None:
+def test_an_idle_runner_waits_for_what_is_coming_and_no_longer() -> None:
     async def scenario() -> None:
         run = Doubler()
         run.go = asyncio.Semaphore(9)
-        batcher = Batcher(run, size=3, wait=0.2)
+        coming = 0
+        batcher = Batcher(run, size=3, wait=0.2, coming=lambda: coming)
         start = time.monotonic()
-        await batcher.submit([1], LATER)
-        await batcher.submit([2], LATER)
-        assert time.monotonic() - start < 0.1, "a lone client does not wait"
-        await batcher.submit([3, 4, 5], LATER)
+        await asyncio.gather(batcher.submit([1, 2], LATER))
+        await batcher.submit([3], LATER)
+        assert time.monotonic() - start < 0.1, "nobody else is coming, whatever was before"
+        coming = 2
+        await batcher.submit([4, 5, 6], LATER)
         assert time.monotonic() - start < 0.1, "a full batch does not wait"
-        first = asyncio.create_task(batcher.submit([6], LATER))
+        first = asyncio.create_task(batcher.submit([7], LATER))
         await asyncio.sleep(0.05)
-        assert run.batches == [[1], [2], [3, 4, 5]]
-        await asyncio.gather(first, batcher.submit([7], LATER))
-        assert run.batches[3:] == [[6, 7]]
-        assert time.monotonic() - start > 0.2
+        assert run.batches == [[1, 2], [3], [4, 5, 6]]
+        coming = 0
+        await asyncio.gather(first, batcher.submit([8], LATER))
+        assert run.batches[3:] == [[7, 8]], "the last that was coming has come"
+        assert time.monotonic() - start < 0.2
+        coming = 1
+        await batcher.submit([9], LATER)
+        assert 0.2 < time.monotonic() - start < 0.5, "what never comes is not waited for longer"
         batcher.close()
 
     asyncio.run(scenario())
+
+
+def test_one_place_gets_all_that_waits_and_two_share_it() -> None:
+    async def scenario(places: int) -> list[list[int]]:
+        run = Doubler()
+        batcher = Batcher(run, size=8, runners=2 * places, places=places)
+        task = asyncio.create_task(batcher.submit(list(range(6)), LATER))
+        await asyncio.sleep(0.02)
+        for _ in range(4):
+            run.go.release()
+        assert (await task).results == [0, 2, 4, 6, 8, 10]
+        batcher.close()
+        return run.batches
+
+    assert asyncio.run(scenario(1)) == [[0, 1, 2, 3, 4, 5]]
+    assert asyncio.run(scenario(2)) == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_free_runners_share_what_waits() -> None:
