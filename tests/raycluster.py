@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 BIN = Path(sys.executable).parent
 SIGHTLINE = str(BIN / "sightline")
@@ -79,9 +80,15 @@ class Node:
 
 
 class RayCluster:
-    """A head that schedules nothing, and the workers that are added. To be used in a `with`."""
+    """A head that schedules nothing, and the workers that are added. To be used in a `with`.
 
-    def __init__(self, env: dict[str, str] | None = None) -> None:
+    With `node_types`, which are Ray's own (`available_node_types` of a cluster's YAML), Ray's autoscaler adds nodes of
+    these types by itself and takes them away. They are processes of the head's.
+    """
+
+    def __init__(self, env: dict[str, str] | None = None, node_types: dict[str, Any] | None = None) -> None:
+        self._node_types = node_types
+        self._folder = tempfile.TemporaryDirectory()
         self.env = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -99,6 +106,8 @@ class RayCluster:
         try:
             ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"]
             ports += [f"--ray-client-server-port={free_port()}"]
+            if self._node_types is not None:
+                ports.append(f"--autoscaling-config={self._write_autoscaling()}")
             self._add("head", ["--head", "--num-cpus=0", *ports])
             self._wait_for(1)
         except BaseException:
@@ -169,10 +178,50 @@ class RayCluster:
         """End every node."""
         while self.nodes:
             self.nodes.pop().kill()
+        self._folder.cleanup()
 
     def logs(self) -> str:
         """What every node printed."""
         return "\n".join(f"--- {node.name}\n{node.log()}" for node in self.nodes)
+
+    def _write_autoscaling(self) -> Path:
+        """What `ray up` would hand to a head whose nodes are processes beside it, and the environment for that."""
+        self.env |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        }
+        provider = {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "gcs_address": self.address,
+        }
+        head = {"resources": {}, "node_config": {}, "max_workers": 0}
+        config = {
+            "cluster_name": "test",
+            "max_workers": 8,
+            "provider": provider,
+            "idle_timeout_minutes": 5 / 60,
+            "available_node_types": {"ray.head.default": head, **(self._node_types or {})},
+            "head_node_type": "ray.head.default",
+            **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
+            **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            "upscaling_speed": 1.0,
+        }
+        path = Path(self._folder.name) / "cluster.json"
+        path.write_text(json.dumps(config))
+        return path
 
     def _add(self, name: str, arguments: list[str]) -> Node:
         node = Node(name, arguments, self.env)

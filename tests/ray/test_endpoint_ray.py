@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -22,8 +21,8 @@ from ray import serve as rayserve
 
 import serve.replica
 from serve.app import build
-from serve.model import Embedded
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
+from tests.slow_endpoint import slow_model
 
 REPLICAS: dict[str, Any] = {"replicas": {"min": 2, "num_cpus": 1}}
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
@@ -189,22 +188,6 @@ def test_work_of_clients_that_have_gone_is_dropped(served: str) -> None:
         assert client.post("/v1/classify", json=BODY).status_code == 200
         took = time.monotonic() - start
     assert took < 10 * full.elapsed.total_seconds(), "twenty requests that nobody waits for were not computed"
-
-
-def slow_model(seconds: float) -> type[serve.replica.ModelServer]:
-    """A model that takes so long for each call, and no cores for it. Ray pickles a local class by value."""
-    asleep = asyncio.sleep
-
-    class SlowModel(serve.replica.ModelServer):
-        async def embed_images(self, pixels: Any, seconds_left: float) -> Embedded:
-            await asleep(seconds)
-            return await serve.replica.ModelServer.embed_images(self, pixels, seconds_left)
-
-        async def embed_texts(self, texts: Any, seconds_left: float) -> Embedded:
-            await asleep(seconds)
-            return await serve.replica.ModelServer.embed_texts(self, texts, seconds_left)
-
-    return SlowModel
 
 
 def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
