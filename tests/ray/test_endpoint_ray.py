@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from ray import serve as rayserve
 
 import serve.replica
 from serve.app import build
+from tests.checkpoints import make_siglip
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
 from tests.slow_endpoint import slow_model
 
@@ -100,6 +102,30 @@ def test_it_answers_as_without_ray(served: str) -> None:
     assert there["fingerprint"] == here["fingerprint"]
     scores = [{row["label"]: row["score"] for row in body["data"][0]["labels"]} for body in (there, here)]
     np.testing.assert_allclose([scores[0][name] for name in scores[1]], list(scores[1].values()), rtol=1e-4)
+
+
+def test_a_batch_of_real_images_gets_through(served: str, tmp_path: Path) -> None:
+    """Images of 256 x 256 and batches as a GPU takes them: twelve megabytes a call, where Ray Serve's own take four."""
+    colors = ("red", "blue", "green")
+    images = [data_uri(shape_png(f"{colors[n % 3]} circle", n)) for n in range(64)]
+    model = {"source": str(make_siglip(tmp_path / "model")), "dtype": "float32", "batch_size": 256}
+    rayserve.delete("sightline")
+    try:
+        rayserve.run(build(make_config(model=model)), name="sightline")
+        with httpx.Client(base_url=served, timeout=60) as client:
+            together = client.post("/v1/classify", json={"images": images, "labels": ["red", "blue"]})
+            assert together.status_code == 200, together.text
+            alone = client.post("/v1/classify", json={"images": images[63:], "labels": ["red", "blue"]})
+        scores = [
+            sorted((one["label"], one["score"]) for one in answer.json()["data"][-1]["labels"])
+            for answer in (together, alone)
+        ]
+        assert len(together.json()["data"]) == 64
+        for one, other in zip(*scores, strict=True):
+            assert one[0] == other[0]
+            assert one[1] == pytest.approx(other[1], abs=1e-5)
+    finally:
+        rayserve.run(build(make_config(**REPLICAS)), name="sightline")
 
 
 def test_a_killed_replica_costs_what_it_held(served: str) -> None:

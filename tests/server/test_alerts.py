@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
-import pytest
 import yaml
 
-from tests.conftest import require
-from tests.kubernetes import ROOT
+from tests.promtool import RULES, evaluate, read_dashboard, run_promtool
 
-RULES = ROOT / "k8s/alerts.yaml"
 HOUR, DAY = 60, 1440  # minutes: a sample each
 CRON = '{namespace="sightline", cronjob="nightly"}'
 JOB = 'namespace="sightline", job_name="nightly-%d"'
 ENDPOINT = 'name="endpoint", namespace="sightline", uid="u"'
-
-
-@pytest.fixture(autouse=True)
-def promtool() -> None:
-    require("promtool", None if shutil.which("promtool") else "apt-get install prometheus")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, timeout=120)
 
 
 def ask(folder: Path, series: dict[str, str], alerts: dict[str, dict[int, bool]]) -> None:
@@ -42,25 +25,11 @@ def ask(folder: Path, series: dict[str, str], alerts: dict[str, dict[int, bool]]
             query = f'count(ALERTS{{alertname="{name}", alertstate="firing"}})'
             expected = [{"labels": "{}", "value": 1}] if fires else []
             queries.append({"expr": query, "eval_time": f"{minute}m", "exp_samples": expected})
-    test: dict[str, Any] = {
-        "rule_files": [str(RULES)],
-        "evaluation_interval": "1m",
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": [{"series": name, "values": values} for name, values in series.items()],
-                "promql_expr_test": queries,
-            }
-        ],
-    }
-    path = folder / "alerts-test.yaml"
-    path.write_text(yaml.safe_dump(test))
-    done = run("test", "rules", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    evaluate(folder, series, queries)
 
 
 def test_the_rules_are_rules() -> None:
-    done = run("check", "rules", str(RULES))
+    done = run_promtool("check", "rules", str(RULES))
     assert done.returncode == 0, done.stderr
 
 
@@ -146,14 +115,8 @@ def test_a_healthy_endpoint_and_run_are_quiet(tmp_path: Path) -> None:
 
 
 def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
-    dashboard = json.loads((ROOT / "serve/grafana/dashboard.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    assert queries
-    rules = [
-        {"record": f"q{number}", "expr": re.sub(r"\$__rate_interval", "5m", query).replace("$application", "sightline")}
-        for number, query in enumerate(queries)
-    ]
+    rules = [{"record": f"q{number}", "expr": query} for number, query in enumerate(read_dashboard())]
     path = tmp_path / "rules.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
-    done = run("check", "rules", str(path))
+    done = run_promtool("check", "rules", str(path))
     assert done.returncode == 0, done.stderr
