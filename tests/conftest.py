@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = TemporaryDirectory(prefix="sl-", dir="/tmp")
     config.add_cleanup(folder.cleanup)
     os.environ.update({CALLBACK: CALLBACK_PATH, **haproxy.environment(Path(folder.name), 30)})
+    # A replica that stops waits for load balancers to hear of it: 30 s, and here there is none but HAProxy.
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "5"
 
 
 @pytest.fixture(scope="session")
