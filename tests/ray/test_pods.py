@@ -182,8 +182,8 @@ def test_the_job_on_two_pods(pods: Pods, tmp_path: Path) -> None:
         "max_reject_fraction": 0.1,
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
-    job = f"RAY_ADDRESS={head} {SIGHTLINE} tag {tmp_path / 'job.yaml'}"
-    done = pods.run("submitter", "ray", "job", "submit", "--address", dashboard, "--", "sh", "-c", f"'{job}'")
+    job = [SIGHTLINE, "tag", str(tmp_path / "job.yaml")]
+    done = pods.run("submitter", "ray", "job", "submit", "--address", dashboard, "--", *job)
     assert done.returncode == 0, done.stdout + done.stderr
     report = pods.run("submitter", SIGHTLINE, "verify", output, "--json")
     assert json.loads(report.stdout)["rows_in"] == 4 * PER_TAR, report.stderr
