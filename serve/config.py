@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,10 @@ class EndpointConfig(BaseModel):
         source = self.model.source
         is_path = source.startswith(("s3://", "/", ".", "~"))
         return source.rstrip("/").rsplit("/", 1)[-1] if is_path else source
+
+    def model_digest(self) -> str:
+        """What tells these settings of the model from others."""
+        return hashlib.sha256(self.model.model_dump_json().encode()).hexdigest()
 
     def replica_items(self) -> int:
         """Images and texts that Ray Serve hands to a replica at once: a batch that runs, and one that fills."""

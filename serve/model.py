@@ -22,9 +22,11 @@ class ModelStuck(Exception):
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, D) of unit norm, and the seconds that they waited for a batch and were computed for."""
+    """Embeddings (N, D) of unit norm by the model `weights`, a digest, and the seconds that they waited for a batch and
+    were computed for."""
 
     vectors: Floats
+    weights: str
     waited: float
     ran: float
     batch: int
@@ -32,8 +34,14 @@ class Embedded:
 
 @dataclass(frozen=True)
 class ModelAbout:
-    """What an ingress must know of the model to serve it. `text_batch` are the texts of one forward pass, `family` is a
-    key of `siglip.families.FAMILIES`."""
+    """What an ingress must know of the model to serve it.
+
+    `config` is the digest of the settings that it was started with (`serve.config.EndpointConfig.model_digest`), by
+    which an ingress knows its own among replicas that are just being replaced. `weights` is that of the checkpoint.
+    `text_batch` are the texts of one forward pass, `family` is a key of `siglip.families.FAMILIES`.
+    """
+
+    config: str
 
     spec: ImageSpec
     width: int

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.batcher import Batcher
+from serve.batcher import Batcher, Done
 from serve.config import EndpointConfig, pin_endpoint_model
 from serve.metrics import ModelMetrics
 from serve.model import Embedded, ModelAbout, ModelStuck
@@ -55,6 +55,7 @@ class ModelServer:
         encoder.embed_texts(["warm"] * TEXT_BATCH)
         about = self.actor.describe()
         self.about = ModelAbout(
+            config=config.model_digest(),
             spec=encoder.spec,
             width=encoder.width,
             scale=encoder.scale,
@@ -81,15 +82,21 @@ class ModelServer:
     async def embed_images(self, pixels: NDArray[np.uint8], seconds: float) -> Embedded:
         """uint8 (N, S, S, 3) to embeddings. `seconds` are left until nobody wants them: a clock of its own may differ.
 
-        Raises `serve.batcher.Expired`.
+        Pixels of another size, which an ingress of another model sent, give none: `weights` says why. Raises
+        `serve.batcher.Expired`.
         """
+        if pixels.shape[1] != self.about.spec.size:
+            return Embedded(np.zeros((0, self.about.width), np.float32), self.about.weights, 0.0, 0.0, 0)
         done = await self._images.submit(list(pixels), time.monotonic() + seconds)
-        return Embedded(np.asarray(done.results, np.float32), done.waited, done.ran, done.batch)
+        return self._embedded(done)
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:
         """Texts to embeddings, as `embed_images`. A label set's prompts come in pieces of whole batches."""
         done = await self._texts.submit(texts, time.monotonic() + seconds)
-        return Embedded(np.asarray(done.results, np.float32), done.waited, done.ran, done.batch)
+        return self._embedded(done)
+
+    def _embedded(self, done: Done[Floats]) -> Embedded:
+        return Embedded(np.asarray(done.results, np.float32), self.about.weights, done.waited, done.ran, done.batch)
 
     async def check_ready(self) -> None:
         """Raises `ModelStuck` when the model was given work and has answered nothing for `PROBE_SECONDS`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -43,6 +44,8 @@ CALLS_PER_REPLICA = 2
 is therefore here, where it is known whose client has gone and whose deadline has passed."""
 
 
+OTHER_MODEL_SECONDS, OTHER_MODEL_TRIES = 0.25, 3
+"""How long to wait, and how often to ask, where a replica of another model answered."""
 DEATH_SECONDS = 10.0
 """For how long an ingress is not ready after one of its runners ended: what ended it may end the next."""
 
@@ -118,9 +121,12 @@ class Service:
 
     async def start(self) -> None:
         """Wait for the model, start the decoders and embed the registered label sets. Warm afterwards."""
-        async with asyncio.timeout(START_SECONDS):
-            self.about = await self.model.describe()
         config = self.config
+        async with asyncio.timeout(START_SECONDS):
+            # While a changed configuration is rolled out, replicas of the one before answer too.
+            while (about := await self.model.describe()).config != config.model_digest():
+                await asyncio.sleep(OTHER_MODEL_SECONDS)
+        self.about = about
         processes = config.ingress.decoder_processes()
         self._decoders = DecoderPool(self.about.spec, config.limits.image, config.decode, processes, self.gate.decoding)
         places = config.replicas.largest
@@ -141,8 +147,9 @@ class Service:
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
         files = LabelFiles(config.label_sources)
-        for name, labels in config.label_sets.items():
-            self.questions[name] = await embed_question(labels, self.about, self._embed_registered)
+        async with asyncio.timeout(START_SECONDS):
+            for name, labels in config.label_sets.items():
+                self.questions[name] = await embed_question(labels, self.about, self._embed_patiently)
         if config.label_sources:
             self._background.append(asyncio.create_task(self._watch_labels(files)))
 
@@ -359,11 +366,21 @@ class Service:
         trace.add("forward", last.ran)
         return np.asarray([embedded.vector for embedded in queued.results], np.float32)
 
+    async def _embed_patiently(self, prompts: Sequence[str]) -> Floats:
+        """`_embed_registered` for a start, which a replica that goes away meanwhile does not end."""
+        while True:
+            try:
+                return await self._embed_registered(prompts)
+            except ApiError as refused:
+                if refused.code != "unavailable":
+                    raise
+                await asyncio.sleep(OTHER_MODEL_SECONDS)
+
     async def _embed_registered(self, prompts: Sequence[str]) -> Floats:
         """Prompts cut where the encoder would cut them, so that the numbers are the batch job's."""
         size = self.about.text_batch
         pieces = [
-            await self._call(self.model.embed_texts(prompts[start : start + size], START_SECONDS))
+            await self._call(partial(self.model.embed_texts, prompts[start : start + size], START_SECONDS))
             for start in range(0, len(prompts), size)
         ]
         return np.concatenate([embedded.vectors for embedded in pieces])
@@ -372,7 +389,7 @@ class Service:
         """Several requests' images, each with its deadline, in one call: it costs more than the images in it."""
         seconds = max(deadline for _, deadline in images) - time.monotonic()
         pixels = np.stack([image for image, _ in images])
-        embedded = await self._call(self.model.embed_images(pixels, seconds))
+        embedded = await self._call(partial(self.model.embed_images, pixels, seconds))
         return [_Vector(vector, embedded.waited, embedded.ran) for vector in embedded.vectors]
 
     async def _send_texts(self, texts: list[_Text]) -> list[_Vector]:
@@ -393,7 +410,7 @@ class Service:
                 known[item.text] = self._coming[item.text] = asyncio.get_running_loop().create_future()
         try:
             if send:
-                embedded = await self._call(self.model.embed_texts(send, seconds))
+                embedded = await self._call(partial(self.model.embed_texts, send, seconds))
                 for text, vector in zip(send, embedded.vectors, strict=True):
                     self._coming[text].set_result(_Vector(vector, embedded.waited, embedded.ran))
         except BaseException as error:
@@ -413,15 +430,25 @@ class Service:
                 self.cache.prompts.keep(item.text, vectors[item.text].vector)
         return [vectors[item.text] for item in texts]
 
-    async def _call(self, answer: Awaitable[Embedded]) -> Embedded:
-        """What the model answers. Its own failures are the caller's to try again: its health check sees to it."""
-        try:
-            return await answer
-        except (ApiError, Expired):
-            raise
-        except Exception as error:
-            log.exception("the model failed")
-            raise ApiError("unavailable", "the model failed on this request", retry_after=RETRY_AFTER) from error
+    async def _call(self, ask: Callable[[], Awaitable[Embedded]]) -> Embedded:
+        """What the model answers. Its own failures are the caller's to try again: its health check sees to it.
+
+        Embeddings of other weights than this ingress knows would be compared with labels of these and scored with their
+        scale. They are of a replica of another configuration, before or after this one, and another replica is asked.
+        """
+        for _ in range(OTHER_MODEL_TRIES):
+            try:
+                embedded = await ask()
+            except (ApiError, Expired):
+                raise
+            except Exception as error:
+                log.exception("the model failed")
+                raise ApiError("unavailable", "the model failed on this request", retry_after=RETRY_AFTER) from error
+            if embedded.weights == self.about.weights:
+                return embedded
+            await asyncio.sleep(OTHER_MODEL_SECONDS)
+        log.warning("a replica has the model %s, and this ingress %s", embedded.weights[:16], self.about.weights[:16])
+        raise ApiError("unavailable", "the endpoint is changing its model: try again", retry_after=RETRY_AFTER)
 
     async def _flush(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from ray import serve as rayserve
 
 import serve.replica
 from serve.app import build
+from siglip.architectures import init_checkpoint
 from tests.checkpoints import make_siglip
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
 from tests.slow_endpoint import slow_model
@@ -53,14 +54,14 @@ class Load:
 
 
 @contextmanager
-def load(url: str, clients: int) -> Iterator[Load]:
+def load(url: str, clients: int, body: dict[str, Any] = BODY) -> Iterator[Load]:
     found, stop = Load(), threading.Event()
 
     def ask() -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
             while not stop.is_set():
                 try:
-                    found.answers.append(client.post("/v1/classify", json=BODY))
+                    found.answers.append(client.post("/v1/classify", json=body))
                 except httpx.HTTPError as error:
                     found.errors.append(error)
 
@@ -126,6 +127,36 @@ def test_a_batch_of_real_images_gets_through(served: str, tmp_path: Path) -> Non
             assert one[1] == pytest.approx(other[1], abs=1e-5)
     finally:
         rayserve.run(build(make_config(**REPLICAS)), name="sightline")
+
+
+def test_another_model_takes_the_place_of_one_without_a_mixture(served: str, tmp_path: Path) -> None:
+    """Ingresses and replicas are replaced at the same time: each answer has the numbers of the model that it names."""
+    init_checkpoint(tmp_path / "model", "tiny", seed=3)
+    image, texts = data_uri(shape_png("red circle")), ["red circle", "blue star"]
+    body = {"image": image, "labels": texts}
+    new = {"source": str(tmp_path / "model"), "dtype": "float32", "batch_size": 16}
+
+    def scores(answer: httpx.Response) -> tuple[float, ...]:
+        labels = {one["label"]: one["score"] for one in answer.json()["data"][0]["labels"]}
+        return tuple(labels[text] for text in texts)
+
+    with httpx.Client(base_url=served, timeout=60) as client:
+        before = client.post("/v1/classify", json=body)
+        with load(served, 4, body) as found:
+            rayserve.run(build(make_config(model=new, **REPLICAS)), name="sightline")
+            time.sleep(2)
+        after = [client.post("/v1/classify", json=body) for _ in range(20)]
+        rayserve.run(build(make_config(**REPLICAS)), name="sightline")
+        again = [client.post("/v1/classify", json=body) for _ in range(20)]
+    assert {answer.status_code for answer in [before, *after, *again]} == {200}
+    known = {answer.json()["fingerprint"]["model"]: scores(answer) for answer in (before, after[0])}
+    assert len(known) == 2
+    assert found.statuses().keys() <= {200, 503}, found.statuses()
+    for answer in [*found.answers, *after, *again]:
+        if answer.status_code == 200:
+            assert scores(answer) == pytest.approx(known[answer.json()["fingerprint"]["model"]], abs=1e-4)
+    assert {answer.json()["fingerprint"]["model"] for answer in after} == {after[0].json()["fingerprint"]["model"]}
+    assert {answer.json()["fingerprint"]["model"] for answer in again} == {before.json()["fingerprint"]["model"]}
 
 
 def test_a_killed_replica_costs_what_it_held(served: str) -> None:
