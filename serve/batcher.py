@@ -23,6 +23,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+PATIENCE = 0.5
+"""The share of the longest wait for more items after which it is over, if none arrived in it."""
+
+
 class Expired(Exception):
     """The deadline passed before the work began."""
 
@@ -59,10 +63,10 @@ class Batcher(Generic[Item, Result]):
     """Runs items in batches of at most `size`, on at most `runners` at a time.
 
     `run` gets the items of a batch and returns as many results. When a runner is free and less than a batch is there,
-    it waits for up to `wait` seconds, but only while `coming` says that items are on their way: a client who sends one
-    thing after another would wait for nobody. What is there is shared among the `places` that batches run in, each with
-    as many runners, if several are free. Items that were queued by one submission may end in several batches. Belongs
-    to the event loop that first submits. It has no bound of its own: who submits was admitted before.
+    it waits for up to `wait` seconds, but only while `coming` says that items are on their way, and some do arrive: a
+    client who sends one thing after another would wait for nobody. What is there is shared among the `places` that
+    batches run in, each with as many runners, if several are free. Items that were queued by one submission may end in
+    several batches. Belongs to the event loop that first submits. It has no bound of its own: who submits was admitted.
 
     Keys take turns, an item each: whoever queued a thousand items is in nobody's way.
 
@@ -158,7 +162,7 @@ class Batcher(Generic[Item, Result]):
         while 0 < self._queued < self._size and self._coming() and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(min(left, self._wait * PATIENCE)):
                     await self._arrived.wait()
             except TimeoutError:
                 return
