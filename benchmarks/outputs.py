@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.commit import count_labels, encode_file, put_commit, put_file
+from pipelines.commit import count_labels, put_commit, write_files
 from pipelines.fingerprint import claim_output, describe_labels
 from pipelines.label_columns import make_label_columns
 from pipelines.label_table import LabelTable, claim_labels
@@ -102,11 +102,7 @@ def write_output(root: str, made: MadeUp) -> Head:
             ],
             schema=format_.rejects_schema(),
         )
-        files = [
-            put_file(store, writer, kind, ref, rows.num_rows, encode_file(rows, writer))
-            for kind, rows in (("data", data), ("rejects", rejects))
-            if rows.num_rows
-        ]
+        files = write_files(store, writer, ref, data, rejects)
         told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
         put_commit(store, writer, ref, data.num_rows + len(reasons), files, told)
     run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}

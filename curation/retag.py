@@ -25,7 +25,7 @@ from curation.outputs import Output, read_embeddings
 from pipelines.account import Progress
 from pipelines.cluster import RETRIES, connect, data_context
 from pipelines.column_chunks import replace_columns
-from pipelines.commit import ENCODING, count_labels, put_commit, put_file, stamp
+from pipelines.commit import ENCODING, count_labels, file_metadata, put_commit, put_file
 from pipelines.config import JobConfig, RayConfig
 from pipelines.fingerprint import claim_output, describe_labels
 from pipelines.label_columns import make_label_columns
@@ -182,7 +182,7 @@ def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
             labels.update(counts)
             rows, changed = rows + file["rows"], changed + differ
         else:
-            schema = stamp(config.writer.format.rejects_schema(), config.writer)
+            schema = config.writer.format.rejects_schema().with_metadata(file_metadata(config.writer))
             data = replace_columns(data, pa.table({}), schema)
         written.append(put_file(target, config.writer, kind, ref, file["rows"], data))
     told = {"reasons": record["reasons"], "labels": dict(labels), "skipped": record.get("skipped", {})}
@@ -195,7 +195,7 @@ def retag_file(data: bytes, config: RetagConfig) -> tuple[bytes, dict[str, int],
 
     With how many images carry each label, and how many rows changed.
     """
-    schema = stamp(config.writer.format.data_schema(), config.writer)
+    schema = config.writer.format.data_schema().with_metadata(file_metadata(config.writer))
     with pq.ParquetFile(pa.BufferReader(data)) as file:
         wanted = [name for name in ("embedding", "labels", "bands") if name in file.schema_arrow.names]
         before = file.read(wanted)

@@ -24,9 +24,9 @@ _MAGIC = b"PAR1"
 # Thrift's numbers of the fields: of FileMetaData, SchemaElement, RowGroup, ColumnChunk and ColumnMetaData.
 _SCHEMA, _GROUPS, _KEY_VALUES, _ORDERS = 2, 4, 5, 7
 _NAME, _CHILDREN = 4, 5
-_COLUMNS, _GROUP_BYTES, _GROUP_ROWS, _GROUP_OFFSET, _GROUP_COMPRESSED = 1, 2, 3, 5, 6
+_COLUMNS, _GROUP_BYTES, _GROUP_ROWS, _SORTING, _GROUP_OFFSET, _GROUP_COMPRESSED = 1, 2, 3, 4, 5, 6
 _CHUNK_OFFSET, _CHUNK_META, _PAGE_INDEXES = 2, 3, (4, 5, 6, 7)
-_UNCOMPRESSED, _COMPRESSED, _DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _BLOOM = 6, 7, 9, 10, 11, (14, 15)
+_UNCOMPRESSED, _COMPRESSED, _PAGES, _BLOOM = 6, 7, (9, 10, 11), (14, 15)
 
 Struct = dict[int, tuple[int, Any]]
 """Numbered fields, each with its Thrift type. A list is the type of its items and the items."""
@@ -63,8 +63,10 @@ def replace_columns(data: bytes, new: pa.Table, schema: pa.Schema, **options: An
     body = _Body()
     groups = []
     for number, group in enumerate(old.groups):
+        first = body.size
         chunks = [chunk for name, file in sources.items() for chunk in file.copy_column(number, name, body)]
-        groups.append({**group, **_sum_up(chunks)})
+        kept = {key: value for key, value in group.items() if key != _SORTING}  # by places of columns
+        groups.append({**kept, **_sum_up(chunks, first)})
     elements = [frame.root, *(element for name, file in sources.items() for element in file.columns[name][0])]
     footer = old.footer | {key: frame.footer[key] for key in (_KEY_VALUES, _ORDERS)}
     footer |= {_SCHEMA: _structs(elements), _GROUPS: _structs(groups)}
@@ -104,14 +106,11 @@ class _File:
         """Put the chunks of a column in one row group at the end of `body`. Yields them as they are there."""
         for chunk in self.groups[group][_COLUMNS][1][1][self.columns[name][1]]:
             meta: Struct = chunk[_CHUNK_META][1]
-            pages = [meta[page][1] for page in (_DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE) if page in meta]
-            start = min(page for page in pages if page > 0)
-            moved = body.size - start
+            pages = {page: meta[page][1] for page in _PAGES if page in meta and meta[page][1] > 0}
+            start = min(pages.values())
+            moved = {page: (TType.I64, place - start + body.size) for page, place in pages.items()}
             body.add(self._data[start : start + meta[_COMPRESSED][1]])
-            meta = {key: value for key, value in meta.items() if key not in _BLOOM}
-            for page in (_DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE):
-                if page in meta and meta[page][1] > 0:
-                    meta[page] = (TType.I64, meta[page][1] + moved)
+            meta = {key: value for key, value in meta.items() if key not in _BLOOM} | moved
             kept = {key: value for key, value in chunk.items() if key not in _PAGE_INDEXES}
             yield {**kept, _CHUNK_OFFSET: (TType.I64, 0), _CHUNK_META: (TType.STRUCT, meta)}
 
@@ -122,11 +121,9 @@ def _frame(schema: pa.Schema) -> _File:
     return _File(_write_table(schema.empty_table(), [], {}))
 
 
-def _sum_up(chunks: list[Struct]) -> Struct:
-    """What a row group says of its chunks."""
+def _sum_up(chunks: list[Struct], first: int) -> Struct:
+    """What a row group says of its chunks, which begin at `first`."""
     metas = [chunk[_CHUNK_META][1] for chunk in chunks]
-    pages = (_DATA_PAGE, _DICTIONARY_PAGE)
-    first = min(metas[0][page][1] for page in pages if page in metas[0] and metas[0][page][1] > 0)
     return {
         _COLUMNS: _structs(chunks),
         _GROUP_BYTES: (TType.I64, sum(meta[_UNCOMPRESSED][1] for meta in metas)),

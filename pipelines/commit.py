@@ -183,31 +183,32 @@ def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Tab
         remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(decode_rows(ending.rows)))))
         rejects = pa.concat_tables([remaining, rejects]).sort_by("row")
         labels, skipped = _add(before["labels"], labels), before.get("skipped", {})
-    written = [
-        put_file(store, writer, kind, ref, rows.num_rows, encode_file(rows, writer))
-        for kind, rows in (("data", data), ("rejects", rejects))
-        if rows.num_rows
-    ]
+    written = write_files(store, writer, ref, data, rejects)
     counts = {"reasons": _count(rejects["reason"]), "labels": labels, "skipped": skipped}
     return put_commit(store, writer, ref, ending.rows_in, written, counts, kept)
 
 
-def encode_file(rows: pa.Table, writer: PartWriter) -> bytes:
-    """Rows as a file of `data/` or `rejects/`."""
-    buffer = io.BytesIO()
-    pq.write_table(stamp(rows, writer), buffer, row_group_size=_ROW_GROUP_ROWS, **ENCODING)
-    return buffer.getvalue()
+def write_files(
+    store: Store, writer: PartWriter, ref: ShardRef, data: pa.Table, rejects: pa.Table
+) -> list[dict[str, Any]]:
+    """Write a shard's rows, a file of each kind that has some. Returns the files' entries for the commit record."""
+    written = []
+    for kind, rows in (("data", data), ("rejects", rejects)):
+        if rows.num_rows:
+            buffer = io.BytesIO()
+            marked = rows.replace_schema_metadata(file_metadata(writer))
+            pq.write_table(marked, buffer, row_group_size=_ROW_GROUP_ROWS, **ENCODING)
+            written.append(put_file(store, writer, kind, ref, rows.num_rows, buffer.getvalue()))
+    return written
 
 
-def stamp(rows: Any, writer: PartWriter) -> Any:
-    """A table or schema with the output's fingerprint as its metadata."""
-    return (rows.replace_schema_metadata if isinstance(rows, pa.Table) else rows.with_metadata)(
-        {FINGERPRINT_KEY: writer.fingerprint.encode()}
-    )
+def file_metadata(writer: PartWriter) -> dict[bytes, bytes]:
+    """What each file says of the output that it belongs to."""
+    return {FINGERPRINT_KEY: writer.fingerprint.encode()}
 
 
 def put_file(store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: int, data: bytes) -> dict[str, Any]:
-    """Write a file of a shard, of the kind `data` or `rejects`. Returns its entry for the commit record."""
+    """Write a file of a shard, of the kind `data` or `rejects`, that is encoded. Returns its entry likewise."""
     path = f"{kind}/{shard_name(ref.shard, ref.generation)}-{uuid.uuid4().hex[:12]}.parquet"
     entry = store.put(join(writer.output, path), data)
     return {
