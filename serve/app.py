@@ -28,7 +28,7 @@ from serve.errors import CODES, ApiError
 from serve.middleware import Middleware
 from serve.model import Model
 from serve.pages import add_pages
-from serve.ports import listen_on_node, make_private
+from serve.ports import make_private
 from serve.remote import RemoteModel
 from serve.routes.cohere import add_cohere_routes
 from serve.routes.huggingface import add_huggingface_routes
@@ -131,7 +131,6 @@ class Ingress:
     """Ray Serve's deployment of `make_app`."""
 
     def __init__(self, config: EndpointConfig, model: DeploymentHandle) -> None:
-        listen_on_node()
         self._config = config
         self._model = model
 
@@ -163,7 +162,7 @@ def build(args: EndpointConfig) -> Application:
         logging_config=logging,
     )
     front = rayserve.deployment(
-        rayserve.ingress()(Ingress),
+        rayserve.ingress()(make_private(Ingress)),
         name="ingress",
         **_scale(ingress, INGRESS_BUSY),
         ray_actor_options={

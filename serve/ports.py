@@ -11,7 +11,21 @@ from grpc.aio._server import Server
 _ALL = "[::]:0"
 
 
-def listen_on_node() -> None:
+def make_private(deployment: type) -> type:
+    """A deployment's class whose replicas open that port on their node's address, and not on all interfaces.
+
+    For the class itself, before `serve.ingress` has made an application's of it.
+    """
+
+    class Private(deployment):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            _listen_on_node()
+            super().__init__(*args, **options)
+
+    return Private
+
+
+def _listen_on_node() -> None:
     """From now on, what this process's gRPC servers would open on all interfaces they open on Ray's own address.
 
     Ray Serve binds a replica's port to "[::]:0" and has no setting for it (`_on_initialized` of its `replica.py`), and
@@ -31,14 +45,3 @@ def listen_on_node() -> None:
 
     bind_on_node.on_node = True  # type: ignore[attr-defined]
     Server.add_insecure_port = bind_on_node
-
-
-def make_private(deployment: type) -> type:
-    """A deployment's class, for which `listen_on_node` is called in its process before anything else."""
-
-    class Private(deployment):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            listen_on_node()
-            super().__init__(*args, **options)
-
-    return Private

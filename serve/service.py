@@ -44,8 +44,8 @@ CALLS_PER_REPLICA = 2
 is therefore here, where it is known whose client has gone and whose deadline has passed."""
 
 
-OTHER_MODEL_SECONDS, OTHER_MODEL_TRIES = 0.25, 3
-"""How long to wait, and how often to ask, where a replica of another model answered."""
+OTHER_MODEL_SECONDS, OTHER_MODEL_PATIENCE = 0.25, 0.5
+"""How long to wait where a replica of another model answered, and for how long a request asks again."""
 DEATH_SECONDS = 10.0
 """For how long an ingress is not ready after one of its runners ended: what ended it may end the next."""
 
@@ -147,9 +147,8 @@ class Service:
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
         files = LabelFiles(config.label_sources)
-        async with asyncio.timeout(START_SECONDS):
-            for name, labels in config.label_sets.items():
-                self.questions[name] = await embed_question(labels, self.about, self._embed_patiently)
+        for name, labels in config.label_sets.items():
+            self.questions[name] = await embed_question(labels, self.about, self._embed_registered)
         if config.label_sources:
             self._background.append(asyncio.create_task(self._watch_labels(files)))
 
@@ -366,21 +365,13 @@ class Service:
         trace.add("forward", last.ran)
         return np.asarray([embedded.vector for embedded in queued.results], np.float32)
 
-    async def _embed_patiently(self, prompts: Sequence[str]) -> Floats:
-        """`_embed_registered` for a start, which a replica that goes away meanwhile does not end."""
-        while True:
-            try:
-                return await self._embed_registered(prompts)
-            except ApiError as refused:
-                if refused.code != "unavailable":
-                    raise
-                await asyncio.sleep(OTHER_MODEL_SECONDS)
-
     async def _embed_registered(self, prompts: Sequence[str]) -> Floats:
         """Prompts cut where the encoder would cut them, so that the numbers are the batch job's."""
         size = self.about.text_batch
         pieces = [
-            await self._call(partial(self.model.embed_texts, prompts[start : start + size], START_SECONDS))
+            await self._call(
+                partial(self.model.embed_texts, prompts[start : start + size], START_SECONDS), START_SECONDS
+            )
             for start in range(0, len(prompts), size)
         ]
         return np.concatenate([embedded.vectors for embedded in pieces])
@@ -430,25 +421,29 @@ class Service:
                 self.cache.prompts.keep(item.text, vectors[item.text].vector)
         return [vectors[item.text] for item in texts]
 
-    async def _call(self, ask: Callable[[], Awaitable[Embedded]]) -> Embedded:
+    async def _call(self, ask: Callable[[], Awaitable[Embedded]], patience: float = OTHER_MODEL_PATIENCE) -> Embedded:
         """What the model answers. Its own failures are the caller's to try again: its health check sees to it.
 
         Embeddings of other weights than this ingress knows would be compared with labels of these and scored with their
-        scale. They are of a replica of another configuration, before or after this one, and another replica is asked.
+        scale. They are of a replica of another configuration, before or after this one, and for `patience` seconds
+        another replica is asked.
         """
-        for _ in range(OTHER_MODEL_TRIES):
-            try:
-                embedded = await ask()
-            except (ApiError, Expired):
-                raise
-            except Exception as error:
-                log.exception("the model failed")
-                raise ApiError("unavailable", "the model failed on this request", retry_after=RETRY_AFTER) from error
-            if embedded.weights == self.about.weights:
-                return embedded
+        until = time.monotonic() + patience
+        while (embedded := await self._ask(ask)).weights != self.about.weights:
+            if time.monotonic() >= until:
+                log.warning("a replica has the model %s, not %s", embedded.weights[:16], self.about.weights[:16])
+                raise ApiError("unavailable", "the endpoint is changing its model: try again", retry_after=RETRY_AFTER)
             await asyncio.sleep(OTHER_MODEL_SECONDS)
-        log.warning("a replica has the model %s, and this ingress %s", embedded.weights[:16], self.about.weights[:16])
-        raise ApiError("unavailable", "the endpoint is changing its model: try again", retry_after=RETRY_AFTER)
+        return embedded
+
+    async def _ask(self, ask: Callable[[], Awaitable[Embedded]]) -> Embedded:
+        try:
+            return await ask()
+        except (ApiError, Expired):
+            raise
+        except Exception as error:
+            log.exception("the model failed")
+            raise ApiError("unavailable", "the model failed on this request", retry_after=RETRY_AFTER) from error
 
     async def _flush(self) -> None:
         while True:
