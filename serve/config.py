@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from serve.auth import AuthConfig
 from serve.fetch import FetchConfig
 from serve.label_files import path_of
+from serve.shapes import MAX_ITEMS
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
 from siglip.heads import check_probes
@@ -94,7 +95,7 @@ class EndpointLimits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     body_bytes: int = Field(32 * 2**20, gt=0, description="Bytes of a request's body.")
-    images: int = Field(64, ge=1, description="Images in a request.")
+    images: int = Field(64, ge=1, le=MAX_ITEMS, description="Images in a request.")
     image: Limits = Field(
         Limits(max_bytes=20 * 2**20, max_pixels=25_000_000, max_seconds=10.0),
         description="What one image may cost. 46 bytes of WebP can hold millions of pixels.",
@@ -102,9 +103,11 @@ class EndpointLimits(BaseModel):
     pixels: int = Field(
         200_000_000, ge=1, description="Pixels of all images in a request together, before they are resized."
     )
-    texts: int = Field(2048, ge=1, description="Texts in a request to embed.")
+    texts: int = Field(2048, ge=1, le=MAX_ITEMS, description="Texts in a request to embed.")
     text_characters: int = Field(4096, ge=1, description="Characters of a text to embed.")
-    labels: int = Field(1000, ge=1, description="Labels in a request, and prompts: labels times templates.")
+    labels: int = Field(
+        1000, ge=1, le=MAX_ITEMS, description="Labels in a request, and prompts: labels times templates."
+    )
     label_characters: int = Field(256, ge=1, description="Characters of a label or a template.")
     cached_prompts: int = Field(
         20_000,

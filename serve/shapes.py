@@ -15,8 +15,11 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeA
 """A red PNG of 8 x 8 pixels, in base64."""
 
 
-Strings = Annotated[list[str], Field(fail_fast=True)]
-"""A list that is refused at its first wrong item, as all lists here: what is wrong with all of them takes seconds."""
+MAX_ITEMS = 32_768
+"""Items of a list in a request, whatever the limits: so many are read before the limits are looked at."""
+SOME = Field(fail_fast=True, max_length=MAX_ITEMS)
+"""A list is refused at its first wrong item: what is wrong with all of them takes seconds."""
+Strings = Annotated[list[str], SOME]
 
 
 class Strict(BaseModel):
@@ -82,7 +85,7 @@ class ImageUrl(Lenient):
     url: str = Field(description=IMAGE_HELP)
 
 
-Labels = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Labels = Annotated[Strings, Field(min_length=1)]
 
 
 class LabelQuestion(Strict):

@@ -12,7 +12,7 @@ from serve.answers import Reply, documented, trace_of
 from serve.errors import ApiError
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
 from serve.service import Service
-from serve.shapes import PIXEL, Answer, Fingerprint, ImageUrl, Lenient, Strings
+from serve.shapes import PIXEL, SOME, Answer, Fingerprint, ImageUrl, Lenient, Strings
 from siglip.scoring import Floats
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -29,7 +29,7 @@ class CohereContent(Lenient):
 class CohereInput(Lenient):
     """An input with one text or one image in it."""
 
-    content: Annotated[list[CohereContent], Field(fail_fast=True)]
+    content: Annotated[list[CohereContent], SOME]
 
 
 class CohereRequest(Lenient):
@@ -48,8 +48,8 @@ class CohereRequest(Lenient):
     input_type: str | None = None
     texts: Strings | None = None
     images: Strings | None = None
-    inputs: Annotated[list[CohereInput], Field(fail_fast=True)] | None = None
-    embedding_types: Annotated[list[EmbeddingType], Field(fail_fast=True)] = Field(
+    inputs: Annotated[list[CohereInput], SOME] | None = None
+    embedding_types: Annotated[list[EmbeddingType], SOME] = Field(
         ["float"],
         min_length=1,
         description="int8 and uint8 stretch each vector to its largest component, and are for cosines; binary and "

@@ -17,7 +17,7 @@ from serve.errors import ApiError
 from serve.inputs import is_data_uri
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
 from serve.service import Service
-from serve.shapes import IMAGE_HELP, PIXEL, Answer, Fingerprint, ImageUrl, Lenient, Usage
+from serve.shapes import IMAGE_HELP, PIXEL, SOME, Answer, Fingerprint, ImageUrl, Lenient, Usage
 from serve.tokens import TokenVocabulary
 
 _FORM_SCHEMA: dict[str, Any] = {
@@ -56,7 +56,7 @@ class Message(Lenient):
     """A message of a conversation, as vLLM's embedding endpoint takes it."""
 
     role: str = "user"
-    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
+    content: str | Annotated[list[ContentPart], SOME]
 
 
 def _tag_input(value: Any) -> str:
@@ -73,10 +73,10 @@ OneInput = Annotated[
     | Annotated[TextPart, Tag("TextPart")]
     | Annotated[ImagePart, Tag("ImagePart")]
     | Annotated[int, Tag("Token")]
-    | Annotated[list[int], Field(fail_fast=True), Tag("Tokens")],
+    | Annotated[list[int], SOME, Tag("Tokens")],
     Discriminator(_tag_input),
 ]
-Inputs = Annotated[list[OneInput], Field(fail_fast=True)]
+Inputs = Annotated[list[OneInput], SOME]
 
 
 def _tag_inputs(value: Any) -> str:
@@ -107,7 +107,7 @@ class EmbeddingRequest(Lenient):
         ]
         | None
     ) = Field(None, description="Texts, data: URIs of images, {text} or {image}; or a list of them.")
-    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+    messages: Annotated[list[Message], SOME] | None = Field(
         None,
         description="Instead of input: one conversation, which is one embedding, of its one image or of its texts.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import socket
 import statistics
@@ -101,15 +102,20 @@ HOSTILE_BODIES: dict[str, tuple[str, str, bytes]] = {
 
 
 def test_a_small_wrong_body_stalls_nobody() -> None:
-    """Each is refused in the time that a scan of it takes: seconds, and gigabytes, before."""
+    """Each is refused in the time that a scan of it takes: seconds, and gigabytes, before.
+
+    Of the processor's time, as other tests' leftovers and other processes may take the rest.
+    """
+    gc.collect()
+    gc.freeze()
     with run_endpoint(make_config()) as endpoint:
         for name, (path, kind, body) in HOSTILE_BODIES.items():
-            start = time.perf_counter()
+            start = time.process_time()
             answer = endpoint.client.post(path, content=body, headers={"content-type": kind})
-            took = time.perf_counter() - start
+            took = time.process_time() - start
             assert 400 <= answer.status_code < 500, (name, answer.text)
             assert len(answer.content) < 2000
-            assert took < 1.5, (name, took)
+            assert took < 1, (name, took)
         assert endpoint.post("/v1/classify", ASK).status_code == 200
 
 
@@ -170,16 +176,16 @@ def slow_down(endpoint: Endpoint, seconds: float) -> list[int]:
 def test_a_greedy_key_does_not_delay_a_modest_one(tmp_path: Path) -> None:
     request = {"images": [data_uri(PNG)] * 64, "label_set": "shapes"}
     with run_for_two(tmp_path) as (endpoint, greedy, modest):
-        slow_down(endpoint, 0.1)
-        took: list[float] = []
+        batches = slow_down(endpoint, 0.1)
+        passed: list[int] = []
         with meanwhile(lambda: greedy.post("/v1/classify", json=request), threads=4):
             time.sleep(1.5)
             for _ in range(7):
-                start = time.perf_counter()
+                before = len(batches)
                 assert modest.post("/v1/classify", json=ASK).status_code == 200
-                took.append(time.perf_counter() - start)
-        # 256 images wait, 16 batches of a tenth of a second each; a modest image goes into the next but two.
-        assert statistics.median(took) < 1.0, took
+                passed.append(len(batches) - before)
+        # 256 images wait, 16 batches of them; a modest image goes into the next but two.
+        assert statistics.median(passed) < 6, passed
 
 
 def test_quotas_count_items(tmp_path: Path) -> None:
@@ -230,7 +236,7 @@ def test_tarpits_of_one_key_hold_up_no_other(tmp_path: Path) -> None:
         "/tarpit": drip(b"x", 0.2, b"HTTP/1.1 200 OK\r\n\r\n"),
     }
     with serve_web(answers) as web:
-        fetch = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.1/32"], "max_seconds": 4}
+        fetch = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.1/32"], "max_seconds": 8}
         with run_for_two(tmp_path, fetch=fetch) as (_, greedy, modest):
             url = f"http://127.0.0.1:{web.port}"
             tarpits = {"images": [f"{url}/tarpit"] * 64, "label_set": "shapes"}
@@ -240,7 +246,7 @@ def test_tarpits_of_one_key_hold_up_no_other(tmp_path: Path) -> None:
                 answer = modest.post("/v1/classify", json={**ASK, "image": f"{url}/good.png"})
                 took = time.perf_counter() - start
             assert answer.status_code == 200, answer.text
-            assert took < 2
+            assert took < 5, "and not when the tarpits end"
 
 
 # Connections that are cut off in the middle of a flood are collected late.
@@ -255,7 +261,7 @@ def test_what_is_fetched_counts_while_it_comes(tmp_path: Path) -> None:
             images = [f"http://127.0.0.1:{web.port}/flood"] * 16
             answer = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-            assert time.perf_counter() - start < 4, "and not when the first is whole"
+            assert time.perf_counter() - start < 10, "and not when the first is whole"
 
 
 def test_a_log_line_for_the_operator_reaches_the_endpoints_logger(caplog: pytest.LogCaptureFixture) -> None:
