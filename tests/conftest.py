@@ -49,12 +49,21 @@ def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The S3 server's address and keys, where there is one: what the processes of a Ray have."""
+    return {} if why_not() and not os.environ.get("SIGHTLINE_CI") else dict(request.getfixturevalue("s3").env)
+
+
+@pytest.fixture(scope="session")
+def local_ray(store_env: dict[str, str]) -> Iterator[None]:
     """One Ray for the tests that call the job in this process."""
     import logging
 
     import ray
 
-    ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store_env.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from serve.proxy import CALLBACK, CALLBACK_PATH
-from tests.radosgw import why_not
 from tests.raycluster import RayCluster
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(request: pytest.FixtureRequest) -> Iterator[RayCluster]:
+def ray_cluster(store_env: dict[str, str]) -> Iterator[RayCluster]:
     """A head, a node of two CPUs named `readers`, and one of a CPU and a GPU named `actors`.
 
     Their processes have a pod's environment: the S3 server's address and keys, where there is one, and Serve's hook. A
     test that ends a node brings up another of its kind.
     """
-    store = {} if why_not() and not os.environ.get("SIGHTLINE_CI") else request.getfixturevalue("s3").env
-    with RayCluster({**store, CALLBACK: CALLBACK_PATH}) as cluster:
+    with RayCluster({**store_env, CALLBACK: CALLBACK_PATH}) as cluster:
         cluster.add_worker("readers", 2)
         cluster.add_worker("actors", 1, gpus=1)
         yield cluster

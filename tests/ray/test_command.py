@@ -12,8 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from sightline.cli import app
-from tests.jobs import Place, make_image, make_tar
+from tests.jobs import Place, make_image, make_tar, run_sightline
 from tests.radosgw import Radosgw
+
+
+def tag(config: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sightline", "tag", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def verify(output: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -26,13 +31,14 @@ def place(tmp_path: Path) -> Place:
     return Place(str(tmp_path), tmp_path)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_bad_night_is_judged_by_itself(place: Place) -> None:
     place.put("0.png", make_image())
     place.put("bad.jpg", b"no image")
     place.put("notes.md", b"text")
     place.put("a.tar", make_tar([("x.jpg", make_image()), ("x.jxl", b"?"), ("x.heics", b"?")]))
     keys = {"max_reject_fraction": 0.05, "labels": ["cat"]}
-    done = place.tag(**keys)
+    done = tag(place.configure(**keys))
     assert done.returncode == 3, done.stderr
     assert "33.3% of this run's images were rejected, over max_reject_fraction 5.0%" in done.stderr
     assert "skipped 3: " in done.stdout
@@ -55,10 +61,11 @@ def test_a_bad_night_is_judged_by_itself(place: Place) -> None:
     left = Path(place.output, "parts/000000-000000", f"{'0' * 32}.arrow")
     left.parent.mkdir(parents=True)
     left.write_bytes(b"left by a killed run")
-    assert verify(place.output).returncode == 1
-    assert json.loads(verify(place.output, "--json", "--remove-orphans").stdout)["ok"]
+    assert run_sightline("verify", place.output).returncode == 1
+    assert json.loads(run_sightline("verify", place.output, "--json", "--remove-orphans").stdout)["ok"]
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_an_archive_that_breaks_counts_with_what_it_held(place: Place) -> None:
     image = make_image()
     tar = make_tar((f"{n}.jpg", image) for n in range(100))

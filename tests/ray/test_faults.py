@@ -27,6 +27,7 @@ from storage.s3 import S3Store
 from storage.store import StoreOptions, join
 from tests import faults
 from tests.faults import Action, CutShort, Do, FaultProxy, Reset, Rule, Silence, Trickle, fault_proxy
+from tests.jobs import run_sightline
 from tests.radosgw import Radosgw
 
 PAGE = Path(__file__).parents[2] / "docs/faults.md"
@@ -239,8 +240,17 @@ class World:
             if "/changed/" in key:
                 self.store.put(join(self.root, key), data)
 
-    def run(self, endpoint: str, env: dict[str, str] | None = None, **keys: Any) -> subprocess.CompletedProcess[str]:
-        """Run the job."""
+    def run(self, endpoint: str, **keys: Any) -> subprocess.CompletedProcess[str]:
+        """Run the job, on the tests' Ray."""
+        return self._sightline("tag", self._configure(**keys), endpoint=endpoint)
+
+    def run_alone(self, endpoint: str, env: dict[str, str], **keys: Any) -> subprocess.CompletedProcess[str]:
+        """Run the job in a process of its own, where credentials are read again."""
+        environment = {**os.environ, **self.server.env, "AWS_ENDPOINT_URL": endpoint, **env}
+        command = [sys.executable, "-m", "sightline", "tag", self._configure(**keys)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    def _configure(self, **keys: Any) -> str:
         config = self.folder / "job.yaml"
         job = {
             "input": [join(self.root, "in"), join(self.root, "lists/uris.txt")],
@@ -251,17 +261,18 @@ class World:
             **keys,
         }
         config.write_text(yaml.safe_dump(job))
-        return self._sightline("tag", str(config), endpoint=endpoint, env=env or {})
+        return str(config)
 
     def verify(self) -> None:
         """`sightline verify` finds nothing wrong."""
-        done = self._sightline("verify", join(self.root, "out"), endpoint=self.server.endpoint, env={})
+        done = self._sightline("verify", join(self.root, "out"), endpoint=self.server.endpoint)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def _sightline(self, *arguments: str, endpoint: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **self.server.env, "AWS_ENDPOINT_URL": endpoint, **env}
-        command = [sys.executable, "-m", "sightline", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    def _sightline(self, *arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**self.server.env, "AWS_ENDPOINT_URL": endpoint}.items():
+                patch.setenv(name, value)
+            return run_sightline(*arguments)
 
     def tagged(self) -> Counter[str]:
         """How often each image's digest is in the output."""
@@ -298,7 +309,7 @@ def make_parquet(columns: dict[str, Any]) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def proxy(s3: Radosgw) -> Iterator[FaultProxy]:
+def proxy(s3: Radosgw, local_ray: None) -> Iterator[FaultProxy]:
     with fault_proxy(s3.endpoint) as running:
         yield running
 
@@ -431,13 +442,10 @@ def test_a_start_that_fails(s3: Radosgw, proxy: FaultProxy, tmp_path: Path, case
     proxy.clear()
     if case.name == "no-listing":
         case.add(proxy)
-        done = world.run(proxy.endpoint)
-    elif case.name == "credentials":
-        done = world.run(proxy.endpoint, env={"AWS_SECRET_ACCESS_KEY": "wrong"})
-    elif case.name == "bucket":
-        done = world.run(proxy.endpoint, input="s3://no-such-bucket-here/in")
-    else:
-        done = world.run("http://127.0.0.1:9")
+    endpoint = "http://127.0.0.1:9" if case.name == "endpoint" else proxy.endpoint
+    env = {"AWS_SECRET_ACCESS_KEY": "wrong"} if case.name == "credentials" else {}
+    keys = {"input": "s3://no-such-bucket-here/in"} if case.name == "bucket" else {}
+    done = world.run_alone(endpoint, env, **keys)
     assert done.returncode == case.code, done.stdout + done.stderr
     assert list(world.store.list(join(world.root, "out"))) == []
 

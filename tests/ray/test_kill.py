@@ -1,4 +1,4 @@
-"""Exactly once: SIGKILL of the driver, of its workers or of both, at random moments, on a local disk and on S3."""
+"""Exactly once: SIGKILL of the driver, its workers or both, at random moments, on S3; `test_property` has disks."""
 
 from __future__ import annotations
 
@@ -92,18 +92,12 @@ def is_worker(process: psutil.Process) -> bool:
     return (command.startswith("ray::") and "Agent" not in command) or "siglip.decoder" in command
 
 
-@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
-def test_killed_at_any_moment_nothing_is_lost_or_doubled(
-    place: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.s3
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(s3_env: Radosgw, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    if place == "s3":
-        server: Radosgw = request.getfixturevalue("s3_env")
-        root = f"s3://{server.new_bucket()}"
-    else:
-        root = str(tmp_path)
+    root = f"s3://{s3_env.new_bucket()}"
     store = open_store(root, StoreOptions.from_environment())
     files = make_input(rng)
     for name, data in files.items():

@@ -401,7 +401,7 @@ def test_any_dataset_is_read_as_planted(dataset: Dataset) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-@examples(2)
+@examples(1)
 @given(datasets(), st.lists(calm, min_size=STEPS, max_size=STEPS))
 def test_any_dataset_is_tagged_as_the_reference_says(dataset: Dataset, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -411,7 +411,7 @@ def test_any_dataset_is_tagged_as_the_reference_says(dataset: Dataset, steps: li
 
 
 @examples(1)
-@given(datasets(), st.tuples(kills, st.one_of(kills, pairs), pairs))
+@given(datasets(), st.tuples(kills, st.one_of(kills, pairs)))
 def test_killed_and_doubled_runs_end_as_the_reference_says(dataset: Dataset, steps: tuple[Step, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         story = Story(dataset, Path(folder), in_process=False)
