@@ -22,6 +22,7 @@ from pipelines.verify import verify_output
 from sightline.demo import encode_image
 from siglip.shapes import LABELS
 from storage.store import StoreOptions, join, open_store
+from tests.jobs import run_sightline
 from tests.radosgw import Radosgw
 
 TARS, PER_TAR, LOOSE = 9, 30, 30
@@ -55,14 +56,12 @@ def digests(files: dict[str, bytes]) -> Counter[str]:
     return found
 
 
-def run(config: Path, kill: str | None, rng: random.Random, log: Path) -> int | None:
+def run(config: Path, kill: str, rng: random.Random, log: Path) -> int | None:
     """Run the job; after a random while kill the driver, some of its workers, or both. Returns the exit code."""
     with log.open("ab") as output:
         driver = subprocess.Popen(
             [sys.executable, "-m", "sightline", "tag", str(config)], stdout=output, stderr=output, env=os.environ
         )
-    if kill is None:
-        return driver.wait(timeout=300)
     # Up to the moment at which a run on an idle machine has started Ray and its actors, then while it works.
     time.sleep(rng.uniform(1, 6) if rng.random() < 0.25 else rng.uniform(6, 16))
     try:
@@ -93,6 +92,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("local_ray")
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(s3_env: Radosgw, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
@@ -109,7 +109,8 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(s3_env: Radosgw, tmp_pa
     kinds = rng.sample(["driver", "workers", "both"], 3)
     codes = [run(config, kind, rng, log) for kind in kinds]
     story = f"{kinds} ended with {codes}\n"
-    assert run(config, None, rng, log) == 0, story + log.read_text()
+    done = run_sightline("tag", str(config))
+    assert done.returncode == 0, story + log.read_text() + done.stderr
     report = verify_output(store, join(root, "out"))
     assert report.ok, (story, report.problems)
     assert (report.rows_in, report.rows_rejected) == (TARS * PER_TAR + LOOSE, TARS)
