@@ -9,7 +9,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from storage.store import ATTEMPTS, Changed, Entry, Forbidden, InvalidUri, NotFound, StoreError, Unreachable, show
 
@@ -122,19 +122,16 @@ class LocalStore:
 
     def put(self, uri: str, data: bytes) -> Entry:
         path = _local(uri)
-        with _translate(path, writing=True), _temporary(path, data) as temporary:
-            os.replace(temporary, path)
-        entry = self.stat(path)
-        if entry is None:
-            raise StoreError(f"{show(path)} vanished while it was written")
-        return entry
+        with _translate(path, writing=True):
+            status = _write(path, data, os.replace)
+        return Entry(path, status.st_size, _etag(status))
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         path = _local(uri)
         for attempt in range(ATTEMPTS):
-            with _translate(path, writing=True), _temporary(path, data) as temporary:
+            with _translate(path, writing=True):
                 try:
-                    _move_new(temporary, path)
+                    _write(path, data, _move_new)
                     return True
                 except FileExistsError:
                     pass
@@ -180,30 +177,35 @@ def _move_new(temporary: str, path: str) -> None:
     )
 
 
-@contextlib.contextmanager
-def _temporary(path: str, data: bytes) -> Iterator[str]:
-    """`data` safely on the disk under a name of its own beside `path`, gone afterwards."""
+def _write(path: str, data: bytes, move: Callable[[str, str], None]) -> os.stat_result:
+    """`data` safely on the disk under a name of its own beside `path`, then moved there. The file's state, once it is.
+
+    Another run that ends meanwhile removes folders that it finds empty, and what it takes for a killed run's: then all
+    of it is done again. Raises what `move` raises.
+    """
     folder, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise InvalidUri(f"{show(path)}: no file can have this name")
-    # The name's beginning, by which a killed run's leftovers are recognised; all of it could be too long with the rest.
-    temporary = os.path.join(folder, f".{name[:50]}.{uuid.uuid4().hex}.tmp")
-    try:
-        for attempt in range(ATTEMPTS):
-            try:
-                os.makedirs(folder or ".", exist_ok=True)
-                with open(temporary, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                break
-            except FileNotFoundError:  # another task just removed the empty folder
-                if attempt == ATTEMPTS - 1:
-                    raise
-        yield temporary
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    attempt = 0
+    while True:
+        # The name's beginning, by which a killed run's leftovers are recognised; all of it could be too long with more.
+        temporary = os.path.join(folder, f".{name[:50]}.{uuid.uuid4().hex}.tmp")
+        try:
+            os.makedirs(folder or ".", exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                status = os.fstat(file.fileno())
+            move(temporary, path)
+            return status
+        except FileNotFoundError:
+            attempt += 1
+            if attempt == ATTEMPTS:
+                raise
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.files import StoreFile
+from storage.local import LocalStore
 from storage.store import Changed, Forbidden, NotFound, Store, StoreError, StoreOptions, join, open_store
 from tests.radosgw import Radosgw
 
@@ -45,6 +48,36 @@ def test_put_if_absent_has_one_winner(place: tuple[Store, str]) -> None:
     assert store.read(join(root, "commit.json")) == b"%d" % wins.index(True)
     # Written once more with the same content is what a retried request looks like: it counts as ours.
     assert store.put_if_absent(join(root, "commit.json"), b"%d" % wins.index(True))
+
+
+@pytest.mark.parametrize("put", [LocalStore.put, LocalStore.put_if_absent])
+def test_a_file_that_is_taken_away_before_it_has_its_name_is_written_again(
+    put: Callable[[LocalStore, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another run that ends, and takes it for a killed run's; with its folder, which is empty then."""
+    synced = 0
+    sync = os.fsync
+
+    def take_away(descriptor: int) -> None:
+        nonlocal synced
+        sync(descriptor)
+        synced += 1
+        if synced <= 3:
+            shutil.rmtree(tmp_path / "parts")
+
+    monkeypatch.setattr(os, "fsync", take_away)
+    store, path = LocalStore(), tmp_path / "parts/shard/0.arrow"
+    assert put(store, str(path), b"rows")
+    assert synced == 4
+    assert path.read_bytes() == b"rows"
+    assert os.listdir(path.parent) == ["0.arrow"]
+
+
+def test_what_put_says_is_what_is_there(place: tuple[Store, str]) -> None:
+    store, root = place
+    entry = store.put(join(root, "object"), b"data")
+    assert store.stat(entry.uri) == entry
+    assert list(store.list(root)) == [entry]
 
 
 def test_ranges_and_changed_objects(place: tuple[Store, str]) -> None:
