@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipelines.rows import Input, Reading, Row
 from siglip.images import ImageRejected, readable_suffixes
 from storage.store import Changed, InvalidUri, NotFound, StoreError, Unreachable, open_store
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-_AHEAD = 8
+_AHEAD = 32
+"""Objects asked for at once: a store that answers after 30 ms gives 300 a second to one that asks for 8 at a time."""
+_AHEAD_BYTES = 64 * 2**20
+_UNKNOWN_BYTES = 2 * 2**20
+"""What an object from a list is taken for, whose size nobody has asked for yet."""
 
 
 def recognizes(name: str) -> bool:
@@ -23,21 +23,22 @@ def recognizes(name: str) -> bool:
 
 
 def fetch_images(planned: Iterable[Input], reading: Reading) -> Iterator[Row]:
-    """One row for each input, in order, a few fetched ahead.
+    """One row for each input, in order, fetched ahead as far as a bound in objects and one in bytes.
 
     Raises `StoreError` when a planned object cannot be read, or when the store does not answer for one from a list.
     """
+    ahead: deque[tuple[int, Future[Row]]] = deque()
+    held = 0
     with ThreadPoolExecutor(_AHEAD) as pool:
-        yield from map_ahead(pool, lambda item: _fetch(item, reading), planned, _AHEAD)
-
-
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`pool.map` that reads its input and holds results only a few ahead."""
-    source = iter(items)
-    pending = [pool.submit(function, item) for item in islice(source, ahead)]
-    while pending:
-        yield pending.pop(0).result()
-        pending.extend(pool.submit(function, item) for item in islice(source, 1))
+        for item in planned:
+            size = item.size if item.size >= 0 else _UNKNOWN_BYTES
+            while ahead and (len(ahead) >= _AHEAD or held + size > _AHEAD_BYTES):
+                held -= ahead[0][0]
+                yield ahead.popleft()[1].result()
+            ahead.append((size, pool.submit(_fetch, item, reading)))
+            held += size
+        while ahead:
+            yield ahead.popleft()[1].result()
 
 
 def _fetch(planned: Input, reading: Reading) -> Row:

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import JobConfig
-from pipelines.rows import Skipped
+from pipelines.config import JobConfig, ParquetConfig
+from pipelines.formats.images import fetch_images
+from pipelines.rows import Input, Reading, Skipped
 from storage.store import StoreOptions, open_store
+from tests.delay import delay_proxy
 from tests.quick.test_formats import BOUNDARY, JPEG, WHOLE, extend_plan, outcomes, read_all
 from tests.radosgw import Radosgw
 
@@ -41,3 +43,22 @@ def test_the_same_on_s3(s3_env: Radosgw, tmp_path: Path) -> None:
         ("tars/cut.tar", "truncated_archive"),
     ]
     assert extend_plan(config, options)[0].inputs == 0
+
+
+@pytest.mark.s3
+def test_latency_is_waited_out_by_many_and_no_more_is_held_than_fits(s3_env: Radosgw) -> None:
+    bucket = f"s3://{s3_env.new_bucket()}"
+    store = open_store(bucket, StoreOptions(s3_env.endpoint, "us-east-1"))
+    entries = [store.put(f"{bucket}/small/{number}.jpg", JPEG) for number in range(100)]
+    large = [store.put(f"{bucket}/large/{number}.jpg", bytes(12 * 2**20)) for number in range(8)]
+    for planned, wanted in (
+        ([Input("image", e.uri, e.uri, e.size, e.etag) for e in entries], range(20, 33)),
+        ([Input("uri", e.uri, e.uri, -1, "") for e in entries], range(20, 33)),
+        ([Input("image", e.uri, e.uri, e.size, e.etag) for e in large], range(2, 6)),
+    ):
+        with delay_proxy(s3_env.endpoint, 0.1) as proxy:
+            reading = Reading(StoreOptions(proxy.endpoint, "us-east-1"), 2**26, ParquetConfig())
+            rows = list(fetch_images(planned, reading))
+            assert [row.key for row in rows] == [item.key for item in planned]
+            assert all(row.data for row in rows)
+            assert proxy.at_once in wanted

@@ -1,0 +1,68 @@
+"""What a store's latency costs a reader of loose images.
+
+    python -m benchmarks.latency --images 600
+
+A real S3 server on loopback (see CONTRIBUTING.md), and before it a proxy that passes each request on late. Reads the
+same photos as planned objects and as names from a list, which are two requests each, at several latencies in turns,
+without decoding them. The work of the proxy and of the server is on the same cores as the reader's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.photos import make_photo
+from pipelines.config import ParquetConfig
+from pipelines.formats.images import fetch_images
+from pipelines.rows import Input, Reading
+from storage.store import StoreOptions, open_store
+from tests.delay import delay_proxy
+from tests.radosgw import Radosgw
+
+LATENCIES_MS = (0, 5, 30)
+TURNS = 3
+
+
+def main() -> None:
+    """Measure, and print a line for each kind of input."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=600)
+    images: int = parser.parse_args().images
+    photo = make_photo(np.random.default_rng(0))
+    with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:
+        server = Radosgw(Path(folder))
+        os.environ.update(server.env)
+        try:
+            bucket = f"s3://{server.new_bucket()}"
+            store = open_store(bucket, StoreOptions(server.endpoint, "us-east-1"))
+            entries = [store.put(f"{bucket}/{number}.jpg", photo) for number in range(images)]
+            inputs = {
+                "planned": [Input("image", e.uri, e.uri, e.size, e.etag) for e in entries],
+                "listed": [Input("uri", e.uri, e.uri, -1, "") for e in entries],
+            }
+            seconds: dict[tuple[str, int], float] = defaultdict(lambda: float("inf"))
+            for _ in range(TURNS):
+                for latency in LATENCIES_MS:
+                    with delay_proxy(server.endpoint, latency / 1000) as proxy:
+                        reading = Reading(StoreOptions(proxy.endpoint, "us-east-1"), 2**26, ParquetConfig())
+                        for kind, planned in inputs.items():
+                            start = time.perf_counter()
+                            assert all(row.data for row in fetch_images(planned, reading))
+                            seconds[kind, latency] = min(seconds[kind, latency], time.perf_counter() - start)
+        finally:
+            server.stop()
+    for kind in inputs:
+        rates = {latency: images / seconds[kind, latency] for latency in LATENCIES_MS}
+        said = ", ".join(f"{ms} ms: {rate:.0f} images/s ({rate / rates[0]:.0%})" for ms, rate in rates.items())
+        print(f"{kind}: {said}")
+
+
+if __name__ == "__main__":
+    main()
