@@ -35,11 +35,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.kubernetes import find_kubectl
+from tests.ports import free_port
 
 Thing = dict[str, Any]
 VARIABLES = ("KUBEBUILDER_ASSETS", "KUBERAY_OPERATOR", "KUBERAY_CRDS")
 NAMESPACE = "sightline"
-SUBMITTER = "ray.io/originated-from-cr-name"
 
 
 def is_at_hand() -> bool:
@@ -52,11 +52,6 @@ def own_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("198.51.100.1", 9))  # nothing is sent
         return str(probe.getsockname()[0])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class ControlPlane:
@@ -473,7 +468,7 @@ class Ray:
     def answer(self, path: str) -> tuple[int, Any]:
         """The dashboard's answer to a GET."""
         path = path.partition("?")[0].rstrip("/")
-        if path.endswith("/-/healthz") or path.endswith("//-/healthz"):
+        if path.endswith("/-/healthz"):
             return 200, "success"
         if path == "/api/serve/applications":
             names = [app["name"] for app in (self.applications or [{"applications": []}])[-1]["applications"]]

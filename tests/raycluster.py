@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any
 
 import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 SIGHTLINE = str(BIN / "sightline")
@@ -238,10 +239,3 @@ class RayCluster:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"fewer than {count} nodes after {START_SECONDS} s\n{self.logs()}")
             time.sleep(0.2)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from tests.kubernetes import ROOT
+from tests.ports import free_port
 from tests.ray.test_endpoint_ray import BODY, load
-from tests.raycluster import STORE_BYTES, RayCluster, free_port
+from tests.raycluster import STORE_BYTES, RayCluster
 
 NODE = {"resources": {"CPU": 2, "object_store_memory": STORE_BYTES}, "node_config": {}}
 DELAYS = {"upscale_delay_s": 1, "downscale_delay_s": 3}

@@ -20,7 +20,8 @@ import yaml
 from serve.auth import new_key
 from siglip.shapes import LABELS
 from tests.endpoint import data_uri, shape_png
-from tests.raycluster import SIGHTLINE, free_port
+from tests.ports import free_port
+from tests.raycluster import SIGHTLINE
 
 SECONDS = float(os.environ.get("SIGHTLINE_CHAOS_SECONDS", "30"))
 """Of the mob. Five minutes show leaks that this does not."""
@@ -97,7 +98,9 @@ def test_a_mob_spoils_it_for_nobody(tmp_path: Path) -> None:
     assert early_statuses[200] + late_statuses[200] > 0.9 * sum((early_statuses + late_statuses).values())
     assert after_statuses.keys() == {200}
     assert ready == 200
-    # Bars that a machine which others use too does not reach by itself: spoilt was 54 ms that became 5 to 12 s.
-    assert medians[1] < 10 * medians[0], medians
-    assert medians[2] < 5 * medians[0], medians
+    # In a short run on a machine which others use too, bars that it does not reach by itself: spoilt was 54 ms that
+    # became 5 to 12 s.
+    during, afterwards, slack_ms = (3, 1.5, 5) if SECONDS >= 300 else (10, 5, 0)
+    assert medians[1] < during * medians[0], medians
+    assert medians[2] < afterwards * medians[0] + slack_ms, medians
     assert after < 1.15 * before + 50, (before, after)

@@ -27,10 +27,11 @@ from siglip.checkpoint import TINY
 from storage.store import StoreOptions, open_store
 from tests.endpoint import data_uri, shape_png
 from tests.kubernetes import ROOT, find_kubectl, render
+from tests.ports import free_port
 from tests.promtool import check_queries
 from tests.radosgw import Radosgw
 from tests.ray.test_cluster import PER_TAR, make_tars
-from tests.raycluster import SIGHTLINE, RayCluster, free_port
+from tests.raycluster import SIGHTLINE, RayCluster
 
 MOUNT = "/etc/sightline"
 TARS = 6

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import httpx
 
 from tests.endpoint import EXAMPLE, data_uri, shape_png
-from tests.raycluster import SIGHTLINE, free_port
+from tests.ports import free_port
+from tests.raycluster import SIGHTLINE
 
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 
