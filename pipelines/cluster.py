@@ -24,10 +24,9 @@ that with just enough of them one reader runs where two should; the stages' real
 COMMIT_CPUS = 0.05
 """Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
 
-ACTOR_START_SECONDS = 3600
-"""How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""
-BLOCK_BYTES = 64 * 2**20
-"""Ray Data's target block: 341 images of 256 x 256. Smaller blocks cost overhead, larger ones delay receipts."""
+BLOCK_BYTES, BLOCK_ROWS = 64 * 2**20, 1024
+"""Ray Data's target block: 341 images of 256 x 256, or so many smaller ones. Smaller blocks cost overhead; larger ones
+delay receipts, and leave actors without work until the first is full."""
 RETRIES = 5
 """How often Ray may replay a task or restart an actor whose process died. Its default is for ever."""
 
@@ -51,8 +50,8 @@ class Cluster:
 
 
 @contextmanager
-def connect(config: JobConfig) -> Iterator[Cluster]:
-    """A Ray to run on, for the length of a `with`. A joined cluster is left running.
+def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
+    """A Ray to run on, for the length of a `with`, with a `small` model or not. A joined cluster is left running.
 
     A Ray started here declares more logical CPUs than the machine has: room for a reader for each core and for all the
     actors. Without a GPU both want the same cores, one or the other is the bottleneck, and the operating system shares
@@ -71,7 +70,7 @@ def connect(config: JobConfig) -> Iterator[Cluster]:
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"ray.address: cannot join {address}: {str(error).splitlines()[0]}") from error
     try:
-        yield _fit(config) if address else _fit_here(config)
+        yield _fit(config) if address else _fit_here(config, small)
     finally:
         ray.shutdown()
 
@@ -114,16 +113,17 @@ def _quiet_core() -> Iterator[None]:
 
 
 @contextmanager
-def data_context() -> Iterator[None]:
-    """Ray Data's settings for a run; put back afterwards, because they belong to the whole process."""
+def data_context(image_bytes: int) -> Iterator[None]:
+    """Ray Data's settings for a run over images of so many bytes; put back afterwards, because they belong to the whole
+    process."""
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     context = DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ours = {
-        "target_max_block_size": BLOCK_BYTES,
+        "target_max_block_size": min(BLOCK_BYTES, BLOCK_ROWS * image_bytes),
         "enable_progress_bars": False,
         "max_errored_blocks": 0,  # more would drop whole blocks without a word
-        "wait_for_min_actors_s": ACTOR_START_SECONDS,
+        "wait_for_min_actors_s": -1,  # the first shards are read meanwhile
         "max_consecutive_actor_init_deaths": 3,
     }
     before = {name: getattr(context, name) for name in ours}
@@ -151,10 +151,10 @@ def _start(config: JobConfig) -> None:
     )
 
 
-def _fit_here(config: JobConfig) -> Cluster:
+def _fit_here(config: JobConfig, small: bool) -> Cluster:
     """This machine, shared between its readers and its actors. Raises `ConfigError` when it has too few GPUs."""
     gpus, available = _actor_gpus(config.actors), ray.cluster_resources().get("GPU", 0)
-    actors = config.actors if gpus else config.actors.spread(count_cores())
+    actors = config.actors if gpus else config.actors.spread(count_cores(), small)
     if gpus * actors.smallest > available:
         raise ConfigError(
             f"actors.num_gpus: {actors.smallest} x {gpus:g} GPUs asked for and this machine has {available:g}: "

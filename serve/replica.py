@@ -157,14 +157,12 @@ def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
 
     A small model runs on one: its layers are over before a second thread is awake, and the cores are the decoders'.
     """
-    from siglip.encoder import SMALL_FLOPS
-
     replicas = config.replicas
     if replicas.num_cpus is not None:
         return max(1, int(replicas.num_cpus))
     if replicas.num_gpus:
         return None
-    return 1 if pinned.vision_flops < SMALL_FLOPS else count_cores()
+    return 1 if pinned.is_small else count_cores()
 
 
 def resolve_compile(model: ModelConfig) -> ModelConfig:

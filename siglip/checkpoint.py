@@ -85,6 +85,9 @@ class _Images(BaseModel):
     do_normalize: bool = True
 
 
+SMALL_FLOPS = 1e9
+
+
 class CheckpointError(Exception):
     """A checkpoint that cannot be used. The message is one line that says what to change."""
 
@@ -122,6 +125,11 @@ class PinnedModel:
     def rule(self) -> Family:
         """The family's text rules."""
         return FAMILIES[self.family]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether decoding an image costs more than embedding it: a thread of one core then feeds several decoders."""
+        return self.vision_flops < SMALL_FLOPS
 
     def fetch(self) -> Path:
         """All of its files, on this machine.

@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,8 @@ def _read_bytes(connection: socket.socket, size: int) -> bytearray:
 
 def _serve(connection: socket.socket, memory: NDArray[np.uint8]) -> None:
     """The child's loop: encoded images in, pixels into slots and words about them out, until its parent is gone."""
+    import simplejpeg  # noqa: F401
+
     import siglip.resize  # noqa: F401  # before the clock of the first image starts
 
     spec, limits, mode, thumbnail = pickle.loads(_read_message(connection))
@@ -314,14 +316,19 @@ def _limit_memory(limits: Limits) -> None:
     rejected like one whose bytes are broken, or its decoder dies of it and is replaced.
     """
     try:
-        with open("/proc/self/statm") as statm:
-            pages = int(statm.read().split()[0])
+        pages = int(os.pread(_memory_file(), 64, 0).split()[0])
     except OSError:  # only Linux has it
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = pages * resource.getpagesize()
     soft = now + _SPARE_BYTES + BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
     resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+@cache
+def _memory_file() -> int:
+    """What the kernel says of this process's memory: opened once, because it is read for every image."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import SiglipModel
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
-SMALL_FLOPS = 1e9
 TEXT_BATCH = 64
 """Texts in one forward pass. Cutting a list at multiples of it changes no batch, and so no number."""
 
@@ -255,7 +254,7 @@ def choose_batch_size(pinned: PinnedModel, device: torch.device) -> int:
         return pinned.config.batch_size
     if device.type == "cuda":
         return GPU_BATCH
-    return SMALL_CPU_BATCH if pinned.vision_flops < SMALL_FLOPS else CPU_BATCH
+    return SMALL_CPU_BATCH if pinned.is_small else CPU_BATCH
 
 
 def choose_compile(config: ModelConfig) -> bool:

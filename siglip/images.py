@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from siglip.config import ImageSpec, Limits
 
@@ -25,18 +26,6 @@ fuzzed."""
 DecodeMode = Literal["auto", "exact", "fast"]
 _SHRINK: dict[DecodeMode, tuple[int, int]] = {"auto": (4, 4), "exact": (0, 1), "fast": (2, 8)}
 """How many times the model's size libjpeg must leave of each side, and by how much it may shrink at most."""
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes an image upright, by EXIF's orientation."""
-_QUARTER_TURNS = (5, 6, 7, 8)
 
 _SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
 _HEIF_SUFFIXES = frozenset(["heic", "heif"])
@@ -118,7 +107,7 @@ def decode_image(
 
     Raises `ImageRejected`.
     """
-    from siglip.resize import resize  # torch: not in processes that decode nothing themselves
+    from siglip.resize import QUARTER_TURNS, resize  # torch: not in processes that decode nothing themselves
 
     if not data:
         raise ImageRejected("empty")
@@ -131,17 +120,18 @@ def decode_image(
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
-            if image.format == "JPEG" and (shrink := _choose_shrink(image, mode, spec.size, thumbnail or 0)) > 1:
-                image.draft("RGB", (width // shrink, height // shrink))
             orientation = _read_orientation(image)
-            image.load()
-            upright = _to_rgb(image)
-            if orientation != 1:
-                upright = upright.transpose(_TURNS[orientation])
-            if orientation in _QUARTER_TURNS:
+            shrink = _choose_shrink(image, mode, spec.size, thumbnail or 0)
+            pixels = _decode_jpeg(image, data, shrink)
+            if pixels is None:
+                if shrink > 1:
+                    image.draft("RGB", (width // shrink, height // shrink))
+                image.load()
+                pixels = np.asarray(_to_rgb(image))
+            if orientation in QUARTER_TURNS:
                 width, height = height, width
-            square = resize(upright, (spec.size, spec.size), spec.resample, out)
-            small = _encode_thumbnail(upright, thumbnail) if thumbnail else None
+            square = resize(pixels, (spec.size, spec.size), spec.resample, orientation, out)
+            small = _encode_thumbnail(pixels, orientation, thumbnail) if thumbnail else None
         except ImageRejected:
             raise
         except UnidentifiedImageError:
@@ -194,21 +184,44 @@ def _register_heif() -> None:
 
 
 def _choose_shrink(image: Image.Image, mode: DecodeMode, size: int, thumbnail: int) -> int:
+    if not isinstance(image, JpegImageFile):
+        return 1
     sides, most = _SHRINK[mode]
     fit = [n for n in (2, 4, 8) if min(image.size) // n >= sides * size and max(image.size) // n >= thumbnail]
     return max((n for n in fit if n <= most), default=1)
 
 
+def _decode_jpeg(image: Image.Image, data: bytes, shrink: int) -> np.ndarray | None:
+    """A JPEG's pixels, uint8 (H, W, 3), straight from libjpeg; None for what is to be left to Pillow.
+
+    They are Pillow's, in two thirds of its time: it has libjpeg write them line by line, spreads each over four bytes,
+    and numpy puts them together again. What is not a JPEG of three colours or of greys is left to it, and what libjpeg
+    has something to say about: whether that is an image is Pillow's to decide.
+    """
+    if not isinstance(image, JpegImageFile) or image.mode not in ("RGB", "L"):
+        return None
+    import simplejpeg
+
+    width, height = (-(-side // shrink) for side in image.size)
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
 def _read_orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8: how the image is still to be turned. Loads it, unless it is a TIFF or a HEIF.
+    """EXIF's orientation, 1 to 8: how the image is still to be turned. Loads it, unless it is a JPEG, TIFF or HEIF.
 
     Whatever is no orientation, and EXIF that cannot be parsed, is 1. A HEIF is 1, because its reader has turned it;
     so is a TIFF, because Pillow turns it while loading. Pillow parses all EXIF of a TIFF for that, and must not fail
     at it: here it is left with the one tag.
     """
+    from siglip.resize import ORIENTATIONS
+
     if image.format == "HEIF":
         return 1
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    if not isinstance(image, (TiffImagePlugin.TiffImageFile, JpegImageFile)):
         # A PNG loads itself to find EXIF behind its pixels, and a second loading of a broken one gives black ones.
         image.load()
     try:
@@ -216,7 +229,7 @@ def _read_orientation(image: Image.Image) -> int:
             found: object = image.tag_v2.get(ExifTags.Base.Orientation, 1)
         else:
             found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        orientation = next((known for known in _TURNS if known == found), 1)
+        orientation = next((known for known in ORIENTATIONS if known == found), 1)
     except Exception:  # the parser raises SyntaxError, struct.error, UnicodeDecodeError, ... on bad blocks
         orientation = 1
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -251,12 +264,14 @@ def _rescale_16_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _encode_thumbnail(image: Image.Image, side: int) -> bytes:
-    """A JPEG whose longer side is at most `side` pixels, never enlarged."""
-    from siglip.resize import resize
+def _encode_thumbnail(pixels: np.ndarray, orientation: int, side: int) -> bytes:
+    """A JPEG of the upright image whose longer side is at most `side` pixels, never enlarged."""
+    from siglip.resize import QUARTER_TURNS, resize
 
-    scale = min(1.0, side / max(image.size))
-    width, height = (max(1, round(scale * length)) for length in image.size)
+    down, across = pixels.shape[1::-1] if orientation in QUARTER_TURNS else pixels.shape[:2]
+    scale = min(1.0, side / max(across, down))
+    size = max(1, round(scale * across)), max(1, round(scale * down))
     buffer = io.BytesIO()
-    Image.fromarray(resize(image, (width, height), Image.Resampling.BICUBIC)).save(buffer, "JPEG", quality=85)
+    small = resize(pixels, size, Image.Resampling.BICUBIC, orientation)
+    Image.fromarray(small).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -17,8 +17,8 @@ from tests.images import encode, make_rgb
 
 HOOK = """
 import os, time
-from PIL import JpegImagePlugin
-original = JpegImagePlugin.JpegImageFile.load
+from PIL import PngImagePlugin
+original = PngImagePlugin.PngImageFile.load
 def load(self, *arguments):
     with open({log!r}, "a") as log:
         print(self.width, file=log)
@@ -27,7 +27,7 @@ def load(self, *arguments):
     if self.width == 15:
         self.hoard = bytearray(4 * 2**30)
     return original(self, *arguments)
-JpegImagePlugin.JpegImageFile.load = load
+PngImagePlugin.PngImageFile.load = load
 """
 
 
@@ -44,7 +44,7 @@ def decode(widths: list[int], limits: Limits) -> list[str | int]:
     """For each width the image's reason, or its width."""
     decoder = Decoder(ImageSpec(size=32), limits)
     try:
-        outcomes = decoder.decode([encode(make_rgb(width, 30), "JPEG") for width in widths])
+        outcomes = decoder.decode([encode(make_rgb(width, 30)) for width in widths])
     finally:
         decoder.close()
     return [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
@@ -68,7 +68,7 @@ def test_a_ring_of_decoders_keeps_the_order(log: Path) -> None:
     ring.resize(3)
     widths = [20, 14, 21, 22, 23, 24, 14, 25]
     for width in widths:
-        ring.submit(encode(make_rgb(width, 30), "JPEG"))
+        ring.submit(encode(make_rgb(width, 30)))
     assert len(ring) == len(widths)
     assert len(psutil.Process().children()) == 3
     pixels = np.zeros((32, 32, 3), np.uint8)
@@ -76,10 +76,10 @@ def test_a_ring_of_decoders_keeps_the_order(log: Path) -> None:
     found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
     assert found == [20, "decoder_timeout", 21, 22, 23, 24, "decoder_timeout", 25]
     assert pixels.any(), "the last one's"
-    ring.submit(encode(make_rgb(20, 30), "JPEG"))
+    ring.submit(encode(make_rgb(20, 30)))
     ring.resize(1)
     assert len(ring) == 0
-    ring.submit(encode(make_rgb(31, 30), "JPEG"))
+    ring.submit(encode(make_rgb(31, 30)))
     outcome = ring.take()
     assert isinstance(outcome, Decoded)
     assert outcome.width == 31, "what waited was forgotten"
@@ -92,7 +92,7 @@ def test_a_decoder_that_reads_no_more_is_found_out(log: Path) -> None:
     large = encode(Image.effect_noise((1500, 1500), 100).convert("RGB"))
     assert len(large) > 3 * 2**20
     widths = ["decoder_timeout", 1500, 1500, 1500]
-    outcomes = decoder.decode([encode(make_rgb(14, 30), "JPEG"), large, large, large])
+    outcomes = decoder.decode([encode(make_rgb(14, 30)), large, large, large])
     found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
     decoder.close()
     assert found == widths

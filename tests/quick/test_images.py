@@ -6,13 +6,15 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from siglip import images
 from siglip.config import ImageSpec, Limits
 from siglip.decoder import Decoder
 from siglip.images import Decoded, DecodeMode, ImageRejected, decode_image
@@ -115,6 +117,66 @@ def test_libjpeg_shrinks_no_further_than_a_mode_allows(side: int, auto: int, fas
         assert_nearly_same(decode_image(data, spec, Limits(), mode).pixels, expected, levels=2)
 
 
+def jpegs() -> Iterator[tuple[str, bytes]]:
+    """JPEGs of many makes: (name, bytes)."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for width, height in ((1, 1), (17, 31), (333, 222), (1601, 1203)):
+        for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+            data = encode(make_rgb(width, height), "JPEG", quality=85, subsampling=subsampling)
+            yield f"{subsampling} {width}x{height}", data
+    large = make_rgb(1601, 1203)
+    yield "progressive", encode(large, "JPEG", progressive=True)
+    yield "optimized", encode(large, "JPEG", optimize=True, quality=30)
+    yield "with restarts", encode(large, "JPEG", restart_marker_blocks=7)
+    yield "grey", encode(large.convert("L"), "JPEG")
+    yield "RGB without YCbCr", encode(large, "JPEG", keep_rgb=True)
+    yield "on its side", encode(large, "JPEG", exif=exif)
+    yield "two pictures in one", encode(large, "MPO", save_all=True, append_images=[make_rgb(20, 20)])
+    yield "with bytes after its end", encode(large, "JPEG") + b"after the end"
+
+
+@pytest.mark.parametrize("mode", get_args(DecodeMode))
+@pytest.mark.parametrize(("name", "data"), [*jpegs()], ids=lambda value: value if isinstance(value, str) else "")
+def test_a_jpeg_s_pixels_are_pillow_s(name: str, data: bytes, mode: DecodeMode) -> None:
+    image = Image.open(io.BytesIO(data))
+    shrink = images._choose_shrink(image, mode, 64, 0)
+    assert (shrink > 1) == (max(image.size) > 1000 and mode != "exact"), "also a picture that holds two"
+    pixels = images._decode_jpeg(image, data, shrink)
+    assert pixels is not None, "not left to Pillow"
+    if shrink > 1:
+        image.draft("RGB", (image.width // shrink, image.height // shrink))
+    np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
+    for data in (encode(make_rgb().convert("CMYK"), "JPEG"), encode(make_rgb()), encode(make_rgb(), "WEBP")):
+        assert images._decode_jpeg(Image.open(io.BytesIO(data)), data, 1) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 9}], ids=str)
+def test_what_becomes_of_a_damaged_jpeg_is_pillow_s_to_decide(options: dict[str, Any]) -> None:
+    """Whatever libjpeg complains of, and the image that it makes of it all the same."""
+    rng = np.random.default_rng(0)
+    data = encode(make_rgb(400, 300), "JPEG", **options)
+    left = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for position in rng.integers(2, len(data), rng.integers(1, 4)):
+            damaged[position] = rng.integers(256)
+        damaged = damaged[: rng.integers(len(data) // 2, 2 * len(data))]
+        try:
+            image = images._open(bytes(damaged))
+            left += images._decode_jpeg(image, bytes(damaged), 1) is None
+            expected = squash(image.convert("RGB"))
+        except Exception:
+            with pytest.raises(ImageRejected):
+                decode_image(bytes(damaged), SPEC, Limits())
+        else:
+            assert_nearly_same(decode_image(bytes(damaged), SPEC, Limits()).pixels, expected, levels=2)
+    assert left > 20
+
+
 def test_a_thumbnail_is_as_large_as_it_was_asked_for() -> None:
     data = encode(make_rgb(2400, 2000), "JPEG")
     for mode in get_args(DecodeMode):
@@ -138,15 +200,15 @@ def hostile_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
     """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
-        "from PIL import JpegImagePlugin\n"
-        "original = JpegImagePlugin.JpegImageFile.load\n"
+        "from PIL import PngImagePlugin\n"
+        "original = PngImagePlugin.PngImageFile.load\n"
         "def load(self, *arguments):\n"
         "    if self.width == 13:\n"
         "        os.abort()\n"
         "    if self.width == 14:\n"
         "        time.sleep(600)\n"
         "    return original(self, *arguments)\n"
-        "JpegImagePlugin.JpegImageFile.load = load\n"
+        "PngImagePlugin.PngImageFile.load = load\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     return Decoder(SPEC, Limits(max_seconds=2))
@@ -154,7 +216,7 @@ def hostile_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
 
 def test_a_crash_or_a_hang_costs_one_image(hostile_decoder: Decoder) -> None:
     widths = [20, 13, 21, 14, 22, 13, 23]
-    outcomes = hostile_decoder.decode([encode(make_rgb(width, 30), "JPEG") for width in widths])
+    outcomes = hostile_decoder.decode([encode(make_rgb(width, 30)) for width in widths])
     reasons = [o.reason if isinstance(o, ImageRejected) else None for o in outcomes]
     assert reasons == [None, "decoder_crashed", None, "decoder_timeout", None, "decoder_crashed", None]
     assert [o.width for o in outcomes if isinstance(o, Decoded)] == [20, 21, 22, 23]
@@ -163,8 +225,8 @@ def test_a_crash_or_a_hang_costs_one_image(hostile_decoder: Decoder) -> None:
 
 def test_the_decoder_process_gives_what_decoding_here_gives() -> None:
     decoder = Decoder(SPEC, Limits())
-    images = [data for _, data, _ in plain_cases()] + [data for _, data in BAD]
-    for data, outcome in zip(images, decoder.decode(images), strict=True):
+    cases = [data for _, data, _ in plain_cases()] + [data for _, data in BAD]
+    for data, outcome in zip(cases, decoder.decode(cases), strict=True):
         if isinstance(outcome, ImageRejected):
             with pytest.raises(ImageRejected) as here:
                 decode_image(data, SPEC, Limits())
