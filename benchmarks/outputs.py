@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.commit import count_labels, put_commit, write_files
+from pipelines.commit import count_labels, put_commit, write_file
 from pipelines.fingerprint import claim_output, describe_labels
 from pipelines.label_columns import make_label_columns
 from pipelines.label_table import LabelTable, claim_labels
@@ -102,7 +102,11 @@ def write_output(root: str, made: MadeUp) -> Head:
             ],
             schema=format_.rejects_schema(),
         )
-        files = write_files(store, writer, ref, data, rejects)
+        files = [
+            entry
+            for kind, table in (("data", data), ("rejects", rejects))
+            for entry in write_file(store, writer, kind, ref, [table])
+        ]
         told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
         put_commit(store, writer, ref, data.num_rows + len(reasons), files, told)
     run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}

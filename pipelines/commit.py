@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +35,8 @@ from storage.store import NotFound, Store, join
 FINGERPRINT_KEY = b"sightline.fingerprint"
 _KINDS = ("data/", "rejects/")
 _ROW_GROUP_ROWS = 4096
+_SPOOLED_BYTES = 64 * 2**20
+"""An encoded file up to this size is kept in memory until it is put, a larger one on the disk."""
 
 # Scores and vectors are close to random bits: dictionaries of them cost time and save nothing.
 ENCODING: dict[str, Any] = {
@@ -50,8 +55,7 @@ class Ledger:
     """
 
     pending: dict[str, ShardRef]
-    parts: dict[str, list[str]] = field(default_factory=dict)
-    runs: dict[str, list[list[int]]] = field(default_factory=dict)
+    parts: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     endings: dict[str, Ending] = field(default_factory=dict)
 
     def add(self, receipt: dict[str, Any]) -> Ending | None:
@@ -60,19 +64,17 @@ class Ledger:
         if shard not in self.pending:
             return None
         if receipt["part"]:
-            self.parts.setdefault(shard, []).append(receipt["part"])
-            self.runs.setdefault(shard, []).append(receipt["rows"])
+            self.parts.setdefault(shard, {})[receipt["part"]] = receipt["rows"]
         if receipt["ending"] is not None:
             self.endings[shard] = Ending.from_json(receipt["ending"])
         ending = self.endings.get(shard)
-        done = ending is not None and (ending.wait or covers(self.runs.get(shard, []), ending.rows))
+        done = ending is not None and (ending.wait or covers([*self.parts.get(shard, {}).values()], ending.rows))
         return ending if done else None
 
-    def take(self, shard: str) -> tuple[ShardRef, list[str]]:
-        """A shard and its parts, which are forgotten."""
-        self.runs.pop(shard, None)
+    def take(self, shard: str) -> tuple[ShardRef, dict[str, list[int]]]:
+        """A shard and its parts with the runs of their rows, which are forgotten."""
         self.endings.pop(shard, None)
-        return self.pending.pop(shard), self.parts.pop(shard, [])
+        return self.pending.pop(shard), self.parts.pop(shard, {})
 
 
 class Committer:
@@ -120,7 +122,7 @@ class Committer:
         for part in self._unused:
             store.delete(part)
 
-    def _set_aside(self, shard: str, ref: ShardRef, ending: Ending, parts: list[str]) -> None:
+    def _set_aside(self, shard: str, ref: ShardRef, ending: Ending, parts: Iterable[str]) -> None:
         assert ending.wait is not None
         self._aside.add(shard)
         self._unused += parts
@@ -134,13 +136,18 @@ class Committer:
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=RETRIES)
-def _commit(writer: PartWriter, ref: ShardRef, parts: list[str], ending: Ending) -> str:
+def _commit(writer: PartWriter, ref: ShardRef, parts: dict[str, list[int]], ending: Ending) -> str:
     commit_shard(writer, ref, parts, ending)
     return ref.shard
 
 
-def commit_shard(writer: PartWriter, ref: ShardRef, parts: Sequence[str], ending: Ending) -> dict[str, Any]:
+def commit_shard(
+    writer: PartWriter, ref: ShardRef, parts: Mapping[str, Sequence[int]], ending: Ending
+) -> dict[str, Any]:
     """Turn a complete shard's parts into its files and put its commit record. Returns the record that is in place.
+
+    `parts` are those that its receipts name, with the runs of the rows in each. What is tagged is in memory a row group
+    at a time, however large the shard is.
 
     When the shard was committed before, by another run or by this very task before its process died, that record
     stands. Of a later generation, rows that the parts hold replace the rejects of the one before. Raises `RuntimeError`
@@ -150,14 +157,12 @@ def commit_shard(writer: PartWriter, ref: ShardRef, parts: Sequence[str], ending
     record = _find_commit(store, writer.output, ref)
     if record is None:
         try:
-            table = read_parts(store, parts, writer.format.part_schema())
+            record = _write_commit(store, writer, ref, read_parts(store, parts), ending)
         except NotFound:
             # Another run finished meanwhile and removed the parts, as it does for every shard that is committed.
             record = _find_commit(store, writer.output, ref)
             if record is None:
                 raise
-        else:
-            record = _write_commit(store, writer, ref, table, ending)
     for part in parts:
         store.delete(part)
     return record
@@ -169,37 +174,74 @@ def _find_commit(store: Store, output: str, ref: ShardRef) -> dict[str, Any] | N
     return read_commit(store, output, ref.shard, ref.generation)
 
 
-def _write_commit(store: Store, writer: PartWriter, ref: ShardRef, table: pa.Table, ending: Ending) -> dict[str, Any]:
-    if not np.array_equal(table["row"].to_numpy(), decode_rows(ending.rows)):
-        raise RuntimeError(f"shard {ref.shard} has {table.num_rows} rows of {len(decode_rows(ending.rows))} read")
-    rejects_schema = writer.format.rejects_schema()
-    data = _select(table.filter(pc.is_null(table["reason"])), writer.format.data_schema())
-    rejects = _select(table.filter(pc.is_valid(table["reason"])), rejects_schema)
-    labels, skipped, kept = count_labels(data["labels"]), dict(ending.skipped), []
+def _write_commit(
+    store: Store, writer: PartWriter, ref: ShardRef, tables: Iterable[pa.Table], ending: Ending
+) -> dict[str, Any]:
+    schema, rejects_schema = writer.format.data_schema(), writer.format.rejects_schema()
+    seen, rejects = [np.zeros(0, np.int64)], [rejects_schema.empty_table()]
+    labels: Counter[str] = Counter()
+
+    def select_tagged() -> Iterator[pa.Table]:
+        for table in tables:
+            seen.append(table["row"].to_numpy())
+            rejects.append(_select(table.filter(pc.is_valid(table["reason"])), rejects_schema))
+            tagged = _select(table.filter(pc.is_null(table["reason"])), schema)
+            labels.update(count_labels(tagged["labels"]))
+            yield tagged
+
+    wanted, kept, skipped = decode_rows(ending.rows), [], ending.skipped
+    written = write_file(store, writer, "data", ref, select_tagged())
+    if not np.array_equal(np.concatenate(seen), wanted):
+        for file in written:
+            store.delete(join(writer.output, file["path"]))
+        raise RuntimeError(f"shard {ref.shard} has {sum(map(len, seen))} rows of {len(wanted)} read")
+    rejected = pa.concat_tables(rejects)
     if ref.generation:
         before = read_commit(store, writer.output, ref.shard, ref.generation - 1)
         kept = [file for file in before["files"] if file["path"].startswith("data/")]
         earlier = _read_rejects(store, writer.output, before, rejects_schema)
-        remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(decode_rows(ending.rows)))))
-        rejects = pa.concat_tables([remaining, rejects]).sort_by("row")
-        labels, skipped = _add(before["labels"], labels), before.get("skipped", {})
-    written = write_files(store, writer, ref, data, rejects)
-    counts = {"reasons": _count(rejects["reason"]), "labels": labels, "skipped": skipped}
+        remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(wanted))))
+        rejected = pa.concat_tables([remaining, rejected]).sort_by("row")
+        skipped = before.get("skipped", {})
+        labels.update(before["labels"])
+    written += write_file(store, writer, "rejects", ref, [rejected])
+    counts = {"reasons": _count(rejected["reason"]), "labels": dict(labels), "skipped": dict(skipped)}
     return put_commit(store, writer, ref, ending.rows_in, written, counts, kept)
 
 
-def write_files(
-    store: Store, writer: PartWriter, ref: ShardRef, data: pa.Table, rejects: pa.Table
+def write_file(
+    store: Store, writer: PartWriter, kind: str, ref: ShardRef, tables: Iterable[pa.Table]
 ) -> list[dict[str, Any]]:
-    """Write a shard's rows, a file of each kind that has some. Returns the files' entries for the commit record."""
-    written = []
-    for kind, rows in (("data", data), ("rejects", rejects)):
-        if rows.num_rows:
-            buffer = io.BytesIO()
-            marked = rows.replace_schema_metadata(file_metadata(writer))
-            pq.write_table(marked, buffer, row_group_size=_ROW_GROUP_ROWS, **ENCODING)
-            written.append(put_file(store, writer, kind, ref, rows.num_rows, buffer.getvalue()))
-    return written
+    """Write a shard's rows of the kind `data` or `rejects`, a row group in memory at a time.
+
+    Returns the file's entry for the commit record, and no entry where there are no rows: then there is no file.
+    """
+    rows = 0
+    with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as spool, ExitStack() as stack:
+        file: pq.ParquetWriter | None = None
+        for table in _group_rows(tables):
+            if file is None:
+                schema = table.schema.with_metadata(file_metadata(writer))
+                file = stack.enter_context(pq.ParquetWriter(spool, schema, **ENCODING))
+            file.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+            rows += table.num_rows
+        stack.close()
+        return [put_file(store, writer, kind, ref, rows, spool)] if rows else []
+
+
+def _group_rows(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows as tables of whole row groups, and the rest."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        rows = sum(each.num_rows for each in waiting)
+        if rows >= _ROW_GROUP_ROWS:
+            whole = pa.concat_tables(waiting)
+            full = rows - rows % _ROW_GROUP_ROWS
+            yield whole.slice(0, full)
+            waiting = [whole.slice(full)]
+    if any(each.num_rows for each in waiting):
+        yield pa.concat_tables(waiting)
 
 
 def file_metadata(writer: PartWriter) -> dict[bytes, bytes]:
@@ -207,17 +249,16 @@ def file_metadata(writer: PartWriter) -> dict[bytes, bytes]:
     return {FINGERPRINT_KEY: writer.fingerprint.encode()}
 
 
-def put_file(store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: int, data: bytes) -> dict[str, Any]:
+def put_file(
+    store: Store, writer: PartWriter, kind: str, ref: ShardRef, rows: int, data: bytes | IO[bytes]
+) -> dict[str, Any]:
     """Write a file of a shard, of the kind `data` or `rejects`, that is encoded. Returns its entry likewise."""
     path = f"{kind}/{shard_name(ref.shard, ref.generation)}-{uuid.uuid4().hex[:12]}.parquet"
     entry = store.put(join(writer.output, path), data)
-    return {
-        "path": path,
-        "rows": rows,
-        "bytes": len(data),
-        "etag": entry.etag,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    content = io.BytesIO(data) if isinstance(data, bytes) else data
+    content.seek(0)
+    digest = hashlib.file_digest(content, "sha256")  # type: ignore[arg-type]  # any file will do
+    return {"path": path, "rows": rows, "bytes": entry.size, "etag": entry.etag, "sha256": digest.hexdigest()}
 
 
 def put_commit(
@@ -279,7 +320,3 @@ def count_labels(labels: pa.ChunkedArray) -> dict[str, int]:
     column = labels.combine_chunks()
     best = pc.list_element(column.filter(pc.greater(pc.list_value_length(column), 0)), 0)
     return _count(pa.chunked_array([best]))
-
-
-def _add(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}

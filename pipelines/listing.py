@@ -6,8 +6,9 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 from pipelines.columns import PassedColumns
 from pipelines.config import JobConfig
@@ -17,6 +18,7 @@ from storage.settings import ConfigError
 from storage.store import Entry, StoreError, StoreOptions, open_store
 
 _LOOKS_AHEAD = 16
+_TARS_LOOKED_AT = 16
 _QUEUE = 10_000
 
 
@@ -83,6 +85,7 @@ def list_new(
     when the listing itself fails.
     """
     queue: deque[tuple[Input, Future[Look] | None]] = deque()
+    folders = _Folders()
     looking = 0
     with ThreadPoolExecutor(_LOOKS_AHEAD) as pool:
 
@@ -90,16 +93,42 @@ def list_new(
             nonlocal looking
             planned, look = queue.popleft()
             looking -= look is not None
-            yield from _finish_look(planned, look, columns, report)
+            for found in _finish_look(planned, look, columns, report):
+                if look is not None:
+                    folders.note(found)
+                yield found
 
         for planned in _list_unknown(config, options, known, report):
-            archive = ARCHIVES.get(planned.kind)
-            queue.append((planned, pool.submit(archive.size_up, planned, config, options) if archive else None))
-            looking += archive is not None
+            archive, guessed = ARCHIVES.get(planned.kind), folders.guess(planned)
+            look = pool.submit(archive.size_up, planned, config, options) if archive and guessed is None else None
+            queue.append((guessed or planned, look))
+            looking += look is not None
             while queue and (_is_done(queue[0][1]) or looking > 2 * _LOOKS_AHEAD or len(queue) > _QUEUE):
                 yield from take_first()
         while queue:
             yield from take_first()
+
+
+class _Folders:
+    """How many bytes an image takes in the tars of a folder: the first few, which are looked at, tell for the rest."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, bool], list[float]] = {}
+
+    def note(self, tar: Input) -> None:
+        """Learn from a tar whose rows were estimated from itself."""
+        if tar.kind == "tar":
+            self._seen.setdefault(self._alike(tar), []).append(tar.size / tar.rows)
+
+    def guess(self, tar: Input) -> Input | None:
+        """A tar with about its rows, if enough others of its folder were looked at, and compressed like it or not."""
+        seen = self._seen.get(self._alike(tar), []) if tar.kind == "tar" else []
+        if len(seen) < _TARS_LOOKED_AT:
+            return None
+        return replace(tar, rows=max(1, round(tar.size / median(seen))))
+
+    def _alike(self, tar: Input) -> tuple[str, bool]:
+        return tar.uri.rpartition("/")[0], tar.uri.lower().endswith("gz")
 
 
 def _is_done(look: Future[Look] | None) -> bool:

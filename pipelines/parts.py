@@ -9,7 +9,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -124,12 +124,24 @@ def write_parts(block: pa.Table, writer: PartWriter) -> pa.Table:
     return pa.Table.from_pylist(receipts, schema=RECEIPT_SCHEMA)
 
 
-def read_parts(store: Store, parts: Sequence[str], schema: pa.Schema) -> pa.Table:
-    """The rows of parts, each row once, in order: a replayed task may have written some twice."""
-    tables = [pa.ipc.open_file(pa.py_buffer(store.read(part))).read_all() for part in parts]
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
-    _, first = np.unique(table["row"].to_numpy(), return_index=True)
-    return table.take(pa.array(first))
+def read_parts(store: Store, parts: Mapping[str, Sequence[int]]) -> Iterator[pa.Table]:
+    """The rows of parts, each row once, in order: a replayed task may have written some twice.
+
+    `parts` are their URIs with the runs of the rows in each. At most those that overlap are in memory at a time.
+    """
+    ordered = sorted(parts, key=lambda part: parts[part][0])
+    waiting: list[pa.Table] = []
+    for position, part in enumerate(ordered):
+        waiting.append(pa.ipc.open_file(pa.py_buffer(store.read(part))).read_all())
+        table = pa.concat_tables(waiting)
+        rows = table["row"].to_numpy()
+        _, first = np.unique(rows, return_index=True)
+        if position + 1 < len(ordered):
+            before = rows[first] < parts[ordered[position + 1]][0]
+            waiting = [table.take(pa.array(first[~before]))]
+            first = first[before]
+        if len(first):
+            yield table if np.array_equal(first, np.arange(len(rows))) else table.take(pa.array(first))
 
 
 def encode_rows(rows: NDArray[np.int64]) -> list[int]:

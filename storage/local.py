@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import IO
 
 from storage.store import ATTEMPTS, Changed, Entry, Forbidden, InvalidUri, NotFound, StoreError, Unreachable, show
 
@@ -120,7 +122,7 @@ class LocalStore:
                     raise Changed(f"{show(path)} changed while it was read")
         return data
 
-    def put(self, uri: str, data: bytes) -> Entry:
+    def put(self, uri: str, data: bytes | IO[bytes]) -> Entry:
         path = _local(uri)
         with _translate(path, writing=True):
             status = _write(path, data, os.replace)
@@ -177,7 +179,7 @@ def _move_new(temporary: str, path: str) -> None:
     )
 
 
-def _write(path: str, data: bytes, move: Callable[[str, str], None]) -> os.stat_result:
+def _write(path: str, data: bytes | IO[bytes], move: Callable[[str, str], None]) -> os.stat_result:
     """`data` safely on the disk under a name of its own beside `path`, then moved there. The file's state, once it is.
 
     Another run that ends meanwhile removes folders that it finds empty, and what it takes for a killed run's: then all
@@ -193,7 +195,11 @@ def _write(path: str, data: bytes, move: Callable[[str, str], None]) -> os.stat_
         try:
             os.makedirs(folder or ".", exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(data)
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    data.seek(0)
+                    shutil.copyfileobj(data, file)
                 file.flush()
                 os.fsync(file.fileno())
                 status = os.fstat(file.fileno())

@@ -15,12 +15,13 @@ listing.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from storage.store import (
     ATTEMPTS,
@@ -110,10 +111,17 @@ class S3Store:
         body = _Body(self, uri, bucket, key, start, stop, etag)
         return self._retry(uri, body.fetch)
 
-    def put(self, uri: str, data: bytes) -> Entry:
+    def put(self, uri: str, data: bytes | IO[bytes]) -> Entry:
         bucket, key = _split_object(uri)
-        answer = self._retry(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
-        return Entry(uri, len(data), answer["ETag"].strip('"'))
+        size = len(data) if isinstance(data, bytes) else data.seek(0, os.SEEK_END)
+
+        def once() -> Any:
+            if not isinstance(data, bytes):
+                data.seek(0)
+            return self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+        answer = self._retry(uri, once)
+        return Entry(uri, size, answer["ETag"].strip('"'))
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         bucket, key = _split_object(uri)

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 ATTEMPTS = 5
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -100,8 +100,8 @@ class Store(Protocol):
         Exactly `stop - start` bytes, fewer only where the object itself ends. What is cut short is read again.
         """
 
-    def put(self, uri: str, data: bytes) -> Entry:
-        """Write an object, whole or not at all, replacing what was there."""
+    def put(self, uri: str, data: bytes | IO[bytes]) -> Entry:
+        """Write an object, whole or not at all, replacing what was there. A file's content from its beginning on."""
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write an object unless one is there. True when the object there holds `data`, whoever wrote it."""

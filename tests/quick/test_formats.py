@@ -21,12 +21,12 @@ import pytest
 
 from pipelines.columns import PassedColumns
 from pipelines.config import JobConfig
-from pipelines.formats import read_inputs
+from pipelines.formats import read_inputs, tar
 from pipelines.listing import PlanReport
 from pipelines.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
-from pipelines.rows import Reading, Row, Skipped
+from pipelines.rows import Input, Reading, Row, Skipped
 from storage.settings import ConfigError
-from storage.store import Changed, InvalidUri, NotFound, StoreOptions, open_store
+from storage.store import Changed, InvalidUri, NotFound, Store, StoreOptions, open_store
 from tests.images import encode, make_rgb
 
 OPTIONS = StoreOptions()
@@ -278,6 +278,33 @@ def test_shards_hold_about_as_many_rows_as_asked(folder: Folder) -> None:
     report = folder.plan(rows_per_shard=10)
     assert report.rows == pytest.approx(55, rel=0.1)
     assert 5 <= report.shards <= 7
+
+
+def test_a_few_tars_of_a_folder_tell_how_large_the_others_are(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def look(store: Store, planned: Input) -> int:
+        looked.append(planned.uri.rpartition("/")[2])
+        return estimate(store, planned)
+
+    estimate = tar._estimate_rows
+    monkeypatch.setattr(tar, "_estimate_rows", look)
+    large = make_rgb(600, 400)
+    for number in range(200):
+        count = 3 + number % 7
+        folder.write(f"small/{number:03d}.tar", make_tar([(f"{n}.jpg", JPEG) for n in range(count)]))
+    for number in range(5):
+        members = [(f"{n}.jpg", encode(large, "JPEG")) for n in range(8)]
+        folder.write(f"large/{number}.tar", make_tar(members))
+        folder.write(f"small/{number}.tar.gz", make_tar(members, "w:gz"))
+    folder.write("small/150.tar", b"no tar at all")
+    report = folder.plan(rows_per_shard=10)
+    assert report.inputs == 210
+    assert len(looked) < 70
+    assert [name for name in looked if name.endswith("gz")] == [f"{n}.tar.gz" for n in range(5)]
+    real = sum(3 + number % 7 for number in range(200)) + 80
+    assert report.rows == pytest.approx(real, rel=0.25)
+    assert len(folder.rows()) == real - (3 + 150 % 7) + 1
 
 
 def test_new_inputs_are_appended_and_changed_ones_refused(folder: Folder) -> None:

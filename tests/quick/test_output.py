@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipelines import commit
 from pipelines.columns import PassedColumns
 from pipelines.commit import Ledger, commit_shard
 from pipelines.config import JobConfig
@@ -46,6 +48,7 @@ class Output:
         assert publish_plan(draft, self.store, str(self.root))
         self.refs = list(list_shards(self.store, str(self.root)))
         self.writer = PartWriter(str(self.root), StoreOptions(), FORMAT, FINGERPRINT)
+        self.runs: dict[str, list[int]] = {}
 
     def claim(self, text: str) -> None:
         self.store.put(str(self.root / "fingerprint.json"), text.encode())
@@ -67,10 +70,13 @@ class Output:
         }
         schema = FORMAT.part_schema()
         columns = {f.name: pa.array(values.get(f.name, [None] * count), f.type) for f in schema}
-        return self.writer.write(ref.shard, pa.table(columns, schema=schema))
+        part = self.writer.write(ref.shard, pa.table(columns, schema=schema))
+        self.runs[part] = encode_rows(np.array(rows))
+        return part
 
     def commit(self, ref: ShardRef, *parts: str, rows_in: int = 2) -> dict[str, Any]:
-        return commit_shard(self.writer, ref, parts, Ending([0, rows_in], rows_in))
+        runs = {part: self.runs.get(part, [0, rows_in]) for part in parts}
+        return commit_shard(self.writer, ref, runs, Ending([0, rows_in], rows_in))
 
     def finish(self) -> dict[str, Any]:
         names = [ref.shard for ref in self.refs]
@@ -140,7 +146,7 @@ def test_a_later_generation_replaces_rejects_and_keeps_the_rest(output: Output) 
     output.commit(ref, output.part(ref, [0, 1, 2], rejected=(0, 2)), rows_in=3)
     again = ShardRef(ref.shard, ref.segment, ref.group, 1, 1)
     part = output.part(ShardRef(f"{ref.shard}.1", "", 0, 0), [2, 3, 4], rejected=(4,))
-    record = commit_shard(output.writer, again, [part], Ending([2, 5], 5))
+    record = commit_shard(output.writer, again, {part: [2, 5]}, Ending([2, 5], 5))
     assert (record["rows_in"], record["rows_tagged"], record["rows_rejected"]) == (5, 3, 2)
     assert record["labels"] == {"a": 3}
     assert record["reasons"] == {"corrupt": 2}
@@ -155,7 +161,7 @@ def test_a_later_generation_replaces_rejects_and_keeps_the_rest(output: Output) 
     assert report.ok, report.problems
     part = output.part(ShardRef(f"{ref.shard}.2", "", 0, 0), [4])
     with pytest.raises(RuntimeError, match="would lose rows"):
-        commit_shard(output.writer, ShardRef(ref.shard, "", 0, 1, 2), [part], Ending([4, 5], 7))
+        commit_shard(output.writer, ShardRef(ref.shard, "", 0, 1, 2), {part: [4, 5]}, Ending([4, 5], 7))
 
 
 @pytest.mark.parametrize("damage", ["not json", "{}", '{"shard": "000000-000000", "files": []}', "", "gone"])
@@ -245,7 +251,7 @@ def test_a_shard_is_complete_when_its_rows_are_there() -> None:
     assert ledger.add(receipt("a", [], Ending([0, 4], 4))) is None  # the marker overtook rows
     assert ledger.add(receipt("a", [1, 2])) is None
     assert ledger.add(receipt("a", [0])) is not None
-    assert ledger.take("a") == (refs["a"], ["a/[2, 3]", "a/[1, 2]", "a/[0]"])
+    assert ledger.take("a") == (refs["a"], {"a/[2, 3]": [2, 4], "a/[1, 2]": [1, 3], "a/[0]": [0, 1]})
     assert ledger.add(receipt("a", [0])) is None  # a replayed task's
     assert ledger.add(receipt("b", [7, 9])) is None
     assert ledger.add(receipt("b", [], Ending([7, 8, 9, 10], 12))) is not None  # some rows of a shard, taken up again
@@ -274,10 +280,60 @@ def test_covers(runs: list[list[int]], wanted: list[int], expected: bool) -> Non
 
 def test_parts_that_overlap_hold_each_row_once(output: Output) -> None:
     [ref, *_] = output.refs
-    parts = [output.part(ref, [2, 3, 4]), output.part(ref, [0, 1, 2])]
-    table = read_parts(output.store, parts, FORMAT.part_schema())
-    assert table["row"].to_pylist() == [0, 1, 2, 3, 4]
-    assert read_parts(output.store, [], FORMAT.part_schema()).num_rows == 0
+    for rows in (
+        [[2, 3, 4], [0, 1, 2]],
+        [[0, 1, 4, 5], [2, 3, 6]],
+        [[0, 1, 2, 3], [1], [2, 3, 4]],
+        [[3, 1], [0, 2, 3]],
+    ):
+        parts = {output.part(ref, some): encode_rows(np.array(some)) for some in rows}
+        found = [row for table in read_parts(output.store, parts) for row in table["row"].to_pylist()]
+        assert found == sorted({row for some in rows for row in some})
+    assert [*read_parts(output.store, {})] == []
+
+
+@pytest.mark.parametrize("spooled", [2**10, 2**26], ids=["on the disk", "in memory"])
+def test_a_large_shard_is_committed_a_row_group_at_a_time(
+    output: Output, spooled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "_SPOOLED_BYTES", spooled)
+    [ref, *_] = output.refs
+    rejected = tuple(range(0, 10_000, 97))
+    starts = np.random.default_rng(0).permutation(np.arange(0, 10_000, 250))
+    parts = [output.part(ref, list(range(start, min(start + 260, 10_000))), rejected) for start in starts.tolist()]
+    most, held, read = 0, 0, output.store.read
+
+    class Part(bytes):
+        """A part's bytes, until the last row that points into them is gone."""
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
+    class Counting(LocalStore):
+        """Counts the parts that are in memory at a time."""
+
+        def read(self, uri: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
+            nonlocal most, held
+            data = read(uri, start, stop, etag)
+            if uri not in parts:
+                return data
+            held += 1
+            most = max(most, held)
+            return Part(data)
+
+    monkeypatch.setattr(PartWriter, "open", lambda self: Counting())
+    record = output.commit(ref, *parts, rows_in=10_000)
+    assert (record["rows_tagged"], record["rows_rejected"]) == (10_000 - len(rejected), len(rejected))
+    assert most <= 20, f"{most} of {len(parts)} parts at a time, where a row group is 16"
+    file = pq.ParquetFile(output.root / record["files"][0]["path"])
+    groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert groups == [4096, 4096, 10_000 - len(rejected) - 2 * 4096]
+    assert file.read(["row"])["row"].to_pylist() == [row for row in range(10_000) if row not in rejected]
+    for other in output.refs[1:]:
+        output.commit(other, output.part(other, [0, 1]))
+    output.finish()
+    assert verify_output(output.store, str(output.root)).problems == []
 
 
 def test_a_commit_record_that_is_another_shards_is_damaged(output: Output) -> None:
