@@ -34,10 +34,16 @@ from siglip.encoder import Encoder
 from siglip.shapes import LABELS
 
 CORES = len(os.sched_getaffinity(0))
+HERE = Path(__file__).resolve().parents[1]
 
 
-def run_job(folder: Path, source: str, rows_per_shard: int, compile: bool | str, **extra: Any) -> dict[str, Any]:
-    """Tag the images under `folder`/input with the command line, and return the manifest's account of the run."""
+def run_job(
+    folder: Path, source: str, rows_per_shard: int, compile: bool | str, code: Path = HERE, **extra: Any
+) -> dict[str, Any]:
+    """Tag the images under `folder`/input with the command line, and return the manifest's account of the run.
+
+    `code` is the checkout whose code it is.
+    """
     config = {
         "input": str(folder / "input"),
         "output": str(folder / f"output-{time.time_ns()}"),
@@ -48,7 +54,9 @@ def run_job(folder: Path, source: str, rows_per_shard: int, compile: bool | str,
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(config))
-    subprocess.run([sys.executable, "-m", "sightline", "tag", str(path)], check=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    command = [sys.executable, "-m", "sightline", "tag", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=code, env=environment)
     manifest = json.loads((Path(str(config["output"])) / "manifest.json").read_text())
     return dict(manifest["run"])
 
@@ -81,16 +89,22 @@ def pipeline_rate(directory: Path, photos: list[bytes], labels: Sequence[str], c
     return len(images) / (time.perf_counter() - start)
 
 
-def measure_tiny(folder: Path, images: int, size: tuple[int, int], tars: int) -> None:
-    """Decode-bound: the shipped checkpoint."""
+def measure_tiny(folder: Path, images: int, size: tuple[int, int], tars: int, old: Path | None) -> None:
+    """Decode-bound: the shipped checkpoint; beside another version of this code, in turns."""
     photos = write_tars(folder / "input", tars, images // tars, distinct=64 if size[0] < 2000 else 8, size=size)
     limit = decode_rate(photos, 64, processes=2)
-    runs = {mode: run_job(folder, "tiny", images // tars, False, decode=mode) for mode in ("exact", "auto", "fast")}
+    turns = [("exact", old), ("exact", HERE), ("exact", old)] if old else []
+    rates: dict[tuple[str, Path], list[float]] = {}
+    for mode, code in [("exact", HERE), *turns, ("auto", HERE), ("fast", HERE)]:
+        run = run_job(folder, "tiny", images // tars, False, code or HERE, decode=mode)
+        rates.setdefault((mode, code or HERE), []).append(run["images_per_second"])
+        print(f"decode: {mode:5}  {run['images_per_second']:8.1f} images/s  busy {run['busy']}", flush=True)
     limit = max(limit, decode_rate(photos, 64, processes=2))
     print(f"{size[0]} x {size[1]}: {tars} tars, two processes that only decode {limit:8.1f} images/s")
-    for mode, run in runs.items():
-        rate = run["images_per_second"]
-        print(f"the job, tiny model, decode: {mode:5} {rate:8.1f} images/s  {rate / limit:.0%}   busy {run['busy']}")
+    for (mode, code), found in rates.items():
+        rate = sum(found) / len(found)
+        who = "the job" if code == HERE else "the other version's job"
+        print(f"{who}, tiny model, decode: {mode:5} {rate:8.1f} images/s  {rate / limit:.0%}")
 
 
 def measure_base(folder: Path, images: int, compile: bool) -> None:
@@ -129,10 +143,12 @@ if __name__ == "__main__":
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tars", type=int, default=16, help="Into how many tars the images go, for tiny.")
     parser.add_argument("--size", default="640x480", help="The photos' width and height, for tiny.")
+    parser.add_argument("--old", type=Path, help="A checkout of another version, to be run in turns, for tiny.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.model == "tiny":
             width, height = arguments.size.split("x")
-            measure_tiny(Path(temporary), arguments.images or 9600, (int(width), int(height)), arguments.tars)
+            size = int(width), int(height)
+            measure_tiny(Path(temporary), arguments.images or 9600, size, arguments.tars, arguments.old)
         else:
             measure_base(Path(temporary), arguments.images or 256, not arguments.no_compile)

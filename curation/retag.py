@@ -23,7 +23,7 @@ from ray.data import TaskPoolStrategy
 
 from curation.outputs import Output, read_embeddings
 from pipelines.account import Progress
-from pipelines.cluster import BLOCK_BYTES, RETRIES, connect, data_context
+from pipelines.cluster import RETRIES, connect, data_context
 from pipelines.column_chunks import replace_columns
 from pipelines.commit import ENCODING, count_labels, file_metadata, put_commit, put_file
 from pipelines.config import JobConfig, RayConfig
@@ -153,7 +153,7 @@ def retag_output(
         progress.say("starting Ray")
         format_ = replace(output.format, bands=labels.has_bands())
         task = RetagConfig(output.uri, options, PartWriter(target, options, format_, text), table)
-        with connect(config) as cluster, data_context(BLOCK_BYTES):
+        with connect(config) as cluster, data_context(cluster):
             tasks = min(cluster.readers or len(pending), len(pending))
             progress.start(len(pending), sum(ref.rows for ref in pending))
             for receipt in _build_dataset(pending, task, tasks).iter_rows():

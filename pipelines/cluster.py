@@ -24,6 +24,8 @@ that with just enough of them one reader runs where two should; the stages' real
 COMMIT_CPUS = 0.05
 """Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
 
+ACTOR_START_SECONDS = 3600
+"""How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""
 BLOCK_BYTES, BLOCK_ROWS = 64 * 2**20, 1024
 """Ray Data's target block: 341 images of 256 x 256, or so many smaller ones. Smaller blocks cost overhead; larger ones
 delay receipts, and leave actors without work until the first is full."""
@@ -36,13 +38,15 @@ class Cluster:
     """What a run may use: shards read at once, or None for as many as there is room for; the pool of actors, and cores
     and GPUs for each of them.
 
-    A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle.
+    A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle. One
+    that is `ours` was started here, with room for all that a run may use.
     """
 
     readers: int | None
     actors: ActorsConfig
     actor_cpus: float
     actor_gpus: float
+    ours: bool = False
 
     def count_readers(self) -> int:
         """Shards read at once, as far as the cluster lets it now. Needs a connected Ray."""
@@ -113,9 +117,13 @@ def _quiet_core() -> Iterator[None]:
 
 
 @contextmanager
-def data_context(image_bytes: int) -> Iterator[None]:
+def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[None]:
     """Ray Data's settings for a run over images of so many bytes; put back afterwards, because they belong to the whole
-    process."""
+    process.
+
+    Readers that start while an actor has no place yet could take it, and wait for that actor for ever. Where there is
+    room for all, the first shards are read while the actors load the model.
+    """
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     context = DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -123,7 +131,7 @@ def data_context(image_bytes: int) -> Iterator[None]:
         "target_max_block_size": min(BLOCK_BYTES, BLOCK_ROWS * image_bytes),
         "enable_progress_bars": False,
         "max_errored_blocks": 0,  # more would drop whole blocks without a word
-        "wait_for_min_actors_s": -1,  # the first shards are read meanwhile
+        "wait_for_min_actors_s": -1 if cluster.ours else ACTOR_START_SECONDS,
         "max_consecutive_actor_init_deaths": 3,
     }
     before = {name: getattr(context, name) for name in ours}
@@ -161,7 +169,7 @@ def _fit_here(config: JobConfig, small: bool) -> Cluster:
             "set it to 0, or join a cluster with ray.address"
         )
     cpus = actors.num_cpus or (1 if gpus else max(1, count_cores() // actors.largest))
-    return Cluster(config.ray.readers or count_cores(), actors, cpus, gpus)
+    return Cluster(config.ray.readers or count_cores(), actors, cpus, gpus, ours=True)
 
 
 def _actor_gpus(actors: ActorsConfig) -> float:

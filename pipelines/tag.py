@@ -88,7 +88,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         options, config.limits.max_bytes, config.parquet, writer.format.columns, config.on_changed, config.on_missing
     )
     progress.say("starting Ray")
-    with connect(config, model.is_small) as cluster, data_context(3 * model.spec.size**2):
+    with connect(config, model.is_small) as cluster, data_context(cluster, 3 * model.spec.size**2):
         progress.say("loading the model")
         rows = sum(ref.rows for ref in pending)
         reader = ReaderConfig(
