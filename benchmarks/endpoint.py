@@ -110,9 +110,9 @@ def batch_fill(url: str) -> float:
     return total / count if count else float("nan")
 
 
-def photo_body(seed: int = 0) -> bytes:
-    """A classification of a 640 x 480 JPEG, as JSON."""
-    photo = base64.b64encode(make_photo(np.random.default_rng(seed))).decode()
+def photo_body(width: int = 640, height: int = 480) -> bytes:
+    """A classification of a JPEG, as JSON."""
+    photo = base64.b64encode(make_photo(np.random.default_rng(0), width, height)).decode()
     return json.dumps({"image": f"data:image/jpeg;base64,{photo}", "label_set": "shapes"}).encode()
 
 
@@ -125,14 +125,17 @@ def print_load(title: str, result: dict[str, Any], note: str = "") -> None:
     )
 
 
-def measure_tiny(folder: Path, seconds: float, old: Path | None, counts: list[int], ingresses: list[int]) -> None:
+def measure_tiny(
+    folder: Path, seconds: float, old: Path | None, counts: list[int], ingresses: list[int], size: str
+) -> None:
     """HTTP-bound: the shipped checkpoint, taking turns with the bare app and another version of this endpoint."""
-    body = photo_body()
+    width, height = size.split("x")
+    body = photo_body(int(width), int(height))
     rates: dict[str, list[float]] = {"bare": [], "old": [], "ours": []}
     for _ in range(2):
         port = free_port()
         with server([sys.executable, "-m", "benchmarks.bare", str(port)], folder):
-            result = load(port, body, folder, seconds)
+            result = load(port, body, folder, seconds, clients=counts[-1])
             rates["bare"].append(result["rate"])
             print_load("bare FastAPI + Ray Serve, decodes only", result)
         if old:
@@ -140,14 +143,14 @@ def measure_tiny(folder: Path, seconds: float, old: Path | None, counts: list[in
                 for count in counts:
                     result = load(port, body, folder, seconds, clients=count)
                     print_load(f"the other version, {count} clients", result)
-                    if count == CLIENTS:
+                    if count == counts[-1]:
                         rates["old"].append(result["rate"])
         for number in ingresses:
             with endpoint(folder, ingress={"min": number}) as (port, metrics):
                 for count in counts:
                     result = load(port, body, folder, seconds, clients=count)
                     print_load(f"{number} ingress, {count} clients", result, f"batch fill {batch_fill(metrics):.0%}")
-                    if count == CLIENTS and number == ingresses[0]:
+                    if count == counts[-1] and number == ingresses[0]:
                         rates["ours"].append(result["rate"])
     cores, ours = len(os.sched_getaffinity(0)), statistics.mean(rates["ours"])
     print(f"{ours / cores:.0f} requests/s a core, with the load on the same {cores} cores")
@@ -267,12 +270,18 @@ if __name__ == "__main__":
     parser.add_argument("--old", type=Path, help="A checkout of another version, to take turns with.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, CLIENTS])
     parser.add_argument("--ingresses", type=int, nargs="+", default=[1])
+    parser.add_argument("--size", default="640x480", help="The photo's width and height, for tiny.")
     parser.add_argument("--infinity", help="The program of an infinity-emb in an environment of its own.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.what == "tiny":
             measure_tiny(
-                Path(temporary), arguments.seconds or 15, arguments.old, arguments.clients, arguments.ingresses
+                Path(temporary),
+                arguments.seconds or 15,
+                arguments.old,
+                arguments.clients,
+                arguments.ingresses,
+                arguments.size,
             )
         elif arguments.what == "base":
             measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile, arguments.infinity)

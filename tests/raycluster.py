@@ -109,7 +109,7 @@ class RayCluster:
             if self._node_types is not None:
                 ports.append(f"--autoscaling-config={self._write_autoscaling()}")
             self._add("head", ["--head", "--num-cpus=0", *ports])
-            self._wait_for(1)
+            self._wait_for_another(set())
         except BaseException:
             self.stop()
             raise
@@ -132,9 +132,9 @@ class RayCluster:
 
     def add_worker(self, name: str, cpus: int, *, gpus: int = 0) -> Node:
         """A node with these logical resources, when the cluster knows it."""
-        before = len(self.alive())
+        before = self._alive_ids()  # which may count some that were just killed, and will be found out meanwhile
         node = self._add(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"])
-        self._wait_for(before + 1)
+        self._wait_for_another(before)
         return node
 
     def named(self, name: str) -> Node:
@@ -228,14 +228,17 @@ class RayCluster:
         self.nodes.append(node)
         return node
 
-    def _wait_for(self, count: int) -> None:
+    def _alive_ids(self) -> set[str]:
+        return {node["node_id"] for node in self.alive()}
+
+    def _wait_for_another(self, before: set[str]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                if len(self.alive()) >= count:
+                if self._alive_ids() - before:
                     return
             except OSError:
                 pass
             if time.monotonic() > deadline:
-                raise RuntimeError(f"fewer than {count} nodes after {START_SECONDS} s\n{self.logs()}")
+                raise RuntimeError(f"no other node after {START_SECONDS} s\n{self.logs()}")
             time.sleep(0.2)
