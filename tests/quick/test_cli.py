@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from pipelines.config import JobConfig
+from pipelines.config import ActorsConfig, JobConfig
 from sightline.cli import app
 from storage.settings import list_keys
 from tests.images import encode, make_rgb
@@ -144,3 +144,11 @@ def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str],
     last = result.stderr.strip().splitlines()[-1]
     assert (result.exit_code, "'score' is string in" in last, "b.parquet" in last) == (2, True, True), last
     assert not (tmp_path / "output").exists()
+
+
+def test_a_pool_without_a_gpu_is_as_large_as_the_machine_and_the_model_want() -> None:
+    assert [ActorsConfig().spread(cores, small=False).smallest for cores in (1, 2, 8, 64)] == [1, 2, 8, 8]
+    small = [ActorsConfig().spread(cores, small=True) for cores in (1, 2, 8, 64)]
+    assert [(pool.smallest, pool.num_cpus) for pool in small] == [(1, 1), (1, 1), (2, 1), (8, 1)]
+    asked = ActorsConfig(max=3)
+    assert asked.spread(64, small=True) == asked, "whoever says something is believed"
