@@ -15,7 +15,9 @@ class Meter:
     """Seconds that a stage takes for an item, while it has as much as it can take.
 
     Told of each batch when it begins and ends. Time in which nothing ran does not count, whatever clients do
-    meanwhile; nor do batches behind which nothing waited, because a small batch's items are dearer than a full one's.
+    meanwhile; nor do batches behind which nothing waited, because a small batch's items are dearer than a full one's,
+    unless they were cheaper than what is believed: else one slow start would be believed for ever, since who believes
+    it lets nothing in that could wait.
     It does not know items apart: it is told of those of one stage.
     """
 
@@ -30,6 +32,10 @@ class Meter:
         """What an item costs now, or 0 where that is not known yet."""
         return self._working / self._done if self._done and self._working >= TRUSTED_SECONDS else 0.0
 
+    def forget(self) -> None:
+        """Know nothing: what was done until now says nothing of what is to come."""
+        self._working = self._done = 0.0
+
     def begin(self) -> None:
         """A batch starts."""
         if not self._running:
@@ -41,7 +47,7 @@ class Meter:
         self._running -= 1
         now = time.monotonic()
         elapsed, self._marked = now - self._marked, now
-        if loaded:
+        if loaded or elapsed < done * self.seconds_per_item:
             fading = math.exp(-elapsed / MEMORY_SECONDS)
             self._working = self._working * fading + elapsed
             self._done = self._done * fading + done

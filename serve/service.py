@@ -146,6 +146,7 @@ class Service:
         self._background = [asyncio.create_task(self._flush())]
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
+        self.gate.decoding.forget()
         files = LabelFiles(config.label_sources)
         for name, labels in config.label_sets.items():
             self.questions[name] = await embed_question(labels, self.about, self._embed_registered)

@@ -369,3 +369,19 @@ def test_a_meter_knows_what_an_item_costs_under_load(monkeypatch: pytest.MonkeyP
         meter.end(4, loaded=True)
         meter.end(4, loaded=True)
     assert meter.seconds_per_item == pytest.approx(0.25, rel=0.1)
+
+
+def test_a_slow_start_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighteen seconds for the first item, and a gate that then lets in one at a time, behind which nothing waits."""
+    now = 1000.0
+    monkeypatch.setattr("serve.meter.time.monotonic", lambda: now)
+    meter = Meter()
+    meter.begin()
+    now += 18
+    meter.end(1, loaded=True)
+    assert meter.seconds_per_item == pytest.approx(18)
+    for _ in range(500):
+        meter.begin()
+        now += 0.01
+        meter.end(1, loaded=False)
+    assert meter.seconds_per_item < 0.1
