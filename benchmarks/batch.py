@@ -96,8 +96,8 @@ def measure_tiny(folder: Path, images: int, size: tuple[int, int], tars: int, ol
     turns = [("exact", old), ("exact", HERE), ("exact", old)] if old else []
     rates: dict[tuple[str, Path], list[float]] = {}
     for mode, code in [("exact", HERE), *turns, ("auto", HERE), ("fast", HERE)]:
-        run = run_job(folder, "tiny", images // tars, False, code or HERE, decode=mode)
-        rates.setdefault((mode, code or HERE), []).append(run["images_per_second"])
+        run = run_job(folder, "tiny", images // tars, False, code, decode=mode)
+        rates.setdefault((mode, code), []).append(run["images_per_second"])
         print(f"decode: {mode:5}  {run['images_per_second']:8.1f} images/s  busy {run['busy']}", flush=True)
     limit = max(limit, decode_rate(photos, 64, processes=2))
     print(f"{size[0]} x {size[1]}: {tars} tars, two processes that only decode {limit:8.1f} images/s")

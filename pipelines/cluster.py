@@ -127,15 +127,15 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     context = DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ours = {
+    settings = {
         "target_max_block_size": min(BLOCK_BYTES, BLOCK_ROWS * image_bytes),
         "enable_progress_bars": False,
         "max_errored_blocks": 0,  # more would drop whole blocks without a word
         "wait_for_min_actors_s": -1 if cluster.ours else ACTOR_START_SECONDS,
         "max_consecutive_actor_init_deaths": 3,
     }
-    before = {name: getattr(context, name) for name in ours}
-    for name, value in ours.items():
+    before = {name: getattr(context, name) for name in settings}
+    for name, value in settings.items():
         setattr(context, name, value)
     try:
         yield

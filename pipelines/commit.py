@@ -14,7 +14,6 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -178,6 +177,7 @@ def _write_commit(
     store: Store, writer: PartWriter, ref: ShardRef, tables: Iterable[pa.Table], ending: Ending
 ) -> dict[str, Any]:
     schema, rejects_schema = writer.format.data_schema(), writer.format.rejects_schema()
+    wanted, kept, skipped = decode_rows(ending.rows), [], ending.skipped
     seen, rejects = [np.zeros(0, np.int64)], [rejects_schema.empty_table()]
     labels: Counter[str] = Counter()
 
@@ -188,13 +188,10 @@ def _write_commit(
             tagged = _select(table.filter(pc.is_null(table["reason"])), schema)
             labels.update(count_labels(tagged["labels"]))
             yield tagged
+        if not np.array_equal(np.concatenate(seen), wanted):  # before the file is put
+            raise RuntimeError(f"shard {ref.shard} has {sum(map(len, seen))} rows of {len(wanted)} read")
 
-    wanted, kept, skipped = decode_rows(ending.rows), [], ending.skipped
     written = write_file(store, writer, "data", ref, select_tagged())
-    if not np.array_equal(np.concatenate(seen), wanted):
-        for file in written:
-            store.delete(join(writer.output, file["path"]))
-        raise RuntimeError(f"shard {ref.shard} has {sum(map(len, seen))} rows of {len(wanted)} read")
     rejected = pa.concat_tables(rejects)
     if ref.generation:
         before = read_commit(store, writer.output, ref.shard, ref.generation - 1)
@@ -217,15 +214,12 @@ def write_file(
     Returns the file's entry for the commit record, and no entry where there are no rows: then there is no file.
     """
     rows = 0
-    with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as spool, ExitStack() as stack:
-        file: pq.ParquetWriter | None = None
-        for table in _group_rows(tables):
-            if file is None:
-                schema = table.schema.with_metadata(file_metadata(writer))
-                file = stack.enter_context(pq.ParquetWriter(spool, schema, **ENCODING))
-            file.write_table(table, row_group_size=_ROW_GROUP_ROWS)
-            rows += table.num_rows
-        stack.close()
+    schema = writer.format.data_schema() if kind == "data" else writer.format.rejects_schema()
+    with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as spool:
+        with pq.ParquetWriter(spool, schema.with_metadata(file_metadata(writer)), **ENCODING) as file:
+            for table in _group_rows(tables):
+                file.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                rows += table.num_rows
         return [put_file(store, writer, kind, ref, rows, spool)] if rows else []
 
 

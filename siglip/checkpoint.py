@@ -16,6 +16,7 @@ from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
+_SMALL_FLOPS = 1e9
 """The checkpoint that ships with Sightline: see its README."""
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
@@ -85,9 +86,6 @@ class _Images(BaseModel):
     do_normalize: bool = True
 
 
-SMALL_FLOPS = 1e9
-
-
 class CheckpointError(Exception):
     """A checkpoint that cannot be used. The message is one line that says what to change."""
 
@@ -129,7 +127,7 @@ class PinnedModel:
     @property
     def is_small(self) -> bool:
         """Whether decoding an image costs more than embedding it: a thread of one core then feeds several decoders."""
-        return self.vision_flops < SMALL_FLOPS
+        return self.vision_flops < _SMALL_FLOPS
 
     def fetch(self) -> Path:
         """All of its files, on this machine.

@@ -48,8 +48,8 @@ def resize(
 
     In `out`, if that is given. It is what Pillow's `transpose` and `resize` give, but turned when it is small. Samples
     differ from Pillow's by one level in about one of a hundred, and by two in one of a hundred thousand (in the worst
-    images found, four of ten thousand). Where torch has no such filter, and where a side shrinks
-    by less than a fifth or grows, it is Pillow itself: such an image is small, and torch's rounding shows more in it.
+    images found, four of ten thousand). Where torch has no such filter, and where a side shrinks by less than a fifth
+    or grows, it is Pillow itself: such an image is small, and torch's rounding shows more in it.
     """
     width, height = size
     sideways = orientation in QUARTER_TURNS
