@@ -29,7 +29,7 @@ _TOP = (1, 5)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure between 0 and 1, and the interval that 95 % of the resamples of its images fall in.
+    """A figure between 0 and 1, and the interval that it falls in for 95 % of the resamples of its images.
 
     NaN where it is not defined: the precision of a label never given, or the recall of one that is never right.
     """
@@ -117,8 +117,8 @@ def evaluate(output: Output, truth: Truth, resamples: int = RESAMPLES, seed: int
     """Compare truth with what the output's head says of the same images.
 
     A label is given where its score reaches its threshold: `top_k`, which may keep it from being written, is left out.
-    Intervals are of the percentile bootstrap over images (Efron 1979); what the model would do on other images than
-    those of this output they do not say.
+    Intervals are percentiles of the Bayesian bootstrap over images (Rubin 1981); what the model would do on other images
+    than those of this output they do not say.
     """
     scores = output.head.scores(truth.embeddings)
     thresholds = np.asarray(output.labels.thresholds(), np.float32)
@@ -196,8 +196,12 @@ def find_suspects(output: Output, truth: Truth) -> list[Suspect]:
 
 
 def _draw(images: int, resamples: int, seed: int) -> Doubles:
-    """How often each resample has each image, (1 + R, M): the first row is the images as they are."""
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    """What each image counts for in each resample, (1 + R, M): the first row is the images as they are.
+
+    No weight is 0. Were whole images drawn, a label that is right in one image only would be missing from a third of the
+    resamples, and a mean over labels would come out beside its own interval.
+    """
+    drawn = np.random.default_rng(seed).dirichlet(np.ones(images), size=resamples) * images
     return np.concatenate([np.ones((1, images)), drawn])
 
 

@@ -127,6 +127,18 @@ def test_the_interval_holds_what_it_should(output: Output) -> None:
     assert 88 <= inside <= 100
 
 
+def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_last(output: Output) -> None:
+    truth = make_truth(output, 7, noise=0.5)
+    scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
+    right = truth.right.copy()
+    for label in range(4):
+        mine = np.flatnonzero(truth.label == label)
+        right[mine] = False
+        right[mine[scores[mine].argmin()]] = True
+    mean = evaluate(output, replace(truth, right=right)).mean_average_precision
+    assert mean.low <= mean.value <= mean.high < 0.6
+
+
 def test_planted_mistakes_lead_the_suspects(output: Output) -> None:
     truth = make_truth(output, 5, noise=0.5)
     logits = output.head.logits(truth.embeddings)[truth.image, truth.label]
