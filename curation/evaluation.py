@@ -22,14 +22,15 @@ Doubles = NDArray[np.float64]
 RESAMPLES = 500
 _LEAST_RESAMPLES, _WORK = 100, 1e9
 """Resamples are fewer where resamples times answers would be more than this, and not fewer than that."""
-LEVEL = 0.95
+_REACH = 1.96
+"""Standard deviations of a normal distribution to either side of its middle that hold 95 % of it."""
 _PAIRS, _SUSPECTS = 20, 100
 _TOP = (1, 5)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure between 0 and 1, and the interval that it falls in for 95 % of the resamples of its images.
+    """A figure between 0 and 1, and its interval of 95 %: 1.96 standard deviations of its resamples to either side.
 
     NaN where it is not defined: the precision of a label never given, or the recall of one that is never right.
     """
@@ -117,8 +118,9 @@ def evaluate(output: Output, truth: Truth, resamples: int = RESAMPLES, seed: int
     """Compare truth with what the output's head says of the same images.
 
     A label is given where its score reaches its threshold: `top_k`, which may keep it from being written, is left out.
-    Intervals are percentiles of the Bayesian bootstrap over images (Rubin 1981); what the model would do on other images
-    than those of this output they do not say.
+    Resamples are a Bayesian bootstrap's over images (Rubin 1981); what the model would do on other images than those of
+    this output the intervals do not say. Means over labels move one way when weights are drawn, so that percentiles of
+    the resamples may lie beside the figure itself: the interval is of their spread.
     """
     scores = output.head.scores(truth.embeddings)
     thresholds = np.asarray(output.labels.thresholds(), np.float32)
@@ -198,8 +200,8 @@ def find_suspects(output: Output, truth: Truth) -> list[Suspect]:
 def _draw(images: int, resamples: int, seed: int) -> Doubles:
     """What each image counts for in each resample, (1 + R, M): the first row is the images as they are.
 
-    No weight is 0. Were whole images drawn, a label that is right in one image only would be missing from a third of the
-    resamples, and a mean over labels would come out beside its own interval.
+    No weight is 0. Were whole images drawn, a label that is right in one image only would be missing from a third of
+    the resamples, and a mean over labels would be of other labels than the figure.
     """
     drawn = np.random.default_rng(seed).dirichlet(np.ones(images), size=resamples) * images
     return np.concatenate([np.ones((1, images)), drawn])
@@ -229,23 +231,16 @@ def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
 
 
 def _rank(truth: Truth, scores: Floats, asked: NDArray[np.intp], draws: Doubles) -> Doubles:
-    """The average precision of a label's answers by resample, (1 + R,): scikit-learn's for the images as they are.
-
-    In resamples, scores that tie stand in an order of their own, which moves the interval and not the figure.
-    """
-    from sklearn.metrics import average_precision_score
-
+    """The average precision of a label's answers by resample, (1 + R,), as scikit-learn has it: ties are one rank."""
     right = truth.right[asked]
     if right.all() or not right.any():
         return np.full(len(draws), math.nan)
     order = asked[np.argsort(-scores[asked], kind="stable")]
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     weights = draws[:, truth.image[order]] * truth.weight[order]
-    hits = np.cumsum(weights * truth.right[order], axis=1)
-    with np.errstate(invalid="ignore"):
-        precision = hits / np.cumsum(weights, axis=1)
-        curve = (np.nan_to_num(precision) * weights * truth.right[order]).sum(axis=1) / hits[:, -1]
-    curve[0] = average_precision_score(right, scores[asked], sample_weight=truth.weight[asked])
-    return np.asarray(curve, np.float64)
+    hits = np.cumsum(weights * truth.right[order], axis=1)[:, last]
+    precision = hits / np.cumsum(weights, axis=1)[:, last]
+    return np.asarray((np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1) / hits[:, -1], np.float64)
 
 
 def _top(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
@@ -284,11 +279,9 @@ def _mean(figures: Doubles) -> Doubles:
 
 def _estimate(figures: Doubles) -> Estimate:
     """The first is the figure, the others its resamples."""
-    drawn = figures[1:][~np.isnan(figures[1:])]
-    if math.isnan(figures[0]) or not len(drawn):
-        return Estimate(float(figures[0]))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(figures[0]), float(low), float(high))
+    value = float(figures[0])
+    reach = _REACH * float(np.std(figures[1:]))
+    return Estimate(value, *(float(np.clip(end, 0, 1)) for end in (value - reach, value + reach)))
 
 
 def rank_labels(labels: Sequence[LabelQuality]) -> list[LabelQuality]:

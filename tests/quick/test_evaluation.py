@@ -139,6 +139,19 @@ def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_las
     assert mean.low <= mean.value <= mean.high < 0.6
 
 
+def test_scores_that_tie_are_one_rank_in_resamples_too(output: Output, tmp_path: Path) -> None:
+    """All scores of a saturated label are 1: its average precision is the share of what is right in any order."""
+    truth = make_truth(output, 8)
+    order = np.lexsort((~truth.right, truth.label))  # what is right comes first
+    truth = replace(truth, image=truth.image[order], label=truth.label[order], right=truth.right[order])
+    saturated = str(tmp_path / "saturated")
+    texts = np.eye(WIDTH, dtype=np.float32)[:LABELS]
+    write_output(saturated, MadeUp(output.labels, texts, 2, embed, scale=Scale(20, 100)))
+    for one in evaluate(open_output(saturated), truth, resamples=50).labels:
+        assert one.average_precision.value == pytest.approx(one.right / one.answers)
+        assert one.average_precision.low < one.average_precision.value < one.average_precision.high
+
+
 def test_planted_mistakes_lead_the_suspects(output: Output) -> None:
     truth = make_truth(output, 5, noise=0.5)
     logits = output.head.logits(truth.embeddings)[truth.image, truth.label]
