@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
-_SMALL_FLOPS = 1e9
 """The checkpoint that ships with Sightline: see its README."""
+_SMALL_FLOPS = 1e9
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -36,35 +36,49 @@ _Count = Annotated[int, Field(gt=0, strict=True)]
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
-class _Vision(BaseModel):
-    """What is used here of `vision_config`, with the defaults of transformers' `SiglipVisionConfig`."""
+class _Tower(BaseModel):
+    """What both towers' settings have, with transformers' defaults. Dropout and initialisation are for training."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    image_size: _Count = 224
-    patch_size: _Count = 16
     hidden_size: _Count = 768
     intermediate_size: _Count = 3072
     num_hidden_layers: _Count = 12
+    num_attention_heads: _Count = 12
+    hidden_act: Literal["gelu_pytorch_tanh", "gelu"] = "gelu_pytorch_tanh"
+    layer_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"{self.num_attention_heads} heads cannot share a hidden_size of {self.hidden_size}")
+        return self
 
 
-class _Text(BaseModel):
-    """The same of `text_config`. `projection_size` is the width of the text embeddings, if another than the tower's."""
+class VisionSettings(_Tower):
+    """A `vision_config`, as transformers' `SiglipVisionConfig` reads it. Sizes are in pixels."""
 
-    model_config = ConfigDict(extra="ignore")
+    image_size: _Count = 224
+    patch_size: _Count = 16
+    num_channels: Literal[3] = 3
+    vision_use_head: Literal[True] = True
 
+
+class TextSettings(_Tower):
+    """A `text_config`. `projection_size` is the width of the text embeddings, if another than the tower's."""
+
+    vocab_size: _Count = 32000
     max_position_embeddings: _Count = 64
-    hidden_size: _Count = 768
     projection_size: _Count | None = None
 
 
-class _Model(BaseModel):
-    """Of `config.json`, which may leave out whatever is the default."""
+class Architecture(BaseModel):
+    """A `config.json`, which may leave out whatever is the default: that of `google/siglip-base-patch16-224`."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    vision_config: _Vision = _Vision()
-    text_config: _Text = _Text()
+    vision_config: VisionSettings = VisionSettings()
+    text_config: TextSettings = TextSettings()
 
 
 class _Images(BaseModel):
@@ -106,18 +120,38 @@ class PinnedModel:
 
     `config` is the user's, with a hub's branch resolved to its commit. `identity` changes when a file does: the SHA-256
     of a directory's files, the ETags of a mirror's, or the hub's commit. The same weights in two places may therefore
-    be told apart. `width` is D, the embedding's length: that of the vision tower, 768 for the base models
-    (`SiglipConfig.projection_dim` says 512 for them and is wrong). `text_length` is in tokens.
+    be told apart.
     """
 
     config: ModelConfig
     identity: str
     spec: ImageSpec
     family: str
-    width: int
-    text_length: int
-    vision_flops: float
+    architecture: Architecture
     mirror: PrefixMirror | None = None
+
+    @property
+    def width(self) -> int:
+        """D, the embedding's length: the vision tower's. `SiglipConfig.projection_dim` is wrong."""
+        return self.architecture.vision_config.hidden_size
+
+    @property
+    def text_length(self) -> int:
+        """How many tokens of a text the model reads."""
+        return self.architecture.text_config.max_position_embeddings
+
+    @property
+    def vision_flops(self) -> float:
+        """Floating-point operations to embed one image, to within a few per cent: 44e9 for base at 256 x 256.
+
+        Counts the transformer's matrix products: 8 D^2 for the attention's projections, 4 T D for the attention itself
+        and 4 D M for the MLP of width M, for each of T tokens and each layer.
+        """
+        vision = self.architecture.vision_config
+        width = vision.hidden_size
+        tokens = (vision.image_size // vision.patch_size) ** 2
+        each = 8 * width**2 + 4 * tokens * width + 4 * width * vision.intermediate_size
+        return float(vision.num_hidden_layers * tokens * each)
 
     @property
     def rule(self) -> Family:
@@ -153,8 +187,8 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
     source = config.source
     settings = _read_json(directory / _CONFIG, source)
     _check_type(settings, source)
-    model = _parse(settings, _Model, _CONFIG, source)
-    vision, text = model.vision_config, model.text_config
+    architecture = _parse(settings, Architecture, _CONFIG, source)
+    vision, text = architecture.vision_config, architecture.text_config
     if (text.projection_size or text.hidden_size) != vision.hidden_size:
         raise CheckpointError(
             f"model.source: {source}: {_CONFIG}: its texts have {text.projection_size or text.hidden_size} numbers "
@@ -177,9 +211,7 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
         identity,
         _read_spec(directory, vision.image_size, source),
         family.NAME,
-        vision.hidden_size,
-        text.max_position_embeddings,
-        _count_flops(vision),
+        architecture,
         mirror,
     )
 
@@ -230,18 +262,6 @@ def _parse(values: Mapping[str, Any], kind: type[_Settings], name: str, source: 
         raise CheckpointError(
             f"model.source: {source}: {name}: {where}: {first['msg']} (given: {str(first['input'])[:60]})"
         ) from None
-
-
-def _count_flops(vision: _Vision) -> float:
-    """Floating-point operations to embed one image, to within a few per cent: 44e9 for base at 256 x 256.
-
-    Counts the transformer's matrix products: 8 D^2 for the attention's projections, 4 T D for the attention itself and
-    4 D M for the MLP of width M, for each of T tokens and each layer.
-    """
-    width = vision.hidden_size
-    tokens = (vision.image_size // vision.patch_size) ** 2
-    each = 8 * width**2 + 4 * tokens * width + 4 * width * vision.intermediate_size
-    return float(vision.num_hidden_layers * tokens * each)
 
 
 def quiet_transformers() -> None:

@@ -1,23 +1,24 @@
-"""SigLIP itself: the only place that calls transformers' model code."""
+"""A checkpoint at work: its weights loaded, images and texts embedded."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
-from siglip.checkpoint import CheckpointError, PinnedModel, quiet_transformers
+from siglip.checkpoint import Architecture, CheckpointError, PinnedModel, quiet_transformers
 from siglip.config import ImageSpec, ModelConfig
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
-
-if TYPE_CHECKING:
-    from transformers import SiglipModel
+from siglip.towers import Siglip
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
 TEXT_BATCH = 64
@@ -40,27 +41,28 @@ class Encoder:
     """
 
     def __init__(self, pinned: PinnedModel, *, texts: bool = True, gpus: float = 0, sizes: Sequence[int] = ()) -> None:
-        quiet_transformers()
         config = pinned.config
         self.device = choose_device(config, gpus)
         directory = pinned.fetch()
         self.spec: ImageSpec = pinned.spec
         self.dtype = choose_dtype(config, self.device)
-        model = load_model(directory, config.source)
+        model = load_model(directory, config.source, pinned.architecture, texts=texts)
         self._rule = pinned.rule
+        if texts:
+            quiet_transformers()
         try:
             self._tokenizer = self._rule.load_tokenizer(directory) if texts else None
         except Exception as error:  # each tokenizer library raises types of its own on bad files
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"model.source: {config.source}: its tokenizer: {reason}") from error
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
-        self.scale = Scale(model.logit_scale.detach().exp().item(), model.logit_bias.detach().item())
+        self.scale = Scale(model.logit_scale.exp().item(), model.logit_bias.item())
         self.width = pinned.width
         self.text_length = pinned.text_length
         self.batch_size = choose_batch_size(pinned, self.device)
         self._sizes = [*sorted(size for size in set(sizes) if size < self.batch_size), self.batch_size]
-        self._text = model.text_model.eval().to(self.device, self.dtype) if texts else None
-        self._vision = model.vision_model.eval().to(self.device, self.dtype)
+        self._text = model.text_model.to(self.device, self.dtype) if texts else None
+        self._vision = model.vision_model.to(self.device, self.dtype)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
         # (pixel / 255 - mean) / std as one multiply and one add.
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
@@ -103,14 +105,13 @@ class Encoder:
         if not texts:
             return np.zeros((0, self.width), np.float32)
         ids = torch.from_numpy(self.tokenize(texts)).to(self.device)
-        if int(ids.max()) >= self._text.config.vocab_size:
+        if int(ids.max()) >= self._text.vocabulary:
             raise CheckpointError(
-                f"model.source: its tokenizer has more tokens than its text tower ({self._text.config.vocab_size})"
+                f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
             )
         with torch.inference_mode():
             batches = [
-                torch.nn.functional.normalize(self._text(input_ids=part).pooler_output.float(), dim=-1)
-                for part in torch.split(ids, TEXT_BATCH)
+                torch.nn.functional.normalize(self._text(part).float(), dim=-1) for part in torch.split(ids, TEXT_BATCH)
             ]
             return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
 
@@ -153,8 +154,7 @@ class Encoder:
     def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, S, S, 3) on the device to float32 (B, D) of unit norm."""
         scaled = pixels.permute(0, 3, 1, 2).float() * self._gain + self._offset
-        pooled = self._vision(pixel_values=scaled.to(self.dtype)).pooler_output
-        return torch.nn.functional.normalize(pooled.float(), dim=-1)
+        return torch.nn.functional.normalize(self._vision(scaled.to(self.dtype)).float(), dim=-1)
 
     def _compile(self) -> Callable[[torch.Tensor], torch.Tensor]:
         from torch._inductor import config as inductor
@@ -191,40 +191,53 @@ def choose_device(config: ModelConfig, gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def load_model(directory: Path, source: str) -> SiglipModel:
-    """The whole model in float32, whatever the type of the checkpoint's weights; in one file or in shards.
+def load_model(directory: Path, source: str, architecture: Architecture, *, texts: bool = True) -> Siglip:
+    """A checkpoint's weights in float32, whatever type they have there; in one file or in shards.
 
-    transformers fills in random weights for what a checkpoint lacks. Raises `CheckpointError`, naming the first few,
-    for weights that are missing, not the model's, of another shape, or not finite. Position ids, which older
-    transformers saved and newer ones compute, are no weights.
+    Without `texts` the text tower's are not read, and stay on torch's `meta` device. Raises `CheckpointError`, naming
+    the first few, for weights that are missing, not the model's, of another shape, or not finite. Position ids, which
+    older versions of transformers saved, are no weights.
     """
-    from transformers import SiglipModel
-
+    with torch.device("meta"):
+        model = Siglip(architecture)
+    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     try:
-        model, report = SiglipModel.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report
-        )
-    except Exception as error:  # transformers and safetensors raise a dozen unrelated types on bad files
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _list_weights(directory)]
+            found = {name: file for file in files for name in list(file.keys()) if not name.endswith(".position_ids")}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in found.items()}
+            fit = [name for name in wanted if shapes.get(name) == wanted[name]]
+            # Copied, for what is mapped from a file changes, or is gone, with the file.
+            weights = {
+                name: found[name].get_tensor(name).to(torch.float32, copy=True)
+                for name in fit
+                if texts or not name.startswith("text_model.")
+            }
+    except Exception as error:  # safetensors raises types of its own on bad files, and of Python on bad names
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"model.source: {source}: {reason}") from error
-    found = {
-        "missing": report["missing_keys"],
-        "of another shape": [item[0] if isinstance(item, tuple) else item for item in report["mismatched_keys"]],
-        "not this model's": [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")],
-        "not finite": [name for name, weight in model.named_parameters() if not weight.isfinite().all()],
+    problems = {
+        "missing": wanted.keys() - found.keys(),
+        "of another shape": (wanted.keys() & found.keys()) - set(fit),
+        "not this model's": found.keys() - wanted.keys(),
+        "not finite": [name for name, weight in weights.items() if not weight.isfinite().all()],
     }
-    wrong = [f"{what}: {_show_names(sorted(names))}" for what, names in found.items() if names]
+    wrong = [f"{what}: {_show_names(sorted(names))}" for what, names in problems.items() if names]
     if wrong:
         raise CheckpointError(
             f"model.source: {source}: its weights are not those of its config.json ({'; '.join(wrong)})"
         )
-    return model
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _list_weights(directory: Path) -> list[Path]:
+    """A checkpoint's safetensors files, by its index where there is no whole one."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole]
+    named: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [directory / name for name in sorted(set(named.values()))]
 
 
 def _show_names(names: Sequence[str]) -> str:

@@ -59,6 +59,11 @@ def make_so400m(directory: Path) -> Path:
     return make_siglip(directory, {**tower, "image_size": 384, "patch_size": 14})
 
 
+def make_exact_gelu(directory: Path) -> Path:
+    """A checkpoint of somebody's own, with another activation and another epsilon in its image tower."""
+    return make_siglip(directory, {**_TOWER, "image_size": 256, "hidden_act": "gelu", "layer_norm_eps": 1e-2})
+
+
 def make_siglip2(directory: Path, **tokenizer: Any) -> Path:
     """As google/siglip2-*: Gemma's tokenizer in tokenizer.json, bilinear, a config.json without its defaults."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import SiglipModel
 
 from siglip.checkpoint import TINY, CheckpointError, pin_model
 from siglip.config import ModelConfig
-from siglip.encoder import Encoder, load_model
+from siglip.encoder import Encoder
 
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
 Weights = dict[str, torch.Tensor]
@@ -84,6 +85,14 @@ ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (MODEL, lambda c: {**c, "vision_config": {**c["vision_config"], "hidden_size": None}}, "vision_config.hidden_size"),
     (MODEL, lambda c: {**c, "vision_config": [1]}, r"config\.json: vision_config: "),
     (MODEL, lambda c: {**c, "text_config": {**c["text_config"], "projection_size": 9}}, "its texts have 9 numbers"),
+    (
+        MODEL,
+        lambda c: {**c, "text_config": {**c["text_config"], "hidden_act": "relu"}},
+        "text_config.hidden_act: .*relu",
+    ),
+    (MODEL, lambda c: {**c, "vision_config": {"vision_use_head": False}}, "vision_config.vision_use_head: .*False"),
+    (MODEL, lambda c: {**c, "vision_config": {"num_channels": 1}}, "vision_config.num_channels: .*1"),
+    (MODEL, lambda c: {**c, "vision_config": {"num_attention_heads": 5}}, "5 heads cannot share a hidden_size of 768"),
     (MODEL, lambda c: {**c, "model_type": "siglip2"}, "NaFlex .* such as google/siglip2-base-patch16-256"),
     (MODEL, lambda c: {**c, "model_type": "clip"}, "is a clip model, not a siglip"),
     (MODEL, lambda c: {}, "is a nameless model"),
@@ -193,7 +202,7 @@ def test_real_checkpoints_are_not_refused_for_what_is_harmless(tmp_path: Path) -
     assert (load(half).embed_images(pixels) * tiny.embed_images(pixels)).sum(axis=1).min() > 0.999
     shards = Path(copy_tiny(tmp_path / "shards"))
     (shards / "model.safetensors").unlink()
-    load_model(TINY, "tiny").save_pretrained(shards, max_shard_size="2MB")
+    SiglipModel.from_pretrained(TINY).save_pretrained(shards, max_shard_size="2MB")
     assert len(list(shards.glob("model-*.safetensors"))) > 2
     np.testing.assert_array_equal(load(str(shards)).embed_images(pixels), tiny.embed_images(pixels))
     next(shards.glob("model-*.safetensors")).unlink()

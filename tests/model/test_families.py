@@ -17,7 +17,7 @@ from siglip.encoder import Encoder
 from siglip.images import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
-from tests.checkpoints import TEXTS, make_siglip, make_siglip2, make_so400m
+from tests.checkpoints import TEXTS, make_exact_gelu, make_siglip, make_siglip2, make_so400m
 from tests.images import encode, make_rgb
 
 
@@ -45,6 +45,7 @@ class Pair:
 FAMILIES: dict[str, tuple[Callable[..., Path], str]] = {
     "siglip": (make_siglip, "siglip"),
     "so400m": (make_so400m, "siglip"),
+    "exact gelu": (make_exact_gelu, "siglip"),
     "siglip2": (make_siglip2, "siglip2"),
 }
 

@@ -1,0 +1,180 @@
+"""SigLIP's two towers (Zhai et al. 2023): what its checkpoints' weights are multiplied with.
+
+Modules are named as in a checkpoint, so that its weights load as they are. transformers has the same model; it takes
+three of the five CPU seconds in which a process would be ready to load a small checkpoint, and other things than
+towers come with it. Here is only what a checkpoint of fixed resolution needs, and transformers is what it is tested
+against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from siglip.checkpoint import Architecture, TextSettings, VisionSettings
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "gelu": functional.gelu,
+}
+
+
+class Attention(nn.Module):
+    """Self-attention of every token to every token; no mask: SigLIP was trained without one. (B, T, D) to the same."""
+
+    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+        super().__init__()
+        width = settings.hidden_size
+        self.heads = settings.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        output: torch.Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return output
+
+
+class Perceptron(nn.Module):
+    """The two layers behind an attention, (B, T, D) to the same."""
+
+    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(settings.hidden_size, settings.intermediate_size)
+        self.fc2 = nn.Linear(settings.intermediate_size, settings.hidden_size)
+        self.activate = ACTIVATIONS[settings.hidden_act]
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.fc2(self.activate(self.fc1(tokens)))
+        return output
+
+
+class Layer(nn.Module):
+    """One of a transformer's layers, normalised before each half, (B, T, D) to the same."""
+
+    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+        super().__init__()
+        self.layer_norm1, self.layer_norm2 = (make_norm(settings) for _ in range(2))
+        self.self_attn = Attention(settings)
+        self.mlp = Perceptron(settings)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = tokens + self.self_attn(self.layer_norm1(tokens))
+        output: torch.Tensor = tokens + self.mlp(self.layer_norm2(tokens))
+        return output
+
+
+class Transformer(nn.Module):
+    """A tower's layers one after the other, (B, T, D) to the same."""
+
+    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return tokens
+
+
+class PatchEmbeddings(nn.Module):
+    """Squares of pixels as tokens, each with its place: (B, 3, S, S) to (B, T, D), row by row."""
+
+    def __init__(self, settings: VisionSettings) -> None:
+        super().__init__()
+        width, patch = settings.hidden_size, settings.patch_size
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch)
+        self.position_embedding = nn.Embedding((settings.image_size // patch) ** 2, width)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches: torch.Tensor = self.patch_embedding(pixels)
+        return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
+
+
+class TokenEmbeddings(nn.Module):
+    """Token ids, each with its place: int64 (B, T) to (B, T, D)."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(settings.vocab_size, settings.hidden_size)
+        self.position_embedding = nn.Embedding(settings.max_position_embeddings, settings.hidden_size)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.token_embedding(ids)
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
+
+
+class Pool(nn.Module):
+    """One learned query's attention to all patches, (B, T, D) to (B, D)."""
+
+    def __init__(self, settings: VisionSettings) -> None:
+        super().__init__()
+        width = settings.hidden_size
+        self.probe = nn.Parameter(torch.empty(1, 1, width))
+        self.attention = nn.MultiheadAttention(width, settings.num_attention_heads, batch_first=True)
+        self.layernorm = make_norm(settings)
+        self.mlp = Perceptron(settings)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        probe = self.probe.expand(len(patches), -1, -1)
+        pooled: torch.Tensor = self.attention(probe, patches, patches, need_weights=False)[0]
+        pooled = pooled + self.mlp(self.layernorm(pooled))
+        return pooled[:, 0]
+
+
+class VisionTower(nn.Module):
+    """Normalised pixels (B, 3, S, S) to embeddings (B, D), not yet of unit norm."""
+
+    def __init__(self, settings: VisionSettings) -> None:
+        super().__init__()
+        self.embeddings = PatchEmbeddings(settings)
+        self.encoder = Transformer(settings)
+        self.post_layernorm = make_norm(settings)
+        self.head = Pool(settings)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches = self.encoder(self.embeddings(pixels))
+        output: torch.Tensor = self.head(self.post_layernorm(patches))
+        return output
+
+
+class TextTower(nn.Module):
+    """Token ids, int64 (B, T), to embeddings (B, D), not yet of unit norm.
+
+    Of the last token, be it the end of a text or the padding behind it. `vocabulary` is how many ids there are.
+    """
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.vocabulary = settings.vocab_size
+        self.embeddings = TokenEmbeddings(settings)
+        self.encoder = Transformer(settings)
+        self.final_layer_norm = make_norm(settings)
+        self.head = nn.Linear(settings.hidden_size, settings.projection_size or settings.hidden_size)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        tokens = self.final_layer_norm(self.encoder(self.embeddings(ids)))
+        output: torch.Tensor = self.head(tokens[:, -1])
+        return output
+
+
+class Siglip(nn.Module):
+    """Both towers, and the scale and bias of their cosines: a checkpoint's whole weights."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.text_model = TextTower(architecture.text_config)
+        self.vision_model = VisionTower(architecture.vision_config)
+        self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
+
+
+def make_norm(settings: TextSettings | VisionSettings) -> nn.LayerNorm:
+    """The normalisation that both towers use everywhere."""
+    return nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)
