@@ -38,15 +38,15 @@ class Cluster:
     """What a run may use: shards read at once, or None for as many as there is room for; the pool of actors, and cores
     and GPUs for each of them.
 
-    A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle. One
-    that is `ours` was started here, with room for all that a run may use.
+    A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle.
+    With `reads_early` the first shards are read while the actors load the model.
     """
 
     readers: int | None
     actors: ActorsConfig
     actor_cpus: float
     actor_gpus: float
-    ours: bool = False
+    reads_early: bool = False
 
     def count_readers(self) -> int:
         """Shards read at once, as far as the cluster lets it now. Needs a connected Ray."""
@@ -121,8 +121,8 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
     """Ray Data's settings for a run over images of so many bytes; put back afterwards, because they belong to the whole
     process.
 
-    Readers that start while an actor has no place yet could take it, and wait for that actor for ever. Where there is
-    room for all, the first shards are read while the actors load the model.
+    Readers that start while an actor has no place yet could take it, and wait for that actor for ever: so they wait
+    until the pool is there, but on a cluster that has room for all.
     """
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     context = DataContext.get_current()
@@ -131,7 +131,7 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
         "target_max_block_size": min(BLOCK_BYTES, BLOCK_ROWS * image_bytes),
         "enable_progress_bars": False,
         "max_errored_blocks": 0,  # more would drop whole blocks without a word
-        "wait_for_min_actors_s": -1 if cluster.ours else ACTOR_START_SECONDS,
+        "wait_for_min_actors_s": -1 if cluster.reads_early else ACTOR_START_SECONDS,
         "max_consecutive_actor_init_deaths": 3,
     }
     before = {name: getattr(context, name) for name in settings}
@@ -169,7 +169,8 @@ def _fit_here(config: JobConfig, small: bool) -> Cluster:
             "set it to 0, or join a cluster with ray.address"
         )
     cpus = actors.num_cpus or (1 if gpus else max(1, count_cores() // actors.largest))
-    return Cluster(config.ray.readers or count_cores(), actors, cpus, gpus, ours=True)
+    # There is room for all here. A large model is compiled first, which reading would only slow down.
+    return Cluster(config.ray.readers or count_cores(), actors, cpus, gpus, reads_early=small and not gpus)
 
 
 def _actor_gpus(actors: ActorsConfig) -> float:
