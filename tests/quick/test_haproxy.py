@@ -9,7 +9,7 @@ import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
-from serve.haproxy import PEER, REFUSED, harden, launcher, refusal
+from serve.haproxy import PEER, REFUSED, environment, harden, launcher, refusal
 
 
 @pytest.fixture
@@ -68,3 +68,11 @@ def test_a_refusal_is_a_whole_response(status: int) -> None:
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert f"content-length: {len(body)}".encode() in head
     assert b'"code": "unavailable"' in body
+
+
+def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(tmp_path: Path) -> None:
+    """Ray Serve's controller would kill one that a busy machine keeps from starting, and with it the whole start."""
+    from ray.serve._private.constants import HTTP_PROXY_TIMEOUT, PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
+
+    seconds = float(environment(tmp_path, 30)["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"])
+    assert seconds * PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD >= HTTP_PROXY_TIMEOUT
