@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,18 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches() -> None:
         vectors = encoder.embed_images(pixels[:images])
         assert ran == shapes
         assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
+
+
+def test_what_embeds_images_alone_does_without_transformers() -> None:
+    """Its import costs as much as all else that a job's actor does before its first image."""
+    code = (
+        "import sys; from siglip.checkpoint import pin_model; from siglip.config import ModelConfig; "
+        "from siglip.encoder import Encoder; "
+        "Encoder(pin_model(ModelConfig(source='tiny', compile=False)), texts=False).warm_up(); "
+        "print({'transformers', 'sentencepiece'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 def test_the_base_architecture_is_siglip_base_patch16_256(tmp_path: Path) -> None:
