@@ -281,7 +281,8 @@ def _estimate(figures: Doubles) -> Estimate:
     """The first is the figure, the others its resamples."""
     value = float(figures[0])
     reach = _REACH * float(np.std(figures[1:]))
-    return Estimate(value, *(float(np.clip(end, 0, 1)) for end in (value - reach, value + reach)))
+    low, high = np.clip([value - reach, value + reach], 0, 1)
+    return Estimate(value, float(low), float(high))
 
 
 def rank_labels(labels: Sequence[LabelQuality]) -> list[LabelQuality]:

@@ -122,7 +122,7 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
     process.
 
     Readers that start while an actor has no place yet could take it, and wait for that actor for ever: so they wait
-    until the pool is there, but on a cluster that has room for all.
+    until the pool is there, except on a cluster that has room for all.
     """
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     context = DataContext.get_current()

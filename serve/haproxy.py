@@ -73,9 +73,6 @@ def environment(folder: Path, deadline_s: float, bind: str = "") -> dict[str, st
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": silence,
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": silence,
-        # Ray Serve's proxy has three times as long to start, and who starts Ray Serve waits a minute for it. The
-        # default, 3 x 5 s, is over on a machine whose cores are busy, and the start with it.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     }
 
 

@@ -36,7 +36,7 @@ _Count = Annotated[int, Field(gt=0, strict=True)]
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
-class _Tower(BaseModel):
+class TowerSettings(BaseModel):
     """What both towers' settings have, with transformers' defaults. Dropout and initialisation are for training."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -55,7 +55,7 @@ class _Tower(BaseModel):
         return self
 
 
-class VisionSettings(_Tower):
+class VisionSettings(TowerSettings):
     """A `vision_config`, as transformers' `SiglipVisionConfig` reads it. Sizes are in pixels."""
 
     image_size: _Count = 224
@@ -64,7 +64,7 @@ class VisionSettings(_Tower):
     vision_use_head: Literal[True] = True
 
 
-class TextSettings(_Tower):
+class TextSettings(TowerSettings):
     """A `text_config`. `projection_size` is the width of the text embeddings, if another than the tower's."""
 
     vocab_size: _Count = 32000

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siglip.checkpoint import Architecture, TextSettings, VisionSettings
+from siglip.checkpoint import Architecture, TextSettings, TowerSettings, VisionSettings
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class Attention(nn.Module):
     """Self-attention of every token to every token; no mask: SigLIP was trained without one. (B, T, D) to the same."""
 
-    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+    def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         width = settings.hidden_size
         self.heads = settings.num_attention_heads
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 class Perceptron(nn.Module):
     """The two layers behind an attention, (B, T, D) to the same."""
 
-    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+    def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         self.fc1 = nn.Linear(settings.hidden_size, settings.intermediate_size)
         self.fc2 = nn.Linear(settings.intermediate_size, settings.hidden_size)
@@ -58,7 +58,7 @@ class Perceptron(nn.Module):
 class Layer(nn.Module):
     """One of a transformer's layers, normalised before each half, (B, T, D) to the same."""
 
-    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+    def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         self.layer_norm1, self.layer_norm2 = (make_norm(settings) for _ in range(2))
         self.self_attn = Attention(settings)
@@ -73,7 +73,7 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """A tower's layers one after the other, (B, T, D) to the same."""
 
-    def __init__(self, settings: TextSettings | VisionSettings) -> None:
+    def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
 
@@ -174,6 +174,6 @@ class Siglip(nn.Module):
         self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
 
 
-def make_norm(settings: TextSettings | VisionSettings) -> nn.LayerNorm:
+def make_norm(settings: TowerSettings) -> nn.LayerNorm:
     """The normalisation that both towers use everywhere."""
     return nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
-from serve.haproxy import PEER, REFUSED, environment, harden, launcher, refusal
+from serve.config import EndpointConfig
+from serve.haproxy import PEER, REFUSED, harden, launcher, refusal
+from sightline.serving import _set_environment
 
 
 @pytest.fixture
@@ -70,9 +74,16 @@ def test_a_refusal_is_a_whole_response(status: int) -> None:
     assert b'"code": "unavailable"' in body
 
 
-def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
     """Ray Serve's controller would kill one that a busy machine keeps from starting, and with it the whole start."""
     from ray.serve._private.constants import HTTP_PROXY_TIMEOUT, PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
 
-    seconds = float(environment(tmp_path, 30)["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"])
+    monkeypatch.setattr("serve.haproxy.available", lambda: there)
+    with patch.dict(os.environ):
+        os.environ.pop("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", None)
+        _set_environment(EndpointConfig(), tmp_path, "127.0.0.1", 8000)
+        seconds = float(os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"])
     assert seconds * PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD >= HTTP_PROXY_TIMEOUT

@@ -87,7 +87,7 @@ def test_the_tour(tmp_path: Path) -> None:
     assert "accepted at >= 70%" in printed["calibrate"]
     assert "607 images are in" in printed["retag"]
     told = json.loads(printed["evaluate"])
-    # A processor's rounding decides which images the sample has, and so where the wrong answers fall: 0.69 to 0.75.
+    # It differs between processors, by where the wrong answers fall: 0.695 on one, over 0.7 on another.
     mean = told["mean_average_precision"]
     assert 0.6 < mean["value"] < 0.9
     assert mean["low"] < mean["value"] < mean["high"]
