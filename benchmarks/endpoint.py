@@ -39,10 +39,13 @@ import yaml
 
 from benchmarks.photos import make_photo
 from siglip.architectures import init_checkpoint
+from siglip.encoder import CPU_BATCH
 from siglip.shapes import LABELS
 
 CLIENTS = 64
 READY_SECONDS = 600
+ANSWER_SECONDS = 15.0
+"""Seconds after which a model-bound answer is to come: half of the endpoint's deadline."""
 
 
 def free_port() -> int:
@@ -87,14 +90,20 @@ def endpoint(folder: Path, checkout: Path | None = None, **config: Any) -> Itera
 
 
 def load(
-    port: int, body: bytes, folder: Path, seconds: float, clients: int = CLIENTS, path: str = "/v1/classify"
+    port: int,
+    body: bytes,
+    folder: Path,
+    seconds: float,
+    clients: int = CLIENTS,
+    path: str = "/v1/classify",
+    warm: float = 2.0,
 ) -> dict[str, Any]:
-    """Load from a process of its own, after a short one that warms up."""
+    """Load from a process of its own, counted after `warm` seconds."""
     file = folder / "body.json"
     file.write_bytes(body)
-    for duration in (2.0, seconds):
-        command = [sys.executable, "-m", "benchmarks.load", f"127.0.0.1:{port}", path, str(file)]
-        text = subprocess.run([*command, str(clients), str(duration)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.load", f"127.0.0.1:{port}", path, str(file)]
+    command += [str(clients), str(warm), str(seconds)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(text.stdout)
     return result
 
@@ -202,22 +211,27 @@ def measure_base(folder: Path, seconds: float, compile: bool, program: str | Non
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     before = alone()
+    # Two full batches are always there, and each answer comes well before its deadline. The count begins when batches
+    # have filled, and lasts for thirty of them: an answer more or less at its ends is sixteen.
+    clients = max(2 * CPU_BATCH, min(CLIENTS, int(ANSWER_SECONDS * before)))
+    warm, seconds = 3 * CPU_BATCH / before, max(seconds, 30 * CPU_BATCH / before)
     with endpoint(folder, model={"source": str(directory), "compile": compile}) as (port, metrics):
-        result = load(port, photo_body(), folder, seconds)
+        result = load(port, photo_body(), folder, seconds, clients, warm=warm)
         fill = batch_fill(metrics)
-    limit = (before + alone()) / 2
-    print(f"{'encoder alone':38} {limit:8.2f} /s")
-    print_load("the endpoint, 64 clients", result, f"batch fill {fill:.0%}")
+    after = alone()
+    limit = (before + after) / 2
+    print(f"{'encoder alone':38} {limit:8.2f} /s ({before:.2f} before and {after:.2f} after)")
+    print_load(f"the endpoint, {clients} clients", result, f"batch fill {fill:.0%}")
     print(f"the endpoint has {result['rate'] / limit:.0%} of the encoder's rate")
     if program:
         image = json.loads(photo_body())["image"]
         body = json.dumps({"model": "base", "input": [image], "modality": "image"}).encode()
         with infinity(program, directory, folder) as port:
-            theirs = load(port, body, folder, seconds, path="/embeddings")
+            theirs = load(port, body, folder, seconds, clients, path="/embeddings", warm=warm)
         note = (
             f"the endpoint has {result['rate'] / theirs['rate']:.1f} times that" if theirs["rate"] else "none answered"
         )
-        print_load("infinity-emb, 64 clients", theirs, note)
+        print_load(f"infinity-emb, {clients} clients", theirs, note)
 
 
 def measure_labels(folder: Path) -> None:

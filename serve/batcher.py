@@ -27,6 +27,10 @@ PATIENCE = 0.5
 """The share of the longest wait for more items after which it is over, if none arrived in it."""
 
 
+HELD = 0.5
+"""The share of a batch's time for which the next one, which has to wait for it, is held open for more items."""
+
+
 class Expired(Exception):
     """The deadline passed before the work began."""
 
@@ -68,6 +72,10 @@ class Batcher(Generic[Item, Result]):
     batches run in, each with as many runners, if several are free. Items that were queued by one submission may end in
     several batches. Belongs to the event loop that first submits. It has no bound of its own: who submits was admitted.
 
+    A batch that is ready while all places are taken has to wait for one of them, so it is held open for half as long as
+    a batch lately took: clients that were answered together ask again together, and the first of them would make a
+    small batch of its own.
+
     Keys take turns, an item each: whoever queued a thousand items is in nobody's way.
 
     Runners serve all submissions and so are nobody's tasks: they run in a context of their own, because Ray Serve
@@ -101,6 +109,8 @@ class Batcher(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._busy = 0
+        self._turned = 0.0  # when the last batch ended, or began where none ran
+        self._took = 0.0
 
     async def submit(self, items: Sequence[Item], deadline: float, key: str = "") -> Done[Result]:
         """Queue items of `key` and wait for their results. `deadline` is on the clock of `time.monotonic`.
@@ -146,12 +156,18 @@ class Batcher(Generic[Item, Result]):
         while True:
             await self._gather()
             batch = self._take()
+            if not batch:
+                continue
+            if not self._busy:
+                self._turned = time.monotonic()
             self._busy += 1
             try:
-                if batch:
-                    await self._run_batch(batch)
+                await self._run_batch(batch)
             finally:
                 self._busy -= 1
+                now = time.monotonic()
+                self._took, self._turned = now - self._turned, now
+                self._arrived.set()  # a batch that was held for this one
 
     async def _gather(self) -> None:
         """Return when a batch is worth taking."""
@@ -159,10 +175,17 @@ class Batcher(Generic[Item, Result]):
             self._arrived.clear()
             await self._arrived.wait()
         until = time.monotonic() + self._wait
-        while 0 < self._queued < self._size and self._coming() and (left := until - time.monotonic()) > 0:
+        while 0 < self._queued < self._size:
+            if self._busy >= self._places:
+                patience = left = self._turned + HELD * self._took - time.monotonic()
+            else:
+                left = until - time.monotonic() if self._coming() else 0.0
+                patience = min(left, self._wait * PATIENCE)
+            if left <= 0:
+                return
             self._arrived.clear()
             try:
-                async with asyncio.timeout(min(left, self._wait * PATIENCE)):
+                async with asyncio.timeout(patience):
                     await self._arrived.wait()
             except TimeoutError:
                 return

@@ -18,6 +18,7 @@ from siglip.checkpoint import Architecture, CheckpointError, PinnedModel, quiet_
 from siglip.config import ImageSpec, ModelConfig
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
+from siglip.threads import CoreThreads
 from siglip.towers import Siglip
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
@@ -28,8 +29,8 @@ TEXT_BATCH = 64
 class Encoder:
     """A SigLIP checkpoint, loaded and ready: images and texts in, unit vectors out.
 
-    Runs on the GPU when this process was given one (`gpus`), else on the CPU with the threads that torch was given. Not
-    thread-safe. It knows nothing of labels' meaning, thresholds, Ray or files.
+    Runs on the GPU when this process was given one (`gpus`), else on the CPU with the threads that torch was given
+    before. Not thread-safe. It knows nothing of labels' meaning, thresholds, Ray or files.
 
     A compiled model has one graph for each batch size: `batch_size`, and of `sizes` those that are smaller. A batch is
     filled up to the next of them.
@@ -59,8 +60,10 @@ class Encoder:
         self.scale = Scale(model.logit_scale.exp().item(), model.logit_bias.item())
         self.width = pinned.width
         self.text_length = pinned.text_length
-        self.batch_size = choose_batch_size(pinned, self.device)
-        self._sizes = [*sorted(size for size in set(sizes) if size < self.batch_size), self.batch_size]
+        self._cores = CoreThreads(torch.get_num_threads() if self.device.type == "cpu" else 1)
+        self.batch_size = choose_batch_size(pinned, self.device, self._cores)
+        smaller = (size for size in sizes if size < self.batch_size)
+        self._sizes = sorted({self._cores.fill(size) for size in (*smaller, self.batch_size)})
         self._text = model.text_model.to(self.device, self.dtype) if texts else None
         self._vision = model.vision_model.to(self.device, self.dtype)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
@@ -74,20 +77,24 @@ class Encoder:
         """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
-        outputs = []
         with torch.inference_mode():
-            for start in range(0, len(pixels), self.batch_size):
-                batch = torch.from_numpy(np.require(pixels[start : start + self.batch_size], requirements=["C", "W"]))
-                count = len(batch)
-                if self.compiled and count not in self._sizes:
-                    # Another shape would compile again in the middle of the work.
-                    fits = next(size for size in self._sizes if size > count)
-                    batch = torch.cat([batch, batch.new_zeros(fits - count, *batch.shape[1:])])
-                if self.device.type == "cuda":
-                    # Pinned and asynchronous: the copy of one batch runs while the one before is computed.
-                    batch = batch.pin_memory().to(self.device, non_blocking=True)
-                outputs.append(self._forward(batch)[:count].clone())
+            outputs = [
+                self._embed_batch(pixels[start : start + self.batch_size])
+                for start in range(0, len(pixels), self.batch_size)
+            ]
             return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
+
+    def _embed_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        count = len(batch)
+        if self.compiled and count not in self._sizes:
+            # Another shape would compile again in the middle of the work.
+            fits = next(size for size in self._sizes if size > count)
+            batch = torch.cat([batch, batch.new_zeros(fits - count, *batch.shape[1:])])
+        if self.device.type == "cuda":
+            # Pinned and asynchronous: the copy of one batch runs while the one before is computed.
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        return self._cores.run(self._forward, batch)[:count].clone()
 
     def warm_up(self) -> None:
         """First batches, which compile or pick kernels, of black images.
@@ -96,6 +103,9 @@ class Encoder:
         """
         size = self.spec.size
         for count in self._sizes if self.compiled else [self.batch_size]:
+            if self.compiled:
+                black = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.device)
+                self._cores.run_first(self._forward, black)
             _check_finite(self.embed_images(np.zeros((count, size, size, 3), np.uint8)), "images")
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
@@ -110,9 +120,7 @@ class Encoder:
                 f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
             )
         with torch.inference_mode():
-            batches = [
-                torch.nn.functional.normalize(self._text(part).float(), dim=-1) for part in torch.split(ids, TEXT_BATCH)
-            ]
+            batches = [self._cores.run(self._embed_ids, part) for part in torch.split(ids, TEXT_BATCH)]
             return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
@@ -155,6 +163,11 @@ class Encoder:
         """uint8 (B, S, S, 3) on the device to float32 (B, D) of unit norm."""
         scaled = pixels.permute(0, 3, 1, 2).float() * self._gain + self._offset
         return torch.nn.functional.normalize(self._vision(scaled.to(self.dtype)).float(), dim=-1)
+
+    def _embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """int64 (B, text_length) on the device to float32 (B, D) of unit norm."""
+        assert self._text is not None
+        return torch.nn.functional.normalize(self._text(ids).float(), dim=-1)
 
     def _compile(self) -> Callable[[torch.Tensor], torch.Tensor]:
         from torch._inductor import config as inductor
@@ -261,13 +274,14 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def choose_batch_size(pinned: PinnedModel, device: torch.device) -> int:
-    """`auto`: enough rows to fill the matrix units, and no more memory than that takes."""
+def choose_batch_size(pinned: PinnedModel, device: torch.device, cores: CoreThreads) -> int:
+    """`auto`: enough rows to fill the matrix units, and no more memory than that takes; on a CPU an equal part for each
+    core."""
     if pinned.config.batch_size != "auto":
         return pinned.config.batch_size
     if device.type == "cuda":
         return GPU_BATCH
-    return SMALL_CPU_BATCH if pinned.is_small else CPU_BATCH
+    return cores.fill(SMALL_CPU_BATCH if pinned.is_small else CPU_BATCH)
 
 
 def choose_compile(config: ModelConfig) -> bool:

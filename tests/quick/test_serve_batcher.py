@@ -97,6 +97,57 @@ def test_what_does_not_come_is_not_waited_for() -> None:
     assert 1.8 < asyncio.run(scenario(0.05)) < 4, "all of it, since there was always one more"
 
 
+def test_a_batch_that_has_to_wait_is_held_open_for_those_who_ask_again() -> None:
+    async def scenario() -> None:
+        sizes: list[int] = []
+        place = asyncio.Lock()
+
+        async def run(items: list[int]) -> list[int]:
+            sizes.append(len(items))
+            async with place:
+                await asyncio.sleep(0.3)
+            return items
+
+        batcher = Batcher(run, size=4, runners=2, places=1)
+
+        async def client(number: int) -> None:
+            for _ in range(5):
+                await asyncio.sleep(0.01 * number)  # its image is decoded
+                await batcher.submit([number], LATER)
+
+        await asyncio.gather(*(client(number) for number in range(8)))
+        # Unheld, the first to come back goes alone each time, and 40 items make some 15 batches.
+        assert sum(sizes) == 40
+        assert len(sizes) <= 12, sizes
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_held_batch_goes_when_the_one_before_it_ends() -> None:
+    async def scenario() -> None:
+        run = Doubler()
+        batcher = Batcher(run, size=4, runners=2, places=1)
+        first = asyncio.create_task(batcher.submit([1], LATER))
+        await asyncio.sleep(1)
+        run.go.release()
+        await first
+        second = asyncio.create_task(batcher.submit([2], LATER))
+        await asyncio.sleep(0.02)
+        third = asyncio.create_task(batcher.submit([3], LATER))
+        await asyncio.sleep(0.02)
+        assert run.batches == [[1], [2]], "held, for the one before took long"
+        run.go.release()
+        await second
+        await asyncio.sleep(0.02)
+        assert run.batches == [[1], [2], [3]]
+        run.go.release()
+        await third
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
 def test_one_place_gets_all_that_waits_and_two_share_it() -> None:
     async def scenario(places: int) -> list[list[int]]:
         run = Doubler()

@@ -1,0 +1,55 @@
+"""A batch on a CPU's cores: each takes a part of it, instead of all of them a part of every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import torch
+
+
+class CoreThreads:
+    """`count` threads, each of which runs torch's operations alone. With one, it is the calling thread's work.
+
+    torch cuts each operation among the cores and waits for the last of them, some hundred times in a forward pass: a
+    core that anything else needs for a moment keeps all of them waiting. In parts the base model embeds 16 images in
+    0.83 of the time on two cores, 0.89 compiled (medians of 16 pairs), and parts of one image are as fast as parts
+    of 16.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="core") if self.count > 1 else None
+        if self._pool:
+            together = Barrier(self.count)
+
+            def start() -> None:
+                torch.set_num_threads(1)
+                together.wait()  # no thread takes two of these
+
+            for started in [self._pool.submit(start) for _ in range(self.count)]:
+                started.result()
+            torch.set_num_threads(self.count)  # threads of others begin with what was set last
+
+    def fill(self, count: int) -> int:
+        """The size from `count` on at which all parts of a batch are equal."""
+        return count if count < self.count else -(-count // self.count) * self.count
+
+    def run(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        """What `function` makes of the rows, in their order. Fewer rows than threads stay whole, on all cores."""
+        if self._pool is None or len(rows) < self.count:
+            return _infer(function, rows)
+        parts = torch.tensor_split(rows, self.count)
+        return torch.cat(list(self._pool.map(_infer, [function] * self.count, parts)))
+
+    def run_first(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> None:
+        """One part on one thread, for a function that is compiled as it runs: once, and not by all at the same time."""
+        if self._pool is not None and len(rows) >= self.count:
+            self._pool.submit(_infer, function, torch.tensor_split(rows, self.count)[0]).result()
+
+
+def _infer(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """Each thread has an inference mode of its own."""
+    with torch.inference_mode():
+        return function(rows)
