@@ -122,6 +122,8 @@ def _set_environment(config: EndpointConfig, folder: Path, host: str, port: int)
     # Ray Serve's proxy, HAProxy or not, has three times as long to start, and who starts Ray Serve waits a minute for
     # it. The default, 3 x 5 s, is over on a machine whose cores are busy, and the start with it.
     environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "20")
+    # Ray Serve's controller looks around ten times a second, with nothing to do: a twentieth of a core.
+    environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     # This Ray is of one machine: without the means of a cluster its ports are loopback's, and no other's.
     environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if environ.setdefault(haproxy.ENABLED, "1" if haproxy.available() else "0") == "1":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from siglip.images import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
 from siglip.shapes import render
+from siglip.threads import CoreThreads
 from tests.images import encode
 
 
@@ -31,7 +34,17 @@ def test_a_compiled_encoder_gives_the_same() -> None:
     assert (compiled.embed_images(pixels) * encoder.embed_images(pixels)).sum(axis=1).min() >= 0.99999
 
 
-def test_a_compiled_encoder_has_a_graph_for_small_batches() -> None:
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """torch's threads for a test, and as they were afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_compiled_encoder_has_a_graph_for_small_batches(threads: int, torch_threads: Callable[[int], None]) -> None:
+    torch_threads(threads)
     config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=16)
     encoder = Encoder(pin_model(config), texts=False, sizes=(1, 8, 64))
     ran: list[int] = []
@@ -43,15 +56,55 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches() -> None:
 
     encoder._forward = count
     encoder.warm_up()
-    assert ran == [1, 8, 16], "all that may come is compiled before it comes"
+    eight, sixteen = -(-8 // threads), -(-16 // threads)
+    assert sorted(set(ran)) == [1, eight, sixteen], "all that may come is compiled before it comes"
     plain = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (27, size, size, 3), np.uint8)
-    for images, shapes in ((1, [1]), (2, [8]), (8, [8]), (9, [16]), (27, [16, 16])):
+    for images, shapes in ((1, [1]), (2, [eight]), (8, [eight]), (10, [sixteen]), (27, [sixteen, sixteen])):
         ran.clear()
         vectors = encoder.embed_images(pixels[:images])
-        assert ran == shapes
+        assert ran == (shapes if images == 1 else [part for part in shapes for _ in range(threads)])
         assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
+
+
+def test_cores_take_parts_and_leave_the_order(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(3)
+    encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
+    torch_threads(1)
+    alone = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
+    assert encoder.batch_size == 66 and alone.batch_size == 64, "an equal part for each core"
+    size = encoder.spec.size
+    pixels = np.random.default_rng(0).integers(0, 256, (140, size, size, 3), np.uint8)
+    for count in (1, 2, 3, 4, 66, 140):
+        np.testing.assert_allclose(encoder.embed_images(pixels[:count]), alone.embed_images(pixels[:count]), atol=1e-6)
+    texts = [f"a photo of {n} cats" for n in range(70)]
+    np.testing.assert_allclose(encoder.embed_texts(texts), alone.embed_texts(texts), atol=1e-6)
+
+
+def test_cores_leave_torchs_threads_to_others_as_they_were(torch_threads: Callable[[int], None]) -> None:
+    """torch gives a new thread what was last set in any: the endpoint's model would be on one core."""
+    torch_threads(3)
+    cores = CoreThreads(3)
+    seen: list[int] = []
+
+    def look(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return rows
+
+    cores.run(look, torch.zeros(6))
+    with ThreadPoolExecutor(1) as other:
+        assert (seen, other.submit(torch.get_num_threads).result()) == ([1, 1, 1], 3)
+
+
+def test_what_fails_on_a_core_fails_the_batch(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(2)
+
+    def fail(rows: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no such row")
+
+    with pytest.raises(ValueError, match="no such row"):
+        CoreThreads(2).run(fail, torch.zeros(4))
 
 
 def test_what_embeds_images_alone_does_without_transformers() -> None:
