@@ -26,6 +26,7 @@ class CoreThreads:
 
             def start() -> None:
                 torch.set_num_threads(1)
+                torch.get_num_threads()  # else this thread's first operation would take what was set last by then
                 together.wait()  # no thread takes two of these
 
             for started in [self._pool.submit(start) for _ in range(self.count)]:

@@ -73,7 +73,7 @@ def test_cores_take_parts_and_leave_the_order(torch_threads: Callable[[int], Non
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
     torch_threads(1)
     alone = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
-    assert encoder.batch_size == 66 and alone.batch_size == 64, "an equal part for each core"
+    assert (encoder.batch_size, alone.batch_size) == (66, 64), "an equal part for each core"
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (140, size, size, 3), np.uint8)
     for count in (1, 2, 3, 4, 66, 140):
