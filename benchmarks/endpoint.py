@@ -130,7 +130,7 @@ def photo_body(width: int = 640, height: int = 480) -> bytes:
 def print_load(title: str, result: dict[str, Any], note: str = "") -> None:
     """One line of the report."""
     print(
-        f"{title:38} {result['rate']:8.1f} /s   p50 {result['p50']:7.1f} ms   p99 {result['p99']:7.1f} ms  "
+        f"{title:38} {result['rate']:8.2f} /s   p50 {result['p50']:7.1f} ms   p99 {result['p99']:7.1f} ms  "
         f"{result['statuses']}  {note}",
         flush=True,
     )

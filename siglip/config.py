@@ -42,7 +42,9 @@ class ModelConfig(BaseModel):
         "auto", description="auto is the GPU where the process was given one that works, else the CPU."
     )
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Images in one forward pass. auto is 256 on a GPU and 16 on a CPU."
+        "auto",
+        description="Images in one forward pass. auto is 256 on a GPU; on a CPU 16, or 64 of a small model, and as many "
+        "more as it takes for equal parts for its cores.",
     )
 
 
