@@ -68,7 +68,7 @@ class _Client(asyncio.Protocol):
 
 
 class _Load:
-    def __init__(self, host: str, port: int, request: bytes, warm: float, seconds: float) -> None:
+    def __init__(self, host: str, port: int, request: bytes, clients: int, warm: float, seconds: float) -> None:
         self.host, self.port = host, port
         self.request = request
         self.begin = time.perf_counter() + warm
@@ -76,7 +76,7 @@ class _Load:
         self.latencies: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.open = 0
+        self.open = clients
         self.done = asyncio.Event()
 
     def count(self, status: int, seconds: float) -> None:
@@ -113,8 +113,7 @@ async def send_load(
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
-    load = _Load(host, port, request, warm, seconds)
-    load.open = clients
+    load = _Load(host, port, request, clients, warm, seconds)
     for _ in range(clients):
         load.connect()
     await asyncio.wait_for(load.done.wait(), warm + seconds + 120)

@@ -77,12 +77,11 @@ class Encoder:
         """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
-        with torch.inference_mode():
-            outputs = [
-                self._embed_batch(pixels[start : start + self.batch_size])
-                for start in range(0, len(pixels), self.batch_size)
-            ]
-            return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
+        outputs = [
+            self._embed_batch(pixels[start : start + self.batch_size])
+            for start in range(0, len(pixels), self.batch_size)
+        ]
+        return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
 
     def _embed_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
@@ -103,10 +102,10 @@ class Encoder:
         """
         size = self.spec.size
         for count in self._sizes if self.compiled else [self.batch_size]:
+            black = np.zeros((count, size, size, 3), np.uint8)
             if self.compiled:
-                black = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.device)
-                self._cores.run_first(self._forward, black)
-            _check_finite(self.embed_images(np.zeros((count, size, size, 3), np.uint8)), "images")
+                self._cores.run_first(self._forward, torch.from_numpy(black))
+            _check_finite(self.embed_images(black[: self.batch_size]), "images")
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Texts to float32 (N, D) of unit norm. Text beyond the model's length is cut off."""
@@ -119,9 +118,8 @@ class Encoder:
             raise CheckpointError(
                 f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
             )
-        with torch.inference_mode():
-            batches = [self._cores.run(self._embed_ids, part) for part in torch.split(ids, TEXT_BATCH)]
-            return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
+        batches = [self._cores.run(self._embed_ids, part) for part in torch.split(ids, TEXT_BATCH)]
+        return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Canonical text to token ids, int64 (N, text_length).

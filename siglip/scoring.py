@@ -37,8 +37,8 @@ def average_prompts(vectors: Floats, counts: Sequence[int]) -> Floats:
 def multiply(images: Floats, texts: Floats) -> Floats:
     """Cosines of vectors of unit norm: (B, D) x (L, D) to float32 (B, L). A row's bits do not depend on the others.
 
-    Each row is a product of its own, for BLAS rounds a row of a matrix by how many there are and where it stands, and
-    by the processor. It costs twice the time of one product for all: 37 microseconds a row for 1,000 labels of 768.
+    Each row is a product of its own, for BLAS rounds a row of a matrix by how many there are and, on some processors,
+    by where it stands. It costs twice the time of one product for all: 37 microseconds a row for 1,000 labels of 768.
     """
     rows = np.ascontiguousarray(images)[:, :, None]
     return np.asarray(np.matmul(np.ascontiguousarray(texts)[None], rows)[:, :, 0], dtype=np.float32)

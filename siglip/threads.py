@@ -51,6 +51,6 @@ class CoreThreads:
 
 
 def _infer(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """Each thread has an inference mode of its own."""
+    """Without gradients, which each thread says for itself."""
     with torch.inference_mode():
         return function(rows)
