@@ -25,10 +25,9 @@ Result = TypeVar("Result")
 
 PATIENCE = 0.5
 """The share of the longest wait for more items after which it is over, if none arrived in it."""
-
-
-HELD = 0.5
-"""The share of a batch's time for which the next one, which has to wait for it, is held open for more items."""
+HELD, TRAVEL_SECONDS = 0.5, 0.05
+"""The share of a batch's time for which the next one, which has to wait for it, is held open for more items, less what
+it may take to get there: where batches are quick there is no waiting to be made use of."""
 
 
 class Expired(Exception):
@@ -177,7 +176,7 @@ class Batcher(Generic[Item, Result]):
         until = time.monotonic() + self._wait
         while 0 < self._queued < self._size:
             if self._busy >= self._places:
-                patience = left = self._turned + HELD * self._took - time.monotonic()
+                patience = left = self._turned + HELD * self._took - TRAVEL_SECONDS - time.monotonic()
             else:
                 left = until - time.monotonic() if self._coming() else 0.0
                 patience = min(left, self._wait * PATIENCE)
