@@ -13,13 +13,16 @@ class CoreThreads:
     """`count` threads, each of which runs torch's operations alone. With one, it is the calling thread's work.
 
     torch cuts each operation among the cores and waits for the last of them, some hundred times in a forward pass: a
-    core that anything else needs for a moment keeps all of them waiting. In parts the base model embeds 16 images in
-    0.83 of the time on two cores, 0.89 compiled (medians of 16 pairs), and parts of one image are as fast as parts
-    of 16.
+    core that anything else needs for a moment keeps all of them waiting. In parts the base model embedded 16 images in
+    0.83 of the time on two cores, 0.89 compiled.
+
+    Parts have at most `rows` rows, of which each core takes the next when it is done with one; without that number
+    there is a part for each core.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, rows: int | None = None) -> None:
         self.count = count
+        self._rows = rows
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="core") if self.count > 1 else None
         if self._pool:
             together = Barrier(self.count)
@@ -35,19 +38,28 @@ class CoreThreads:
 
     def fill(self, count: int) -> int:
         """The size from `count` on at which all parts of a batch are equal."""
-        return count if count < self.count else -(-count // self.count) * self.count
+        parts = self._count_parts(count)
+        return -(-count // parts) * parts
 
     def run(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
         """What `function` makes of the rows, in their order. Fewer rows than threads stay whole, on all cores."""
-        if self._pool is None or len(rows) < self.count:
+        count = self._count_parts(len(rows))
+        if count == 1:
             return _infer(function, rows)
-        parts = torch.tensor_split(rows, self.count)
-        return torch.cat(list(self._pool.map(_infer, [function] * self.count, parts)))
+        spread = self._pool.map if self._pool else map
+        return torch.cat(list(spread(_infer, [function] * count, torch.tensor_split(rows, count))))
 
     def run_first(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> None:
         """One part on one thread, for a function that is compiled as it runs: once, and not by all at the same time."""
-        if self._pool is not None and len(rows) >= self.count:
-            self._pool.submit(_infer, function, torch.tensor_split(rows, self.count)[0]).result()
+        count = self._count_parts(len(rows))
+        if self._pool and count > 1:
+            self._pool.submit(_infer, function, torch.tensor_split(rows, count)[0]).result()
+
+    def _count_parts(self, rows: int) -> int:
+        """As many for each core, so that all are done at the same time. Fewer rows than cores are one part."""
+        if rows < self.count:
+            return 1
+        return self.count * (-(-rows // (self.count * self._rows)) if self._rows else 1)
 
 
 def _infer(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:

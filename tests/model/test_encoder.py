@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import pipeline
 
 from siglip.architectures import init_checkpoint
@@ -83,6 +84,53 @@ def test_cores_take_parts_and_leave_the_order(torch_threads: Callable[[int], Non
         np.testing.assert_allclose(encoder.embed_images(pixels[:count]), alone.embed_images(pixels[:count]), atol=1e-6)
     texts = [f"a photo of {n} cats" for n in range(70)]
     np.testing.assert_allclose(encoder.embed_texts(texts), alone.embed_texts(texts), atol=1e-6)
+
+
+def test_weights_are_not_copied_for_each_token() -> None:
+    """torch multiplies what it cannot see as one matrix as many, and lays a copy of the weights beside each of them."""
+    config = ModelConfig(source="tiny", dtype="bfloat16", device="cpu", compile=False)
+    encoder = Encoder(pin_model(config), texts=False)
+    pixels = np.zeros((2, encoder.spec.size, encoder.spec.size, 3), np.uint8)
+    encoder.embed_images(pixels)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        encoder.embed_images(pixels)
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::addmm" in names
+    assert "aten::bmm" not in names
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "parts"),
+    [
+        (2, 16, [4, 4, 4, 4]),
+        (2, 10, [3, 3, 2, 2]),
+        (2, 8, [4, 4]),
+        (2, 3, [2, 1]),
+        (3, 2, [2]),
+        (3, 18, [3] * 6),
+        (1, 9, [3, 3, 3]),
+        (1, 4, [4]),
+    ],
+)
+def test_parts_are_small_and_as_many_for_each_core(
+    cores: int, rows: int, parts: list[int], torch_threads: Callable[[int], None]
+) -> None:
+    """A core that has two parts more to do than another keeps that one waiting; large parts do not fit its caches."""
+    torch_threads(1)
+    threads = CoreThreads(cores, 4)
+    seen: list[int] = []
+
+    def look(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return part + 1
+
+    np.testing.assert_array_equal(threads.run(look, torch.arange(rows)), np.arange(rows) + 1)
+    assert sorted(seen, reverse=True) == parts
+    filled = threads.fill(rows)
+    seen.clear()
+    threads.run(look, torch.arange(filled))
+    assert len(set(seen)) == 1, "filled, they are equal"
+    assert filled - rows < len(parts)
 
 
 def test_cores_leave_torchs_threads_to_others_as_they_were(torch_threads: Callable[[int], None]) -> None:
