@@ -23,9 +23,9 @@ from siglip.towers import Siglip
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
 CORE_ROWS = 4
-"""What a CPU's core takes of a batch at a time: what is between two operations stays in its caches, and the last part is
-soon over. The base model's images in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4, 13.3, 13.2 and 13.0/s. Of a
-small model's batch it takes one part."""
+"""What a CPU's core takes of a batch at a time: what is between two operations stays in its caches, and the last part
+is soon over. The base model's images in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4, 13.3, 13.2 and 13.0/s.
+Of a small model's batch each core takes one part."""
 TEXT_BATCH = 64
 """Texts in one forward pass. Cutting a list at multiples of it changes no batch, and so no number."""
 

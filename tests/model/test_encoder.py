@@ -86,8 +86,9 @@ def test_cores_take_parts_and_leave_the_order(torch_threads: Callable[[int], Non
     np.testing.assert_allclose(encoder.embed_texts(texts), alone.embed_texts(texts), atol=1e-6)
 
 
-def test_weights_are_not_copied_for_each_token() -> None:
+def test_weights_are_not_copied_for_each_token(torch_threads: Callable[[int], None]) -> None:
     """torch multiplies what it cannot see as one matrix as many, and lays a copy of the weights beside each of them."""
+    torch_threads(1)  # the profiler sees what is done on this thread
     config = ModelConfig(source="tiny", dtype="bfloat16", device="cpu", compile=False)
     encoder = Encoder(pin_model(config), texts=False)
     pixels = np.zeros((2, encoder.spec.size, encoder.spec.size, 3), np.uint8)
