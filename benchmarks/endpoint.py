@@ -213,7 +213,7 @@ def measure_base(folder: Path, seconds: float, compile: bool, program: str | Non
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     # Two full batches are always there, and each answer comes well before its deadline. The count begins when batches
-    # have filled, and lasts for thirty of them in all: an answer more or less at its ends is sixteen.
+    # have filled, and lasts for thirty of them in all.
     limits = [alone()]
     clients = max(2 * CPU_BATCH, min(CLIENTS, int(ANSWER_SECONDS * limits[0])))
     warm, seconds = 3 * CPU_BATCH / limits[0], max(seconds, 30 * CPU_BATCH / limits[0]) / ROUNDS
