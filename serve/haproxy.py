@@ -76,6 +76,19 @@ def environment(folder: Path, deadline_s: float, bind: str = "") -> dict[str, st
     }
 
 
+def choose_ingress_ports(number: int) -> dict[str, str]:
+    """The ports of the ingresses behind HAProxy, for the environment too: others for any two numbers near each other.
+
+    Ray Serve takes the first free one from 30000 on. Of two endpoints on one machine, one would take the port that an
+    ingress of the other has just left, while the other's HAProxy still sends requests there.
+    """
+    first = 20_000 + number % 100 * 100
+    return {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 100),
+    }
+
+
 def harden(config: str, folder: Path, bind: str = "") -> str:
     """HAProxy's configuration as Ray Serve writes it, mended. Done twice it is the same as done once.
 

@@ -128,6 +128,8 @@ def _set_environment(config: EndpointConfig, folder: Path, host: str, port: int)
     environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if environ.setdefault(haproxy.ENABLED, "1" if haproxy.available() else "0") == "1":
         environ.update(haproxy.environment(folder, config.limits.deadline_s, f"{_in_url(host)}:{port}"))
+        for name, value in haproxy.choose_ingress_ports(port).items():
+            environ.setdefault(name, value)
         # An ingress stays for half a minute after its time, for load balancers that have yet to hear: here is none.
         environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
         environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(_free_port()))

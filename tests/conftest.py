@@ -13,6 +13,8 @@ from serve import haproxy
 from serve.proxy import CALLBACK, CALLBACK_PATH
 from tests.radosgw import Radosgw, why_not
 
+TESTS = Path(__file__).parent
+
 
 def require(what: str, missing: str | None) -> None:
     """Skip a test whose system packages are missing; fail it where CI must have them."""
@@ -29,6 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update({CALLBACK: CALLBACK_PATH, **haproxy.environment(Path(folder.name), 30)})
     # A replica that stops waits for load balancers to hear of it: 30 s, and here there is none but HAProxy.
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "5"
+    # Tests that run at the same time, in processes of pytest's, have a Ray Serve each, and would share these ports.
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(8500 + number)
+    os.environ.update(haproxy.choose_ingress_ports(number))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest is first: in several processes none of them is left with it at the end."""
+    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "ray"))
 
 
 @pytest.fixture(scope="session")

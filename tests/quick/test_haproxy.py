@@ -12,7 +12,7 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 
 from serve.config import EndpointConfig
-from serve.haproxy import PEER, REFUSED, harden, launcher, refusal
+from serve.haproxy import ENABLED, PEER, REFUSED, harden, launcher, refusal
 from sightline.serving import _set_environment
 
 
@@ -87,3 +87,20 @@ def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(
         _set_environment(EndpointConfig(), tmp_path, "127.0.0.1", 8000)
         seconds = float(os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"])
     assert seconds * PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD >= HTTP_PROXY_TIMEOUT
+
+
+def test_two_endpoints_of_a_machine_have_ingresses_on_other_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that an ingress has left is not taken by another endpoint's, to which requests would still be sent."""
+    monkeypatch.setattr("serve.haproxy.available", lambda: True)
+    names = [f"RAY_SERVE_DIRECT_INGRESS_{which}_HTTP_PORT" for which in ("MIN", "MAX")]
+    taken: list[set[int]] = []
+    for port in (8000, 8001, 8080, 18_000 + 99):
+        with patch.dict(os.environ):
+            for name in (*names, ENABLED):
+                os.environ.pop(name, None)
+            _set_environment(EndpointConfig(), tmp_path, "127.0.0.1", port)
+            taken.append(set(range(*(int(os.environ[name]) for name in names))))
+    assert all(len(ports) >= 50 for ports in taken)
+    assert sum(map(len, taken)) == len(set.union(*taken))
