@@ -21,7 +21,7 @@ from siglip.scoring import Floats, Scale, average_prompts
 from siglip.threads import CoreThreads
 from siglip.towers import Siglip
 
-GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 16, 64
+GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 8, 64
 CORE_ROWS = 4
 """What a CPU's core takes of a batch at a time: what is between two operations stays in its caches, and the last part
 is soon over. The base model's images in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4, 13.3, 13.2 and 13.0/s.
@@ -283,13 +283,13 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def choose_batch_size(pinned: PinnedModel, device: torch.device, cores: CoreThreads) -> int:
-    """`auto`: enough rows to fill the matrix units, and no more memory than that takes; on a CPU an equal part for each
-    core."""
+    """`auto`: enough rows to fill the matrix units, and no more: the last batch of a job has fewer, and on a CPU the
+    others wait for it. There each core has an equal part."""
     if pinned.config.batch_size != "auto":
         return pinned.config.batch_size
     if device.type == "cuda":
         return GPU_BATCH
-    return cores.fill(SMALL_CPU_BATCH if pinned.is_small else CPU_BATCH)
+    return cores.fill(SMALL_CPU_BATCH if pinned.is_small else max(CPU_BATCH, cores.count))
 
 
 def choose_compile(config: ModelConfig) -> bool:
