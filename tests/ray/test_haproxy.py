@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 
 import httpx
 
+from serve.haproxy import choose_ingress_ports
 from tests.endpoint import EXAMPLE, data_uri, shape_png
 from tests.ports import free_port
 from tests.raycluster import SIGHTLINE
@@ -25,7 +27,8 @@ def serve(host: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, ready. Yields its process and its URL."""
     port = free_port()
     command = [SIGHTLINE, "serve", str(EXAMPLE), "--host", host, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {name: value for name, value in os.environ.items() if name not in choose_ingress_ports(port)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -49,8 +52,9 @@ def test_strangers_forgers_and_dawdlers_and_a_stop_that_loses_nothing() -> None:
             answer = client.get("/v1/models", headers={"Host": "rebound.example"})
             assert answer.json()["error"]["code"] == "loopback_only"
         # An ingress that is asked past HAProxy is told of no peer, and answers nobody.
-        direct = [number for number in range(30000, 30010) if speaks_http(number)]
-        assert direct, "the ingress listens on one of Ray Serve's ports"
+        first, last = map(int, choose_ingress_ports(port).values())
+        direct = [number for number in range(first, min(first + 10, last)) if speaks_http(number)]
+        assert direct, "the ingress listens on one of this endpoint's ports"
         for number in direct:
             answer = httpx.get(f"http://127.0.0.1:{number}/v1/models")
             assert answer.json()["error"]["code"] == "loopback_only"
