@@ -295,7 +295,8 @@ def choose_batch_size(pinned: PinnedModel, device: torch.device, cores: CoreThre
 def choose_compile(config: ModelConfig, device: torch.device) -> bool:
     """`auto` compiles for a GPU when a C++ compiler is there; callers with short jobs resolve it to False before.
 
-    For a CPU it takes a minute, and on two cores the base model's rate was the same: CPU_FIGURES.
+    For a CPU it takes a minute and gains nothing: on two cores the base model's rate was 4.3 images/s with and without in
+    float32, 13.5 and 13.6 in bfloat16.
     """
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if config.compile is True and not has_compiler:
