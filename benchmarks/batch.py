@@ -140,7 +140,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=["tiny", "base"])
     parser.add_argument("--images", type=int)
-    parser.add_argument("--compile", action="store_true", help="With torch.compile, for base.")
+    parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tars", type=int, default=16, help="Into how many tars the images go, for tiny.")
     parser.add_argument("--size", default="640x480", help="The photos' width and height, for tiny.")
     parser.add_argument("--old", type=Path, help="A checkout of another version, to be run in turns, for tiny.")
@@ -151,4 +151,4 @@ if __name__ == "__main__":
             size = int(width), int(height)
             measure_tiny(Path(temporary), arguments.images or 9600, size, arguments.tars, arguments.old)
         else:
-            measure_base(Path(temporary), arguments.images or 256, arguments.compile)
+            measure_base(Path(temporary), arguments.images or 256, not arguments.no_compile)

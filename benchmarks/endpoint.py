@@ -282,7 +282,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["tiny", "base", "labels", "overload"])
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--compile", action="store_true", help="With torch.compile, for base.")
+    parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--old", type=Path, help="A checkout of another version, to take turns with.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, CLIENTS])
     parser.add_argument("--ingresses", type=int, nargs="+", default=[1])
@@ -300,7 +300,7 @@ if __name__ == "__main__":
                 arguments.size,
             )
         elif arguments.what == "base":
-            measure_base(Path(temporary), arguments.seconds or 60, arguments.compile, arguments.infinity)
+            measure_base(Path(temporary), arguments.seconds or 60, not arguments.no_compile, arguments.infinity)
         elif arguments.what == "overload":
             measure_overload(Path(temporary), arguments.seconds or 60)
         else:

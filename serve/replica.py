@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from serve.metrics import ModelMetrics
 from serve.model import Embedded, ModelAbout, ModelStuck
 from siglip.actor import SiglipActor
 from siglip.checkpoint import PinnedModel
-from siglip.config import count_cores
+from siglip.config import ModelConfig, count_cores
 from siglip.scoring import Floats
 
 PROBE_SECONDS = 20.0
@@ -46,6 +47,7 @@ class ModelServer:
         # As the actor does, but before what is read of the configuration here loads torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         pinned = pin_endpoint_model(config)
+        pinned = replace(pinned, config=resolve_compile(pinned.config))
         gpus = config.replicas.num_gpus or 0
         self.actor = SiglipActor(pinned, choose_threads(config, pinned), texts=True, gpus=gpus, sizes=BATCH_SIZES)
         from siglip.encoder import TEXT_BATCH
@@ -164,3 +166,17 @@ def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
     if replicas.num_gpus:
         return None
     return 1 if pinned.is_small else count_cores()
+
+
+def resolve_compile(model: ModelConfig) -> ModelConfig:
+    """`compile: auto` for an endpoint: on a GPU only.
+
+    It takes minutes of a start on a CPU. Where throughput is all, say `compile: true`.
+    """
+    if model.compile != "auto":
+        return model
+    import torch
+
+    if torch.cuda.is_available():
+        return model
+    return model.model_copy(update={"compile": False})

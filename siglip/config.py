@@ -35,8 +35,8 @@ class ModelConfig(BaseModel):
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="torch.compile the vision tower. auto compiles for a GPU, when a compiler is there and the job is "
-        "long enough to earn back the minute or so that it takes.",
+        description="torch.compile the vision tower. auto compiles when a compiler is there and the job is long "
+        "enough to earn back the minute or so that it takes.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto is the GPU where the process was given one that works, else the CPU."
