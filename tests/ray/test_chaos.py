@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 import yaml
 
 from serve.auth import new_key
@@ -61,6 +62,7 @@ def memory_of(server: subprocess.Popen[str]) -> float:
     return total
 
 
+@pytest.mark.alone
 def test_a_mob_spoils_it_for_nobody(tmp_path: Path) -> None:
     (one, first), (two, second), (mob_key, third) = (new_key(name) for name in ("one", "two", "mob"))
     (tmp_path / "keys").write_text(f"{first}\n{second}\n{third}\n")

@@ -29,6 +29,7 @@ from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.raycluster import BIN, SIGHTLINE, STORE_BYTES
 
 RAY_PODS = ("head", "worker", "worker2", "jobhead", "jobworker", "jobworker2")
+pytestmark = pytest.mark.alone
 ASK = """
 import json, sys, urllib.request
 url, key, body = sys.argv[1], sys.argv[2], sys.stdin.buffer.read()

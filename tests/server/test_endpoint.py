@@ -524,18 +524,23 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
         running.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
         answers: list[httpx.Response] = []
         ask = lambda: answers.append(running.post("/v1/classify", {"image": PNG, "label_set": "shapes"}))  # noqa: E731
-        threads = [threading.Thread(target=ask) for _ in range(24)]
-        for thread in threads:
-            thread.start()
-        time.sleep(1.5)
-        refused = list(answers)
-        assert len(refused) == 20, "four requests of two items are in flight"
-        for answer in refused:
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        try:
+            for thread in threads:
+                thread.start()
+            deadline = time.monotonic() + 10
+            while running.service.gate.held.items < 8 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert running.service.gate.held.items == 8, "four requests of two items are in flight"
+            for _ in range(20):
+                ask()
+        finally:
+            release.set()
+            for thread in threads:
+                thread.join()
+        for answer in answers[:20]:
             assert (answer.status_code, error_of(answer)["code"]) == (429, "overloaded")
             assert int(answer.headers["retry-after"]) >= 1
-        release.set()
-        for thread in threads:
-            thread.join()
         assert [answer.status_code for answer in answers[20:]] == [200] * 4
         assert running.service.gate.held.items == 0
 
