@@ -81,7 +81,9 @@ class Encoder:
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
         self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
         self.compiled = choose_compile(config)
-        self._forward: Callable[[torch.Tensor], torch.Tensor] = self._compile() if self.compiled else self._embed_pixels
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(self._embed_pixels, dynamic=False) if self.compiled else self._embed_pixels
+        )
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
         """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
@@ -114,7 +116,7 @@ class Encoder:
         for count in self._sizes if self.compiled else [self.batch_size]:
             black = np.zeros((count, size, size, 3), np.uint8)
             if self.compiled:
-                self._cores.run_first(self._forward, torch.from_numpy(black))
+                self._cores.run_first(self._embed_first, torch.from_numpy(black))
             _check_finite(self.embed_images(black[: self.batch_size]), "images")
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
@@ -177,12 +179,14 @@ class Encoder:
         assert self._text is not None
         return torch.nn.functional.normalize(self._text(ids).float(), dim=-1)
 
-    def _compile(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _embed_first(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`_forward` for a shape that it is compiled for by this."""
         from torch._inductor import config as inductor
 
-        # Weights are constants here: freezing packs them once into the layout that the matrix kernels want.
-        inductor.freezing = self.device.type == "cpu"
-        return torch.compile(self._embed_pixels, dynamic=False)
+        # Weights are constants here: freezing packs them once into the layout that the matrix kernels want. Said where
+        # it compiles, because inductor's settings are each thread's own.
+        with inductor.patch(freezing=self.device.type == "cpu"):
+            return self._forward(pixels)
 
 
 class DeviceError(CheckpointError):

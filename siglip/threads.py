@@ -51,9 +51,11 @@ class CoreThreads:
 
     def run_first(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> None:
         """One part on one thread, for a function that is compiled as it runs: once, and not by all at the same time."""
-        count = self._count_parts(len(rows))
-        if self._pool and count > 1:
-            self._pool.submit(_infer, function, torch.tensor_split(rows, count)[0]).result()
+        part = torch.tensor_split(rows, self._count_parts(len(rows)))[0]
+        if self._pool and len(part) < len(rows):
+            self._pool.submit(_infer, function, part).result()
+        else:
+            _infer(function, part)
 
     def _count_parts(self, rows: int) -> int:
         """As many for each core, so that all are done at the same time. Fewer rows than cores are one part."""

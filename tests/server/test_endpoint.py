@@ -523,7 +523,10 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
         forward = running.model.actor.encoder._forward
         running.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
         answers: list[httpx.Response] = []
-        ask = lambda: answers.append(running.post("/v1/classify", {"image": PNG, "label_set": "shapes"}))  # noqa: E731
+
+        def ask() -> None:
+            answers.append(running.post("/v1/classify", {"image": PNG, "label_set": "shapes"}))
+
         threads = [threading.Thread(target=ask) for _ in range(4)]
         try:
             for thread in threads:
