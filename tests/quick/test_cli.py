@@ -147,7 +147,7 @@ def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str],
 
 
 def test_a_pool_without_a_gpu_is_as_large_as_the_machine_and_the_model_want() -> None:
-    assert [ActorsConfig().spread(cores, small=False).smallest for cores in (1, 2, 8, 64)] == [1, 2, 8, 8]
+    assert [ActorsConfig().spread(cores, small=False).smallest for cores in (1, 2, 3, 8, 64)] == [1, 1, 1, 4, 8]
     small = [ActorsConfig().spread(cores, small=True) for cores in (1, 2, 8, 64)]
     assert [(pool.smallest, pool.num_cpus) for pool in small] == [(1, 1), (1, 1), (2, 1), (8, 1)]
     asked = ActorsConfig(max=3)
