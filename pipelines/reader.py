@@ -30,7 +30,6 @@ from siglip.images import Decoded, DecodeMode, ImageRejected
 from storage.store import StoreError, open_store
 
 YIELD_BYTES = 8 * 2**20
-"""A table's pixels, at most, unless one image has more."""
 AHEAD, AHEAD_BYTES = 8, 8 * 2**20
 """Rows that are read before a decoder is done with the first of them, for each decoder."""
 
@@ -93,7 +92,7 @@ def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
 
 def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
     schema, shard = config.block_schema(), shard_name(ref.shard, ref.generation)
-    per_table = count_rows(config.spec.size)
+    per_table = max(1, YIELD_BYTES // (3 * config.spec.size**2))
     store = open_store(config.output, config.reading.store)
     # The plan and the commits are the output's own: trouble with them is the run's, not the shard's.
     inputs = list(read_shard_inputs(store, ref))
@@ -126,15 +125,6 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
 def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[int, Row]]:
     for number, (_, row) in enumerate(read_inputs(inputs, reading, skipped)):
         yield number, row
-
-
-def count_rows(size: int) -> int:
-    """Images of `size` x `size` pixels in a table: a power of two, as batches are.
-
-    A CPU's actor embeds a table at once. Where batches do not fill it, a compiled model computes with the rest of one
-    too: of 42 images in batches of 8, an eighth more.
-    """
-    return 1 << max(1, YIELD_BYTES // (3 * size**2)).bit_length() - 1
 
 
 class _Block:

@@ -51,8 +51,9 @@ class CoreThreads:
 
     def run_first(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> None:
         """One part on one thread, for a function that is compiled as it runs: once, and not by all at the same time."""
-        part = torch.tensor_split(rows, self._count_parts(len(rows)))[0]
-        if self._pool and len(part) < len(rows):
+        count = self._count_parts(len(rows))
+        part = torch.tensor_split(rows, count)[0]
+        if self._pool and count > 1:
             self._pool.submit(_infer, function, part).result()
         else:
             _infer(function, part)
