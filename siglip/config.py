@@ -43,8 +43,8 @@ class ModelConfig(BaseModel):
     )
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Images in one forward pass. auto is 256 on a GPU; on a CPU 16, or 64 of a small model, and as "
-        "many more as it takes for equal parts for its cores.",
+        description="Images in one forward pass; on a CPU as many more as it takes for equal parts for its cores. auto "
+        "is 256 on a GPU; on a CPU 8 or one for each core, or 64 of a small model.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,7 +74,7 @@ class Encoder:
         self.concurrency = min(2, self._cores.count)
         self.batch_size = choose_batch_size(pinned, self.device, self._cores)
         smaller = (size for size in sizes if size < self.batch_size)
-        self._sizes = sorted({self._cores.fill(size) for size in (*smaller, self.batch_size)})
+        self._sizes = sorted({*(self._cores.fill(size) for size in smaller), self.batch_size})
         self._text = model.text_model.to(self.device, self.dtype) if texts else None
         self._vision = model.vision_model.to(self.device, self.dtype)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
@@ -89,14 +90,16 @@ class Encoder:
         """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
-        outputs = [
-            self._embed_batch(pixels[start : start + self.batch_size])
-            for start in range(0, len(pixels), self.batch_size)
-        ]
-        return np.asarray(torch.cat(outputs).cpu().numpy(), dtype=np.float32)
+        starts = range(0, len(pixels), self.batch_size)
+        batches = (self._prepare_batch(pixels[start : start + self.batch_size]) for start in starts)
+        embeddings = self._cores.run(self._forward, batches)[: len(pixels)]
+        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
-    def _embed_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    def _prepare_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """A batch on the device; a last one filled up to a size that has a graph."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)  # pixels in a store: nothing writes here
+            batch = torch.from_numpy(np.ascontiguousarray(pixels))
         count = len(batch)
         if self.compiled and count not in self._sizes:
             # Another shape would compile again in the middle of the work.
@@ -105,7 +108,7 @@ class Encoder:
         if self.device.type == "cuda":
             # Pinned and asynchronous: the copy of one batch runs while the one before is computed.
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        return self._cores.run(self._forward, batch)[:count].clone()
+        return batch
 
     def warm_up(self) -> None:
         """First batches, which compile or pick kernels, of black images.
@@ -130,8 +133,8 @@ class Encoder:
             raise CheckpointError(
                 f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
             )
-        batches = [self._cores.run(self._embed_ids, part) for part in torch.split(ids, TEXT_BATCH)]
-        return np.asarray(torch.cat(batches).cpu().numpy(), dtype=np.float32)
+        embeddings = self._cores.run(self._embed_ids, torch.split(ids, TEXT_BATCH))
+        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Canonical text to token ids, int64 (N, text_length).
@@ -287,13 +290,13 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def choose_batch_size(pinned: PinnedModel, device: torch.device, cores: CoreThreads) -> int:
-    """`auto`: enough rows to fill the matrix units, and no more: the last batch of a job has fewer, and on a CPU the
-    others wait for it. There each core has an equal part."""
-    if pinned.config.batch_size != "auto":
-        return pinned.config.batch_size
-    if device.type == "cuda":
-        return GPU_BATCH
-    return cores.fill(SMALL_CPU_BATCH if pinned.is_small else max(CPU_BATCH, cores.count))
+    """What is asked for, in equal parts for a CPU's cores. `auto` is enough rows to fill the matrix units, and no more:
+    the last batch of a job has fewer."""
+    size = pinned.config.batch_size
+    if size == "auto":
+        on_cpu = SMALL_CPU_BATCH if pinned.is_small else max(CPU_BATCH, cores.count)
+        size = GPU_BATCH if device.type == "cuda" else on_cpu
+    return cores.fill(size)
 
 
 def choose_compile(config: ModelConfig) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from threading import Barrier
 
 import torch
@@ -41,22 +43,31 @@ class CoreThreads:
         parts = self._count_parts(count)
         return -(-count // parts) * parts
 
-    def run(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        """What `function` makes of the rows, in their order. Fewer rows than threads stay whole, on all cores."""
-        count = self._count_parts(len(rows))
-        if count == 1:
-            return _infer(function, rows)
-        spread = self._pool.map if self._pool else map
-        return torch.cat(list(spread(_infer, [function] * count, torch.tensor_split(rows, count))))
+    def run(self, function: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]) -> torch.Tensor:
+        """What `function` makes of the batches' rows, in their order.
+
+        A core that has no more to do of one batch begins the next. A batch of fewer rows than threads stays whole, on
+        all cores.
+        """
+        if self._pool is None:  # one after the other: a batch may be copied to a GPU while the one before is computed
+            return torch.cat([_infer(function, part) for batch in batches for part in self._cut(batch)])
+        cuts = [self._cut(batch) for batch in batches]
+        spread = self._pool.map(partial(_infer, function), [part for cut in cuts if len(cut) > 1 for part in cut])
+        outputs: list[torch.Tensor] = []
+        for cut in cuts:
+            outputs += islice(spread, len(cut)) if len(cut) > 1 else [_infer(function, cut[0])]
+        return torch.cat(outputs)
 
     def run_first(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> None:
         """One part on one thread, for a function that is compiled as it runs: once, and not by all at the same time."""
-        count = self._count_parts(len(rows))
-        part = torch.tensor_split(rows, count)[0]
-        if self._pool and count > 1:
-            self._pool.submit(_infer, function, part).result()
+        cut = self._cut(rows)
+        if self._pool and len(cut) > 1:
+            self._pool.submit(_infer, function, cut[0]).result()
         else:
-            _infer(function, part)
+            _infer(function, cut[0])
+
+    def _cut(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.tensor_split(rows, self._count_parts(len(rows)))
 
     def _count_parts(self, rows: int) -> int:
         """As many for each core, so that all are done at the same time. Fewer rows than cores are one part."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,12 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (27, size, size, 3), np.uint8)
     nine = eight if threads == 3 else sixteen  # three parts of three
-    for images, shapes in ((1, [1]), (2, [eight]), (8, [eight]), (9, [nine]), (27, [sixteen, sixteen])):
+    for images, shapes in ((1, [1]), (2, [eight]), (8, [eight]), (9, [nine]), (27, [sixteen, nine])):
         ran.clear()
         vectors = encoder.embed_images(pixels[:images])
-        assert ran == (shapes if images == 1 else [part for part in shapes for _ in range(threads)])
+        assert sorted(ran, reverse=True) == (
+            shapes if images == 1 else [part for part in shapes for _ in range(threads)]
+        )
         assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
 
 
@@ -139,11 +142,11 @@ def test_parts_are_small_and_as_many_for_each_core(
         seen.append(len(part))
         return part + 1
 
-    np.testing.assert_array_equal(threads.run(look, torch.arange(rows)), np.arange(rows) + 1)
+    np.testing.assert_array_equal(threads.run(look, [torch.arange(rows)]), np.arange(rows) + 1)
     assert sorted(seen, reverse=True) == parts
     filled = threads.fill(rows)
     seen.clear()
-    threads.run(look, torch.arange(filled))
+    threads.run(look, [torch.arange(filled)])
     assert len(set(seen)) == 1, "filled, they are equal"
     assert filled - rows < len(parts)
 
@@ -158,9 +161,24 @@ def test_cores_leave_torchs_threads_to_others_as_they_were(torch_threads: Callab
         seen.append(torch.get_num_threads())
         return rows
 
-    cores.run(look, torch.zeros(6))
+    cores.run(look, [torch.zeros(6)])
     with ThreadPoolExecutor(1) as other:
         assert (seen, other.submit(torch.get_num_threads).result()) == ([1, 1, 1], 3)
+
+
+def test_no_core_waits_for_the_others_between_two_batches(torch_threads: Callable[[int], None]) -> None:
+    """A core that something else kept for a moment would keep all of them waiting, batch for batch."""
+    torch_threads(2)
+    second = Event()
+
+    def look(rows: torch.Tensor) -> torch.Tensor:
+        if rows[0] == 0:
+            assert second.wait(30), "the other core had nothing more to do"
+        elif rows[0] == 2:
+            second.set()
+        return rows
+
+    np.testing.assert_array_equal(CoreThreads(2).run(look, [torch.arange(2), torch.arange(2, 5)]), np.arange(5))
 
 
 def test_what_fails_on_a_core_fails_the_batch(torch_threads: Callable[[int], None]) -> None:
@@ -170,7 +188,7 @@ def test_what_fails_on_a_core_fails_the_batch(torch_threads: Callable[[int], Non
         raise ValueError("no such row")
 
     with pytest.raises(ValueError, match="no such row"):
-        CoreThreads(2).run(fail, torch.zeros(4))
+        CoreThreads(2).run(fail, [torch.zeros(4)])
 
 
 def test_what_embeds_images_alone_does_without_transformers() -> None:
