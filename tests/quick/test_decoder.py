@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from siglip.config import ImageSpec, Limits
+from siglip.config import ImageSpec, Limits, run_in_batches
 from siglip.decoder import Decoder, DecoderRing
 from siglip.images import Decoded, ImageRejected
 from tests.images import encode, make_rgb
@@ -97,3 +98,23 @@ def test_a_decoder_that_reads_no_more_is_found_out(log: Path) -> None:
     found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
     decoder.close()
     assert found == widths
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has the policy")
+def test_a_jobs_decoders_take_no_running_ones_core() -> None:
+    """On a thread of its own, whose end puts back how the tests run."""
+
+    def start() -> int:
+        run_in_batches()
+        others = {child.pid for child in psutil.Process().children()}
+        decoder = Decoder(ImageSpec(size=64), Limits())
+        decoder.decode([encode(make_rgb(8, 8))])
+        try:
+            [ours] = {child.pid for child in psutil.Process().children()} - others
+            return os.sched_getscheduler(ours)
+        finally:
+            decoder.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(start).result() == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) != os.SCHED_BATCH
