@@ -51,12 +51,12 @@ class Account:
         """The share of this run's images that were rejected. An archive that broke counts with what it held."""
         return (self.rejected + self.lost) / max(1, self.rows + self.lost)
 
-    def summarize(self, readers: int) -> dict[str, Any]:
+    def summarize(self, readers: int, decoders: int) -> dict[str, Any]:
         """For the manifest. What limited the run is the stage whose workers were busiest; waiting is no work."""
         now = time.time()
         working = min(self.working, now)
         wall = max(now - working, 1e-9)
-        workers = {"read": readers, "decode": readers, "model": max(1, len(self.actors)), "write": 1}
+        workers = {"read": readers, "decode": decoders, "model": max(1, len(self.actors)), "write": 1}
         busy = {stage: self.seconds[stage] / (wall * count) for stage, count in workers.items()}
         return {
             "shards": self.shards,

@@ -35,8 +35,8 @@ RETRIES = 5
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run may use: shards read at once, or None for as many as there is room for; the pool of actors, and cores
-    and GPUs for each of them.
+    """What a run may use: shards read at once, or None for as many as there is room for, and decoders for each of them;
+    the pool of actors, and cores and GPUs for each of those.
 
     A cluster grows and shrinks while a job runs, so that a number taken at the start would leave later nodes idle.
     With `reads_early` the first shards are read while the actors load the model.
@@ -46,6 +46,7 @@ class Cluster:
     actors: ActorsConfig
     actor_cpus: float
     actor_gpus: float
+    decoders: int = 1
     reads_early: bool = False
 
     def count_readers(self) -> int:
@@ -57,7 +58,7 @@ class Cluster:
 def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
     """A Ray to run on, for the length of a `with`, with a `small` model or not. A joined cluster is left running.
 
-    A Ray started here declares more logical CPUs than the machine has: room for a reader for each core and for all the
+    A Ray started here declares more logical CPUs than the machine has: room for a decoder for each core and all the
     actors. Without a GPU both want the same cores, one or the other is the bottleneck, and the operating system shares
     them better than reservations would. Raises `ConfigError`.
     """
@@ -169,8 +170,9 @@ def _fit_here(config: JobConfig, small: bool) -> Cluster:
             "set it to 0, or join a cluster with ray.address"
         )
     cpus = actors.num_cpus or (1 if gpus else max(1, count_cores() // actors.largest))
+    readers, decoders = config.spread_readers(count_cores())
     # There is room for all here. A large model is compiled first, which reading would only slow down.
-    return Cluster(config.ray.readers or count_cores(), actors, cpus, gpus, reads_early=small and not gpus)
+    return Cluster(readers, actors, cpus, gpus, decoders, reads_early=small and not gpus)
 
 
 def _actor_gpus(actors: ActorsConfig) -> float:

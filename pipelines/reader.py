@@ -38,9 +38,9 @@ AHEAD, AHEAD_BYTES = 8, 8 * 2**20
 class ReaderConfig:
     """What a reader needs beside the shard: everything small, and the same for all shards.
 
-    A shard has a decoder for each `rows_per_decoder` rows, as far as the machine has cores: one large tar is read by
-    one task, and decoded by as many processes as its share of the job is of the readers. `retry` are the reasons of the
-    rejects that a shard of a later generation takes up again; none for all.
+    A shard has `decoders` processes that decode, or one for each `rows_per_decoder` rows if those are more, as far as
+    the machine has cores: one large tar is read by one task, and decoded by as many as are its share of the job.
+    `retry` are the reasons of the rejects that a shard of a later generation takes up again; none for all.
     """
 
     output: str
@@ -50,11 +50,12 @@ class ReaderConfig:
     mode: DecodeMode
     thumbnail: int | None
     retry: frozenset[str] = frozenset()
+    decoders: int = 1
     rows_per_decoder: int = 2**31
 
     def count_decoders(self, rows: int) -> int:
         """Decoder processes for a shard of about so many rows, on the machine that this is."""
-        return max(1, min(count_cores(), round(rows / self.rows_per_decoder)))
+        return max(self.decoders, min(count_cores(), round(rows / self.rows_per_decoder)))
 
     def block_schema(self) -> pa.Schema:
         """A block's columns on the way from the reader to the actor."""

@@ -99,7 +99,8 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
             config.decode,
             config.thumbnails,
             frozenset(retry or ()),
-            rows_per_decoder=max(1, rows // cluster.count_readers()),
+            decoders=cluster.decoders,
+            rows_per_decoder=max(1, rows // (cluster.count_readers() * cluster.decoders)),
         )
         tagger = _prepare_tagger(config, store, model, cluster, rows)
         progress.start(len(pending), rows)
@@ -107,13 +108,15 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         for receipt in build_dataset(pending, config, cluster, reader, tagger, writer).iter_rows():
             committer.receive(receipt)
         committer.finish()
-        readers = cluster.count_readers()
+        readers, decoders = cluster.count_readers(), cluster.decoders
     waiting += committer.waiting
     if account.shards + len(committer.waiting) < len(pending):
         left = len(pending) - account.shards - len(committer.waiting)
         raise StoreError(f"{left} shards did not complete; run the same command again")
     listed = [asdict(item) for item in waiting[:100]]
-    manifest = finish_output(store, config.output, fingerprint, names, account.summarize(readers), listed)
+    manifest = finish_output(
+        store, config.output, fingerprint, names, account.summarize(readers, readers * decoders), listed
+    )
     return Outcome(plan, manifest, account.shards, account.rejected_fraction(), waiting)
 
 
