@@ -64,7 +64,7 @@ def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
     """
     address = ray_address(config)
     if ray.is_initialized():
-        yield _fit(config, small)
+        yield _fit(config)
         return
     try:
         with keep_sigterm(), _quiet_core():
@@ -75,7 +75,7 @@ def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"ray.address: cannot join {address}: {str(error).splitlines()[0]}") from error
     try:
-        yield _fit(config, small) if address else _fit_here(config, small)
+        yield _fit(config) if address else _fit_here(config, small)
     finally:
         ray.shutdown()
 
@@ -180,9 +180,8 @@ def _actor_gpus(actors: ActorsConfig) -> float:
     return float(ray.cluster_resources().get("GPU", 0) >= actors.smallest) if wanted is None else wanted
 
 
-def _fit(config: JobConfig, small: bool) -> Cluster:
-    """Defaults for a cluster that exists: the most cores for each actor with which all find room beside a reader, and
-    one for a small model's, which leaves the others to readers.
+def _fit(config: JobConfig) -> Cluster:
+    """Defaults for a cluster that exists: the most cores for each actor with which all find room beside a reader.
 
     Knows the nodes that are there, not those that an autoscaler may bring: for such a cluster set `actors.num_cpus`.
     """
@@ -193,4 +192,4 @@ def _fit(config: JobConfig, small: bool) -> Cluster:
         count for count in range(max(cores, default=1), 1, -1) if sum(n // count for n in cores) >= actors.largest
     )
     gpus = _actor_gpus(actors)
-    return Cluster(config.ray.readers, actors, actors.num_cpus or (1 if gpus or small else next(fitting, 1)), gpus)
+    return Cluster(config.ray.readers, actors, actors.num_cpus or (1 if gpus else next(fitting, 1)), gpus)

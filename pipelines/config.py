@@ -54,10 +54,7 @@ class ActorsConfig(BaseModel):
         description="GPUs for each actor; a fraction shares one; null is 1 where the cluster has them now, else 0.",
     )
     num_cpus: float | None = Field(
-        None,
-        gt=0,
-        description="Cores for each actor; null is 1 beside a GPU and for a small model, else what the nodes that are "
-        "there have.",
+        None, gt=0, description="Cores for each actor; null is 1 beside a GPU, else what the nodes that are there have."
     )
     resources: dict[str, float] = Field({}, description="Custom Ray resources for each actor.")
 

@@ -258,6 +258,7 @@ class World:
             "labels": list(LABELS),
             "rows_per_shard": IMAGES,
             "max_reject_fraction": 0.9,
+            "actors": {"num_cpus": 10},  # which leaves room for several readers, that wait at the same time
             **keys,
         }
         config.write_text(yaml.safe_dump(job))
