@@ -53,12 +53,16 @@ class Cluster:
         """Shards read at once, as far as the cluster lets it now. Needs a connected Ray."""
         return self.readers or max(1, int(ray.cluster_resources().get("CPU", 0)))
 
+    def count_decoders(self) -> int:
+        """Images decoded at once, by all those readers."""
+        return self.count_readers() * self.decoders
+
 
 @contextmanager
 def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
     """A Ray to run on, for the length of a `with`, with a `small` model or not. A joined cluster is left running.
 
-    A Ray started here declares more logical CPUs than the machine has: room for a decoder for each core and all the
+    A Ray started here declares more logical CPUs than the machine has: room for a reader for each core and for all the
     actors. Without a GPU both want the same cores, one or the other is the bottleneck, and the operating system shares
     them better than reservations would. Raises `ConfigError`.
     """

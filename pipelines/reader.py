@@ -24,7 +24,7 @@ from pipelines.parts import MARKER, Ending, encode_rows
 from pipelines.plan import ShardRef, read_shard_inputs
 from pipelines.retry import find_retry, read_retried
 from pipelines.rows import Input, Reading, Row, Skipped, wait_reason
-from siglip.config import ImageSpec, Limits, count_cores, run_in_batches
+from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.decoder import DecoderRing
 from siglip.images import Decoded, DecodeMode, ImageRejected
 from storage.store import StoreError, open_store
@@ -87,7 +87,7 @@ def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
 
     What the store cannot give now ends its shard with a marker that says so, and harms no other.
     """
-    run_in_batches()
+    prefer_throughput()
     for record in refs.to_pylist():
         yield from _read_one(ShardRef(**record), config)
 

@@ -100,7 +100,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
             config.thumbnails,
             frozenset(retry or ()),
             decoders=cluster.decoders,
-            rows_per_decoder=max(1, rows // (cluster.count_readers() * cluster.decoders)),
+            rows_per_decoder=max(1, rows // cluster.count_decoders()),
         )
         tagger = _prepare_tagger(config, store, model, cluster, rows)
         progress.start(len(pending), rows)
@@ -108,15 +108,14 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         for receipt in build_dataset(pending, config, cluster, reader, tagger, writer).iter_rows():
             committer.receive(receipt)
         committer.finish()
-        readers, decoders = cluster.count_readers(), cluster.decoders
+        readers, decoders = cluster.count_readers(), cluster.count_decoders()
     waiting += committer.waiting
     if account.shards + len(committer.waiting) < len(pending):
         left = len(pending) - account.shards - len(committer.waiting)
         raise StoreError(f"{left} shards did not complete; run the same command again")
     listed = [asdict(item) for item in waiting[:100]]
-    manifest = finish_output(
-        store, config.output, fingerprint, names, account.summarize(readers, readers * decoders), listed
-    )
+    summary = account.summarize(readers, decoders)
+    manifest = finish_output(store, config.output, fingerprint, names, summary, listed)
     return Outcome(plan, manifest, account.shards, account.rejected_fraction(), waiting)
 
 

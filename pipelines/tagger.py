@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipelines.label_columns import make_label_columns
 from siglip.actor import SiglipActor
 from siglip.checkpoint import PinnedModel
-from siglip.config import run_in_batches
+from siglip.config import prefer_throughput
 from siglip.heads import Head, tag_embeddings
 from siglip.labels import LabelSet
 
@@ -36,7 +36,7 @@ class Tagger:
     """
 
     def __init__(self, config: TaggerConfig) -> None:
-        run_in_batches()
+        prefer_throughput()
         self._config = config
         self._actor = SiglipActor(config.model, config.threads, gpus=config.gpus)
         about = self._actor.describe()

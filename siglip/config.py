@@ -75,7 +75,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_in_batches() -> None:
+def prefer_throughput() -> None:
     """Ask the kernel that this thread, and threads and processes that it starts, take no running one's core on waking.
 
     A job's processes wake each other for each image, and each that is woken would take the core of one in the midst of

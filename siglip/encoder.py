@@ -74,7 +74,7 @@ class Encoder:
         self.concurrency = min(2, self._cores.count)
         self.batch_size = choose_batch_size(pinned, self.device, self._cores)
         smaller = (size for size in sizes if size < self.batch_size)
-        self._sizes = sorted({*(self._cores.fill(size) for size in smaller), self.batch_size})
+        self._sizes = sorted({self._cores.fill(size) for size in (*smaller, self.batch_size)})
         self._text = model.text_model.to(self.device, self.dtype) if texts else None
         self._vision = model.vision_model.to(self.device, self.dtype)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
@@ -90,16 +90,15 @@ class Encoder:
         """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
-        starts = range(0, len(pixels), self.batch_size)
-        batches = (self._prepare_batch(pixels[start : start + self.batch_size]) for start in starts)
-        embeddings = self._cores.run(self._forward, batches)[: len(pixels)]
+        with warnings.catch_warnings():  # of a job's pixels, which lie in Ray's store: here they are only read
+            warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)
+            rows = torch.from_numpy(np.ascontiguousarray(pixels))
+        batches = (self._prepare_batch(batch) for batch in torch.split(rows, self.batch_size))
+        embeddings = self._cores.run(self._forward, batches)[: len(rows)]
         return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
-    def _prepare_batch(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    def _prepare_batch(self, batch: torch.Tensor) -> torch.Tensor:
         """A batch on the device; a last one filled up to a size that has a graph."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)  # pixels in a store: nothing writes here
-            batch = torch.from_numpy(np.ascontiguousarray(pixels))
         count = len(batch)
         if self.compiled and count not in self._sizes:
             # Another shape would compile again in the middle of the work.

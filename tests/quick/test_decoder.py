@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from siglip.config import ImageSpec, Limits, run_in_batches
+from siglip.config import ImageSpec, Limits, prefer_throughput
 from siglip.decoder import Decoder, DecoderRing
 from siglip.images import Decoded, ImageRejected
 from tests.images import encode, make_rgb
@@ -105,7 +105,7 @@ def test_a_jobs_decoders_take_no_running_ones_core() -> None:
     """On a thread of its own, whose end puts back how the tests run."""
 
     def start() -> int:
-        run_in_batches()
+        prefer_throughput()
         others = {child.pid for child in psutil.Process().children()}
         decoder = Decoder(ImageSpec(size=64), Limits())
         decoder.decode([encode(make_rgb(8, 8))])
