@@ -15,7 +15,7 @@ import ray
 from ray.data import DataContext
 
 from pipelines.config import ActorsConfig, JobConfig, ray_address
-from siglip.config import count_cores
+from siglip.config import count_cores, prefer_throughput
 from storage.settings import ConfigError
 
 LOGICAL_CPUS = 4
@@ -154,6 +154,7 @@ def _start(config: JobConfig) -> None:
     cpus = LOGICAL_CPUS * (
         (config.ray.readers or count_cores()) + max(count_cores(), actors.largest * (actors.num_cpus or 1))
     )
+    prefer_throughput()  # Ray's own processes, and this one's look at its queues a hundred times a second
     ray.init(
         address="local",
         num_cpus=int(-(-cpus // 1)),

@@ -108,13 +108,13 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         for receipt in build_dataset(pending, config, cluster, reader, tagger, writer).iter_rows():
             committer.receive(receipt)
         committer.finish()
-        readers, decoders = cluster.count_readers(), cluster.count_decoders()
+        # Before Ray is stopped: that takes a second or two, in which no image is worked on.
+        summary = account.summarize(cluster.count_readers(), cluster.count_decoders())
     waiting += committer.waiting
     if account.shards + len(committer.waiting) < len(pending):
         left = len(pending) - account.shards - len(committer.waiting)
         raise StoreError(f"{left} shards did not complete; run the same command again")
     listed = [asdict(item) for item in waiting[:100]]
-    summary = account.summarize(readers, decoders)
     manifest = finish_output(store, config.output, fingerprint, names, summary, listed)
     return Outcome(plan, manifest, account.shards, account.rejected_fraction(), waiting)
 

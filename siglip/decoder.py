@@ -52,8 +52,8 @@ _HEAD = struct.Struct("=Q")
 class Decoder:
     """Decodes images in a child process. Not thread-safe: one per thread.
 
-    The child starts on first use, lives as long as this object or its process does, and is replaced when it dies or
-    when an image takes longer than `limits.max_seconds`.
+    The child starts on first use if not before, lives as long as this object or its process does, and is replaced when
+    it dies or when an image takes longer than `limits.max_seconds`.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Decoder:
         self.thumbnail = thumbnail
         self._layout = _Layout(spec.size, thumbnail or 0)
         self._child: subprocess.Popen[bytes] | None = None
+        self._starting: socket.socket | None = None
         self._socket: socket.socket | None = None
         self._memory = np.empty(0, np.uint8)
         self._waiting: deque[bytes] = deque()
@@ -74,13 +75,35 @@ class Decoder:
         """Images that were submitted and not taken."""
         return len(self._waiting)
 
+    def start(self) -> None:
+        """Start the child and do not wait until it is ready, so that several start at the same time."""
+        if self._child is not None:
+            return
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        file = _anonymous_file(self._layout.bytes)
+        self._memory = np.frombuffer(mmap.mmap(file, self._layout.bytes), np.uint8)
+        # The child must find this package wherever the parent found it, and must not inherit the parent's signals.
+        path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "siglip.decoder", str(theirs.fileno()), str(file)],
+                pass_fds=[theirs.fileno(), file],
+                stdin=subprocess.DEVNULL,
+                env={**KEEP_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                start_new_session=False,
+            )
+        os.close(file)
+        self._starting = ours
+
     def submit(self, image: bytes) -> None:
         """Hand an encoded image to the child, behind those before. At most `SLOTS` may be there; see `take`."""
         if len(self._waiting) == SLOTS:
             raise RuntimeError(f"{SLOTS} images are waiting: take one first")
         self._waiting.append(image)
         if self._socket is None:
-            self._start()
+            self._connect()
         else:
             self._send(self._socket, image)
 
@@ -118,15 +141,16 @@ class Decoder:
             return None
         self._child.kill()
         status = self._child.wait()
-        if self._socket is not None:
-            self._socket.close()
-        self._child = self._socket = None
+        for connection in (self._starting, self._socket):
+            if connection is not None:
+                connection.close()
+        self._child = self._starting = self._socket = None
         self._stuck = False
         return status
 
     def _receive(self, out: NDArray[np.uint8] | None) -> Decoded | ImageRejected:
         try:
-            connection = self._socket or self._start()
+            connection = self._socket or self._connect()
             if not select.select([connection], [], [], 0 if self._stuck else self.limits.max_seconds)[0]:
                 self._end()
                 return ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
@@ -153,37 +177,24 @@ class Decoder:
         except ConnectionError:
             pass
 
-    def _start(self) -> socket.socket:
-        """A new child, with all that waits in its hands."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        file = _anonymous_file(self._layout.bytes)
-        self._memory = np.frombuffer(mmap.mmap(file, self._layout.bytes), np.uint8)
-        # The child must find this package wherever the parent found it, and must not inherit the parent's signals.
-        path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-        with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "siglip.decoder", str(theirs.fileno()), str(file)],
-                pass_fds=[theirs.fileno(), file],
-                stdin=subprocess.DEVNULL,
-                env={**KEEP_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-                start_new_session=False,
-            )
-        os.close(file)
-        self._socket = ours
+    def _connect(self) -> socket.socket:
+        """The child, ready, with all that waits in its hands; a new one where there is none."""
+        self.start()
+        connection, self._starting = self._starting, None
+        assert connection is not None
         settings = (self.spec.model_dump(), self.limits.model_dump(), self.mode, self.thumbnail)
-        ours.settimeout(STARTUP_SECONDS)
+        self._socket = connection
+        connection.settimeout(STARTUP_SECONDS)
         try:
-            _write_message(ours, pickle.dumps(settings))
-            _read_message(ours)  # an image's clock must not pay for the child's imports
+            _write_message(connection, pickle.dumps(settings))
+            _read_message(connection)  # an image's clock must not pay for the child's imports
         except (EOFError, OSError):
             self._end()
             raise RuntimeError("the decoder process did not start") from None
-        ours.settimeout(self.limits.max_seconds)
+        connection.settimeout(self.limits.max_seconds)
         for image in self._waiting:
-            self._send(ours, image)
-        return ours
+            self._send(connection, image)
+        return connection
 
 
 class DecoderRing:
@@ -204,12 +215,14 @@ class DecoderRing:
         return len(self._order)
 
     def resize(self, count: int) -> None:
-        """Have so many decoders. What waits in them is forgotten."""
+        """Have so many decoders, started. What waits in them is forgotten."""
         if self._order:
             self.close()
         for decoder in self._decoders[count:]:
             decoder.close()
         self._decoders[count:] = [self._make() for _ in range(count - len(self._decoders))]
+        for decoder in self._decoders:
+            decoder.start()
 
     def submit(self, image: bytes) -> None:
         """Hand an image to the decoder with the fewest; see `Decoder.submit`."""

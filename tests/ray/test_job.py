@@ -9,7 +9,10 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import pytest
 from datasets import load_dataset
 
 from curation.outputs import open_output
+from pipelines.cluster import Cluster, connect
 from pipelines.config import JobConfig, load_config
 from pipelines.tag import Outcome, run_job
 from pipelines.verify import Report, verify_output
@@ -303,6 +307,24 @@ def test_commits_flow_from_early_on(tmp_path: Path) -> None:
     rows_before_first = sum(update.get("rows", 0) for update in progress.updates[: commits[0]])
     # Two shards are read at once, and a commit is noticed when the next receipt comes.
     assert rows_before_first <= 5 * 16
+
+
+def test_a_runs_seconds_end_with_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To stop a Ray takes seconds in which no image is worked on: they are not the images'."""
+    stopping = 3.0
+
+    @contextmanager
+    def slow(*arguments: Any) -> Iterator[Cluster]:
+        with connect(*arguments) as cluster:
+            yield cluster
+        time.sleep(stopping)
+
+    monkeypatch.setattr("pipelines.tag.connect", slow)
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/0.jpg").write_bytes(encode_image(random.Random(1), LABELS[0]))
+    start = time.monotonic()
+    account = run(demo_config(tmp_path)).manifest["run"]
+    assert account["startup_seconds"] + account["seconds"] <= time.monotonic() - start - stopping
 
 
 def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
