@@ -154,7 +154,8 @@ def _start(config: JobConfig) -> None:
     cpus = LOGICAL_CPUS * (
         (config.ray.readers or count_cores()) + max(count_cores(), actors.largest * (actors.num_cpus or 1))
     )
-    prefer_throughput()  # Ray's own processes, and this one's look at its queues a hundred times a second
+    # For Ray's own processes, and for this one, which looks at Ray Data's queue a hundred times a second.
+    prefer_throughput()
     ray.init(
         address="local",
         num_cpus=int(-(-cpus // 1)),

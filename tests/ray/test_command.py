@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -115,3 +118,33 @@ def test_mistakes_on_s3(place: Place, s3_env: Radosgw, monkeypatch: pytest.Monke
         app, ["tag", str(place.configure()), "--output", f"{bucket}/out", "--set", "s3.region=eu-west-1"]
     )
     assert (result.exit_code, "check the credentials" in result.stderr) == (2, True), result.stderr
+
+
+def test_a_run_has_no_more_decoders_than_work(place: Place) -> None:
+    """Ray hands the next shard to any worker that is idle, and a job of many shards had a decoder in each of them."""
+    shards, each = 60, 5
+    for number in range(shards * each):
+        place.put(f"{number:03d}.png", make_image(number))
+    keys = {"labels": ["cat"], "rows_per_shard": each, "ray": {"readers": 2}}
+    command = [sys.executable, "-m", "sightline", "tag", str(place.configure(**keys))]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    decoders: set[int] = set()
+    try:
+        while run.poll() is None:
+            decoders |= set(find_decoders(psutil.Process(run.pid)))
+            time.sleep(0.1)
+    finally:
+        run.kill()
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    assert place.verify().committed == shards
+    assert 1 <= len(decoders) <= 2
+
+
+def find_decoders(driver: psutil.Process) -> Iterator[int]:
+    """The decoders below a run."""
+    with contextlib.suppress(psutil.Error):
+        for process in driver.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "siglip.decoder" in process.cmdline():
+                    yield process.pid
