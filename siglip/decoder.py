@@ -82,6 +82,7 @@ class Decoder:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        self._starting = ours
         file = _anonymous_file(self._layout.bytes)
         self._memory = np.frombuffer(mmap.mmap(file, self._layout.bytes), np.uint8)
         # The child must find this package wherever the parent found it, and must not inherit the parent's signals.
@@ -95,7 +96,6 @@ class Decoder:
                 start_new_session=False,
             )
         os.close(file)
-        self._starting = ours
 
     def submit(self, image: bytes) -> None:
         """Hand an encoded image to the child, behind those before. At most `SLOTS` may be there; see `take`."""
@@ -216,7 +216,9 @@ class DecoderRing:
 
     def resize(self, count: int) -> None:
         """Have so many decoders, started. What waits in them is forgotten."""
-        if self._order:
+        # Not by their order: a task that was interrupted in the midst of an image leaves that one to its decoder alone,
+        # and the next shard's first image would be given its pixels.
+        if any(len(decoder) for decoder in self._decoders):
             self.close()
         for decoder in self._decoders[count:]:
             decoder.close()

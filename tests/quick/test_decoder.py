@@ -102,6 +102,30 @@ def test_a_rings_decoders_start_together(log: Path) -> None:
     assert log.read_text().split()[:3] == ["start"] * 3, "none waited for another one's image"
 
 
+@pytest.mark.parametrize("where", ["select.select", "_read_bytes", "Decoder._send"])
+def test_an_interrupted_image_is_not_the_next_shards(where: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray interrupts the readers of a run that failed, and the same workers read for the next run."""
+    ring = DecoderRing(ImageSpec(size=32), Limits())
+    ring.resize(1)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def decode_one(width: int) -> Decoded | ImageRejected:
+        ring.submit(encode(make_rgb(width, 30)))
+        return ring.take()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"siglip.decoder.{where}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decode_one(21)
+    ring.resize(1)
+    outcome = decode_one(22)
+    ring.close()
+    assert isinstance(outcome, Decoded)
+    assert outcome.width == 22
+
+
 def test_a_decoder_that_reads_no_more_is_found_out(log: Path) -> None:
     """Images larger than a socket's buffer, behind one that hangs: handing them over must not hang too."""
     decoder = Decoder(ImageSpec(size=32), Limits(max_seconds=1))
