@@ -64,7 +64,8 @@ def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
 
     A Ray started here declares more logical CPUs than the machine has: room for a reader for each core and for all the
     actors. Without a GPU both want the same cores, one or the other is the bottleneck, and the operating system shares
-    them better than reservations would. Raises `ConfigError`.
+    them better than reservations would. The calling thread then yields to others as they do, and goes on so afterwards:
+    see `siglip.config.prefer_throughput`. Raises `ConfigError`.
     """
     address = ray_address(config)
     if ray.is_initialized():
