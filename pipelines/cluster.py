@@ -21,8 +21,10 @@ from storage.settings import ConfigError
 LOGICAL_CPUS = 4
 """Declared CPUs for each that a local run uses. Ray Data sets half of them aside, in equal parts for each stage, so
 that with just enough of them one reader runs where two should; the stages' real limits are set on the stages."""
-COMMIT_CPUS = 0.05
-"""Logical CPUs of a sink or commit task: they wait for the store, and must find room beside readers and actors."""
+READER_CPUS, COMMIT_CPUS = 0.9, 0.05
+"""Logical CPUs of a reader, and of a sink or commit task. These wait for the store, and find room in what a reader
+leaves of its CPU. Without it, on a node that actors and readers fill, nothing was written until a shard was read, and
+Ray ended the workers that waited for their turn: every other of six small shards took six seconds."""
 
 ACTOR_START_SECONDS = 3600
 """How long to wait for the first actors: an autoscaler may have to bring a node up and pull an image."""

@@ -12,8 +12,8 @@ import io
 import json
 import tempfile
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -79,22 +79,34 @@ class Ledger:
 class Committer:
     """Turns receipts into commits while the dataset runs. The commits themselves are tasks of the cluster.
 
+    `count_at_once` says how many commits may run at once: as many as shards are read. Each that finds no idle worker
+    starts one, which takes longer than to commit a shard.
+
     `waiting` are the shards that ended with trouble of the store: nothing of theirs is committed.
     """
 
-    def __init__(self, pending: Iterable[ShardRef], writer: PartWriter, account: Account, progress: Progress) -> None:
+    def __init__(
+        self,
+        pending: Iterable[ShardRef],
+        writer: PartWriter,
+        account: Account,
+        progress: Progress,
+        count_at_once: Callable[[], int],
+    ) -> None:
         self.waiting: list[Waiting] = []
         self._ledger = Ledger({shard_name(ref.shard, ref.generation): ref for ref in pending})
         self._writer = writer
         self._remote_writer = ray.put(writer)
         self._account = account
         self._progress = progress
+        self._count_at_once = count_at_once
+        self._complete: deque[tuple[ShardRef, dict[str, list[int]], Ending]] = deque()
         self._in_flight: list[ray.ObjectRef[str]] = []
         self._unused: list[str] = []
         self._aside: set[str] = set()
 
     def receive(self, receipt: dict[str, Any]) -> None:
-        """Note a receipt, commit its shard if that completes it, and look after commits that have finished."""
+        """Note a receipt, have its shard committed if that completes it, and look after commits that have finished."""
         self._account.add(receipt)
         self._progress.update(rows=receipt["tagged"] + receipt["rejected"], rejects=receipt["rejected"])
         shard = receipt["shard"]
@@ -107,19 +119,25 @@ class Committer:
                 self._set_aside(shard, ref, ending, parts)
             else:
                 self._account.lost += ending.lost
-                self._in_flight.append(_commit.remote(self._remote_writer, ref, parts, ending))
+                self._complete.append((ref, parts, ending))
         if self._in_flight:
             done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
             self._note(done)
+        self._start_commits()
 
     def finish(self) -> None:
-        """Wait for the commits that are still under way, and remove the parts of shards that wait."""
+        """Wait until all that is complete is committed, and remove the parts of shards that wait."""
         while self._in_flight:
             done, self._in_flight = ray.wait(self._in_flight)
             self._note(done)
+            self._start_commits()
         store = self._writer.open()
         for part in self._unused:
             store.delete(part)
+
+    def _start_commits(self) -> None:
+        while self._complete and len(self._in_flight) < self._count_at_once():
+            self._in_flight.append(_commit.remote(self._remote_writer, *self._complete.popleft()))
 
     def _set_aside(self, shard: str, ref: ShardRef, ending: Ending, parts: Iterable[str]) -> None:
         assert ending.wait is not None

@@ -14,7 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipelines.account import Account, Progress
-from pipelines.cluster import COMMIT_CPUS, RETRIES, Cluster, connect, data_context
+from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, Cluster, connect, data_context
 from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
@@ -108,9 +108,12 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         )
         tagger = _prepare_tagger(config, store, model, cluster, rows)
         progress.start(len(pending), rows)
-        committer = Committer(pending, writer, account, progress)
-        for receipt in build_dataset(pending, config, cluster, reader, tagger, writer).iter_rows():
-            committer.receive(receipt)
+        committer = Committer(pending, writer, account, progress, cluster.count_readers)
+        dataset = build_dataset(pending, config, cluster, reader, tagger, writer)
+        # Ahead of what is asked for Ray Data would hold a receipt back until the next one came: a block later.
+        for receipts in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for receipt in receipts.to_pylist():
+                committer.receive(receipt)
         committer.finish()
         # Before Ray is stopped: that takes a second or two, in which no image is worked on.
         summary = account.summarize(cluster.count_readers(), cluster.count_decoders())
@@ -133,6 +136,7 @@ def build_dataset(
 ) -> Dataset:
     """Source to sink. The rows that come out are receipts: see `pipelines.parts.RECEIPT_SCHEMA`."""
     actors = cluster.actors
+    at_once = TaskPoolStrategy(size=min(cluster.readers or len(pending), len(pending)))
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     # A pool may have more actors than there are shards to start with: shards are many blocks.
     warnings.filterwarnings("ignore", ".*minimum number of concurrent actors.*", category=UserWarning)
@@ -143,8 +147,8 @@ def build_dataset(
             read_shard,
             fn_kwargs={"config": reader},
             batch_size=None,
-            compute=TaskPoolStrategy(size=min(cluster.readers or len(pending), len(pending))),
-            num_cpus=1,
+            compute=at_once,
+            num_cpus=READER_CPUS,
             max_retries=RETRIES,
             runtime_env=READERS_ENVIRONMENT,
             **arrow,
@@ -173,6 +177,7 @@ def build_dataset(
             write_parts,
             fn_kwargs={"writer": writer},
             batch_size=None,
+            compute=at_once,
             num_cpus=COMMIT_CPUS,
             max_retries=RETRIES,
             **arrow,

@@ -258,7 +258,8 @@ class World:
             "labels": list(LABELS),
             "rows_per_shard": IMAGES,
             "max_reject_fraction": 0.9,
-            "actors": {"num_cpus": 10},  # which leaves room for several readers, that wait at the same time
+            "actors": {"num_cpus": 1},
+            "ray": {"readers": 5},  # that wait at the same time
             **keys,
         }
         config.write_text(yaml.safe_dump(job))

@@ -12,18 +12,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import polars
+import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from PIL import Image
 
 from curation.outputs import open_output
 from pipelines.cluster import Cluster, connect
@@ -36,6 +38,7 @@ from siglip.checkpoint import TINY
 from siglip.shapes import LABELS
 from storage.settings import ConfigError
 from storage.store import StoreOptions, open_store
+from tests.jobs import SHARE, make_tar
 from tests.radosgw import Radosgw
 
 pytestmark = [
@@ -72,7 +75,7 @@ def verify(config: JobConfig) -> Report:
 
 
 def demo_config(folder: Path, **overrides: Any) -> JobConfig:
-    keys = {"input": str(folder / "input"), "output": str(folder / "output"), "actors.num_cpus": 1, **overrides}
+    keys = {"input": str(folder / "input"), "output": str(folder / "output"), **SHARE, **overrides}
     return load_config(CONFIG, keys)
 
 
@@ -298,7 +301,7 @@ def test_commits_flow_from_early_on(tmp_path: Path) -> None:
     (tmp_path / "input").mkdir()
     for number in range(shards * 16):
         (tmp_path / f"input/{number:04d}.jpg").write_bytes(encode_image(rng, LABELS[number % 64]))
-    config = demo_config(tmp_path, **{"rows_per_shard": 16, "ray.readers": 2})
+    config = demo_config(tmp_path, **{"rows_per_shard": 16})
     progress = Quiet()
     run_job(config, progress)
     assert verify(config).ok
@@ -307,6 +310,36 @@ def test_commits_flow_from_early_on(tmp_path: Path) -> None:
     rows_before_first = sum(update.get("rows", 0) for update in progress.updates[: commits[0]])
     # Two shards are read at once, and a commit is noticed when the next receipt comes.
     assert rows_before_first <= 5 * 16
+
+
+def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path) -> None:
+    """An actor has all cores but the reader's: there was no room to write until the whole shard was read.
+
+    And of what was written the driver learnt a block later.
+    """
+    photo = io.BytesIO()
+    Image.effect_noise((1024, 768), 20).convert("RGB").save(photo, "JPEG")  # several blocks, seconds each
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/0.tar").write_bytes(make_tar((f"{number}.jpg", photo.getvalue()) for number in range(3000)))
+    config = demo_config(tmp_path, **{"rows_per_shard": 3000, "actors.num_cpus": 15, "thumbnails": None})
+    reading: list[bool] = []
+
+    class Watch(Quiet):
+        def update(self, **done: int) -> None:
+            reading.append(is_reading())
+
+    outcome = run_job(config, Watch())
+    assert outcome.manifest["rows_tagged"] == 3000
+    assert reading[0]
+
+
+def is_reading() -> bool:
+    """Whether a worker of this process's Ray reads a shard now: Ray puts that in its title."""
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            titles.append(process.cmdline()[0])
+    return any("read_shard" in title for title in titles)
 
 
 def test_a_runs_seconds_end_with_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +376,6 @@ def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "model": {"source": str(tmp_path / "small"), "compile": False, "dtype": "float32"},
             "actors.max": 3,
             "rows_per_shard": 4,
-            "ray.readers": 2,
         },
     )
     outcome = run(config)

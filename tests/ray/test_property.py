@@ -235,7 +235,6 @@ class Story:
             "limits": {"max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS},
             "parquet": {"columns": ["n"]},
             "on_missing": dataset.on_missing,
-            **({"actors": {"num_cpus": 1}} if in_process else {}),
         }
         self._written: set[str] = set()
 

@@ -30,6 +30,7 @@ from siglip.labels import LabelSet
 from siglip.scoring import select
 from storage.settings import ConfigError
 from storage.store import StoreOptions, open_store
+from tests.jobs import SHARE
 from tests.ray.test_job import Quiet
 
 pytestmark = [
@@ -55,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tag(images: Path, output: Path, labels: dict[str, Any] = DEMO, **keys: Any) -> JobConfig:
-    config = load_config(CONFIG, {"input": str(images), "output": str(output), "labels": labels, **keys})
+    config = load_config(CONFIG, {"input": str(images), "output": str(output), "labels": labels, **SHARE, **keys})
     run_job(config, Quiet())
     return config
 
