@@ -17,7 +17,7 @@ from tests.raycluster import STORE_BYTES, RayCluster
 
 NODE = {"resources": {"CPU": 2, "object_store_memory": STORE_BYTES}, "node_config": {}}
 DELAYS = {"upscale_delay_s": 1, "downscale_delay_s": 3}
-UP_SECONDS, DOWN_SECONDS = 90, 120
+UP_SECONDS, DOWN_SECONDS = 180, 120
 """For replicas to be asked for, a node to start, and processes that load torch on a busy machine; and for it all to go,
 with `idle_timeout_minutes`, after clients have left."""
 

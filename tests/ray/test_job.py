@@ -312,16 +312,17 @@ def test_commits_flow_from_early_on(tmp_path: Path) -> None:
     assert rows_before_first <= 5 * 16
 
 
-def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path) -> None:
+def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An actor has all cores but the reader's: there was no room to write until the whole shard was read.
 
     And of what was written the driver learnt a block later.
     """
+    monkeypatch.setattr("pipelines.cluster.BLOCK_ROWS", 200)
     photo = io.BytesIO()
-    Image.effect_noise((1024, 768), 20).convert("RGB").save(photo, "JPEG")  # several blocks, seconds each
+    Image.effect_noise((1024, 768), 20).convert("RGB").save(photo, "JPEG")  # a block takes a second
     (tmp_path / "input").mkdir()
-    (tmp_path / "input/0.tar").write_bytes(make_tar((f"{number}.jpg", photo.getvalue()) for number in range(3000)))
-    config = demo_config(tmp_path, **{"rows_per_shard": 3000, "actors.num_cpus": 15, "thumbnails": None})
+    (tmp_path / "input/0.tar").write_bytes(make_tar((f"{number}.jpg", photo.getvalue()) for number in range(1500)))
+    config = demo_config(tmp_path, **{"rows_per_shard": 1500, "actors.num_cpus": 15, "thumbnails": None})
     reading: list[bool] = []
 
     class Watch(Quiet):
@@ -329,7 +330,7 @@ def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path) -> N
             reading.append(is_reading())
 
     outcome = run_job(config, Watch())
-    assert outcome.manifest["rows_tagged"] == 3000
+    assert outcome.manifest["rows_tagged"] == 1500
     assert reading[0]
 
 
