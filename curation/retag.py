@@ -23,7 +23,7 @@ from ray.data import TaskPoolStrategy
 
 from curation.outputs import Output, read_embeddings
 from pipelines.account import Progress
-from pipelines.cluster import RETRIES, connect, data_context
+from pipelines.cluster import RETRIES, connect, data_context, iterate_rows
 from pipelines.column_chunks import replace_columns
 from pipelines.commit import ENCODING, count_labels, file_metadata, put_commit, put_file
 from pipelines.config import JobConfig, RayConfig
@@ -156,7 +156,7 @@ def retag_output(
         with connect(config) as cluster, data_context(cluster):
             tasks = min(cluster.readers or len(pending), len(pending))
             progress.start(len(pending), sum(ref.rows for ref in pending))
-            for receipt in _build_dataset(pending, task, tasks).iter_rows():
+            for receipt in iterate_rows(_build_dataset(pending, task, tasks)):
                 rows, changed = rows + receipt["rows"], changed + receipt["changed"]
                 progress.update(rows=receipt["rows"], shards=1)
     run = {"retagged_from": output.uri, "rows": rows, "changed": changed}

@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
-from ray.data import DataContext
+from ray.data import DataContext, Dataset
 
 from pipelines.config import ActorsConfig, JobConfig, ray_address
 from siglip.config import count_cores, prefer_throughput
@@ -150,6 +151,15 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
     finally:
         for name, value in before.items():
             setattr(context, name, value)
+
+
+def iterate_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """A dataset's rows, each block's as soon as it is there.
+
+    `iter_rows` fetches a block ahead, and keeps each until the next one has come.
+    """
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from block.to_pylist()
 
 
 def _start(config: JobConfig) -> None:

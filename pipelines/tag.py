@@ -14,7 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipelines.account import Account, Progress
-from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, Cluster, connect, data_context
+from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, Cluster, connect, data_context, iterate_rows
 from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
@@ -109,11 +109,8 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
         tagger = _prepare_tagger(config, store, model, cluster, rows)
         progress.start(len(pending), rows)
         committer = Committer(pending, writer, account, progress, cluster.count_readers)
-        dataset = build_dataset(pending, config, cluster, reader, tagger, writer)
-        # Ahead of what is asked for Ray Data would hold a receipt back until the next one came: a block later.
-        for receipts in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for receipt in receipts.to_pylist():
-                committer.receive(receipt)
+        for receipt in iterate_rows(build_dataset(pending, config, cluster, reader, tagger, writer)):
+            committer.receive(receipt)
         committer.finish()
         # Before Ray is stopped: that takes a second or two, in which no image is worked on.
         summary = account.summarize(cluster.count_readers(), cluster.count_decoders())

@@ -17,7 +17,7 @@ from tests.raycluster import STORE_BYTES, RayCluster
 
 NODE = {"resources": {"CPU": 2, "object_store_memory": STORE_BYTES}, "node_config": {}}
 DELAYS = {"upscale_delay_s": 1, "downscale_delay_s": 3}
-UP_SECONDS, DOWN_SECONDS = 180, 120
+UP_SECONDS, DOWN_SECONDS = 90, 120
 """For replicas to be asked for, a node to start, and processes that load torch on a busy machine; and for it all to go,
 with `idle_timeout_minutes`, after clients have left."""
 
@@ -29,6 +29,7 @@ def cluster() -> Iterator[RayCluster]:
         yield cluster
 
 
+@pytest.mark.alone
 def test_nodes_come_with_load_and_go_with_it(cluster: RayCluster, tmp_path: Path) -> None:
     """One node has room for a replica and an ingress. Clients make both grow, which takes another node."""
     settings = yaml.safe_load((ROOT / "configs/serve.yaml").read_text())

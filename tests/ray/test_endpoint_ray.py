@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ from siglip.architectures import init_checkpoint
 from tests.checkpoints import make_siglip
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
 from tests.slow_endpoint import slow_model
+from tests.workers import find_workers
 
 REPLICAS: dict[str, Any] = {"replicas": {"min": 2, "num_cpus": 1}}
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
@@ -78,14 +78,8 @@ def load(url: str, clients: int, body: dict[str, Any] = BODY) -> Iterator[Load]:
 
 
 def find_replicas(deployment: str) -> list[psutil.Process]:
-    """A deployment's processes, by the name that Ray gives them, of the Ray that this process started."""
-    title = f"ray::ServeReplica:sightline:{deployment}"
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-    return found
+    """A deployment's processes."""
+    return find_workers(f"ray::ServeReplica:sightline:{deployment}")
 
 
 def test_it_answers_as_without_ray(served: str) -> None:

@@ -12,14 +12,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import polars
-import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -40,6 +39,7 @@ from storage.settings import ConfigError
 from storage.store import StoreOptions, open_store
 from tests.jobs import SHARE, make_tar
 from tests.radosgw import Radosgw
+from tests.workers import find_workers
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -327,20 +327,11 @@ def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monk
 
     class Watch(Quiet):
         def update(self, **done: int) -> None:
-            reading.append(is_reading())
+            reading.append(bool(find_workers("ray::MapBatches(read_shard)")))
 
     outcome = run_job(config, Watch())
     assert outcome.manifest["rows_tagged"] == 1500
     assert reading[0]
-
-
-def is_reading() -> bool:
-    """Whether a worker of this process's Ray reads a shard now: Ray puts that in its title."""
-    titles = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            titles.append(process.cmdline()[0])
-    return any("read_shard" in title for title in titles)
 
 
 def test_a_runs_seconds_end_with_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
