@@ -154,9 +154,8 @@ def retag_output(
         format_ = replace(output.format, bands=labels.has_bands())
         task = RetagConfig(output.uri, options, PartWriter(target, options, format_, text), table)
         with connect(config) as cluster, data_context(cluster):
-            tasks = min(cluster.readers or len(pending), len(pending))
             progress.start(len(pending), sum(ref.rows for ref in pending))
-            for receipt in iterate_rows(_build_dataset(pending, task, tasks)):
+            for receipt in iterate_rows(_build_dataset(pending, task, cluster.count_tasks(len(pending)))):
                 rows, changed = rows + receipt["rows"], changed + receipt["changed"]
                 progress.update(rows=receipt["rows"], shards=1)
     run = {"retagged_from": output.uri, "rows": rows, "changed": changed}

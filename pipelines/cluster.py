@@ -56,6 +56,10 @@ class Cluster:
         """Shards read at once, as far as the cluster lets it now. Needs a connected Ray."""
         return self.readers or max(1, int(ray.cluster_resources().get("CPU", 0)))
 
+    def count_tasks(self, shards: int) -> int:
+        """Tasks that may take so many shards: one for each, and no more at once than shards are read."""
+        return min(self.readers or shards, shards)
+
     def count_decoders(self) -> int:
         """Images decoded at once, by all those readers."""
         return self.count_readers() * self.decoders

@@ -133,7 +133,7 @@ def build_dataset(
 ) -> Dataset:
     """Source to sink. The rows that come out are receipts: see `pipelines.parts.RECEIPT_SCHEMA`."""
     actors = cluster.actors
-    at_once = TaskPoolStrategy(size=min(cluster.readers or len(pending), len(pending)))
+    at_once = TaskPoolStrategy(size=cluster.count_tasks(len(pending)))
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     # A pool may have more actors than there are shards to start with: shards are many blocks.
     warnings.filterwarnings("ignore", ".*minimum number of concurrent actors.*", category=UserWarning)
