@@ -208,6 +208,6 @@ def make_norm(settings: TowerSettings) -> nn.LayerNorm:
 def make_table(rows: int, width: int) -> nn.Embedding:
     """Embeddings that are loaded later: not filled with random numbers first, as `nn.Embedding(rows, width)` is.
 
-    On torch's `meta` device that imports all of torch.compile: 1.5 CPU seconds of each process that loads a checkpoint.
+    On torch's `meta` device that imports all of torch.compile: 1 to 1.5 CPU seconds of each process that loads weights.
     """
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))

@@ -1,17 +1,30 @@
-"""Processes of the Ray that the tests started, by the names that Ray gives them."""
+"""Ray's processes, by the names that Ray gives them: they say what each runs now."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 
 import psutil
 
 
-def find_workers(title: str) -> list[psutil.Process]:
-    """Workers below this process whose titles begin so: they say what each runs now."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
+def read_titles(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
+    """Those that have not ended, each with its title."""
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-    return found
+            yield process, " ".join(process.cmdline())
+
+
+def find_workers(title: str) -> list[psutil.Process]:
+    """Workers of the Ray that this process started whose titles begin so."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process, found in read_titles(below) if found.startswith(title)]
+
+
+def choose_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that run a task or an actor, or are a decoder of one."""
+    return [
+        process
+        for process, title in read_titles(processes)
+        if (title.startswith("ray::") and "Agent" not in title) or "siglip.decoder" in title
+    ]

@@ -192,7 +192,7 @@ def test_what_fails_on_a_core_fails_the_batch(torch_threads: Callable[[int], Non
 
 
 def test_what_embeds_images_alone_imports_no_more_than_that() -> None:
-    """transformers' model code takes two of five CPU seconds to import, torch.compile's one and a half."""
+    """transformers' model code takes two of five CPU seconds to import, torch.compile's one or more."""
     code = (
         "import sys; from siglip.checkpoint import pin_model; from siglip.config import ModelConfig; "
         "from siglip.encoder import Encoder; "

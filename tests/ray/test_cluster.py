@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pyarrow.dataset
 
 from pipelines.verify import verify_output
@@ -21,6 +20,7 @@ from sightline.demo import CONFIG, encode_image
 from siglip.shapes import LABELS
 from storage.store import StoreOptions, open_store
 from tests.raycluster import SIGHTLINE, Node, RayCluster
+from tests.workers import read_titles
 
 TARS, PER_TAR = 20, 50
 
@@ -42,13 +42,7 @@ def make_tars(folder: Path, tars: int = TARS) -> set[str]:
 
 def runs(node: Node, name: str) -> bool:
     """Whether a process of the node runs a task or an actor of this name now: Ray puts that in its title."""
-    titles = []
-    for process in node.processes():
-        try:
-            titles.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return any(name in title for title in titles)
+    return any(name in title for _, title in read_titles(node.processes()))
 
 
 def test_nodes_decode_or_embed_and_may_be_lost_or_join(ray_cluster: RayCluster, tmp_path: Path) -> None:

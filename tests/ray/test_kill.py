@@ -24,6 +24,7 @@ from siglip.shapes import LABELS
 from storage.store import StoreOptions, join, open_store
 from tests.jobs import run_sightline
 from tests.radosgw import Radosgw
+from tests.workers import choose_workers
 
 TARS, PER_TAR, LOOSE = 9, 30, 30
 
@@ -68,7 +69,7 @@ def run(config: Path, kill: str, rng: random.Random, log: Path) -> int | None:
         below = psutil.Process(driver.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         below = []
-    workers = [process for process in below if is_worker(process)]
+    workers = choose_workers(below)
     if kill in ("workers", "both"):
         for process in rng.sample(workers, (len(workers) + 1) // 2):
             process.kill()
@@ -80,15 +81,6 @@ def run(config: Path, kill: str, rng: random.Random, log: Path) -> int | None:
         _, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive
     return code
-
-
-def is_worker(process: psutil.Process) -> bool:
-    """A process that runs a task or an actor, or a decoder of one."""
-    try:
-        command = " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-    return (command.startswith("ray::") and "Agent" not in command) or "siglip.decoder" in command
 
 
 @pytest.mark.s3

@@ -34,7 +34,6 @@ from siglip.shapes import LABELS
 from storage.store import StoreOptions
 from tests.jobs import Place
 from tests.quick.test_formats import read_all
-from tests.ray.test_kill import is_worker
 from tests.reference import (
     DAMAGES,
     FORMS,
@@ -53,6 +52,7 @@ from tests.reference import (
     Sample,
     Tar,
 )
+from tests.workers import choose_workers
 
 MORE = int(os.environ.get("SIGHTLINE_PROPERTY_EXAMPLES", "0"))
 STEPS = 3
@@ -375,7 +375,7 @@ def kill(driver: subprocess.Popen[bytes], whom: str) -> None:
         below: Collection[psutil.Process] = psutil.Process(driver.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    workers = [process for process in below if is_worker(process)]
+    workers = choose_workers(below)
     if whom != "driver":
         for process in random.Random(0).sample(workers, (len(workers) + 1) // 2):
             process.kill()

@@ -33,7 +33,7 @@ from storage.settings import ConfigError
 from storage.store import StoreOptions, open_store
 from tests.jobs import SHARE
 from tests.ray.test_job import Quiet
-from tests.ray.test_kill import is_worker
+from tests.workers import choose_workers
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -140,7 +140,7 @@ def test_killed_and_run_again_nothing_is_lost_or_doubled(tagged: Path, tmp_path:
             if (target / "labels.parquet").exists() if whom == "before the first shard" else any(commits.glob("*")):
                 break
             time.sleep(0.01)
-        workers = [process for process in psutil.Process(run.pid).children(recursive=True) if is_worker(process)]
+        workers = choose_workers(psutil.Process(run.pid).children(recursive=True))
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)  # one of them may still commit
