@@ -92,6 +92,14 @@ def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
         yield from _read_one(ShardRef(**record), config)
 
 
+def prepare_reader(config: ReaderConfig) -> None:
+    """Have this worker's decoders before there is a shard for them. Returns when they are ready."""
+    prefer_throughput()
+    ring = _decoder_ring(config.spec, config.limits, config.mode, config.thumbnail)
+    ring.resize(config.decoders)
+    ring.wait()
+
+
 def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
     schema, shard = config.block_schema(), shard_name(ref.shard, ref.generation)
     per_table = max(1, YIELD_BYTES // (3 * config.spec.size**2))

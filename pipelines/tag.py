@@ -14,7 +14,16 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from pipelines.account import Account, Progress
-from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, Cluster, connect, data_context, iterate_rows
+from pipelines.cluster import (
+    ACTOR_START_SECONDS,
+    COMMIT_CPUS,
+    READER_CPUS,
+    RETRIES,
+    Cluster,
+    connect,
+    data_context,
+    iterate_rows,
+)
 from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
@@ -24,7 +33,7 @@ from pipelines.listing import PlanReport, Waiting
 from pipelines.output import OutputFormat, finish_output, list_commits, read_json
 from pipelines.parts import PartWriter, write_parts
 from pipelines.plan import ShardRef, draft_plan, list_shards, publish_plan
-from pipelines.reader import ReaderConfig, read_shard
+from pipelines.reader import ReaderConfig, prepare_reader, read_shard
 from pipelines.retry import list_retries
 from pipelines.rows import Reading
 from pipelines.tagger import Tagger, TaggerConfig
@@ -106,6 +115,9 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
             decoders=cluster.decoders,
             rows_per_decoder=max(1, rows // cluster.count_decoders()),
         )
+        if cluster.readers and not cluster.reads_early:  # without that number, nobody knows how many there will be
+            for _ in range(cluster.count_tasks(len(pending))):
+                _prepare_reader.remote(reader)
         tagger = _prepare_tagger(config, store, model, cluster, rows)
         progress.start(len(pending), rows)
         committer = Committer(pending, writer, account, progress, cluster.count_readers)
@@ -223,10 +235,21 @@ def extend_plan(
     return draft.report, PartWriter(config.output, options, format_, text), fingerprint
 
 
-@ray.remote(num_cpus=1, max_retries=RETRIES)
-def _embed_labels(model: PinnedModel, labels: LabelSet, gpus: float) -> tuple[Floats, Scale]:
+@ray.remote(num_cpus=READER_CPUS, max_retries=0, runtime_env=READERS_ENVIRONMENT)
+def _prepare_reader(config: ReaderConfig) -> None:
+    """While the labels are embedded and the model is loaded. Without it the first shard's task does the same."""
+    import ray.data  # noqa: F401  # what a task of Ray Data imports first: 300 modules
+
+    prepare_reader(config)
+
+
+@ray.remote(max_retries=RETRIES)
+def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
+    import torch
+
     from siglip.encoder import Encoder
 
+    torch.set_num_threads(threads)
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
     encoder.warm_up()
@@ -238,10 +261,19 @@ def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster
 
     On one like an actor's, so that a checkpoint or a GPU that cannot be used is known before any image is read.
     """
-    resources = config.actors.resources
-    task = _embed_labels.options(num_gpus=cluster.actor_gpus, resources=resources)
+    cpus, gpus, resources = cluster.actor_cpus, cluster.actor_gpus, config.actors.resources
+    threads = max(1, int(cpus))
+    task = _embed_labels.options(num_cpus=cpus, num_gpus=gpus, resources=resources)
+    embedded = task.remote(model, config.labels, threads, gpus)
     try:
-        texts, scale = ray.get(task.remote(model, config.labels, cluster.actor_gpus))
+        texts, scale = ray.get(embedded, timeout=ACTOR_START_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(embedded)
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in {"CPUs": cpus, "GPUs": gpus, **resources}.items())
+        raise ConfigError(
+            f"actors: no node had room for one of {wanted} within {ACTOR_START_SECONDS // 60} minutes: "
+            "ask for less, or add such a node"
+        ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, CheckpointError):
             raise ConfigError(str(error.cause)) from error
@@ -250,10 +282,10 @@ def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster
         table = make_label_table(config.labels, texts, scale, model)
     head = claim_labels(store, config.output, table).head
     if model.config.compile == "auto":
-        worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if cluster.actor_gpus else "cpu"]
+        worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
         resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
         model = replace(model, config=resolved)
-    return TaggerConfig(model, config.labels, head, max(1, int(cluster.actor_cpus)), cluster.actor_gpus)
+    return TaggerConfig(model, config.labels, head, threads, gpus)
 
 
 def _current_manifest(

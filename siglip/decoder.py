@@ -97,6 +97,11 @@ class Decoder:
             )
         os.close(file)
 
+    def wait(self) -> None:
+        """Start the child if that was not done, and wait until it is ready."""
+        if self._socket is None:
+            self._connect()
+
     def submit(self, image: bytes) -> None:
         """Hand an encoded image to the child, behind those before. At most `SLOTS` may be there; see `take`."""
         if len(self._waiting) == SLOTS:
@@ -225,6 +230,11 @@ class DecoderRing:
         self._decoders[count:] = [self._make() for _ in range(count - len(self._decoders))]
         for decoder in self._decoders:
             decoder.start()
+
+    def wait(self) -> None:
+        """Wait until all are ready."""
+        for decoder in self._decoders:
+            decoder.wait()
 
     def submit(self, image: bytes) -> None:
         """Hand an image to the decoder with the fewest; see `Decoder.submit`."""

@@ -102,6 +102,24 @@ def test_a_rings_decoders_start_together(log: Path) -> None:
     assert log.read_text().split()[:3] == ["start"] * 3, "none waited for another one's image"
 
 
+def test_a_rings_decoders_may_be_ready_before_the_first_image(log: Path) -> None:
+    """So a job's decoders are loaded while its model is, and not while an actor waits for their images."""
+    others = set(psutil.Process().children())
+    ring = DecoderRing(ImageSpec(size=32), Limits())
+    ring.resize(2)
+    ring.wait()
+    children = set(psutil.Process().children()) - others
+    loaded = [any("libtorch" in library.path for library in child.memory_maps()) for child in children]
+    for width in (20, 21):
+        ring.submit(encode(make_rgb(width, 30)))
+    outcomes = [ring.take() for _ in range(2)]
+    after = set(psutil.Process().children()) - others
+    ring.close()
+    assert loaded == [True, True]
+    assert [isinstance(outcome, Decoded) for outcome in outcomes] == [True, True]
+    assert after == children
+
+
 @pytest.mark.parametrize("where", ["select.select", "_read_bytes", "Decoder._send"])
 def test_an_interrupted_image_is_not_the_next_shards(where: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray interrupts the readers of a run that failed, and the same workers read for the next run."""

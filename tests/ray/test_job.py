@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import polars
+import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -39,7 +40,7 @@ from storage.settings import ConfigError
 from storage.store import StoreOptions, open_store
 from tests.jobs import SHARE, make_tar
 from tests.radosgw import Radosgw
-from tests.workers import find_workers
+from tests.workers import find_workers, read_titles
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -373,6 +374,38 @@ def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     outcome = run(config)
     assert verify(config).ok
     assert 2 <= len(outcome.manifest["run"]["actors"]) <= 3
+
+
+def test_decoders_are_loaded_while_the_model_is(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
+    """An actor that is ready would wait for them: seconds of a short job."""
+
+    def find_decoders() -> set[int]:
+        below = psutil.Process().children(recursive=True)
+        return {process.pid for process, title in read_titles(below) if "siglip.decoder" in title}
+
+    class Watch(Quiet):
+        def start(self, shards: int, rows: int) -> None:
+            """Called before there is anything to read."""
+            deadline = time.monotonic() + 60
+            while not find_decoders() - before:
+                assert time.monotonic() < deadline, "no decoder"
+                time.sleep(0.1)
+
+    before = find_decoders()
+    # Thumbnails of another size: the decoders of the jobs before are of no use.
+    config = demo_config(tmp_path, **{"input": demo[0].input, "thumbnails": 41})
+    run_job(config, Watch())
+    assert len(find_decoders() - before) <= SHARE["ray.readers"], "those that were there were used"
+    assert verify(config).ok
+
+
+def test_an_actor_that_no_node_has_room_for_is_said(
+    tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.tag.ACTOR_START_SECONDS", 2)
+    config = demo_config(tmp_path, **{"input": demo[0].input, "actors.num_cpus": 4096})
+    with pytest.raises(ConfigError, match="no node had room for one of 4096 CPUs, 0 GPUs"):
+        run_job(config, Quiet())
 
 
 @pytest.mark.s3
