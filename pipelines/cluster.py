@@ -139,7 +139,8 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
     """
     warnings.filterwarnings("ignore", ".*ray_remote_args.*", category=DeprecationWarning)  # retries have no other way
     context = DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What ends a run is raised, and becomes one line; Ray Data would log its stack before that.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     settings = {
         "target_max_block_size": min(BLOCK_BYTES, BLOCK_ROWS * image_bytes),
         "enable_progress_bars": False,

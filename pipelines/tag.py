@@ -28,7 +28,7 @@ from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
 from pipelines.fingerprint import check_fingerprint, claim_output, make_fingerprint, read_columns, read_fingerprint
-from pipelines.label_table import claim_labels, make_label_table
+from pipelines.label_table import claim_labels, make_label_table, read_label_table
 from pipelines.listing import PlanReport, Waiting
 from pipelines.output import OutputFormat, finish_output, list_commits, read_json
 from pipelines.parts import PartWriter, write_parts
@@ -38,6 +38,7 @@ from pipelines.retry import list_retries
 from pipelines.rows import Reading
 from pipelines.tagger import Tagger, TaggerConfig
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
+from siglip.config import ModelConfig
 from siglip.heads import check_probes
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
@@ -247,8 +248,9 @@ def _prepare_reader(config: ReaderConfig) -> None:
 def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
     import torch
 
-    from siglip.encoder import Encoder
+    from siglip.encoder import Encoder, check_machine
 
+    check_machine(model.config, gpus)
     torch.set_num_threads(threads)
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
@@ -256,19 +258,44 @@ def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: floa
     return encoder.embed_labels(labels), encoder.scale
 
 
-def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster: Cluster, rows: int) -> TaggerConfig:
-    """Embed the label set once, on a worker: the driver may be a small pod without torch's memory.
+@ray.remote(max_retries=RETRIES)
+def _check_machine(model: ModelConfig, gpus: float) -> None:
+    from siglip.encoder import check_machine
 
-    On one like an actor's, so that a checkpoint or a GPU that cannot be used is known before any image is read.
+    check_machine(model, gpus)
+
+
+def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster: Cluster, rows: int) -> TaggerConfig:
+    """What the actors need. Only the first run over an output embeds the label set.
+
+    On a worker, because the driver may be a small pod without torch's memory; and on one like an actor, so that a
+    checkpoint or a GPU that cannot be used is known before any image is read. A later run knows that checkpoint.
     """
-    cpus, gpus, resources = cluster.actor_cpus, cluster.actor_gpus, config.actors.resources
-    threads = max(1, int(cpus))
-    task = _embed_labels.options(num_cpus=cpus, num_gpus=gpus, resources=resources)
-    embedded = task.remote(model, config.labels, threads, gpus)
+    threads, gpus = max(1, int(cluster.actor_cpus)), cluster.actor_gpus
+    with _as_config_errors():
+        try:
+            table = read_label_table(store, config.output)
+            if gpus or model.config.device == "cuda" or model.config.compile is True:  # else no machine lacks anything
+                _run_like_actor(_check_machine, config, cluster, model.config, gpus)
+        except NotFound:
+            texts, scale = _run_like_actor(_embed_labels, config, cluster, model, config.labels, threads, gpus)
+            table = claim_labels(store, config.output, make_label_table(config.labels, texts, scale, model))
+    if model.config.compile == "auto":
+        worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
+        resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
+        model = replace(model, config=resolved)
+    return TaggerConfig(model, config.labels, table.head, threads, gpus)
+
+
+def _run_like_actor(task: Any, config: JobConfig, cluster: Cluster, *arguments: Any) -> Any:
+    """What a task makes of its arguments where an actor would find room."""
+    resources = config.actors.resources
+    cpus, gpus = cluster.actor_cpus, cluster.actor_gpus
+    result = task.options(num_cpus=cpus, num_gpus=gpus, resources=resources).remote(*arguments)
     try:
-        texts, scale = ray.get(embedded, timeout=ACTOR_START_SECONDS)
+        return ray.get(result, timeout=ACTOR_START_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
-        ray.cancel(embedded)
+        ray.cancel(result)
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in {"CPUs": cpus, "GPUs": gpus, **resources}.items())
         raise ConfigError(
             f"actors: no node had room for one of {wanted} within {ACTOR_START_SECONDS // 60} minutes: "
@@ -278,14 +305,6 @@ def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster
         if isinstance(error.cause, CheckpointError):
             raise ConfigError(str(error.cause)) from error
         raise
-    with _as_config_errors():
-        table = make_label_table(config.labels, texts, scale, model)
-    head = claim_labels(store, config.output, table).head
-    if model.config.compile == "auto":
-        worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
-        resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
-        model = replace(model, config=resolved)
-    return TaggerConfig(model, config.labels, head, threads, gpus)
 
 
 def _current_manifest(

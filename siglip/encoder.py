@@ -191,6 +191,12 @@ class Encoder:
             return self._forward(pixels)
 
 
+def check_machine(config: ModelConfig, gpus: float) -> None:
+    """Raise what an `Encoder` would raise of the machine that it is on; loads nothing."""
+    choose_device(config, gpus)
+    choose_compile(config)
+
+
 class DeviceError(CheckpointError):
     """The device that a model was promised does not work. The message is one line that says what to check."""
 
