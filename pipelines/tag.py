@@ -28,7 +28,7 @@ from pipelines.columns import PassedColumns
 from pipelines.commit import Committer
 from pipelines.config import JobConfig
 from pipelines.fingerprint import check_fingerprint, claim_output, make_fingerprint, read_columns, read_fingerprint
-from pipelines.label_table import claim_labels, make_label_table, read_label_table
+from pipelines.label_table import LabelTable, claim_labels, make_label_table, read_label_table
 from pipelines.listing import PlanReport, Waiting
 from pipelines.output import OutputFormat, finish_output, list_commits, read_json
 from pipelines.parts import PartWriter, write_parts
@@ -269,22 +269,30 @@ def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster
     """What the actors need. Only the first run over an output embeds the label set.
 
     On a worker, because the driver may be a small pod without torch's memory; and on one like an actor, so that a
-    checkpoint or a GPU that cannot be used is known before any image is read. A later run knows that checkpoint.
+    checkpoint or a machine that cannot be used is known before any image is read. A later run knows that checkpoint.
     """
     threads, gpus = max(1, int(cluster.actor_cpus)), cluster.actor_gpus
-    with _as_config_errors():
-        try:
-            table = read_label_table(store, config.output)
-            if gpus or model.config.device == "cuda" or model.config.compile is True:  # else no machine lacks anything
-                _run_like_actor(_check_machine, config, cluster, model.config, gpus)
-        except NotFound:
-            texts, scale = _run_like_actor(_embed_labels, config, cluster, model, config.labels, threads, gpus)
-            table = claim_labels(store, config.output, make_label_table(config.labels, texts, scale, model))
+    table = _find_labels(store, config.output)
+    if table is None:
+        texts, scale = _run_like_actor(_embed_labels, config, cluster, model, config.labels, threads, gpus)
+        with _as_config_errors():
+            made = make_label_table(config.labels, texts, scale, model)
+        table = claim_labels(store, config.output, made)
+    elif gpus or model.config.device == "cuda" or model.config.compile is True:  # else it can lack nothing
+        _run_like_actor(_check_machine, config, cluster, model.config, gpus)
     if model.config.compile == "auto":
         worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
         resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
         model = replace(model, config=resolved)
     return TaggerConfig(model, config.labels, table.head, threads, gpus)
+
+
+def _find_labels(store: Store, output: str) -> LabelTable | None:
+    with _as_config_errors():
+        try:
+            return read_label_table(store, output)
+        except NotFound:
+            return None
 
 
 def _run_like_actor(task: Any, config: JobConfig, cluster: Cluster, *arguments: Any) -> Any:
