@@ -248,9 +248,8 @@ def _prepare_reader(config: ReaderConfig) -> None:
 def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
     import torch
 
-    from siglip.encoder import Encoder, check_machine
+    from siglip.encoder import Encoder
 
-    check_machine(model.config, gpus)
     torch.set_num_threads(threads)
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
@@ -273,13 +272,15 @@ def _prepare_tagger(config: JobConfig, store: Store, model: PinnedModel, cluster
     """
     threads, gpus = max(1, int(cluster.actor_cpus)), cluster.actor_gpus
     table = _find_labels(store, config.output)
+    may_lack = gpus or model.config.device == "cuda" or model.config.compile is True
+    if table is None or may_lack:
+        # The time limit is for finding room: embedding thousands of labels may take longer.
+        _run_like_actor(_check_machine, config, cluster, model.config, gpus, seconds=ACTOR_START_SECONDS)
     if table is None:
         texts, scale = _run_like_actor(_embed_labels, config, cluster, model, config.labels, threads, gpus)
         with _as_config_errors():
             made = make_label_table(config.labels, texts, scale, model)
         table = claim_labels(store, config.output, made)
-    elif gpus or model.config.device == "cuda" or model.config.compile is True:  # else it can lack nothing
-        _run_like_actor(_check_machine, config, cluster, model.config, gpus)
     if model.config.compile == "auto":
         worth_it = rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
         resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
@@ -295,19 +296,20 @@ def _find_labels(store: Store, output: str) -> LabelTable | None:
             return None
 
 
-def _run_like_actor(task: Any, config: JobConfig, cluster: Cluster, *arguments: Any) -> Any:
-    """What a task makes of its arguments where an actor would find room."""
+def _run_like_actor(
+    task: Any, config: JobConfig, cluster: Cluster, *arguments: Any, seconds: float | None = None
+) -> Any:
+    """What a task makes of its arguments where an actor would find room, within so many seconds."""
     resources = config.actors.resources
     cpus, gpus = cluster.actor_cpus, cluster.actor_gpus
     result = task.options(num_cpus=cpus, num_gpus=gpus, resources=resources).remote(*arguments)
     try:
-        return ray.get(result, timeout=ACTOR_START_SECONDS)
+        return ray.get(result, timeout=seconds)
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(result)
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in {"CPUs": cpus, "GPUs": gpus, **resources}.items())
         raise ConfigError(
-            f"actors: no node had room for one of {wanted} within {ACTOR_START_SECONDS // 60} minutes: "
-            "ask for less, or add such a node"
+            f"actors: no node had room for one of {wanted} within {seconds:g} seconds: ask for less, or add such a node"
         ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, CheckpointError):

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import ray
 from datasets import load_dataset
 from PIL import Image
 
@@ -413,6 +414,27 @@ def test_an_actor_that_no_node_has_room_for_is_said(
     config = demo_config(tmp_path, **{"input": demo[0].input, "actors.num_cpus": 4096})
     with pytest.raises(ConfigError, match="no node had room for one of 4096 CPUs, 0 GPUs"):
         run_job(config, Quiet())
+
+
+def test_labels_may_take_longer_than_room_may(
+    tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand labels on two cores take over an hour; that is no lack of a node."""
+
+    class Room:
+        """A task that is done at once."""
+
+        def options(self, **resources: Any) -> Room:
+            return self
+
+        def remote(self, *arguments: Any) -> ray.ObjectRef[None]:
+            return ray.put(None)
+
+    monkeypatch.setattr("pipelines.tag.ACTOR_START_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.tag._check_machine", Room())
+    config = demo_config(tmp_path, **{"input": demo[0].input})
+    run_job(config, Quiet())
+    assert verify(config).ok
 
 
 @pytest.mark.s3
