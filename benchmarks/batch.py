@@ -27,11 +27,11 @@ from PIL import Image
 
 from benchmarks.limits import decode_rate, matrix_rate
 from benchmarks.photos import write_tars
-from siglip.architectures import init_checkpoint
+from sightline.demo.shapes import LABELS
 from siglip.checkpoint import pin_model
+from siglip.checkpoints.architectures import init_checkpoint
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
-from siglip.shapes import LABELS
 
 CORES = len(os.sched_getaffinity(0))
 HERE = Path(__file__).resolve().parents[1]

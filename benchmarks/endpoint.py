@@ -38,9 +38,9 @@ import psutil
 import yaml
 
 from benchmarks.photos import make_photo
-from siglip.architectures import init_checkpoint
+from sightline.demo.shapes import LABELS
+from siglip.checkpoints.architectures import init_checkpoint
 from siglip.encoder import CPU_BATCH
-from siglip.shapes import LABELS
 
 CLIENTS = 64
 READY_SECONDS = 600

@@ -20,9 +20,10 @@ import numpy as np
 
 from benchmarks.photos import make_photo
 from pipelines.config import ParquetConfig
-from pipelines.formats.images import fetch_images
-from pipelines.rows import Input, Reading
-from storage.store import StoreOptions, open_store
+from pipelines.inputs.images import fetch_images
+from pipelines.inputs.rows import Input, Reading
+from storage.schemes import open_store
+from storage.store import StoreOptions
 from tests.delay import delay_proxy
 from tests.radosgw import Radosgw
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from siglip.decoder import KEEP_MEMORY
+from siglip.images.decoder import KEEP_MEMORY
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -59,7 +59,7 @@ def decode_rate(photos: list[bytes], size: int = 256, processes: int = 2, second
 def _decode_for(photos: list[bytes], size: int, seconds: float) -> float:
     import simplejpeg
 
-    from siglip.resize import resize
+    from siglip.images.resize import resize
 
     torch.set_num_threads(1)
     out = np.empty((size, size, 3), np.uint8)

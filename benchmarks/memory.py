@@ -17,8 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from sightline.demo import encode_image
-from siglip.shapes import LABELS
+from sightline.demo.dataset import encode_image
+from sightline.demo.shapes import LABELS
 
 
 def peak_mib(folder: Path, images: int, per_shard: int) -> float:

@@ -13,20 +13,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.commit import count_labels, put_commit, write_file
-from pipelines.fingerprint import claim_output, describe_labels
-from pipelines.label_columns import make_label_columns
-from pipelines.label_table import LabelTable, claim_labels
-from pipelines.output import SCHEMA_VERSION, OutputFormat, finish_output
-from pipelines.parts import PartWriter
-from pipelines.plan import SEGMENT_SHARDS, Segment, list_shards
-from pipelines.rows import Input
+from pipelines.inputs.plan import SEGMENT_SHARDS, Segment, list_shards
+from pipelines.inputs.rows import Input
+from pipelines.output.commit import count_labels, put_commit, write_file
+from pipelines.output.fingerprint import claim_output, describe_labels
+from pipelines.output.label_columns import make_label_columns
+from pipelines.output.labels import LabelTable, claim_labels
+from pipelines.output.layout import SCHEMA_VERSION, OutputFormat, finish_output
+from pipelines.output.parts import PartWriter
 from siglip.config import ModelConfig
 from siglip.families import siglip
 from siglip.heads import Head, build_head, tag_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
-from storage.store import StoreOptions, join, open_store
+from storage.schemes import open_store
+from storage.store import StoreOptions, join
 
 SCALE = Scale(117.33, -12.93)
 """That of siglip-base-patch16-256, which the SigLIP paper starts at 10 and -10 and training ends near."""

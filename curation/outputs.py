@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.config import absolute
-from pipelines.fingerprint import read_columns
-from pipelines.label_table import LabelTable, read_label_table
-from pipelines.output import OutputFormat, list_commits, read_json
+from pipelines.output.fingerprint import read_columns
+from pipelines.output.labels import LabelTable, read_label_table
+from pipelines.output.layout import OutputFormat, list_commits, read_json
 from siglip.heads import Head
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.files import StoreFile
+from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join, open_store
+from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join
 
 ID = "id"
 """The column that `Output.batches` adds: `<shard>/<row>`, which no other image of the output has."""

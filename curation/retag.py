@@ -22,17 +22,17 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from curation.outputs import Output, read_embeddings
-from pipelines.account import Progress
 from pipelines.cluster import RETRIES, connect, data_context, iterate_rows
 from pipelines.column_chunks import replace_columns
-from pipelines.commit import ENCODING, count_labels, file_metadata, put_commit, put_file
 from pipelines.config import JobConfig, RayConfig
-from pipelines.fingerprint import claim_output, describe_labels
-from pipelines.label_columns import make_label_columns
-from pipelines.label_table import LabelTable, claim_labels
-from pipelines.output import finish_output, list_commits, read_commit
-from pipelines.parts import PartWriter
-from pipelines.plan import ShardRef, list_segments, list_shards
+from pipelines.inputs.plan import ShardRef, list_segments, list_shards
+from pipelines.output.commit import ENCODING, count_labels, file_metadata, put_commit, put_file
+from pipelines.output.fingerprint import claim_output, describe_labels
+from pipelines.output.label_columns import make_label_columns
+from pipelines.output.labels import LabelTable, claim_labels
+from pipelines.output.layout import finish_output, list_commits, read_commit
+from pipelines.output.parts import PartWriter
+from pipelines.run_report import Progress
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES
@@ -40,8 +40,9 @@ from siglip.heads import build_head, check_probes, tag_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.mirror import Mirror
+from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import Store, StoreError, StoreOptions, join, open_store
+from storage.store import Store, StoreError, StoreOptions, join
 
 SHARDS_A_TASK = 16
 _SHARDS_AT_ONCE = 2

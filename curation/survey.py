@@ -59,7 +59,7 @@ class Survey:
 
 
 def survey_output(output: Output) -> Survey:
-    """Look at every image once, with flat memory. `unlabelled` images reach no threshold. Raises `StoreError`."""
+    """InputStats at every image once, with flat memory. `unlabelled` images reach no threshold. Raises `StoreError`."""
     labels = output.labels
     thresholds = labels.thresholds()
     bars = np.asarray(thresholds, np.float32)

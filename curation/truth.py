@@ -17,8 +17,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.labelstudio import read_answers
 from curation.outputs import ID, Output, read_embeddings
+from curation.review.labelstudio import read_answers
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from siglip.config import Limits, ModelConfig
-from siglip.images import DecodeMode
+from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
 from storage.settings import check_settings, override_key, read_settings
 

@@ -21,15 +21,15 @@ import numpy as np
 import sentencepiece
 import torch
 
-from siglip.architectures import ARCHITECTURES, build_model, write_checkpoint
+from sightline.demo.shapes import COLORS, LABELS, SHAPES, render
 from siglip.checkpoint import pin_model
+from siglip.checkpoints.architectures import ARCHITECTURES, build_model, write_checkpoint
 from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.encoder import Encoder
 from siglip.families.siglip import canonicalize
-from siglip.images import decode_image
+from siglip.images.decode import decode_image
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet, fill
 from siglip.scoring import score_pairs, sigmoid
-from siglip.shapes import COLORS, LABELS, SHAPES, render
 
 TEMPLATES = ("a photo of a {label}", DEFAULT_TEMPLATE, "{label}", "an image of a {label}")
 QUERIES = [*LABELS, *COLORS, *SHAPES]

@@ -9,16 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from serve.auth import AuthConfig
-from serve.fetch import FetchConfig
-from serve.label_files import path_of
-from serve.shapes import MAX_ITEMS
+from serve.admission.auth import AuthConfig
+from serve.fetch.fetcher import FetchConfig
+from serve.label_sets.files import path_of
+from serve.schemas import MAX_ITEMS
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
 from siglip.heads import check_probes
-from siglip.images import DecodeMode
+from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
 from storage.mirror import Mirror
+from storage.schemes import is_remote
 from storage.settings import check_settings, read_settings
 from storage.store import StoreOptions
 
@@ -214,7 +215,7 @@ class EndpointConfig(BaseModel):
         if self.name:
             return self.name
         source = self.model.source
-        is_path = source.startswith(("s3://", "/", ".", "~"))
+        is_path = is_remote(source) or source.startswith(("/", ".", "~"))
         return source.rstrip("/").rsplit("/", 1)[-1] if is_path else source
 
     def model_digest(self) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from serve.batcher import Batcher, Done
-from serve.meter import Meter
+from serve.admission.batcher import Batcher, Done
+from serve.admission.meter import Meter
 from siglip.config import ImageSpec, Limits
-from siglip.decoder import Decoder
-from siglip.images import Decoded, DecodeMode, ImageRejected
+from siglip.images.decode import Decoded, DecodeMode, ImageRejected
+from siglip.images.decoder import Decoder
 
 TOGETHER = 4
 """Images handed to a decoder process at once, at most: waking it costs as much as a third of a small decode."""
@@ -40,7 +40,7 @@ class _Budget:
 
 
 class DecoderPool:
-    """`siglip.decoder.Decoder`s, each with its thread: the batch job's rule for every image, several at a time.
+    """`siglip.images.decoder.Decoder`s, each with its thread: the batch job's rule for every image, several at a time.
 
     Waiting images whose client has gone are not decoded, nor are those of a request of which one was rejected. A
     decoder that hangs is ended after `limits.max_seconds`, for which the images that it was handed together wait.
@@ -60,7 +60,7 @@ class DecoderPool:
         """Decode a request's images: for each its pixels, or why not, or None where another was rejected before.
 
         Raises `TooManyPixels` when they have more than `pixels` together, known only when so many were decoded, and
-        `serve.batcher.Expired`.
+        `serve.admission.batcher.Expired`.
         """
         budget = _Budget(pixels)
         self._held += len(images)

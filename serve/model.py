@@ -57,7 +57,7 @@ class ModelAbout:
 
 
 class Model(Protocol):
-    """`serve.replica.ModelServer`, here or behind a handle."""
+    """`serve.rayserve.replica.ModelServer`, here or behind a handle."""
 
     async def describe(self) -> ModelAbout:
         """What runs there."""

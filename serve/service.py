@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.auth import Quota, RateLimiter
-from serve.batcher import Batcher, Expired, Interrupted
+from serve.admission.auth import Quota, RateLimiter
+from serve.admission.batcher import Batcher, Expired, Interrupted
+from serve.admission.controller import AdmissionController, Permit
 from serve.config import EndpointConfig
 from serve.decoder_pool import DecoderPool, TooManyPixels
-from serve.errors import ApiError, image_error
-from serve.fetch import Fetcher
-from serve.gate import Gate, Pass
-from serve.inputs import read_images
-from serve.label_cache import LabelCache, Question, embed_question
-from serve.label_files import REREAD_SECONDS, LabelFiles
+from serve.fetch.fetcher import Fetcher
+from serve.fetch.images import read_images
+from serve.http.errors import ApiError, image_error
+from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, embed_label_set
+from serve.label_sets.files import REREAD_SECONDS, LabelFiles
 from serve.log import log
-from serve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.model import Embedded, Model, ModelAbout, ModelStuck
-from serve.shapes import Fingerprint, LabelQuestion, LabelScore, Usage
+from serve.rayserve.metrics import FLUSH_SECONDS, IngressMetrics
+from serve.schemas import Fingerprint, LabelQuery, LabelScore, Usage
 from serve.tokens import TokenVocabulary
 from siglip.families import FAMILIES, Family
 from siglip.heads import name_bands
-from siglip.images import Decoded, ImageRejected
+from siglip.images.decode import Decoded, ImageRejected
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet
 from siglip.scoring import Floats, select, softmax
 
@@ -69,11 +69,11 @@ class _Vector:
 
 
 @dataclass
-class Trace:
+class RequestContext:
     """One request: what it holds, and what is known of it for its headers, metrics and log line."""
 
     request_id: str
-    held: Pass
+    held: Permit
     started: float = field(default_factory=time.monotonic)
     key: str | None = None
     images: int = 0
@@ -104,10 +104,10 @@ class Service:
         self.model = model
         self.name = config.model_name()
         self.metrics = IngressMetrics()
-        self.gate = Gate(config.limits)
+        self.admission = AdmissionController(config.limits)
         self.fetcher = Fetcher(config.fetch)
         self.vocabulary = TokenVocabulary(config.token_vocabulary) if config.token_vocabulary else None
-        self.questions: dict[str, Question] = {}
+        self.questions: dict[str, EmbeddedLabelSet] = {}
         self.cache = LabelCache(config.limits.cached_prompts)
         per_minute = config.auth.items_per_minute
         self.rates = RateLimiter(per_minute) if per_minute else None
@@ -128,7 +128,9 @@ class Service:
                 await asyncio.sleep(OTHER_MODEL_SECONDS)
         self.about = about
         processes = config.ingress.decoder_processes()
-        self._decoders = DecoderPool(self.about.spec, config.limits.image, config.decode, processes, self.gate.decoding)
+        self._decoders = DecoderPool(
+            self.about.spec, config.limits.image, config.decode, processes, self.admission.decoding
+        )
         places = config.replicas.largest
         calls = CALLS_PER_REPLICA * places
         self._images = Batcher(
@@ -138,18 +140,18 @@ class Service:
             coming=self._decoders.count,
             runners=calls,
             places=places,
-            meter=self.gate.images,
+            meter=self.admission.images,
         )
         self._texts = Batcher(
-            self._send_texts, self.about.text_batch, runners=calls, places=places, meter=self.gate.texts
+            self._send_texts, self.about.text_batch, runners=calls, places=places, meter=self.admission.texts
         )
         self._background = [asyncio.create_task(self._flush())]
         # A process starts with its first image: it pays for the imports here.
         await asyncio.gather(*(self._decoders.decode([b"?"], 1, time.monotonic() + 60) for _ in range(processes)))
-        self.gate.decoding.forget()
+        self.admission.decoding.forget()
         files = LabelFiles(config.label_sources)
         for name, labels in config.label_sets.items():
-            self.questions[name] = await embed_question(labels, self.about, self._embed_registered)
+            self.questions[name] = await embed_label_set(labels, self.about, self._embed_registered)
         if config.label_sources:
             self._background.append(asyncio.create_task(self._watch_labels(files)))
 
@@ -181,10 +183,10 @@ class Service:
         """What decided an answer's numbers."""
         return Fingerprint(model=self.about.weights, labels=labels_digest)
 
-    def usage(self, trace: Trace) -> Usage:
+    def usage(self, context: RequestContext) -> Usage:
         """What an answer cost."""
-        tokens = trace.texts * self.about.text_length
-        return Usage(prompt_tokens=tokens, total_tokens=tokens, images=trace.images)
+        tokens = context.texts * self.about.text_length
+        return Usage(prompt_tokens=tokens, total_tokens=tokens, images=context.images)
 
     def check_model(self, name: str | None) -> None:
         """Raises `ApiError` when a request names another model than this one."""
@@ -200,7 +202,7 @@ class Service:
                 param=param,
             )
 
-    async def read_images(self, sources: Sequence[str], params: Sequence[str], trace: Trace) -> list[bytes]:
+    async def read_images(self, sources: Sequence[str], params: Sequence[str], context: RequestContext) -> list[bytes]:
         """Encoded images out of data: URIs, base64 or URLs. What is fetched counts like a body."""
         self._check_count(len(sources))
         limit, fetched = self.config.limits.body_bytes, 0
@@ -210,33 +212,33 @@ class Service:
             fetched += count
             if fetched > limit:
                 raise ApiError("body_too_large", f"the images behind the URLs have more than {limit} bytes together")
-            self.gate.add_bytes(trace.held, count)
+            self.admission.add_bytes(context.held, count)
 
-        return await read_images(sources, params, self.fetcher, trace.turn, hold)
+        return await read_images(sources, params, self.fetcher, context.turn, hold)
 
-    async def embed_images(self, images: Sequence[bytes], params: Sequence[str], trace: Trace) -> Floats:
+    async def embed_images(self, images: Sequence[bytes], params: Sequence[str], context: RequestContext) -> Floats:
         """Encoded images to float32 (N, D) of unit norm. `params` name the fields that they came from."""
         self._check_count(len(images))
-        trace.images += len(images)
-        self._admit(trace, images=len(images))
-        deadline = trace.held.deadline
+        context.images += len(images)
+        self._admit(context, images=len(images))
+        deadline = context.held.deadline
         try:
-            done = await self._decoders.decode(images, self.config.limits.pixels, deadline, trace.turn)
+            done = await self._decoders.decode(images, self.config.limits.pixels, deadline, context.turn)
         except TooManyPixels:
             raise ApiError(
                 "too_many_pixels_together",
                 f"the images have more than {self.config.limits.pixels} pixels together: send fewer, or smaller ones",
             ) from None
-        trace.add("queue", done.waited)
-        trace.add("decode", done.ran)
+        context.add("queue", done.waited)
+        context.add("decode", done.ran)
         for outcome, param in zip(done.results, params, strict=True):
             if isinstance(outcome, ImageRejected):
                 self.metrics.count_reject(outcome.reason)
                 raise image_error(outcome, param)
         pixels = [outcome.pixels for outcome in done.results if isinstance(outcome, Decoded)]
-        return await self._submit(self._images, [(image, deadline) for image in pixels], trace)
+        return await self._submit(self._images, [(image, deadline) for image in pixels], context)
 
-    async def embed_texts(self, texts: Sequence[str], params: Sequence[str], trace: Trace) -> Floats:
+    async def embed_texts(self, texts: Sequence[str], params: Sequence[str], context: RequestContext) -> Floats:
         """Texts to float32 (N, D) of unit norm."""
         limits = self.config.limits
         if len(texts) > limits.texts:
@@ -251,16 +253,16 @@ class Service:
             _check_unicode(text, param)
             if not self.rule.canonicalize(text):
                 raise ApiError("invalid_request", f"{param}: nothing of this text is left for the model", param=param)
-        trace.texts += len(texts)
-        self._admit(trace, texts=len(texts))
-        return await self._submit(self._texts, [_Text(text, trace.held.deadline) for text in texts], trace)
+        context.texts += len(texts)
+        self._admit(context, texts=len(texts))
+        return await self._submit(self._texts, [_Text(text, context.held.deadline) for text in texts], context)
 
-    async def ask(self, question: LabelQuestion, trace: Trace) -> Question:
+    async def ask(self, question: LabelQuery, context: RequestContext) -> EmbeddedLabelSet:
         """The label set that a request asks, embedded: registered, cached, or new."""
         if (question.labels is None) == (question.label_set is None):
             raise ApiError("invalid_request", "give exactly one of labels and label_set", param="labels")
         if question.label_set is not None:
-            return self._registered(question, trace)
+            return self._registered(question, context)
         assert question.labels is not None
         key = (tuple(question.labels), tuple(question.templates or (DEFAULT_TEMPLATE,)))
         found = self.cache.questions.find(key)
@@ -273,20 +275,20 @@ class Service:
             except ValueError as error:
                 raise ApiError("invalid_request", _first_line(error), param="labels") from None
             count = len(self.cache.missing(labels, self.rule))
-            trace.texts += count
-            self._admit(trace, texts=count)
+            context.texts += count
+            self._admit(context, texts=count)
 
             async def embed(prompts: Sequence[str]) -> Floats:
-                texts = [_Text(prompt, trace.held.deadline, keep=True) for prompt in prompts]
-                return await self._submit(self._texts, texts, trace)
+                texts = [_Text(prompt, context.held.deadline, keep=True) for prompt in prompts]
+                return await self._submit(self._texts, texts, context)
 
             start = time.monotonic()
             found = await self.cache.build(key, labels, self.about, embed)
-            trace.add("labels", time.monotonic() - start)
-        trace.labels_digest = found.digest
+            context.add("labels", time.monotonic() - start)
+        context.labels_digest = found.digest
         return found
 
-    def classify(self, vectors: Floats, asked: Question, how: LabelQuestion) -> list[list[LabelScore]]:
+    def classify(self, vectors: Floats, asked: EmbeddedLabelSet, how: LabelQuery) -> list[list[LabelScore]]:
         """Embeddings (N, D) to each image's labels and scores, best first. The batch job's scoring."""
         softened = how.activation == "softmax"
         scores = softmax(asked.head.logits(vectors)) if softened else asked.head.scores(vectors)
@@ -303,7 +305,7 @@ class Service:
             answers.append([LabelScore(label=asked.names[i], score=score, band=band) for i, score, band in found])
         return answers
 
-    def _registered(self, question: LabelQuestion, trace: Trace) -> Question:
+    def _registered(self, question: LabelQuery, context: RequestContext) -> EmbeddedLabelSet:
         if question.templates is not None:
             raise ApiError(
                 "invalid_request", "templates: a registered label set has its own; send labels", param="templates"
@@ -314,7 +316,7 @@ class Service:
             message = f"no label set {question.label_set!r} (known: {known})"
             raise ApiError("label_set_not_found", message, param="label_set")
         self.metrics.count_lookup(True)
-        trace.labels_digest = found.digest
+        context.labels_digest = found.digest
         return found
 
     def _check_count(self, count: int) -> None:
@@ -342,12 +344,12 @@ class Service:
                         param=param,
                     )
 
-    def _admit(self, trace: Trace, images: int = 0, texts: int = 0) -> None:
+    def _admit(self, context: RequestContext, images: int = 0, texts: int = 0) -> None:
         """Let a request's work in, and charge its key for it. Raises `ApiError`."""
-        self.gate.add(trace.held, images, texts)
-        if self.rates is None or trace.key is None:
+        self.admission.add(context.held, images, texts)
+        if self.rates is None or context.key is None:
             return
-        quota = trace.quotas["items"] = self.rates.check(trace.key, images + texts)
+        quota = context.quotas["items"] = self.rates.check(context.key, images + texts)
         if not quota.allowed:
             raise ApiError(
                 "rate_limit_exceeded",
@@ -355,15 +357,15 @@ class Service:
                 retry_after=quota.retry_after_s,
             )
 
-    async def _submit(self, batcher: Batcher[Any, _Vector], items: Sequence[Any], trace: Trace) -> Floats:
+    async def _submit(self, batcher: Batcher[Any, _Vector], items: Sequence[Any], context: RequestContext) -> Floats:
         """Items through a batcher to the model: float32 (N, D)."""
         try:
-            queued = await batcher.submit(items, trace.held.deadline, trace.turn)
+            queued = await batcher.submit(items, context.held.deadline, context.turn)
         except Interrupted:
             raise ApiError("unavailable", "the work was cancelled: try again", retry_after=RETRY_AFTER) from None
         last = queued.results[-1]
-        trace.add("batch", queued.waited + last.waited)
-        trace.add("forward", last.ran)
+        context.add("batch", queued.waited + last.waited)
+        context.add("forward", last.ran)
         return np.asarray([embedded.vector for embedded in queued.results], np.float32)
 
     async def _embed_registered(self, prompts: Sequence[str]) -> Floats:
@@ -450,7 +452,7 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._count_deaths()
-            self.metrics.flush(self.gate.held.items)
+            self.metrics.flush(self.admission.held.items)
 
     async def _watch_labels(self, files: LabelFiles) -> None:
         """Take registered label sets anew when their files change. One that is bad leaves the set before."""
@@ -460,7 +462,7 @@ class Service:
                 try:
                     labels = files.parse(name)
                     labels.check(self.rule)
-                    question = await embed_question(labels, self.about, self._embed_registered)
+                    question = await embed_label_set(labels, self.about, self._embed_registered)
                 except (ApiError, Expired):
                     continue  # the model does not answer now: next time
                 except ValueError as error:

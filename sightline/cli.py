@@ -13,15 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import JobConfig, absolute, load_config
-from pipelines.listing import Waiting
-from sightline import labels
+from pipelines.inputs.listing import Waiting
+from sightline.commands import labels
+from sightline.commands.quality import calibrate, evaluate, probe
+from sightline.commands.report import report
+from sightline.commands.retag import retag
+from sightline.commands.review import review, sample
 from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
-from sightline.quality import calibrate, evaluate, probe
-from sightline.report import report
-from sightline.retag import retag
-from sightline.review import review, sample
-from siglip.images import REASONS
+from siglip.images.decode import REASONS
+from storage.schemes import is_remote
 from storage.settings import ConfigError, list_keys, parse_override
 
 SCHEMA_HELP = "Keys of CONFIG\n\n" + "\n\n".join(
@@ -111,8 +112,9 @@ def verify(
 
     Exits with 0 only if all of it holds. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
     """
-    from pipelines.verify import verify_output
-    from storage.store import StoreError, StoreOptions, open_store
+    from pipelines.output.verify import verify_output
+    from storage.schemes import open_store
+    from storage.store import StoreError, StoreOptions
 
     with report_errors():
         root = absolute(output).rstrip("/")
@@ -146,7 +148,7 @@ def serve(
 
     Prints the URL when the first request would be answered warm. Ctrl-C finishes what is in flight, and stops.
     """
-    from sightline.serving import prepare_endpoint, run_endpoint
+    from sightline.commands.serving import prepare_endpoint, run_endpoint
 
     def say_ready(url: str, metrics: str) -> None:
         out.print(f"ready: [bold]{escape(url)}[/bold] (API: {escape(url)}/docs, metrics: {metrics})", highlight=False)
@@ -164,9 +166,10 @@ def demo(
     ),
 ) -> None:
     """Render a small image dataset, tag it with the checkpoint that ships with Sightline, verify, and sum up."""
-    from pipelines.verify import verify_output
-    from sightline.demo import CONFIG, render_dataset
-    from storage.store import StoreOptions, open_store
+    from pipelines.output.verify import verify_output
+    from sightline.demo.dataset import CONFIG, render_dataset
+    from storage.schemes import open_store
+    from storage.store import StoreOptions
 
     with report_errors():
         images, output = folder / "input", folder / "output"
@@ -197,7 +200,7 @@ def model_init(
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights in the hub's file layout: for benchmarks, and to try the loading path."""
-    from siglip.architectures import init_checkpoint
+    from siglip.checkpoints.architectures import init_checkpoint
 
     with report_errors():
         try:
@@ -213,7 +216,7 @@ def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; shown in 
 
     sightline key new alice >> keys.txt
     """
-    from serve.auth import new_key
+    from serve.admission.auth import new_key
 
     with report_errors():
         key, line = new_key(name)
@@ -223,7 +226,7 @@ def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; shown in 
 
 def _tag(job: JobConfig, retry: list[str] | None = None) -> int:
     """Run a job with progress and a summary. Returns the exit code."""
-    from pipelines.tag import run_job
+    from pipelines.job import run_job
     from sightline.metrics import RunMetrics
 
     with RunProgress(err) as progress:
@@ -292,6 +295,6 @@ def _print_summary(job: JobConfig, manifest: dict[str, object]) -> None:
     table.add_row("output", escape(job.output))
     out.print(table)
     reader = f"pyarrow.dataset.dataset({job.output.rstrip('/') + '/data'!r}).to_table().slice(0, 5).to_pandas()"
-    if job.output.startswith("s3://"):
+    if is_remote(job.output):
         reader = f"duckdb.sql(\"from '{job.output.rstrip('/')}/data/*.parquet' limit 5\")"
     out.print(f"read it: [bold]{escape(reader)}[/bold]", highlight=False)

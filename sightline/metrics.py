@@ -10,11 +10,11 @@ import time
 
 from ray.util.metrics import Gauge
 
-from pipelines.account import Progress
+from pipelines.run_report import Progress
 
 
 class RunMetrics:
-    """A `pipelines.account.Progress` that passes everything on to another, and keeps gauges of it."""
+    """A `pipelines.run_report.Progress` that passes everything on to another, and keeps gauges of it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -12,7 +12,7 @@ LOG_SECONDS = 10.0
 
 
 class RunProgress:
-    """Shows shards, images, images/s, rejects and the time left. Implements `pipelines.account.Progress`."""
+    """Shows shards, images, images/s, rejects and the time left. Implements `pipelines.run_report.Progress`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

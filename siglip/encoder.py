@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from torch import nn
 
 from siglip.checkpoint import Architecture, CheckpointError, PinnedModel, quiet_transformers
 from siglip.config import ImageSpec, ModelConfig
+from siglip.cpu import CoreThreads
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
-from siglip.threads import CoreThreads
-from siglip.towers import Siglip
+from siglip.towers.text import TextTower
+from siglip.towers.vit import VisionTower
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 8, 64
 CORE_ROWS = 4
@@ -189,6 +191,16 @@ class Encoder:
         # it compiles, because inductor's settings are each thread's own.
         with inductor.patch(freezing=self.device.type == "cpu"):
             return self._forward(pixels)
+
+
+class Siglip(nn.Module):
+    """Both towers, and the scale and bias of their cosines: a checkpoint's whole weights."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.text_model = TextTower(architecture.text_config)
+        self.vision_model = VisionTower(architecture.vision_config)
+        self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
 
 
 def check_machine(config: ModelConfig, gpus: float) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.files import READ_BYTES, StoreFile
-from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, open_store
+from storage.schemes import open_store
+from storage.store import Entry, NotFound, Store, StoreError, StoreOptions
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ raised; see `storage/s3.py` for how long that takes at most.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol
 
 ATTEMPTS = 5
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SHOWN = 400
 
 
@@ -108,19 +106,6 @@ class Store(Protocol):
 
     def delete(self, uri: str) -> None:
         """Remove an object; it is no error when it is gone."""
-
-
-def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
-    """The store that holds `uri`. Raises `InvalidUri` for one of another scheme."""
-    if uri.startswith("s3://"):
-        from storage.s3 import open_s3
-
-        return open_s3(options)
-    if _SCHEME.match(uri) and not uri.startswith("file://"):
-        raise InvalidUri(f"{show(uri)}: only local paths and s3:// are supported")
-    from storage.local import LocalStore
-
-    return LocalStore()
 
 
 def join(base: str, *names: str) -> str:

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from serve import haproxy
-from serve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve import haproxy
+from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
 from tests.radosgw import Radosgw, why_not
 
 TESTS = Path(__file__).parent

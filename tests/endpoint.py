@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import uvicorn
 
-from serve.app import make_app
 from serve.config import EndpointConfig
-from serve.replica import ModelServer
+from serve.http.app import make_app
+from serve.rayserve.replica import ModelServer
 from serve.service import Service
-from siglip.shapes import render
+from sightline.demo.shapes import render
 from storage.settings import read_settings
 from tests.images import encode
 

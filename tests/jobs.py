@@ -17,13 +17,14 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.config import JobConfig, load_config
-from pipelines.tag import extend_plan
-from pipelines.verify import Report, verify_output
+from pipelines.job import extend_plan
+from pipelines.output.verify import Report, verify_output
 from sightline.cli import app
-from sightline.demo import encode_image
+from sightline.demo.dataset import encode_image
+from sightline.demo.shapes import LABELS
 from siglip.checkpoint import pin_model
-from siglip.shapes import LABELS
-from storage.store import Store, StoreOptions, join, open_store
+from storage.schemes import open_store
+from storage.store import Store, StoreOptions, join
 
 SHARE = {"actors.num_cpus": 1, "ray.readers": 2}
 """What a job takes of `local_ray`. Its workers then stay for the next job, which is done in a third of the time: Ray

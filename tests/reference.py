@@ -24,8 +24,8 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageOps
 
+from sightline.demo.shapes import LABELS
 from siglip.checkpoint import TINY
-from siglip.shapes import LABELS
 from tests.images import encode, make_rgb
 from tests.jobs import make_parquet
 

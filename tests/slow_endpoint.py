@@ -8,16 +8,16 @@ from typing import Any
 from ray.serve import Application
 
 import serve.app
-import serve.replica
+import serve.rayserve.replica
 from serve.config import EndpointConfig
 from serve.model import Embedded
 
 SECONDS = 0.5
 
 
-def slow_model(seconds: float) -> type[serve.replica.ModelServer]:
+def slow_model(seconds: float) -> type[serve.rayserve.replica.ModelServer]:
     """A model that takes so long for each call, and no cores for it. Ray pickles a local class by value."""
-    asleep, quick = asyncio.sleep, serve.replica.ModelServer
+    asleep, quick = asyncio.sleep, serve.rayserve.replica.ModelServer
 
     class SlowModel(quick):  # type: ignore[misc, valid-type]
         async def embed_images(self, pixels: Any, seconds_left: float) -> Embedded:
@@ -33,9 +33,9 @@ def slow_model(seconds: float) -> type[serve.replica.ModelServer]:
 
 def build(args: EndpointConfig) -> Application:
     """For a Serve config's `import_path`."""
-    quick = serve.replica.ModelServer
-    serve.replica.ModelServer = slow_model(SECONDS)  # type: ignore[misc]
+    quick = serve.rayserve.replica.ModelServer
+    serve.rayserve.replica.ModelServer = slow_model(SECONDS)  # type: ignore[misc]
     try:
         return serve.app.build(args)
     finally:
-        serve.replica.ModelServer = quick  # type: ignore[misc]
+        serve.rayserve.replica.ModelServer = quick  # type: ignore[misc]

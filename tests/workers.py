@@ -26,5 +26,5 @@ def choose_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     return [
         process
         for process, title in read_titles(processes)
-        if (title.startswith("ray::") and "Agent" not in title) or "siglip.decoder" in title
+        if (title.startswith("ray::") and "Agent" not in title) or "siglip.images.decoder" in title
     ]

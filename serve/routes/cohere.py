@@ -8,11 +8,11 @@ import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field
 
-from serve.answers import Reply, documented, trace_of
-from serve.errors import ApiError
+from serve.http.errors import ApiError
+from serve.http.responses import JSONReply, context_of, documented
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
+from serve.schemas import PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Strings
 from serve.service import Service
-from serve.shapes import PIXEL, SOME, Answer, Fingerprint, ImageUrl, Lenient, Strings
 from siglip.scoring import Floats
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -58,7 +58,7 @@ class CohereRequest(Lenient):
     output_dimension: int | None = None
 
 
-class CohereAnswer(Answer):
+class CohereResponse(ResponseModel):
     """The embeddings by type, in the order of the input."""
 
     response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
@@ -72,18 +72,18 @@ class CohereAnswer(Answer):
 def add_cohere_routes(app: FastAPI, service: Service) -> None:
     """Register the routes."""
 
-    @app.post("/v2/embed", response_model=CohereAnswer, responses=documented(400, 404), tags=["other clients"])
-    async def embed(body: CohereRequest, request: Request) -> Reply:
+    @app.post("/v2/embed", response_model=CohereResponse, responses=documented(400, 404), tags=["other clients"])
+    async def embed(body: CohereRequest, request: Request) -> JSONReply:
         """What `cohere.ClientV2(base_url=URL).embed` sends. `input_type` and `truncate` mean nothing to SigLIP."""
-        trace = trace_of(request)
+        context = context_of(request)
         service.check_model(body.model)
         service.check_width(body.output_dimension, "output_dimension")
-        vectors = await embed_sources(_list_sources(body), service, trace)
+        vectors = await embed_sources(_list_sources(body), service, context)
         embeddings = {kind: encode_vectors(vectors, kind) for kind in dict.fromkeys(body.embedding_types)}
-        usage = service.usage(trace)
-        return Reply(
-            CohereAnswer(
-                id=trace.request_id,
+        usage = service.usage(context)
+        return JSONReply(
+            CohereResponse(
+                id=context.request_id,
                 embeddings=embeddings,
                 texts=body.texts or [],
                 meta={

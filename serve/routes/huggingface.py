@@ -11,11 +11,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, RootModel
 
-from serve.answers import IMAGE_BODY, Reply, body_of, documented, trace_of
-from serve.bodies import ANY_IMAGE, read_files, read_json
-from serve.errors import ApiError
-from serve.service import Service, Trace
-from serve.shapes import PIXEL, Answer, LabelQuestion, Labels, LabelScore, Lenient, Strings
+from serve.http.bodies import ANY_IMAGE, read_files, read_json
+from serve.http.errors import ApiError
+from serve.http.responses import IMAGE_BODY, JSONReply, body_of, context_of, documented
+from serve.schemas import PIXEL, LabelQuery, Labels, LabelScore, Lenient, ResponseModel, Strings
+from serve.service import RequestContext, Service
 from siglip.labels import DEFAULT_TEMPLATE
 
 
@@ -59,7 +59,7 @@ class TeiRequest(Lenient):
     dimensions: int | None = None
 
 
-class TeiInfo(Answer):
+class TeiInfo(ResponseModel):
     """What Text Embeddings Inference tells of itself."""
 
     model_id: str
@@ -80,7 +80,7 @@ class Vectors(RootModel[list[list[float]]]):
     """Embeddings of unit norm."""
 
 
-class HuggingFaceAnswer(RootModel[list[LabelScore] | list[list[float]]]):
+class HuggingFaceResponse(RootModel[list[LabelScore] | list[list[float]]]):
     """Scores for an image with labels, embeddings for texts, or for an image without."""
 
 
@@ -89,46 +89,46 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/",
-        response_model=HuggingFaceAnswer,
+        response_model=HuggingFaceResponse,
         responses=documented(400),
         openapi_extra=body_of(HuggingFaceRequest, **{ANY_IMAGE: IMAGE_BODY}),
         tags=["other clients"],
     )
-    async def infer(request: Request) -> Reply:
+    async def infer(request: Request) -> JSONReply:
         """What `huggingface_hub.InferenceClient(model=URL)` sends.
 
         `zero_shot_image_classification` gives every label's score, `feature_extraction` embeddings. The body may be an
         image itself: `candidate_labels` and `hypothesis_template` are in the query then.
         """
-        trace = trace_of(request)
+        context = context_of(request)
         found = await read_files(request, service.config.limits)
         if found is not None:
             [image, *others], fields = found
             if others:
                 raise ApiError("unsupported_input", "one image at a time", param="image")
             asked = HuggingFaceParameters.model_validate({name: str(value) for name, value in fields.items()})
-            return await classify(image, "image", asked, trace)
+            return await classify(image, "image", asked, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
         check_shape(service, body)
         parameters = body.parameters or HuggingFaceParameters()
         if parameters.labels() is None:
-            return await embed_texts(body.inputs, trace)
+            return await embed_texts(body.inputs, context)
         if not isinstance(body.inputs, str):
             raise ApiError("unsupported_input", "inputs: one image with candidate_labels, not a list", param="inputs")
-        [image] = await service.read_images([body.inputs], ["inputs"], trace)
-        return await classify(image, "inputs", parameters, trace)
+        [image] = await service.read_images([body.inputs], ["inputs"], context)
+        return await classify(image, "inputs", parameters, context)
 
     @app.post("/embed", response_model=Vectors, responses=documented(400), tags=["other clients"])
-    async def embed(body: TeiRequest, request: Request) -> Reply:
+    async def embed(body: TeiRequest, request: Request) -> JSONReply:
         """What clients of Text Embeddings Inference send."""
         check_shape(service, body)
-        return await embed_texts(body.inputs, trace_of(request))
+        return await embed_texts(body.inputs, context_of(request))
 
     @app.get("/info", response_model=TeiInfo, responses=documented(), tags=["other clients"])
-    async def describe() -> Reply:
+    async def describe() -> JSONReply:
         """What clients of Text Embeddings Inference ask first."""
         about, limits = service.about, service.config.limits
-        return Reply(
+        return JSONReply(
             TeiInfo(
                 model_id=service.name,
                 model_sha=about.weights,
@@ -141,24 +141,24 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             )
         )
 
-    async def embed_texts(inputs: str | list[str], trace: Trace) -> Reply:
+    async def embed_texts(inputs: str | list[str], context: RequestContext) -> JSONReply:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not texts:
             raise ApiError("invalid_request", "inputs: nothing to embed", param="inputs")
-        vectors = await service.embed_texts(texts, [f"inputs.{n}" for n in range(len(texts))], trace)
-        return Reply(Vectors(vectors.tolist()))
+        vectors = await service.embed_texts(texts, [f"inputs.{n}" for n in range(len(texts))], context)
+        return JSONReply(Vectors(vectors.tolist()))
 
-    async def classify(image: bytes, param: str, asked: HuggingFaceParameters, trace: Trace) -> Reply:
+    async def classify(image: bytes, param: str, asked: HuggingFaceParameters, context: RequestContext) -> JSONReply:
         """An image's scores, or without labels its embedding."""
         labels = asked.labels()
         if labels is None:
-            return Reply(Vectors((await service.embed_images([image], [param], trace)).tolist()))
+            return JSONReply(Vectors((await service.embed_images([image], [param], context)).tolist()))
         if not labels:
             raise ApiError("invalid_request", "candidate_labels: no label in it", param="parameters.candidate_labels")
-        question = LabelQuestion(labels=labels, templates=[asked.hypothesis_template or DEFAULT_TEMPLATE])
-        found = await service.ask(question, trace)
-        [row] = service.classify(await service.embed_images([image], [param], trace), found, question)
-        return Reply(Scores(row))
+        question = LabelQuery(labels=labels, templates=[asked.hypothesis_template or DEFAULT_TEMPLATE])
+        found = await service.ask(question, context)
+        [row] = service.classify(await service.embed_images([image], [param], context), found, question)
+        return JSONReply(Scores(row))
 
 
 def check_shape(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:

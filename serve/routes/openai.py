@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from serve.answers import IMAGE_BODY, Reply, body_of, documented, trace_of
-from serve.bodies import ANY_IMAGE, read_files, read_json
-from serve.errors import ApiError
-from serve.inputs import is_data_uri
+from serve.fetch.images import is_data_uri
+from serve.http.bodies import ANY_IMAGE, read_files, read_json
+from serve.http.errors import ApiError
+from serve.http.responses import IMAGE_BODY, JSONReply, body_of, context_of, documented
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
+from serve.schemas import IMAGE_HELP, PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Usage
 from serve.service import Service
-from serve.shapes import IMAGE_HELP, PIXEL, SOME, Answer, Fingerprint, ImageUrl, Lenient, Usage
 from serve.tokens import TokenVocabulary
 
 _FORM_SCHEMA: dict[str, Any] = {
@@ -118,7 +118,7 @@ class EmbeddingRequest(Lenient):
     dimensions: int | None = Field(None, description="Only the model's own width is possible.")
 
 
-class EmbeddingItem(Answer):
+class EmbeddingItem(ResponseModel):
     """One embedding of unit norm."""
 
     object: Literal["embedding"] = "embedding"
@@ -126,7 +126,7 @@ class EmbeddingItem(Answer):
     embedding: list[float] | str
 
 
-class EmbeddingAnswer(Answer):
+class EmbeddingResponse(ResponseModel):
     """The embeddings, in the order of the input."""
 
     object: Literal["list"] = "list"
@@ -136,7 +136,7 @@ class EmbeddingAnswer(Answer):
     fingerprint: Fingerprint
 
 
-class ModelCard(Answer):
+class ModelCard(ResponseModel):
     """The model that this server runs."""
 
     id: str
@@ -151,7 +151,7 @@ class ModelCard(Answer):
     fingerprint: Fingerprint
 
 
-class ModelList(Answer):
+class ModelList(ResponseModel):
     """All models: one."""
 
     object: Literal["list"] = "list"
@@ -164,45 +164,45 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
     @app.post("/embeddings", include_in_schema=False)  # where infinity has it
     @app.post(
         "/v1/embeddings",
-        response_model=EmbeddingAnswer,
+        response_model=EmbeddingResponse,
         responses=documented(400, 404, 413),
         openapi_extra=body_of(EmbeddingRequest, **{ANY_IMAGE: IMAGE_BODY, "multipart/form-data": _FORM_SCHEMA}),
         tags=["embeddings"],
     )
-    async def create_embeddings(request: Request) -> Reply:
+    async def create_embeddings(request: Request) -> JSONReply:
         """Embed texts and images into one space, with unit norm: their dot product is their cosine.
 
         The body may be an image itself, or a form with several; `model` and `encoding_format` are in the query then, or
         in the form.
         """
-        trace = trace_of(request)
+        context = context_of(request)
         model, encoding, sources = await _read_request(request, service)
         service.check_model(model)
-        vectors = await embed_sources(sources, service, trace)
+        vectors = await embed_sources(sources, service, context)
         as_base64 = encoding == "base64"
-        return Reply(
-            EmbeddingAnswer(
+        return JSONReply(
+            EmbeddingResponse(
                 model=service.name,
                 data=[
                     EmbeddingItem(index=index, embedding=encode_vector(vector) if as_base64 else vector.tolist())
                     for index, vector in enumerate(vectors)
                 ],
-                usage=service.usage(trace),
+                usage=service.usage(context),
                 fingerprint=service.fingerprint(),
             )
         )
 
     @app.get("/models", include_in_schema=False)
     @app.get("/v1/models", response_model=ModelList, responses=documented(), tags=["models"])
-    async def list_models() -> Reply:
+    async def list_models() -> JSONReply:
         """The model that this server runs."""
-        return Reply(ModelList(data=[make_card(service)]))
+        return JSONReply(ModelList(data=[make_card(service)]))
 
     @app.get("/v1/models/{id:path}", response_model=ModelCard, responses=documented(404), tags=["models"])
-    async def retrieve_model(id: str) -> Reply:
+    async def retrieve_model(id: str) -> JSONReply:
         """One model. Its id may hold slashes."""
         service.check_model(id)
-        return Reply(make_card(service))
+        return JSONReply(make_card(service))
 
 
 def make_card(service: Service) -> ModelCard:

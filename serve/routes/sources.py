@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from serve.errors import ApiError
-from serve.service import Service, Trace
-from serve.shapes import ImageUrl
+from serve.http.errors import ApiError
+from serve.schemas import ImageUrl
+from serve.service import RequestContext, Service
 from siglip.scoring import Floats
 
 
@@ -24,24 +24,24 @@ class Source:
     param: str
 
 
-async def embed_sources(sources: Sequence[Source], service: Service, trace: Trace) -> Floats:
+async def embed_sources(sources: Sequence[Source], service: Service, context: RequestContext) -> Floats:
     """Embeddings of a mixture, in its order: float32 (N, D)."""
     vectors = np.zeros((len(sources), service.about.width), np.float32)
     texts = [n for n, source in enumerate(sources) if source.kind == "text"]
     images = [n for n, source in enumerate(sources) if source.kind == "image"]
     if texts:
         params = [sources[n].param for n in texts]
-        vectors[texts] = await service.embed_texts([str(sources[n].value) for n in texts], params, trace)
+        vectors[texts] = await service.embed_texts([str(sources[n].value) for n in texts], params, context)
     if images:
-        vectors[images] = await _embed_images([sources[n] for n in images], service, trace)
+        vectors[images] = await _embed_images([sources[n] for n in images], service, context)
     return vectors
 
 
-async def _embed_images(images: Sequence[Source], service: Service, trace: Trace) -> Floats:
+async def _embed_images(images: Sequence[Source], service: Service, context: RequestContext) -> Floats:
     written = [(source.value, source.param) for source in images if isinstance(source.value, str)]
-    read = iter(await service.read_images([value for value, _ in written], [param for _, param in written], trace))
+    read = iter(await service.read_images([value for value, _ in written], [param for _, param in written], context))
     data = [source.value if isinstance(source.value, bytes) else next(read) for source in images]
-    return await service.embed_images(data, [source.param for source in images], trace)
+    return await service.embed_images(data, [source.param for source in images], context)
 
 
 def encode_vector(vector: Floats) -> str:

@@ -9,23 +9,23 @@ from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, QueryParams
 
-from serve.answers import Reply, body_of, documented, trace_of
-from serve.bodies import ANY_IMAGE, read_files, read_json
 from serve.config import EndpointLimits
-from serve.errors import ApiError
-from serve.service import Service
-from serve.shapes import (
+from serve.http.bodies import ANY_IMAGE, read_files, read_json
+from serve.http.errors import ApiError
+from serve.http.responses import JSONReply, body_of, context_of, documented
+from serve.http.validation import describe_validation
+from serve.schemas import (
     IMAGE_HELP,
     PIXEL,
-    Answer,
     Fingerprint,
-    LabelQuestion,
+    LabelQuery,
     Labels,
     LabelScore,
+    ResponseModel,
     Strict,
     Usage,
 )
-from serve.validation import describe_validation
+from serve.service import Service
 from siglip.scoring import Floats, score_pairs, sigmoid
 
 _MANY = ("labels", "templates")
@@ -46,7 +46,7 @@ _FORM_SCHEMA: dict[str, Any] = {
 """The multipart body: files, and the JSON body's other fields. `image`, `labels` and `templates` may be repeated."""
 
 
-class ClassifyRequest(LabelQuestion):
+class ClassifyRequest(LabelQuery):
     """One or many images, and what to ask of them."""
 
     model_config = ConfigDict(
@@ -63,7 +63,7 @@ class ClassifyRequest(LabelQuestion):
     images: Labels | None = Field(None, description="Several of them.")
 
 
-class Classification(Answer):
+class Classification(ResponseModel):
     """One image's labels, best first. Empty when none reached its threshold."""
 
     object: Literal["classification"] = "classification"
@@ -71,7 +71,7 @@ class Classification(Answer):
     labels: list[LabelScore]
 
 
-class ClassifyAnswer(Answer):
+class ClassifyResponse(ResponseModel):
     """The classifications, in the order of the images."""
 
     object: Literal["list"] = "list"
@@ -95,7 +95,7 @@ class SimilarityRequest(Strict):
     top_k: int | None = Field(None, ge=1, description="At most this many matches of each; default all.")
 
 
-class Match(Answer):
+class Match(ResponseModel):
     """A text or an image that was found, by its index in the request."""
 
     index: int
@@ -103,14 +103,14 @@ class Match(Answer):
     score: float = Field(description="The model's probability that they belong together.")
 
 
-class Ranking(Answer):
+class Ranking(ResponseModel):
     """The matches of one text or image, best first."""
 
     index: int
     matches: list[Match]
 
 
-class SimilarityAnswer(Answer):
+class SimilarityAnswer(ResponseModel):
     """Both directions of retrieval."""
 
     object: Literal["similarity"] = "similarity"
@@ -121,7 +121,7 @@ class SimilarityAnswer(Answer):
     fingerprint: Fingerprint
 
 
-class LabelSetCard(Answer):
+class LabelSetCard(ResponseModel):
     """A registered label set."""
 
     id: str
@@ -133,7 +133,7 @@ class LabelSetCard(Answer):
     fingerprint: Fingerprint
 
 
-class LabelSetList(Answer):
+class LabelSetList(ResponseModel):
     """The registered label sets."""
 
     object: Literal["list"] = "list"
@@ -145,33 +145,33 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/classify",
-        response_model=ClassifyAnswer,
+        response_model=ClassifyResponse,
         responses=documented(400, 404),
         openapi_extra=body_of(ClassifyRequest, **{"multipart/form-data": _FORM_SCHEMA}),
         tags=["classification"],
     )
-    async def classify(request: Request) -> Reply:
+    async def classify(request: Request) -> JSONReply:
         """Score labels for one or many images.
 
         Scores are probabilities, and independent of each other unless softmax is asked. They run low: 0.1 to 0.5 is
         usual for a right label.
         """
-        trace = trace_of(request)
+        context = context_of(request)
         question, model, sources, images, params = await _read_classify(request, service.config.limits)
         service.check_model(model)
         if sources:
-            images = await service.read_images(sources, params, trace)
-        asked = await service.ask(question, trace)
-        vectors = await service.embed_images(images, params, trace)
-        return Reply(
-            ClassifyAnswer(
+            images = await service.read_images(sources, params, context)
+        asked = await service.ask(question, context)
+        vectors = await service.embed_images(images, params, context)
+        return JSONReply(
+            ClassifyResponse(
                 model=service.name,
                 label_set=question.label_set,
                 data=[
                     Classification(index=index, labels=row)
                     for index, row in enumerate(service.classify(vectors, asked, question))
                 ],
-                usage=service.usage(trace),
+                usage=service.usage(context),
                 fingerprint=service.fingerprint(asked.digest),
             )
         )
@@ -179,30 +179,30 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/similarity", response_model=SimilarityAnswer, responses=documented(400, 404), tags=["classification"]
     )
-    async def compare(body: SimilarityRequest, request: Request) -> Reply:
+    async def compare(body: SimilarityRequest, request: Request) -> JSONReply:
         """Rank images for each text and texts for each image: retrieval, both ways. Texts are taken as they are."""
-        trace = trace_of(request)
+        context = context_of(request)
         service.check_model(body.model)
         params = [f"images.{n}" for n in range(len(body.images))]
-        data = await service.read_images(body.images, params, trace)
-        texts = await service.embed_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))], trace)
-        images = await service.embed_images(data, params, trace)
+        data = await service.read_images(body.images, params, context)
+        texts = await service.embed_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))], context)
+        images = await service.embed_images(data, params, context)
         cosines = texts @ images.T
         scores = sigmoid(score_pairs(texts, images, service.about.scale))
-        return Reply(
+        return JSONReply(
             SimilarityAnswer(
                 model=service.name,
                 texts=rank_pairs(cosines, scores, body.top_k),
                 images=rank_pairs(cosines.T, scores.T, body.top_k),
-                usage=service.usage(trace),
+                usage=service.usage(context),
                 fingerprint=service.fingerprint(),
             )
         )
 
     @app.get("/v1/label-sets", response_model=LabelSetList, responses=documented(), tags=["classification"])
-    async def list_label_sets() -> Reply:
+    async def list_label_sets() -> JSONReply:
         """The label sets that were registered when the server started, and are embedded already."""
-        return Reply(
+        return JSONReply(
             LabelSetList(
                 data=[
                     LabelSetCard(
@@ -234,7 +234,7 @@ def rank_pairs(cosines: Floats, scores: Floats, top_k: int | None) -> list[Ranki
     ]
 
 
-Parsed = tuple[LabelQuestion, str | None, list[str], list[bytes], list[str]]
+Parsed = tuple[LabelQuery, str | None, list[str], list[bytes], list[str]]
 """The question, the model's name, images as strings or as bytes, and the fields that these came from."""
 
 
@@ -260,7 +260,7 @@ def _read_fields(images: list[bytes], given: FormData | QueryParams) -> Parsed:
         fields[name] = values if name in _MANY else values[-1]
     model = fields.pop("model", None)
     try:
-        question = LabelQuestion.model_validate(fields)
+        question = LabelQuery.model_validate(fields)
     except ValidationError as error:
         raise describe_validation(error.errors()) from None
     return question, str(model) if model else None, [], images, [f"image.{n}" for n in range(len(images))]

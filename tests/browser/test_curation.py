@@ -21,9 +21,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from benchmarks.outputs import MadeUp, write_output
-from curation.labelstudio import write_tasks
 from curation.outputs import Output, open_output
 from curation.report.page import write_report
+from curation.review.labelstudio import write_tasks
 from curation.sample import draw_sample, write_sample
 from curation.survey import survey_output
 from curation.truth import read_truth

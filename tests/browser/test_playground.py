@@ -17,8 +17,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from serve.auth import new_key
-from siglip.shapes import LABELS, render
+from serve.admission.auth import new_key
+from sightline.demo.shapes import LABELS, render
 from tests.chromium import Browser
 from tests.conftest import require
 from tests.endpoint import Endpoint, make_config, run_endpoint

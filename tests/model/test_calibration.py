@@ -12,12 +12,12 @@ from benchmarks.outputs import MadeUp, write_output
 from curation.calibration import calibrate, make_label_set
 from curation.outputs import Output, open_output
 from curation.truth import Truth
+from sightline.demo.shapes import LABELS, render
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from siglip.heads import build_head
 from siglip.labels import LabelSet
-from siglip.shapes import LABELS, render
 
 IMAGES, TARGET, NOISE = 1200, 0.85, 0.04
 SHAPES = sorted({label.split()[1] for label in LABELS})

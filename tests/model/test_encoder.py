@@ -18,15 +18,15 @@ from torch._inductor import freezing
 from torch.profiler import ProfilerActivity, profile
 from transformers import pipeline
 
-from siglip.architectures import init_checkpoint
+from sightline.demo.shapes import render
 from siglip.checkpoint import pin_model
+from siglip.checkpoints.architectures import init_checkpoint
 from siglip.config import ImageSpec, Limits, ModelConfig
+from siglip.cpu import CoreThreads
 from siglip.encoder import Encoder
-from siglip.images import decode_image
+from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
-from siglip.shapes import render
-from siglip.threads import CoreThreads
 from tests.images import encode
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 from siglip.checkpoint import CheckpointError, pin_model
 from siglip.config import Limits, ModelConfig
 from siglip.encoder import Encoder
-from siglip.images import decode_image
+from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
 from tests.checkpoints import TEXTS, make_exact_gelu, make_siglip, make_siglip2, make_so400m

@@ -13,14 +13,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
-from siglip.architectures import init_checkpoint
+from sightline.demo.shapes import LABELS, render
 from siglip.checkpoint import TINY, pin_model
+from siglip.checkpoints.architectures import init_checkpoint
 from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.encoder import Encoder
-from siglip.images import decode_image
+from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import Scale, score_pairs, select, sigmoid, softmax
-from siglip.shapes import LABELS, render
 from tests.images import awkward_cases, encode, make_rgb, plain_cases
 
 

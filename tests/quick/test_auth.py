@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from serve.auth import (
+from serve.admission.auth import (
     MAX_BUCKETS,
     REREAD_SECONDS,
     UNREAD_SECONDS,

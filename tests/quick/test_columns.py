@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.columns import PassedColumns, unify
 from pipelines.config import OWN_COLUMNS, JobConfig, ParquetConfig
-from pipelines.formats import parquet
-from pipelines.output import OutputFormat
-from pipelines.rows import Input, Reading, Skipped
+from pipelines.inputs import parquet
+from pipelines.inputs.columns import PassedColumns, unify
+from pipelines.inputs.rows import Input, Reading, Skipped
+from pipelines.output.layout import OutputFormat
 from storage.settings import ConfigError
 from storage.store import StoreOptions
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from siglip.config import ImageSpec, Limits, prefer_throughput
-from siglip.decoder import Decoder, DecoderRing
-from siglip.images import Decoded, ImageRejected
+from siglip.images.decode import Decoded, ImageRejected
+from siglip.images.decoder import Decoder, DecoderRing
 from tests.images import encode, make_rgb
 
 HOOK = """
@@ -134,7 +134,7 @@ def test_an_interrupted_image_is_not_the_next_shards(where: str, log: Path, monk
         return ring.take()
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"siglip.decoder.{where}", interrupt)
+        patch.setattr(f"siglip.images.decoder.{where}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             decode_one(21)
     ring.resize(1)

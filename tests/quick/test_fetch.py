@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve.addresses import Address, Network, classify_address
-from serve.fetch import CODES, FetchConfig, Fetcher, FetchRefused, parse_url
+from serve.fetch.addresses import Address, Network, classify_address
+from serve.fetch.fetcher import CODES, FetchConfig, Fetcher, FetchRefused, parse_url
 
 METADATA = "169.254.169.254"
 NAMES = {
@@ -222,11 +222,11 @@ def test_a_config_is_strict() -> None:
 
 # A real server on loopback. `allowed_networks` is what an operator with an image store inside the cluster sets.
 
-Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+ResponseModel = Callable[[asyncio.StreamWriter], Awaitable[None]]
 IMAGE = bytes(range(256)) * 40
 
 
-def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, **fields: str) -> Answer:
+def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, **fields: str) -> ResponseModel:
     """An answer that closes the connection."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
@@ -238,11 +238,11 @@ def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, 
     return write
 
 
-def redirect(location: str, status: str = "302 Found") -> Answer:
+def redirect(location: str, status: str = "302 Found") -> ResponseModel:
     return reply(status=status, Location=location)
 
 
-def drip(piece: bytes, seconds: float, start: bytes = b"") -> Answer:
+def drip(piece: bytes, seconds: float, start: bytes = b"") -> ResponseModel:
     """`start`, then a piece every so often, without end."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
@@ -261,7 +261,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
 class Web:
     """A loopback HTTP server with a fixed answer for each path. `seen` are the requests it got, heads as text."""
 
-    def __init__(self, answers: dict[str, Answer]) -> None:
+    def __init__(self, answers: dict[str, ResponseModel]) -> None:
         self.answers = answers
         self.seen: list[str] = []
         self.port = 0
@@ -289,7 +289,7 @@ class Web:
             server.close()
 
 
-def fetch_from(answers: dict[str, Answer], path: str, **config: Any) -> tuple[bytes | FetchRefused, Web, float]:
+def fetch_from(answers: dict[str, ResponseModel], path: str, **config: Any) -> tuple[bytes | FetchRefused, Web, float]:
     """What a fetcher that may use this server's address gets from it, the server, and the seconds it took."""
 
     async def run() -> tuple[bytes | FetchRefused, Web, float]:
@@ -406,7 +406,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
-def test_all_time_counts(answer: Answer) -> None:
+def test_all_time_counts(answer: ResponseModel) -> None:
     outcome, _, seconds = fetch_from({"/": answer}, "/", max_seconds=0.4)
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, "0.4 s" in outcome.message) == ("fetch_timeout", True), outcome.args
@@ -445,7 +445,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("answer", LARGE.values(), ids=LARGE)
-def test_bytes_are_capped(answer: Answer) -> None:
+def test_bytes_are_capped(answer: ResponseModel) -> None:
     outcome, _, seconds = fetch_from({"/": answer}, "/", max_bytes=len(IMAGE), max_seconds=30)
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, f"{len(IMAGE):,} bytes" in outcome.message) == ("fetch_too_large", True), outcome.args
@@ -471,7 +471,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("answer", "code", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_bad_answer_is_an_error_in_words(answer: Answer, code: str, words: str) -> None:
+def test_a_bad_answer_is_an_error_in_words(answer: ResponseModel, code: str, words: str) -> None:
     outcome, _, _ = fetch_from({"/": answer}, "/")
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, words in outcome.message) == (code, True), outcome.args

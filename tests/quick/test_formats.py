@@ -19,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.columns import PassedColumns
 from pipelines.config import JobConfig
-from pipelines.formats import read_inputs, tar
-from pipelines.listing import PlanReport
-from pipelines.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
-from pipelines.rows import Input, Reading, Row, Skipped
+from pipelines.inputs import tar
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.formats import read_inputs
+from pipelines.inputs.listing import PlanReport
+from pipelines.inputs.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from pipelines.inputs.rows import Input, Reading, Row, Skipped
+from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import Changed, InvalidUri, NotFound, Store, StoreOptions, open_store
+from storage.store import Changed, InvalidUri, NotFound, Store, StoreOptions
 from tests.images import encode, make_rgb
 
 OPTIONS = StoreOptions()
@@ -421,7 +423,7 @@ def test_odd_files_in_a_folder(folder: Folder) -> None:
 
 
 def test_a_plan_has_as_many_files_as_it_needs(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.plan.SEGMENT_SHARDS", 3)
+    monkeypatch.setattr("pipelines.inputs.plan.SEGMENT_SHARDS", 3)
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": [JPEG] * 20}), buffer, row_group_size=2)
     folder.write("a.parquet", buffer.getvalue())

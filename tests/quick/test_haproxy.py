@@ -12,8 +12,8 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 
 from serve.config import EndpointConfig
-from serve.haproxy import ENABLED, PEER, REFUSED, harden, launcher, refusal
-from sightline.serving import _set_environment
+from serve.rayserve.haproxy import ENABLED, PEER, REFUSED, harden, launcher, refusal
+from sightline.commands.serving import _set_environment
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(
     """Ray Serve's controller would kill one that a busy machine keeps from starting, and with it the whole start."""
     from ray.serve._private.constants import HTTP_PROXY_TIMEOUT, PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
 
-    monkeypatch.setattr("serve.haproxy.available", lambda: there)
+    monkeypatch.setattr("serve.rayserve.haproxy.available", lambda: there)
     with patch.dict(os.environ):
         os.environ.pop("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", None)
         _set_environment(EndpointConfig(), tmp_path, "127.0.0.1", 8000)
@@ -93,7 +93,7 @@ def test_two_endpoints_of_a_machine_have_ingresses_on_other_ports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A port that an ingress has left is not taken by another endpoint's, to which requests would still be sent."""
-    monkeypatch.setattr("serve.haproxy.available", lambda: True)
+    monkeypatch.setattr("serve.rayserve.haproxy.available", lambda: True)
     names = [f"RAY_SERVE_DIRECT_INGRESS_{which}_HTTP_PORT" for which in ("MIN", "MAX")]
     taken: list[set[int]] = []
     for port in (8000, 8001, 8080, 18_000 + 99):

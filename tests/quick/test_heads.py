@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.label_columns import make_label_columns
+from pipelines.output.label_columns import make_label_columns
 from siglip.families import siglip
 from siglip.heads import Head, build_head, name_bands, tag_embeddings
 from siglip.labels import LabelError, LabelSet, Probe

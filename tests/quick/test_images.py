@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip import images
 from siglip.config import ImageSpec, Limits
-from siglip.decoder import Decoder
-from siglip.images import Decoded, DecodeMode, ImageRejected, decode_image
+from siglip.images import decode as images
+from siglip.images.decode import Decoded, DecodeMode, ImageRejected, decode_image
+from siglip.images.decoder import Decoder
 from tests.images import assert_nearly_same, awkward_cases, encode, make_rgb, plain_cases
 
 SPEC = ImageSpec(size=64)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip import images
 from siglip.config import ImageSpec, Limits
-from siglip.decoder import Decoder
-from siglip.images import ImageRejected, decode_image, readable_suffixes
+from siglip.images import decode as images
+from siglip.images.decode import ImageRejected, decode_image, readable_suffixes
+from siglip.images.decoder import Decoder
 from tests.images import assert_nearly_same, encode, make_rgb
 
 SPEC = ImageSpec(size=64)
@@ -197,7 +197,10 @@ def test_the_decoder_process_reads_heic_and_names_damage() -> None:
 
 
 def test_importing_siglip_loads_neither_torch_nor_transformers() -> None:
-    modules = "siglip, siglip.actor, siglip.checkpoint, siglip.decoder, siglip.images, siglip.labels, siglip.families"
+    modules = (
+        "siglip, siglip.actor, siglip.checkpoint, siglip.images.decoder, siglip.images.decode, siglip.labels, "
+        "siglip.families"
+    )
     code = (
         f"import sys, {modules}; print({{'torch', 'transformers', 'pillow_heif', 'ray', 'boto3'}} & set(sys.modules))"
     )

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from serve import haproxy
 from serve.config import EndpointConfig
-from serve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve import haproxy
+from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
 from tests.kubernetes import COMPACT, ROOT, check, compact, find_kubectl, pods, render
 
 K8S = ROOT / "k8s"

@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import commit
-from pipelines.columns import PassedColumns
-from pipelines.commit import Ledger, commit_shard
 from pipelines.config import JobConfig
-from pipelines.fingerprint import claim_output, make_fingerprint, read_columns
-from pipelines.output import OutputFormat, finish_output, list_commits, owner_of, read_commit
-from pipelines.parts import RECEIPT_SCHEMA, Ending, PartWriter, covers, encode_rows, read_parts
-from pipelines.plan import ShardRef, draft_plan, list_shards, publish_plan
-from pipelines.verify import verify_output
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.output import commit
+from pipelines.output.commit import Ledger, commit_shard
+from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
+from pipelines.output.layout import OutputFormat, finish_output, list_commits, owner_of, read_commit
+from pipelines.output.parts import Ending, PartWriter, covers, encode_rows, read_parts
+from pipelines.output.verify import verify_output
+from pipelines.stages.sink import RECEIPT_SCHEMA
 from siglip.checkpoint import pin_model
 from storage.local import LocalStore
 from storage.settings import ConfigError

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import curation.labelstudio
+import curation.review.labelstudio
 from benchmarks.outputs import MadeUp, write_output
 from curation.bins import count_bins
-from curation.labelstudio import CONFIG, write_tasks
 from curation.outputs import Output, open_output
+from curation.review.labelstudio import CONFIG, write_tasks
 from curation.sample import EDGES, STRATA, allocate, draw_sample, read_sample, write_sample
 from curation.truth import read_truth
 from siglip.labels import LabelSet
@@ -182,14 +182,14 @@ def test_label_studio_takes_the_tasks_and_gives_the_answers_back(output: Output,
 
 def test_tasks_are_split_below_the_limits(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0)
-    monkeypatch.setattr(curation.labelstudio, "MOST_TASKS", 50)
-    monkeypatch.setattr(curation.labelstudio, "MOST_BYTES", 9_000)
+    monkeypatch.setattr(curation.review.labelstudio, "MOST_TASKS", 50)
+    monkeypatch.setattr(curation.review.labelstudio, "MOST_BYTES", 9_000)
     files = write_tasks(table, output.labels, tmp_path / "sample")
     counts = [len(json.loads(file.read_text())) for file in files]
     assert sum(counts) == table.num_rows
     assert len(files) > 2
     assert max(file.stat().st_size for file in files) <= 9_100
-    assert curation.labelstudio.MOST_TASKS <= 100_000
+    assert curation.review.labelstudio.MOST_TASKS <= 100_000
 
 
 def test_images_without_thumbnails(output: Output, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from serve.batcher import Batcher, Expired, Interrupted
+from serve.admission.batcher import Batcher, Expired, Interrupted
+from serve.admission.controller import AdmissionController, Load
+from serve.admission.meter import Meter
 from serve.config import EndpointLimits
-from serve.errors import ApiError
-from serve.gate import Gate, Load
-from serve.meter import Meter
+from serve.http.errors import ApiError
 
 LATER = float("inf")
 
@@ -315,7 +315,7 @@ def measured(seconds_per_item: float) -> Meter:
 
 
 def test_the_gate_counts_items_and_lets_them_out() -> None:
-    gate = Gate(limits())
+    gate = AdmissionController(limits())
     with gate.admit(10) as first:
         gate.add(first, images=10, texts=8)
         with gate.admit(10) as second:
@@ -330,7 +330,7 @@ def test_the_gate_counts_items_and_lets_them_out() -> None:
 
 
 def test_the_gate_counts_bytes() -> None:
-    gate = Gate(limits(body_bytes=50, in_flight_bytes=100))
+    gate = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
     with gate.admit(10) as first, gate.admit(10) as second:
         gate.add_bytes(first, 60)
         with pytest.raises(ApiError, match="too many bytes"):
@@ -340,7 +340,7 @@ def test_the_gate_counts_bytes() -> None:
 
 
 def test_one_key_has_half_and_the_other_finds_room() -> None:
-    gate = Gate(limits(body_bytes=50, in_flight_bytes=100))
+    gate = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
     with gate.admit(10, "greedy") as first:
         gate.add(first, images=9)
         gate.add_bytes(first, 50)
@@ -357,7 +357,7 @@ def test_one_key_has_half_and_the_other_finds_room() -> None:
 
 
 def test_the_gate_refuses_what_would_wait_past_its_deadline() -> None:
-    gate = Gate(limits())
+    gate = AdmissionController(limits())
     gate.images = measured(1.0)
     with gate.admit(10) as alone:
         gate.add(alone, images=15)  # nothing is ahead of it: the estimate may be wrong, and the work is tried
@@ -369,7 +369,7 @@ def test_the_gate_refuses_what_would_wait_past_its_deadline() -> None:
 
 
 def test_a_key_waits_for_its_own_work_and_as_much_of_each_other() -> None:
-    gate = Gate(limits(in_flight=40))
+    gate = AdmissionController(limits(in_flight=40))
     gate.images = measured(1.0)
     with gate.admit(30, "greedy") as first:
         gate.add(first, images=15)
@@ -383,7 +383,7 @@ def test_waiting_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients whose bodies take an hour, and images that cannot be read, make nobody's queue longer."""
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    gate = Gate(limits())
+    gate = AdmissionController(limits())
     for _ in range(20):
         with gate.admit(3600):
             now += 3000
@@ -403,7 +403,7 @@ def test_waiting_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_meter_knows_what_an_item_costs_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of four that take two seconds each, with idle hours and single items between: half a second an item."""
     now = 1000.0
-    monkeypatch.setattr("serve.meter.time.monotonic", lambda: now)
+    monkeypatch.setattr("serve.admission.meter.time.monotonic", lambda: now)
     meter = Meter()
     for _ in range(10):
         now += 3600
@@ -425,7 +425,7 @@ def test_a_meter_knows_what_an_item_costs_under_load(monkeypatch: pytest.MonkeyP
 def test_a_slow_start_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eighteen seconds for the first item, and a gate that then lets in one at a time, behind which nothing waits."""
     now = 1000.0
-    monkeypatch.setattr("serve.meter.time.monotonic", lambda: now)
+    monkeypatch.setattr("serve.admission.meter.time.monotonic", lambda: now)
     meter = Meter()
     meter.begin()
     now += 18

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from serve.app import build
 from serve.config import EndpointConfig, load_endpoint
-from serve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
 from sightline.cli import app
-from siglip.shapes import LABELS
+from sightline.demo.shapes import LABELS
 from storage.settings import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

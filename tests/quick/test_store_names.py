@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage.schemes import open_store
 from storage.store import (
     Changed,
     Entry,
@@ -25,7 +26,6 @@ from storage.store import (
     StoreOptions,
     Unreachable,
     join,
-    open_store,
     show,
 )
 

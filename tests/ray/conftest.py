@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
 from tests.raycluster import RayCluster
 
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from serve.auth import new_key
-from siglip.shapes import LABELS
+from serve.admission.auth import new_key
+from sightline.demo.shapes import LABELS
 from tests.endpoint import data_uri, shape_png
 from tests.ports import free_port
 from tests.raycluster import SIGHTLINE

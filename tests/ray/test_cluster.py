@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pyarrow.dataset
 
-from pipelines.verify import verify_output
-from sightline.demo import CONFIG, encode_image
-from siglip.shapes import LABELS
-from storage.store import StoreOptions, open_store
+from pipelines.output.verify import verify_output
+from sightline.demo.dataset import CONFIG, encode_image
+from sightline.demo.shapes import LABELS
+from storage.schemes import open_store
+from storage.store import StoreOptions
 from tests.raycluster import SIGHTLINE, Node, RayCluster
 from tests.workers import read_titles
 

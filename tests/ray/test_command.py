@@ -146,5 +146,5 @@ def find_decoders(driver: psutil.Process) -> Iterator[int]:
     with contextlib.suppress(psutil.Error):
         for process in driver.children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "siglip.decoder" in process.cmdline():
+                if "siglip.images.decoder" in process.cmdline():
                     yield process.pid

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.auth import new_key
+from serve.admission.auth import new_key
 from siglip.checkpoint import TINY
-from storage.store import StoreOptions, open_store
+from storage.schemes import open_store
+from storage.store import StoreOptions
 from tests.endpoint import data_uri, shape_png
 from tests.kubernetes import ROOT, find_kubectl, render
 from tests.ports import free_port

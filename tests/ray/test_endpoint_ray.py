@@ -19,9 +19,9 @@ import psutil
 import pytest
 from ray import serve as rayserve
 
-import serve.replica
+import serve.rayserve.replica
 from serve.app import build
-from siglip.architectures import init_checkpoint
+from siglip.checkpoints.architectures import init_checkpoint
 from tests.checkpoints import make_siglip
 from tests.endpoint import data_uri, make_config, run_endpoint, shape_png
 from tests.slow_endpoint import slow_model
@@ -245,7 +245,7 @@ def test_work_of_clients_that_have_gone_is_dropped(served: str) -> None:
 
 def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first requests of an ingress are left while the model has them: images, and labels that another wants too."""
-    monkeypatch.setattr(serve.replica, "ModelServer", slow_model(1.0))
+    monkeypatch.setattr(serve.rayserve.replica, "ModelServer", slow_model(1.0))
     rayserve.delete("sightline")
     rayserve.run(build(make_config(**REPLICAS)), name="sightline")
     new = {"image": BODY["image"], "labels": ["one that nobody asked", "and another"]}
@@ -271,7 +271,7 @@ def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pyt
 
 def test_it_grows_under_load_and_shrinks_after(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Serve counts calls, of which an ingress has few under way, each with a batch in it."""
-    monkeypatch.setattr(serve.replica, "ModelServer", slow_model(0.5))
+    monkeypatch.setattr(serve.rayserve.replica, "ModelServer", slow_model(0.5))
     scaling = {"min": 1, "max": 2, "num_cpus": 1, "upscale_delay_s": 1, "downscale_delay_s": 3}
     rayserve.delete("sightline")
     rayserve.run(build(make_config(replicas=scaling, ingress={**scaling, "decoders": 1})), name="sightline")

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from sightline.demo import encode_image
-from siglip.shapes import LABELS
+from sightline.demo.dataset import encode_image
+from sightline.demo.shapes import LABELS
 from storage.s3 import S3Store
 from storage.store import StoreOptions, join
 from tests import faults

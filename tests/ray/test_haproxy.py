@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from serve.haproxy import choose_ingress_ports
+from serve.rayserve.haproxy import choose_ingress_ports
 from tests.endpoint import EXAMPLE, data_uri, shape_png
 from tests.ports import free_port
 from tests.raycluster import SIGHTLINE

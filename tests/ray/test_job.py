@@ -31,14 +31,15 @@ from PIL import Image
 from curation.outputs import open_output
 from pipelines.cluster import Cluster, connect
 from pipelines.config import JobConfig, load_config
-from pipelines.tag import Outcome, run_job
-from pipelines.verify import Report, verify_output
-from sightline.demo import CONFIG, encode_image, render_dataset
-from siglip.architectures import ARCHITECTURES, init_checkpoint
+from pipelines.job import Outcome, run_job
+from pipelines.output.verify import Report, verify_output
+from sightline.demo.dataset import CONFIG, encode_image, render_dataset
+from sightline.demo.shapes import LABELS
 from siglip.checkpoint import TINY
-from siglip.shapes import LABELS
+from siglip.checkpoints.architectures import ARCHITECTURES, init_checkpoint
+from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import StoreOptions, open_store
+from storage.store import StoreOptions
 from tests.jobs import SHARE, make_tar
 from tests.radosgw import Radosgw
 from tests.workers import find_workers, read_titles
@@ -191,7 +192,7 @@ def test_a_second_run_does_nothing_and_new_inputs_are_added(
         path.write_bytes(encode_image(rng, LABELS[number]))
     shutil.copy(Path(config.input[0], "shards/shapes-000.tar"), Path(config.input[0], "shards/shapes-new.tar"))
     with monkeypatch.context() as patch:
-        patch.delattr("pipelines.tag._embed_labels")  # a nightly run finds the labels' embeddings in the output
+        patch.delattr("pipelines.job._embed_labels")  # a nightly run finds the labels' embeddings in the output
         added = run(config)
     assert (added.plan.inputs, added.manifest["run"]["rows"]) == (4, 103)
     assert set(before) < set(Path(config.output).rglob("*.parquet"))
@@ -353,7 +354,7 @@ def test_a_runs_seconds_end_with_its_work(tmp_path: Path, monkeypatch: pytest.Mo
             yield cluster
         time.sleep(stopping)
 
-    monkeypatch.setattr("pipelines.tag.connect", slow)
+    monkeypatch.setattr("pipelines.job.connect", slow)
     (tmp_path / "input").mkdir()
     (tmp_path / "input/0.jpg").write_bytes(encode_image(random.Random(1), LABELS[0]))
     start = time.monotonic()
@@ -389,7 +390,7 @@ def test_decoders_are_loaded_while_the_model_is(tmp_path: Path, demo: tuple[JobC
 
     def find_decoders() -> set[int]:
         below = psutil.Process().children(recursive=True)
-        return {process.pid for process, title in read_titles(below) if "siglip.decoder" in title}
+        return {process.pid for process, title in read_titles(below) if "siglip.images.decoder" in title}
 
     class Watch(Quiet):
         def start(self, shards: int, rows: int) -> None:
@@ -410,7 +411,7 @@ def test_decoders_are_loaded_while_the_model_is(tmp_path: Path, demo: tuple[JobC
 def test_an_actor_that_no_node_has_room_for_is_said(
     tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.tag.ACTOR_START_SECONDS", 2)
+    monkeypatch.setattr("pipelines.job.ACTOR_START_SECONDS", 2)
     config = demo_config(tmp_path, **{"input": demo[0].input, "actors.num_cpus": 4096})
     with pytest.raises(ConfigError, match="no node had room for one of 4096 CPUs, 0 GPUs"):
         run_job(config, Quiet())
@@ -430,8 +431,8 @@ def test_labels_may_take_longer_than_room_may(
         def remote(self, *arguments: Any) -> ray.ObjectRef[None]:
             return ray.put(None)
 
-    monkeypatch.setattr("pipelines.tag.ACTOR_START_SECONDS", 0.05)
-    monkeypatch.setattr("pipelines.tag._check_machine", Room())
+    monkeypatch.setattr("pipelines.job.ACTOR_START_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.job._check_machine", Room())
     config = demo_config(tmp_path, **{"input": demo[0].input})
     run_job(config, Quiet())
     assert verify(config).ok

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.verify import verify_output
-from sightline.demo import encode_image
-from siglip.shapes import LABELS
-from storage.store import StoreOptions, join, open_store
+from pipelines.output.verify import verify_output
+from sightline.demo.dataset import encode_image
+from sightline.demo.shapes import LABELS
+from storage.schemes import open_store
+from storage.store import StoreOptions, join
 from tests.jobs import run_sightline
 from tests.radosgw import Radosgw
 from tests.workers import choose_workers

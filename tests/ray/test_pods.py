@@ -18,9 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from serve import haproxy
-from serve.auth import new_key
-from serve.proxy import CALLBACK, CALLBACK_PATH
+from serve.admission.auth import new_key
+from serve.rayserve import haproxy
+from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
 from tests.checkpoints import make_siglip
 from tests.endpoint import data_uri, shape_png
 from tests.kubernetes import ROOT

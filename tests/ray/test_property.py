@@ -28,9 +28,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
-from pipelines.rows import Skipped
-from pipelines.tag import run_job
-from siglip.shapes import LABELS
+from pipelines.inputs.rows import Skipped
+from pipelines.job import run_job
+from sightline.demo.shapes import LABELS
 from storage.store import StoreOptions
 from tests.jobs import Place
 from tests.quick.test_formats import read_all

@@ -22,15 +22,16 @@ from typer.testing import CliRunner
 from curation.outputs import open_output, read_embeddings
 from curation.retag import count_changes, retag_output
 from pipelines.config import JobConfig, load_config
-from pipelines.tag import run_job
-from pipelines.verify import verify_output
+from pipelines.job import run_job
+from pipelines.output.verify import verify_output
 from sightline.cli import app
-from sightline.demo import CONFIG, render_dataset
-from siglip.architectures import init_checkpoint
+from sightline.demo.dataset import CONFIG, render_dataset
+from siglip.checkpoints.architectures import init_checkpoint
 from siglip.labels import LabelSet
 from siglip.scoring import select
+from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import StoreOptions, open_store
+from storage.store import StoreOptions
 from tests.jobs import SHARE
 from tests.ray.test_job import Quiet
 from tests.workers import choose_workers

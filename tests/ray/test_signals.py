@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.verify import verify_output
-from sightline.demo import CONFIG
-from storage.store import StoreOptions, open_store
+from pipelines.output.verify import verify_output
+from sightline.demo.dataset import CONFIG
+from storage.schemes import open_store
+from storage.store import StoreOptions
 from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.raycluster import SIGHTLINE, RayCluster
 

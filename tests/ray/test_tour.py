@@ -15,7 +15,7 @@ import httpx2
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from siglip.shapes import LABELS
+from sightline.demo.shapes import LABELS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120

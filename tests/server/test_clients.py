@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 
-from serve.auth import new_key
+from serve.admission.auth import new_key
 from tests.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 
 MODEL = "google/siglip-base-patch16-256"
@@ -90,7 +90,7 @@ def test_openai_retries_an_overloaded_server(tmp_path: Path) -> None:
                 impatient.embeddings.create(model="tiny", input="a")
         assert int(limited.value.response.headers["retry-after"]) <= 60
     with run_endpoint(make_config()) as running:
-        gate, full = running.service.gate, running.service.config.limits.in_flight
+        gate, full = running.service.admission, running.service.config.limits.in_flight
         gate.held.requests += full
         refused = 0
         retry_after = gate.retry_after

@@ -14,19 +14,19 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve.auth import REREAD_SECONDS, new_key
-from serve.fetch import CODES
-from siglip.shapes import render
+from serve.admission.auth import REREAD_SECONDS, new_key
+from serve.fetch.fetcher import CODES
+from sightline.demo.shapes import render
 from tests.endpoint import Endpoint, make_config, run_endpoint
 from tests.images import encode
-from tests.quick.test_fetch import HOSTILE, METADATA, Answer, Web, drip, redirect, reply
+from tests.quick.test_fetch import HOSTILE, METADATA, ResponseModel, Web, drip, redirect, reply
 
 IMAGE = encode(render("red circle", random.Random(1)))
 ASK = {"labels": ["red circle", "blue square"], "image": "?"}
 
 
 @contextlib.contextmanager
-def serve_web(answers: dict[str, Answer]) -> Iterator[Web]:
+def serve_web(answers: dict[str, ResponseModel]) -> Iterator[Web]:
     """A web server on loopback in a thread of its own."""
     web, started, loop = Web(answers), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()

@@ -22,17 +22,17 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.config import JobConfig
-from pipelines.tag import run_job
-from serve.auth import new_key
-from serve.errors import CODES
-from serve.haproxy import PEER
-from serve.label_files import REREAD_SECONDS
+from pipelines.job import run_job
+from serve.admission.auth import new_key
+from serve.http.errors import CODES
+from serve.label_sets.files import REREAD_SECONDS
+from serve.rayserve.haproxy import PEER
+from sightline.demo.shapes import LABELS
 from sightline.progress import RunProgress
 from siglip.checkpoint import pin_model
 from siglip.heads import build_head, name_bands, tag_embeddings
-from siglip.images import REASONS
+from siglip.images.decode import REASONS
 from siglip.labels import LabelSet, Probe
-from siglip.shapes import LABELS
 from tests.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 from tests.images import awkward_cases, encode, make_rgb
 
@@ -400,8 +400,8 @@ def test_the_label_cache_is_bounded() -> None:
 def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     assert endpoint.client.get("/healthz").json() == {"status": "ok"}
     assert endpoint.client.get("/readyz").json() == {"status": "ready"}
-    monkeypatch.setattr("serve.replica.PROBE_SECONDS", 0.3)
-    monkeypatch.setattr("serve.pages.READY_SECONDS", 0.0)
+    monkeypatch.setattr("serve.rayserve.replica.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("serve.routes.pages.READY_SECONDS", 0.0)
     release = threading.Event()
     forward = endpoint.model.actor.encoder._forward
     endpoint.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
@@ -532,9 +532,9 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
             for thread in threads:
                 thread.start()
             deadline = time.monotonic() + 10
-            while running.service.gate.held.items < 8 and time.monotonic() < deadline:
+            while running.service.admission.held.items < 8 and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert running.service.gate.held.items == 8, "four requests of two items are in flight"
+            assert running.service.admission.held.items == 8, "four requests of two items are in flight"
             for _ in range(20):
                 ask()
         finally:
@@ -545,7 +545,7 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
             assert (answer.status_code, error_of(answer)["code"]) == (429, "overloaded")
             assert int(answer.headers["retry-after"]) >= 1
         assert [answer.status_code for answer in answers[20:]] == [200] * 4
-        assert running.service.gate.held.items == 0
+        assert running.service.admission.held.items == 0
 
 
 def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -> None:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
-from serve.errors import CODES
-from siglip.images import REASONS
+from serve.http.errors import CODES
+from siglip.images.decode import REASONS
 from tests.endpoint import make_config, run_endpoint
 
 EXAMPLES = 60

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import JobConfig, ParquetConfig
-from pipelines.formats.images import fetch_images
-from pipelines.rows import Input, Reading, Skipped
-from storage.store import StoreOptions, open_store
+from pipelines.inputs.images import fetch_images
+from pipelines.inputs.rows import Input, Reading, Skipped
+from storage.schemes import open_store
+from storage.store import StoreOptions
 from tests.delay import delay_proxy
 from tests.quick.test_formats import BOUNDARY, JPEG, WHOLE, extend_plan, outcomes, read_all
 from tests.radosgw import Radosgw

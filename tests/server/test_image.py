@@ -118,10 +118,11 @@ def test_it_holds_no_more_than_what_runs(image: Builder) -> None:
 
 
 def test_what_the_pods_run_is_in_it(image: Builder) -> None:
-    for module in ("sightline", "sightline.rayjob"):
+    for module in ("sightline", "sightline.kubernetes.rayjob"):
         assert "Usage" in image.run(f"{sys.executable} -m {module} --help")
     code = (
-        "import sys, serve.app, serve.proxy, pipelines.tag, siglip.checkpoint as c; print(serve.app.__file__, c.TINY)"
+        "import sys, serve.app, serve.rayserve.proxy, pipelines.job, siglip.checkpoint as c; "
+        "print(serve.app.__file__, c.TINY)"
     )
     assert image.run(f'{sys.executable} -c "{code}"').split() == ["/site/serve/app.py", "/site/siglip/checkpoints/tiny"]
 

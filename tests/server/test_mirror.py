@@ -14,7 +14,8 @@ from siglip.checkpoint import TINY, CheckpointError, PinnedModel, pin_model
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from storage.mirror import Mirror
-from storage.store import StoreOptions, join, open_store
+from storage.schemes import open_store
+from storage.store import StoreOptions, join
 from tests.radosgw import Radosgw
 
 pytestmark = pytest.mark.s3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from serve.replica import ModelServer
+from serve.rayserve.replica import ModelServer
 from siglip.scoring import Floats
 from tests.endpoint import make_config
 

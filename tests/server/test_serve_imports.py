@@ -13,7 +13,7 @@ def loaded(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["serve.app", "serve.replica"])
+@pytest.mark.parametrize("module", ["serve.app", "serve.rayserve.replica"])
 def test_torch_is_the_models_alone(module: str) -> None:
     """Not with a module: Ray imports it before the model can say how torch's threads are to wait."""
     heavy = "{'torch', 'transformers'} & set(sys.modules)"
@@ -26,7 +26,8 @@ def test_ray_is_not_known_below_serve() -> None:
 import importlib, pkgutil, sys
 import curation, siglip, storage
 names = [m.name for p in (curation, siglip, storage) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
-for name in [*names, "serve.batcher", "serve.gate", "serve.label_cache", "serve.decoder_pool", "serve.fetch"]:
+names += ["serve.admission.batcher", "serve.admission.controller", "serve.label_sets.cache", "serve.decoder_pool"]
+for name in [*names, "serve.fetch.fetcher"]:
     if name != "curation.retag":
         importlib.import_module(name)
 print(len(names) > 30, "ray" in sys.modules)
@@ -48,7 +49,7 @@ class Watch(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Watch())
 from serve.config import EndpointConfig
-from serve.replica import ModelServer
+from serve.rayserve.replica import ModelServer
 ModelServer(EndpointConfig())
 """
     assert loaded(code) == "PASSIVE"

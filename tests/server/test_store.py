@@ -13,7 +13,8 @@ import pytest
 
 from storage.files import StoreFile
 from storage.local import LocalStore
-from storage.store import Changed, Forbidden, NotFound, Store, StoreError, StoreOptions, join, open_store
+from storage.schemes import open_store
+from storage.store import Changed, Forbidden, NotFound, Store, StoreError, StoreOptions, join
 from tests.radosgw import Radosgw
 
 NAMES = ["plain.jpg", "a folder/with space.jpg", "hash#100%25 %.jpg", "umlaut ü – 東京.png", "a+b=c&d.jpg"]

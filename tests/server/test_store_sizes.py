@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.files import READ_BYTES, StoreFile
-from storage.store import Changed, Entry, NotFound, Store, StoreOptions, join, open_store
+from storage.schemes import open_store
+from storage.store import Changed, Entry, NotFound, Store, StoreOptions, join
 from tests.radosgw import Radosgw
 
 ROWS, GROUP = 240, 96

@@ -1,0 +1,1 @@
+"""Inputs of the batch job: listing them, planning shards, reading each format."""

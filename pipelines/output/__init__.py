@@ -1,0 +1,1 @@
+"""The batch job's output: schema, parts, commits, fingerprint, verification."""

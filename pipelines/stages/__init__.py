@@ -1,0 +1,1 @@
+"""The stages of the batch job's dataset: reader, tagger, sink."""

@@ -1,0 +1,1 @@
+"""Admission: API keys, rate limits, what is in flight, batches."""

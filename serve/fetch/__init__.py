@@ -1,0 +1,1 @@
+"""Images out of requests: data URIs, base64 and URLs."""

@@ -1,0 +1,1 @@
+"""HTTP: middleware, bodies, errors and responses."""

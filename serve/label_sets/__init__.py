@@ -1,0 +1,1 @@
+"""Label sets of the endpoint: registered ones and cached ones."""

@@ -1,0 +1,1 @@
+"""The endpoint on Ray Serve: replicas, handles, HAProxy, metrics."""

@@ -1,0 +1,53 @@
+"""`sightline retag`: new labels for an output, from its embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from sightline.commands.labels import read_labels
+from sightline.exits import err, out, report_errors
+from sightline.progress import RunProgress
+from siglip.checkpoint import CheckpointError
+from siglip.labels import LabelError
+from storage.settings import ConfigError
+
+
+def retag(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
+    labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="The new label set.")],
+    target: Annotated[str, typer.Option("--output", metavar="URI", help="Where the new output goes.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The checkpoint that tagged OUTPUT, where it is no longer what its config named."),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster to join; else Ray is started here.")] = None,
+) -> None:
+    """Give an output's images other labels, thresholds, templates or bands. Reads no image: only stored embeddings.
+
+    The new output has the same images, is verified and read like any other, and `sightline tag` may go on in it with
+    the new label set. Run it again after a kill; it does what is left. The model is loaded only for labels that were
+    not asked before.
+    """
+    with report_errors():
+        from curation.outputs import open_output
+        from curation.retag import retag_output
+
+        wanted = read_labels(labels)
+        source = open_output(output)
+        config = source.table.model.model_copy(update={"source": model, "revision": None}) if model else None
+        try:
+            with RunProgress(err) as progress:
+                done = retag_output(source, wanted, target, progress, config, address)
+        except (CheckpointError, LabelError) as error:
+            raise ConfigError(str(error)) from error
+        if source.fingerprint["embedding_dtype"] == "float16":
+            err.print("the embeddings are float16: scores are off by up to about 0.001")
+        total = f"{done.manifest['rows_tagged']:,} images are in {target}"
+        if done.shards:
+            out.print(escape(f"{done.changed:,} of {done.rows:,} images changed; {total}"), highlight=False)
+        else:
+            out.print(escape(f"nothing to do: all {total}"), highlight=False)

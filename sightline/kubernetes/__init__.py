@@ -1,0 +1,1 @@
+"""What runs in a Kubernetes cluster beside the batch job and the endpoint."""

@@ -1,0 +1,1 @@
+"""The vision and the text tower, in PyTorch."""

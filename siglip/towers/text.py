@@ -1,0 +1,42 @@
+"""SigLIP's text tower (Zhai et al. 2023): a transformer that is read at its last position."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from siglip.checkpoint import TextSettings
+from siglip.towers.transformer import Transformer, make_norm, make_table
+
+
+class TokenEmbeddings(nn.Module):
+    """Token ids, each with its place: int64 (B, T) to (B, T, D)."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.token_embedding = make_table(settings.vocab_size, settings.hidden_size)
+        self.position_embedding = make_table(settings.max_position_embeddings, settings.hidden_size)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.token_embedding(ids)
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
+
+
+class TextTower(nn.Module):
+    """Token ids, int64 (B, T), to embeddings (B, D), not yet of unit norm.
+
+    Of the last token, be it the end of a text or the padding behind it. `vocabulary` is how many ids there are.
+    """
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        self.vocabulary = settings.vocab_size
+        self.embeddings = TokenEmbeddings(settings)
+        self.encoder = Transformer(settings)
+        self.final_layer_norm = make_norm(settings)
+        self.head = nn.Linear(settings.hidden_size, settings.projection_size or settings.hidden_size)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        tokens = self.final_layer_norm(self.encoder(self.embeddings(ids)))
+        output: torch.Tensor = self.head(tokens[:, -1])
+        return output

@@ -1,0 +1,47 @@
+"""URI schemes and the store that holds each: a new object store is one entry in `SCHEMES`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from storage.store import InvalidUri, Store, StoreOptions, show
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def _open_local(options: StoreOptions) -> Store:
+    from storage.local import LocalStore
+
+    return LocalStore()
+
+
+def _open_s3(options: StoreOptions) -> Store:
+    from storage.s3 import open_s3  # boto3 takes half a second to import
+
+    return open_s3(options)
+
+
+SCHEMES: dict[str, Callable[[StoreOptions], Store]] = {"file": _open_local, "s3": _open_s3}
+"""Each scheme with the function that opens its store. A path without a scheme is a local one."""
+
+
+def scheme_of(uri: str) -> str | None:
+    """The scheme of a URI, such as `s3`; None for a path without one. The scheme need not be supported."""
+    found = _SCHEME.match(uri)
+    return found[1] if found else None
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI is in an object store rather than on a disk: it has a scheme other than `file`."""
+    return scheme_of(uri) not in (None, "file")
+
+
+def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
+    """The store that holds `uri`. Raises `InvalidUri` for a scheme that is not in `SCHEMES`."""
+    open_one = SCHEMES.get(scheme_of(uri) or "file")
+    if open_one is None:
+        *others, last = (f"{scheme}://" for scheme in SCHEMES if scheme != "file")
+        known = f"{', '.join(others)} and {last}" if others else last
+        raise InvalidUri(f"{show(uri)}: only local paths and {known} are supported")
+    return open_one(options)
