@@ -24,8 +24,8 @@ from pipelines.inputs.images import fetch_images
 from pipelines.inputs.rows import Input, Reading
 from storage.schemes import open_store
 from storage.store import StoreOptions
-from tests.delay import delay_proxy
-from tests.radosgw import Radosgw
+from tests.support.stores.delay_proxy import delay_proxy
+from tests.support.stores.radosgw import Radosgw
 
 LATENCIES_MS = (0, 5, 30)
 TURNS = 3

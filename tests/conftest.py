@@ -11,7 +11,8 @@ import pytest
 
 from serve.rayserve import haproxy
 from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
-from tests.radosgw import Radosgw, why_not
+from tests.support.ray_cluster import RayCluster
+from tests.support.stores.radosgw import Radosgw, why_not
 
 TESTS = Path(__file__).parent
 
@@ -39,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest is first: in several processes none of them is left with it at the end."""
-    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "ray"))
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in ("ray", "rayserve", "k8s"))
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +79,16 @@ def local_ray(store_env: dict[str, str]) -> Iterator[None]:
         ray.init(num_cpus=16, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(store_env: dict[str, str]) -> Iterator[RayCluster]:
+    """A head, a node of two CPUs named `readers`, and one of a CPU and a GPU named `actors`.
+
+    Their processes have a pod's environment: the S3 server's address and keys, where there is one, and Serve's hook. A
+    test that ends a node brings up another of its kind. A file has one of its own: idle, it takes 2 GB.
+    """
+    with RayCluster({**store_env, CALLBACK: CALLBACK_PATH}) as cluster:
+        cluster.add_worker("readers", 2)
+        cluster.add_worker("actors", 1, gpus=1)
+        yield cluster

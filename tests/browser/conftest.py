@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chromium import Browser, why_not
 from tests.conftest import require
+from tests.support.chromium import Browser, why_not
 
 
 @pytest.fixture(scope="module")

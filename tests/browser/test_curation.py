@@ -29,8 +29,8 @@ from curation.survey import survey_output
 from curation.truth import read_truth
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
-from tests.chromium import Browser
-from tests.vectors import draw_vectors
+from tests.support.chromium import Browser
+from tests.support.vectors import draw_vectors
 
 pytestmark = pytest.mark.browser
 PHONE = (360, 740)

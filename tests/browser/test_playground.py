@@ -19,9 +19,9 @@ from selenium.webdriver.support.select import Select
 
 from serve.admission.auth import new_key
 from sightline.demo.shapes import LABELS, render
-from tests.chromium import Browser
 from tests.conftest import require
-from tests.endpoint import Endpoint, make_config, run_endpoint
+from tests.support.chromium import Browser
+from tests.support.endpoint import Endpoint, make_config, run_endpoint
 
 pytestmark = pytest.mark.browser
 

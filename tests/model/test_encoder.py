@@ -27,7 +27,7 @@ from siglip.encoder import Encoder
 from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
-from tests.images import encode
+from tests.support.images import encode
 
 
 def test_a_compiled_encoder_gives_the_same() -> None:

@@ -17,8 +17,8 @@ from siglip.encoder import Encoder
 from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
-from tests.checkpoints import TEXTS, make_exact_gelu, make_siglip, make_siglip2, make_so400m
-from tests.images import encode, make_rgb
+from tests.support.checkpoints import TEXTS, make_exact_gelu, make_siglip, make_siglip2, make_so400m
+from tests.support.images import encode, make_rgb
 
 
 class Pair:

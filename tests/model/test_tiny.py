@@ -21,7 +21,7 @@ from siglip.encoder import Encoder
 from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import Scale, score_pairs, select, sigmoid, softmax
-from tests.images import awkward_cases, encode, make_rgb, plain_cases
+from tests.support.images import awkward_cases, encode, make_rgb, plain_cases
 
 
 @pytest.fixture(scope="module")

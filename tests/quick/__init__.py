@@ -1,1 +1,1 @@
-"""What needs nothing but the package: no Ray, no server, no system package. `make quick` runs these."""
+"""Tests that need nothing but the package: no Ray, no server, no system package. `make quick` runs them."""

@@ -1,1 +1,1 @@
-"""What needs a Ray."""
+"""Tests of the batch job and of the curation commands on a real Ray."""

@@ -20,9 +20,9 @@ import yaml
 
 from serve.admission.auth import new_key
 from sightline.demo.shapes import LABELS
-from tests.endpoint import data_uri, shape_png
-from tests.ports import free_port
-from tests.raycluster import SIGHTLINE
+from tests.support.endpoint import data_uri, shape_png
+from tests.support.ports import free_port
+from tests.support.ray_cluster import SIGHTLINE
 
 SECONDS = float(os.environ.get("SIGHTLINE_CHAOS_SECONDS", "30"))
 """Of the mob. Five minutes show leaks that this does not."""
@@ -78,7 +78,7 @@ def test_a_mob_spoils_it_for_nobody(tmp_path: Path) -> None:
         asyncio.run(ask(url, [one, two], 3))  # caches, and the first of everything
         quiet_statuses, quiet = asyncio.run(ask(url, [one, two], QUIET_SECONDS))
         assert quiet_statuses.keys() == {200}
-        mob_command = [sys.executable, "-m", "tests.chaos", str(port), mob_key, str(SECONDS)]
+        mob_command = [sys.executable, "-m", "tests.support.hostile_clients", str(port), mob_key, str(SECONDS)]
         mob = subprocess.Popen(mob_command, stdout=subprocess.PIPE, text=True)
         # Decoders grow to what the largest image needs, and buffers to what a flood does: that is the first third.
         early_statuses, early = asyncio.run(ask(url, [one, two], SECONDS / 3))

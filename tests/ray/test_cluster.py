@@ -20,8 +20,8 @@ from sightline.demo.dataset import CONFIG, encode_image
 from sightline.demo.shapes import LABELS
 from storage.schemes import open_store
 from storage.store import StoreOptions
-from tests.raycluster import SIGHTLINE, Node, RayCluster
-from tests.workers import read_titles
+from tests.support.ray_cluster import SIGHTLINE, Node, RayCluster
+from tests.support.workers import read_titles
 
 TARS, PER_TAR = 20, 50
 

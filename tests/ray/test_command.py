@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sightline.cli import app
-from tests.jobs import Place, make_image, make_tar, run_sightline
-from tests.radosgw import Radosgw
+from tests.support.jobs import Place, make_image, make_tar, run_sightline
+from tests.support.stores.radosgw import Radosgw
 
 
 def tag(config: Path) -> subprocess.CompletedProcess[str]:

@@ -25,10 +25,20 @@ from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
 from storage.s3 import S3Store
 from storage.store import StoreOptions, join
-from tests import faults
-from tests.faults import Action, CutShort, Do, FaultProxy, Reset, Rule, Silence, Trickle, fault_proxy
-from tests.jobs import run_sightline
-from tests.radosgw import Radosgw
+from tests.support.jobs import run_sightline
+from tests.support.stores import fault_proxy as faults
+from tests.support.stores.fault_proxy import (
+    Action,
+    CutShort,
+    Do,
+    FaultProxy,
+    Reset,
+    Rule,
+    Silence,
+    Trickle,
+    fault_proxy,
+)
+from tests.support.stores.radosgw import Radosgw
 
 PAGE = Path(__file__).parents[2] / "docs/faults.md"
 IMAGES = 4

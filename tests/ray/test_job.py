@@ -40,9 +40,9 @@ from siglip.checkpoints.architectures import ARCHITECTURES, init_checkpoint
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreOptions
-from tests.jobs import SHARE, make_tar
-from tests.radosgw import Radosgw
-from tests.workers import find_workers, read_titles
+from tests.support.jobs import SHARE, make_tar
+from tests.support.stores.radosgw import Radosgw
+from tests.support.workers import find_workers, read_titles
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),

@@ -23,9 +23,9 @@ from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
 from storage.schemes import open_store
 from storage.store import StoreOptions, join
-from tests.jobs import run_sightline
-from tests.radosgw import Radosgw
-from tests.workers import choose_workers
+from tests.support.jobs import run_sightline
+from tests.support.stores.radosgw import Radosgw
+from tests.support.workers import choose_workers
 
 TARS, PER_TAR, LOOSE = 9, 30, 30
 

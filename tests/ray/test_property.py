@@ -32,9 +32,9 @@ from pipelines.inputs.rows import Skipped
 from pipelines.job import run_job
 from sightline.demo.shapes import LABELS
 from storage.store import StoreOptions
-from tests.jobs import Place
-from tests.quick.test_formats import read_all
-from tests.reference import (
+from tests.quick.pipelines.test_formats import read_all
+from tests.support.jobs import Place
+from tests.support.reference import (
     DAMAGES,
     FORMS,
     MAX_BYTES,
@@ -52,7 +52,7 @@ from tests.reference import (
     Sample,
     Tar,
 )
-from tests.workers import choose_workers
+from tests.support.workers import choose_workers
 
 MORE = int(os.environ.get("SIGHTLINE_PROPERTY_EXAMPLES", "0"))
 STEPS = 3

@@ -32,9 +32,9 @@ from siglip.scoring import select
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreOptions
-from tests.jobs import SHARE
 from tests.ray.test_job import Quiet
-from tests.workers import choose_workers
+from tests.support.jobs import SHARE
+from tests.support.workers import choose_workers
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),

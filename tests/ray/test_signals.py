@@ -15,7 +15,7 @@ from sightline.demo.dataset import CONFIG
 from storage.schemes import open_store
 from storage.store import StoreOptions
 from tests.ray.test_cluster import PER_TAR, make_tars
-from tests.raycluster import SIGHTLINE, RayCluster
+from tests.support.ray_cluster import SIGHTLINE, RayCluster
 
 TARS = 10
 GRACE_SECONDS = 30

@@ -1,0 +1,597 @@
+"""The endpoint's own shapes, its limits and its errors: the real application and model over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from pipelines.config import JobConfig
+from pipelines.job import run_job
+from serve.admission.auth import new_key
+from serve.http.errors import CODES
+from serve.label_sets.files import REREAD_SECONDS
+from serve.rayserve.haproxy import PEER
+from sightline.demo.shapes import LABELS
+from sightline.progress import RunProgress
+from siglip.checkpoint import pin_model
+from siglip.heads import build_head, name_bands, tag_embeddings
+from siglip.images.decode import REASONS
+from siglip.labels import LabelSet, Probe
+from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+from tests.support.images import awkward_cases, encode, make_rgb
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    limits = {
+        "body_bytes": 400_000,
+        "images": 4,
+        "image": {"max_bytes": 200_000, "max_pixels": 250_000, "max_seconds": 5},
+        "texts": 5,
+        "text_characters": 60,
+        "labels": 80,
+        "label_characters": 30,
+    }
+    with run_endpoint(make_config(limits=limits)) as running:
+        yield running
+
+
+def labels_of(answer: httpx.Response) -> list[list[str]]:
+    assert answer.status_code == 200, answer.text
+    return [[label["label"] for label in item["labels"]] for item in answer.json()["data"]]
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    body = answer.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert answer.headers["content-type"] == "application/json"
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def test_classify_with_labels_and_with_a_registered_set(endpoint: Endpoint) -> None:
+    image = data_uri(shape_png("red circle"))
+    asked = endpoint.post("/v1/classify", {"image": image, "labels": ["blue star", "red circle", "green ring"]})
+    assert labels_of(asked) == [["red circle", "blue star", "green ring"]] or labels_of(asked)[0][0] == "red circle"
+    scores = [label["score"] for label in asked.json()["data"][0]["labels"]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0.5 > scores[1]
+    registered = endpoint.post(
+        "/v1/classify", {"images": [image, data_uri(shape_png("blue star"))], "label_set": "shapes"}
+    )
+    assert [row[0] for row in labels_of(registered)] == ["red circle", "blue star"]
+    assert all(len(row) <= 3 for row in labels_of(registered)), "the set's top_k"
+    for answer in (asked, registered):
+        fingerprint = answer.json()["fingerprint"]
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}", fingerprint["model"])
+        assert re.fullmatch(r"[0-9a-f]{16}", fingerprint["labels"])
+        assert answer.headers["x-sightline-model"] == fingerprint["model"]
+        assert answer.headers["x-sightline-labels"] == fingerprint["labels"]
+        timing = answer.headers["server-timing"]
+        assert all(f"{stage};dur=" in timing for stage in ("queue", "decode", "batch", "forward", "total"))
+    assert endpoint.client.get("/v1/label-sets").json()["data"][0]["labels"] == list(LABELS)
+
+
+def test_top_k_threshold_templates_and_softmax(endpoint: Endpoint) -> None:
+    question = {"image": data_uri(shape_png("green heart")), "labels": ["green heart", "red ring", "blue cross"]}
+    assert labels_of(endpoint.post("/v1/classify", {**question, "top_k": 1})) == [["green heart"]]
+    assert labels_of(endpoint.post("/v1/classify", {**question, "threshold": 0.5})) == [["green heart"]]
+    assert labels_of(endpoint.post("/v1/classify", {**question, "threshold": 1})) == [[]]
+    one = endpoint.post("/v1/classify", {**question, "activation": "softmax"}).json()["data"][0]["labels"]
+    assert sum(label["score"] for label in one) == pytest.approx(1, abs=1e-5)
+    templates = {"templates": ["a photo of a {label}", "{label}"]}
+    other = endpoint.post("/v1/classify", {**question, **templates})
+    plain = endpoint.post("/v1/classify", question)
+    assert other.json()["fingerprint"]["labels"] != plain.json()["fingerprint"]["labels"]
+    scores = {row["label"]: row["score"] for row in other.json()["data"][0]["labels"]}
+    assert scores != {row["label"]: row["score"] for row in plain.json()["data"][0]["labels"]}
+
+
+def test_images_as_base64_multipart_and_broken_lines(endpoint: Endpoint) -> None:
+    png = shape_png("yellow square")
+    text = base64.b64encode(png).decode()
+    lines = "\n".join(text[n : n + 76] for n in range(0, len(text), 76))
+    urlsafe = base64.urlsafe_b64encode(png).decode().rstrip("=")
+    escaped = "data:image/png," + "".join(f"%{byte:02x}" for byte in png)
+    want = endpoint.post("/v1/classify", {"image": data_uri(png), "label_set": "shapes"}).json()["data"]
+    assert want[0]["labels"][0]["label"] == "yellow square"
+    for image in (text, lines, urlsafe, escaped):
+        assert endpoint.post("/v1/classify", {"image": image, "label_set": "shapes"}).json()["data"] == want
+    form = endpoint.client.post("/v1/classify", files={"image": png}, data={"label_set": "shapes"})
+    assert form.json()["data"] == want
+    files = [("image", ("a.png", png)), ("image", ("b.png", shape_png("red ring")))]
+    fields = {"labels": ["yellow square", "red ring"], "templates": "a photo of a {label}", "top_k": "1"}
+    assert labels_of(endpoint.client.post("/v1/classify", files=files, data=fields)) == [
+        ["yellow square"],
+        ["red ring"],
+    ]
+
+
+def test_similarity_ranks_both_ways(endpoint: Endpoint) -> None:
+    names = ["red circle", "blue star", "green ring"]
+    texts = [f"a photo of a {name}" for name in names]
+    images = [data_uri(shape_png(name)) for name in reversed(names)]
+    answer = endpoint.post("/v1/similarity", {"texts": texts, "images": images}).json()
+    assert [row["matches"][0]["index"] for row in answer["texts"]] == [2, 1, 0]
+    assert [row["matches"][0]["index"] for row in answer["images"]] == [2, 1, 0]
+    assert all(len(row["matches"]) == 3 for row in answer["texts"] + answer["images"])
+    cosines = {(row["index"], match["index"]): match["cosine"] for row in answer["texts"] for match in row["matches"]}
+    assert all(
+        match["cosine"] == cosines[match["index"], row["index"]] for row in answer["images"] for match in row["matches"]
+    )
+    best = endpoint.post("/v1/similarity", {"texts": texts, "images": images, "top_k": 1}).json()
+    assert [len(row["matches"]) for row in best["texts"]] == [1, 1, 1]
+    vectors = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [texts[0], images[2]]}).json()["data"]
+    dot = float(np.dot(vectors[0]["embedding"], vectors[1]["embedding"]))
+    assert dot == pytest.approx(answer["texts"][0]["matches"][0]["cosine"], abs=1e-5)
+
+
+def test_embedding_inputs_of_every_kind(endpoint: Endpoint) -> None:
+    png = shape_png("black cross")
+    uri, plain = data_uri(png), base64.b64encode(png).decode()
+
+    def embed(**body: Any) -> list[list[float]]:
+        answer = endpoint.post("/v1/embeddings", {"model": "tiny", **body})
+        assert answer.status_code == 200, answer.text
+        return [item["embedding"] for item in answer.json()["data"]]
+
+    [image] = embed(input=uri)
+    [text] = embed(input="a black cross")
+    assert np.linalg.norm(image) == pytest.approx(1, abs=1e-5)
+    mixed = embed(input=["a black cross", uri, {"image": plain}, {"text": "a black cross"}])
+    np.testing.assert_allclose(mixed, [text, image, image, text], atol=2e-6)
+    np.testing.assert_allclose(embed(input=plain, modality="image"), [image], atol=2e-6)
+    np.testing.assert_allclose(embed(input={"image": uri}), [image], atol=2e-6)
+    # A conversation is one embedding: of its image, whatever is said about that, or of all that is said.
+    asked = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
+    told = {"role": "system", "content": "Represent the image."}
+    np.testing.assert_allclose(embed(messages=[told, asked]), [image], atol=2e-6)
+    asked["content"].append({"type": "text", "text": "What is it?"})  # type: ignore[attr-defined]
+    np.testing.assert_allclose(embed(messages=[asked]), [image], atol=2e-6)
+    words = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "black cross"}]}]
+    np.testing.assert_allclose(embed(messages=words), [text], atol=2e-6)
+    # A URL is a text unless it is said to be an image, and is then not fetched: fetching is off.
+    assert len(embed(input="https://example.com/cat.jpg")) == 1
+    refused = endpoint.post(
+        "/v1/embeddings", {"model": "tiny", "input": "https://example.com/a.jpg", "modality": "image"}
+    )
+    assert error_of(refused)["code"] == "fetch_disabled"
+    as_bytes = endpoint.post("/v1/embeddings", {"model": "tiny", "input": uri, "encoding_format": "base64"})
+    vector = np.frombuffer(base64.b64decode(as_bytes.json()["data"][0]["embedding"]), "<f4")
+    np.testing.assert_allclose(vector, image, atol=2e-6)
+    usage = endpoint.post("/v1/embeddings", {"model": "tiny", "input": ["a", "b", uri]}).json()["usage"]
+    assert usage == {"prompt_tokens": 32, "total_tokens": 32, "images": 1}
+
+
+PNG = base64.b64encode(shape_png()).decode()
+ASK = {"image": PNG, "labels": ["a", "b"]}
+BAD_REQUESTS: list[tuple[str, str, Any, int, str, str | None]] = [
+    ("no labels", "/v1/classify", {"image": PNG}, 400, "invalid_request", "labels"),
+    ("two questions", "/v1/classify", {**ASK, "label_set": "shapes"}, 400, "invalid_request", "labels"),
+    ("no image", "/v1/classify", {"labels": ["a"]}, 400, "invalid_request", "image"),
+    ("image and images", "/v1/classify", {**ASK, "images": [PNG]}, 400, "invalid_request", "image"),
+    ("empty labels", "/v1/classify", {"image": PNG, "labels": []}, 400, "invalid_request", "labels"),
+    ("no images", "/v1/classify", {"images": [], "labels": ["a"]}, 400, "invalid_request", "images"),
+    ("double label", "/v1/classify", {"image": PNG, "labels": ["a", "a"]}, 400, "invalid_request", "labels"),
+    ("nameless label", "/v1/classify", {"image": PNG, "labels": ["?!"]}, 400, "invalid_request", "labels"),
+    ("template without a label", "/v1/classify", {**ASK, "templates": ["x"]}, 400, "invalid_request", "labels"),
+    ("templates of a set", "/v1/classify", {"image": PNG, "label_set": "shapes", "templates": ["{}"]}, 400,
+     "invalid_request", "templates"),
+    ("unknown set", "/v1/classify", {"image": PNG, "label_set": "cats"}, 404, "label_set_not_found", "label_set"),
+    ("unknown model", "/v1/classify", {**ASK, "model": "gpt"}, 404, "model_not_found", "model"),
+    ("top_k 0", "/v1/classify", {**ASK, "top_k": 0}, 400, "invalid_request", "top_k"),
+    ("threshold 2", "/v1/classify", {**ASK, "threshold": 2}, 400, "invalid_request", "threshold"),
+    ("unknown field", "/v1/classify", {**ASK, "treshold": 0.2}, 400, "invalid_request", "treshold"),
+    ("softmax misspelt", "/v1/classify", {**ASK, "activation": "soft"}, 400, "invalid_request", "activation"),
+    ("not base64", "/v1/classify", {**ASK, "image": "a cat."}, 400, "invalid_image", "image"),
+    ("half a data URI", "/v1/classify", {**ASK, "image": "data:image/png;base64"}, 400, "invalid_image", "image"),
+    ("not an image", "/v1/classify", {**ASK, "image": "aGVsbG8="}, 400, "not_an_image", "image"),
+    ("empty image", "/v1/classify", {**ASK, "image": ""}, 400, "empty", "image"),
+    ("second image bad", "/v1/classify", {"images": [PNG, "aGVsbG8="], "labels": ["a"]}, 400, "not_an_image",
+     "images.1"),
+    ("too many images", "/v1/classify", {"images": [PNG] * 5, "labels": ["a"]}, 400, "too_many_images", None),
+    ("too many labels", "/v1/classify", {"image": PNG, "labels": [f"l{n}" for n in range(81)]}, 400,
+     "too_many_labels", "labels"),
+    ("too many prompts", "/v1/classify", {"image": PNG, "labels": [f"l{n}" for n in range(41)],
+     "templates": ["{}", "a {}"]}, 400, "too_many_labels", "labels"),
+    ("long label", "/v1/classify", {"image": PNG, "labels": ["a" * 31]}, 400, "label_too_long", "labels"),
+    ("long template", "/v1/classify", {**ASK, "templates": ["{} " + "a" * 30]}, 400, "label_too_long", "templates"),
+    ("too many pixels", "/v1/classify", {**ASK, "image": data_uri(encode(Image.new("1", (600, 600))))}, 400,
+     "too_many_pixels", "image"),
+    ("too many texts", "/v1/embeddings", {"model": "tiny", "input": ["a"] * 6}, 400, "too_many_texts", None),
+    ("long text", "/v1/embeddings", {"model": "tiny", "input": ["a", "a" * 61]}, 400, "text_too_long", "input.1"),
+    ("no input", "/v1/embeddings", {"model": "tiny"}, 400, "invalid_request", "input"),
+    ("empty input", "/v1/embeddings", {"model": "tiny", "input": []}, 400, "invalid_request", "input"),
+    ("empty text", "/v1/embeddings", {"model": "tiny", "input": ""}, 400, "invalid_request", "input"),
+    ("no model", "/v1/embeddings", {"input": "a"}, 400, "invalid_request", "model"),
+    ("wrong model", "/v1/embeddings", {"model": "clip", "input": "a"}, 404, "model_not_found", "model"),
+    ("tokens", "/v1/embeddings", {"model": "tiny", "input": [1, 2]}, 400, "unsupported_input", "input"),
+    ("lists of tokens", "/v1/embeddings", {"model": "tiny", "input": [[1, 2]]}, 400, "unsupported_input", "input.0"),
+    ("dimensions", "/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 64}, 400,
+     "unsupported_dimensions", "dimensions"),
+    ("two images in one conversation", "/v1/embeddings", {"model": "tiny", "messages": [{"content": [
+        {"type": "image_url", "image_url": {"url": PNG}}, {"type": "image_url", "image_url": {"url": PNG}}]}]}, 400,
+     "unsupported_input", "messages"),
+    ("a silent conversation", "/v1/embeddings", {"model": "tiny", "messages": [{"content": ""}]}, 400,
+     "invalid_request", "messages"),
+    ("lone surrogate", "/v1/embeddings", '{"model": "tiny", "input": "\\ud800"}', 400, "invalid_request", "input"),
+    ("not JSON", "/v1/embeddings", "{", 400, "invalid_json", None),
+    ("not JSON either", "/v1/classify", "{", 400, "invalid_json", None),
+    ("a list", "/v1/classify", [], 400, "invalid_request", None),
+    ("no texts", "/v1/similarity", {"texts": [], "images": [PNG]}, 400, "invalid_request", "texts"),
+    ("no width", "/", {"inputs": "a", "dimensions": 5}, 400, "unsupported_dimensions", "dimensions"),
+    ("not normalised", "/", {"inputs": "a", "normalize": False}, 400, "invalid_request", "normalize"),
+    ("nothing for Cohere", "/v2/embed", {"model": "tiny"}, 400, "invalid_request", "texts"),
+    ("no such path", "/v1/chat/completions", {}, 404, "not_found", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status", "code", "param"), [case[1:] for case in BAD_REQUESTS],
+                         ids=[case[0] for case in BAD_REQUESTS])  # fmt: skip
+def test_bad_requests(endpoint: Endpoint, path: str, body: Any, status: int, code: str, param: str | None) -> None:
+    content = body if isinstance(body, str) else json.dumps(body)
+    answer = endpoint.client.post(path, content=content, headers={"content-type": "application/json"})
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param), answer.text
+    assert code in CODES or code in REASONS
+
+
+def test_other_refusals(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    assert error_of(client.get("/v1/embeddings"))["code"] == "method_not_allowed"
+    plain = client.post("/v1/classify", content=b"x", headers={"content-type": "text/plain"})
+    assert (plain.status_code, error_of(plain)["code"]) == (415, "unsupported_media_type")
+    unsaid = client.post("/v1/embeddings", content=b'{"model": "tiny", "input": "a"}')
+    assert (unsaid.status_code, error_of(unsaid)["code"]) == (415, "unsupported_media_type")
+    big = endpoint.post("/v1/classify", {"image": base64.b64encode(bytes(210_000)).decode(), "labels": ["a"]})
+    assert (big.status_code, error_of(big)["code"]) == (413, "too_many_bytes")
+    body = json.dumps({"image": "A" * 500_000, "labels": ["a"]}).encode()
+    told = client.post("/v1/classify", content=body, headers={"content-type": "application/json"})
+    untold = client.post("/v1/classify", content=iter([body[:1000], body[1000:]]))
+    for answer in (told, untold):
+        assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
+    file = client.post("/v1/classify", files={"labels": b"x", "image": shape_png()})
+    assert error_of(file)["param"] == "labels"
+    none = client.post("/v1/classify", files={"other": b"x"}, data={"labels": "a"})
+    assert (none.status_code, error_of(none)["param"]) == (400, "other")
+    none = client.post("/v1/classify", files={"image": (None, "text")}, data={"labels": "a"})
+    assert (none.status_code, error_of(none)["param"]) == (400, "image")
+    broken = client.post(
+        "/v1/classify", content=b"--x\r\n", headers={"content-type": "multipart/form-data; boundary=y"}
+    )
+    assert broken.status_code == 400
+    assert error_of(broken)["code"] == "invalid_request"
+
+
+def test_awkward_images_give_the_batch_jobs_numbers(endpoint: Endpoint, local_ray: None, tmp_path: Path) -> None:
+    """One rule for both doors: the same images through the batch job and through HTTP."""
+    images = {name: data for name, data, _ in awkward_cases()}
+    images |= {label: shape_png(label, seed) for seed, label in enumerate(LABELS[::5])}
+    for number, data in enumerate(images.values()):
+        (tmp_path / f"{number:03}.img.png").write_bytes(data)
+    labels = endpoint.service.config.label_sets["shapes"].model_copy(update={"threshold": 0.0})
+    job = JobConfig.model_validate(
+        {
+            "input": str(tmp_path),
+            "output": str(tmp_path / "out"),
+            "labels": labels,
+            "model": {"source": "tiny", "dtype": "float32", "compile": False},
+        }
+    )
+    run_job(job, RunProgress(Console(quiet=True)))
+    rows = {row["key"][-11:]: row for row in ds.dataset(tmp_path / "out" / "data").to_table().to_pylist()}
+    assert len(rows) == len(images)
+    for number, data in enumerate(images.values()):
+        row = rows[f"{number:03}.img.png"]
+        uri = data_uri(data)
+        online = endpoint.post("/v1/classify", {"image": uri, "label_set": "shapes", "threshold": 0}).json()
+        [embedding] = endpoint.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
+        np.testing.assert_allclose(embedding["embedding"], row["embedding"], atol=2e-6)
+        assert [label["label"] for label in online["data"][0]["labels"]] == row["labels"]
+        np.testing.assert_allclose([label["score"] for label in online["data"][0]["labels"]], row["scores"], rtol=1e-4)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert online["fingerprint"]["model"] == manifest["fingerprint"]["model.weights"]
+    assert online["fingerprint"]["labels"] == manifest["fingerprint"]["labels.digest"]
+
+
+def test_bands_groups_calibrations_and_probes_are_the_batch_jobs(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A label set that says all that it may, from a file: what the job would write for the embedding that it gives."""
+    encoder, pinned = endpoint.model.actor.encoder, pin_model(endpoint.service.config.model)
+    direction = encoder.embed_texts(["a photo of a green star"])[0]
+    grown: dict[str, Any] = {
+        "names": [
+            {"name": "red circle", "accept": 0.6},
+            {"name": "blue square", "calibration": {"scale": 0.5, "bias": 1.5}, "accept": 0.99},
+            {"name": "starry", "probe": Probe.of(direction * 90, -30.0, pinned.identity).model_dump(), "accept": 0.5},
+            "red heart",
+            "red ring",
+        ],
+        "templates": ["a photo of a {label}"],
+        "groups": {"red": ["red heart", "red ring"]},
+        "threshold": 0.01,
+        "top_k": 4,
+    }
+    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+    labels = LabelSet.model_validate(grown)
+    head = build_head(labels, encoder.embed_labels(labels), encoder.scale, pinned.identity)
+    seen = set()
+    with run_endpoint(make_config(label_sets={"grown": str(tmp_path / "grown.yaml")}), endpoint.model) as other:
+        for seed, label in enumerate(("red circle", "blue square", "green star", "red heart", "red ring")):
+            uri = data_uri(shape_png(label, seed))
+            [answer] = other.post("/v1/classify", {"image": uri, "label_set": "grown"}).json()["data"]
+            [embedding] = other.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
+            chosen = tag_embeddings(np.asarray([embedding["embedding"]], np.float32), labels, head)
+            bands = name_bands(chosen.labels, chosen.scores, labels).tolist()
+            assert [(one["label"], one["band"]) for one in answer["labels"]] == [
+                (labels.names[i].name, band) for i, band in zip(chosen.labels, bands, strict=True)
+            ]
+            np.testing.assert_allclose([one["score"] for one in answer["labels"]], chosen.scores, rtol=1e-5)
+            seen |= {(one["label"], one["band"]) for one in answer["labels"]}
+        softened = other.post("/v1/classify", {"image": uri, "label_set": "grown", "activation": "softmax"}).json()
+        assert all("band" not in one for one in softened["data"][0]["labels"])
+        plain = endpoint.post("/v1/classify", {"image": uri, "label_set": "shapes"}).json()
+        assert all("band" not in one for one in plain["data"][0]["labels"])
+        # The file changes to a probe of another model: the set before stays.
+        grown["names"][2]["probe"]["model"] = "another"
+        (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+        time.sleep(2 * REREAD_SECONDS)
+        kept = other.post("/v1/classify", {"image": uri, "label_set": "grown"}).json()
+        assert kept["data"] == [answer]
+    assert {("red circle", "accept"), ("starry", "accept")} <= seen
+    assert "review" in {band for _, band in seen}
+
+
+def test_a_label_set_is_embedded_once(endpoint: Endpoint) -> None:
+    texts = 0
+    embed = endpoint.model.actor.encoder.embed_texts
+
+    def count(prompts: list[str]) -> Any:
+        nonlocal texts
+        texts += len(prompts)
+        return embed(prompts)
+
+    endpoint.model.actor.encoder.embed_texts = count  # type: ignore[method-assign, assignment]
+    try:
+        body = {"image": PNG, "labels": [f"label number {n}" for n in range(80)]}
+        answers = [endpoint.post("/v1/classify", body).json() for _ in range(3)]
+        assert texts == 80
+        assert [answer["usage"]["prompt_tokens"] for answer in answers] == [80 * 16, 0, 0]
+        assert answers[0]["data"] == answers[2]["data"]
+        endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"})
+        assert texts == 80
+        # Ten at once share one embedding of a new set.
+        body["labels"] = [f"other {n}" for n in range(30)]
+        threads = [threading.Thread(target=endpoint.post, args=("/v1/classify", body)) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert texts == 110
+    finally:
+        endpoint.model.actor.encoder.embed_texts = embed  # type: ignore[method-assign]
+
+
+def test_the_label_cache_is_bounded() -> None:
+    with run_endpoint(make_config(limits={"cached_prompts": 5})) as running:
+        tokens = []
+        for labels in ("abc", "abc", "def", "abc", "abc"):  # the second set pushes the first out
+            answer = running.post("/v1/classify", {"image": PNG, "labels": list(labels)})
+            tokens.append(answer.json()["usage"]["prompt_tokens"])
+        assert tokens == [48, 0, 48, 16, 0], "of the first set, two prompts of three were kept"
+
+
+def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert endpoint.client.get("/healthz").json() == {"status": "ok"}
+    assert endpoint.client.get("/readyz").json() == {"status": "ready"}
+    monkeypatch.setattr("serve.rayserve.replica.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("serve.routes.pages.READY_SECONDS", 0.0)
+    release = threading.Event()
+    forward = endpoint.model.actor.encoder._forward
+    endpoint.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
+    try:
+        stuck = threading.Thread(target=endpoint.post, args=("/v1/classify", {"image": PNG, "label_set": "shapes"}))
+        stuck.start()
+        time.sleep(0.6)
+        answer = endpoint.client.get("/readyz")
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "unavailable")
+        assert endpoint.client.get("/healthz").status_code == 200
+        with pytest.raises(Exception, match="has not answered for"):
+            asyncio.run(endpoint.model.check_health())
+    finally:
+        release.set()
+        stuck.join()
+        endpoint.model.actor.encoder._forward = forward
+    time.sleep(0.3)
+    asyncio.run(endpoint.model.check_health())
+    assert endpoint.client.get("/readyz").status_code == 200
+
+
+def test_a_model_that_fails_is_no_internal_error(endpoint: Endpoint) -> None:
+    forward = endpoint.model.actor.encoder._forward
+    endpoint.model.actor.encoder._forward = lambda pixels: forward(pixels) * float("nan")
+    try:
+        answer = endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"})
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+    finally:
+        endpoint.model.actor.encoder._forward = forward
+
+
+def test_a_deadline_drops_the_work_before_the_model(endpoint: Endpoint) -> None:
+    release = threading.Event()
+    encoder = endpoint.model.actor.encoder
+    forward, batches = encoder._forward, []
+
+    def slow(pixels: Any) -> Any:
+        batches.append(len(pixels))
+        release.wait(20)
+        return forward(pixels)
+
+    encoder._forward = slow
+    body = {"image": PNG, "label_set": "shapes"}
+    try:
+        first = threading.Thread(target=endpoint.post, args=("/v1/classify", body))
+        first.start()
+        while not batches:
+            time.sleep(0.01)
+        late = endpoint.post("/v1/classify", body, headers={"x-request-timeout-seconds": "0.5"})
+        assert (late.status_code, error_of(late)["code"]) == (429, "deadline_exceeded")
+        assert int(late.headers["retry-after"]) >= 1
+    finally:
+        release.set()
+        first.join()
+        encoder._forward = forward
+    assert endpoint.post("/v1/classify", body).status_code == 200
+    assert batches == [1], "the late image never reached the model"
+
+
+def test_keys_rates_and_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key, line = new_key("alice")
+    (tmp_path / "keys").write_text(line + "\n")
+    auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 3}
+    body = {"image": PNG, "label_set": "shapes"}
+    with run_endpoint(make_config(auth=auth)) as running, caplog.at_level("INFO", "ray.serve.sightline"):
+        caplog.handler.setFormatter(None)
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {key}"}):
+            refused = running.post("/v1/classify", body, headers=headers)
+            assert (refused.status_code, error_of(refused)["code"]) == (401, "invalid_api_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert running.client.get("/v1/models").status_code == 401
+        for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz"):
+            assert running.client.get(path).status_code == 200
+        good = {"authorization": f"Bearer {key}", "x-request-id": "my-request-1"}
+        left = [running.post("/v1/classify", body, headers=good).headers for _ in range(3)]
+        assert [headers["x-ratelimit-remaining-requests"] for headers in left] == ["2", "1", "0"]
+        over = running.post("/v1/classify", body, headers={"authorization": f"bearer {key}"})
+        assert (over.status_code, error_of(over)["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(over.headers["retry-after"]) <= 20
+    records = [record for record in caplog.records if record.name == "ray.serve.sightline"]
+    answered = [record.__dict__ for record in records if record.__dict__.get("request_id") == "my-request-1"]
+    assert len(answered) == 3
+    assert answered[0]["key"] == "alice"
+    assert answered[0]["images"] == 1
+    assert answered[0]["stages_ms"].keys() >= {"queue", "decode", "batch", "forward"}
+    text = " ".join(str(record.__dict__) for record in records)
+    assert key not in text
+    assert "wrong" not in text
+    assert PNG[:40] not in text
+
+
+@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"x-forwarded-for": "203.0.113.9"}])
+def test_without_keys_only_this_machine_is_answered(endpoint: Endpoint, headers: dict[str, str]) -> None:
+    answer = endpoint.client.get("/v1/models", headers=headers)
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "loopback_only")
+    assert endpoint.client.get("/healthz", headers=headers).status_code == 200
+    assert endpoint.client.get("/v1/models", headers={"host": "localhost:80"}).status_code == 200
+
+
+def test_behind_haproxy_it_is_haproxys_peer_who_must_be_of_this_machine() -> None:
+    with run_endpoint(make_config(), behind_haproxy=True) as running:
+
+        def ask(*peers: str) -> int:
+            return running.client.get("/v1/models", headers=[(PEER, peer) for peer in peers]).status_code
+
+        assert ask("127.0.0.1") == 200
+        assert ask("::1") == 200
+        assert ask() == 403  # whoever asks an ingress past HAProxy
+        assert ask("203.0.113.9") == 403
+        assert ask("127.0.0.1", "203.0.113.9") == 403
+        assert ask("nobody") == 403
+
+
+def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
+    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8, "cached_prompts": 9}
+    release = threading.Event()
+    with run_endpoint(make_config(limits=limits)) as running:
+        forward = running.model.actor.encoder._forward
+        running.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(running.post("/v1/classify", {"image": PNG, "label_set": "shapes"}))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        try:
+            for thread in threads:
+                thread.start()
+            deadline = time.monotonic() + 10
+            while running.service.admission.held.items < 8 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert running.service.admission.held.items == 8, "four requests of two items are in flight"
+            for _ in range(20):
+                ask()
+        finally:
+            release.set()
+            for thread in threads:
+                thread.join()
+        for answer in answers[:20]:
+            assert (answer.status_code, error_of(answer)["code"]) == (429, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert [answer.status_code for answer in answers[20:]] == [200] * 4
+        assert running.service.admission.held.items == 0
+
+
+def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -> None:
+    schema = endpoint.client.get("/openapi.json").json()
+    posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
+    assert posts.keys() == {"/", "/embed", "/v1/classify", "/v1/embeddings", "/v1/similarity", "/v2/embed"}
+    documented = {status for post in posts.values() for status in post["responses"]}
+    assert documented >= {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
+    assert "422" not in documented
+    text = json.dumps(schema)
+    assert all(f"`{code}`" in text for code in CODES)
+    for path, post in posts.items():
+        content = post["requestBody"]["content"]["application/json"]["schema"]
+        if "$ref" in content:
+            content = schema["components"]["schemas"][content["$ref"].rsplit("/", 1)[1]]
+        for example in content["examples"]:
+            answer = endpoint.post(path, example)
+            assert answer.status_code == 200, (path, example, answer.text)
+
+
+def test_a_slow_body_is_given_up(endpoint: Endpoint) -> None:
+    def drip() -> Iterator[bytes]:
+        yield b"{"
+        time.sleep(1.2)
+        yield b"}"
+
+    answer = endpoint.client.post("/v1/classify", content=drip(), headers={"x-request-timeout-seconds": "0.5"})
+    assert (answer.status_code, error_of(answer)["code"]) == (408, "body_timeout")
+
+
+def test_a_crashed_decoder_costs_one_request(endpoint: Endpoint) -> None:
+    pool = endpoint.service._decoders
+    assert endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code == 200
+    [decoder] = pool._free
+    assert decoder._child is not None
+    decoder._child.kill()
+    answers = [endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code for _ in range(3)]
+    assert answers.count(200) >= 2
+    assert set(answers) <= {200, 400}
+
+
+def test_images_of_many_sizes_in_one_request(endpoint: Endpoint) -> None:
+    images = [data_uri(encode(make_rgb(width, height), "JPEG"), "image/jpeg") for width, height in ((1, 1), (9, 400))]
+    answer = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes", "threshold": 0, "top_k": 64})
+    assert [len(item["labels"]) for item in answer.json()["data"]] == [64, 64]
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "ICO")
+    unknown = endpoint.post("/v1/classify", {"image": data_uri(buffer.getvalue()), "label_set": "shapes"})
+    assert error_of(unknown)["code"] == "not_an_image"

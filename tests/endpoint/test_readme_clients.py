@@ -1,0 +1,192 @@
+"""Clients of other vendors, unmodified, against the endpoint."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cohere
+import httpx
+import huggingface_hub
+import numpy as np
+import openai
+import pytest
+
+from serve.admission.auth import new_key
+from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+
+MODEL = "google/siglip-base-patch16-256"
+README = Path(__file__).parents[2] / "serve" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, str]]:
+    """An endpoint that wants a key, and serves under the base model's name."""
+    key, line = new_key("tests")
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(line + "\n")
+    with run_endpoint(make_config(name=MODEL, auth={"keys_file": str(keys)})) as running:
+        yield running, key
+
+
+@pytest.fixture(scope="module")
+def client(keyed: tuple[Endpoint, str]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key=keyed[1], max_retries=0) as made:
+        yield made
+
+
+def test_openai_embeds_texts_and_images(client: openai.OpenAI) -> None:
+    image = data_uri(shape_png("blue star"))
+    one = client.embeddings.create(model=MODEL, input="a photo of a blue star")  # asks for base64, and decodes it
+    assert len(one.data[0].embedding) == 128
+    many = client.embeddings.create(
+        model=MODEL, input=["a photo of a blue star", image, "a photo of a red ring"], encoding_format="float"
+    )
+    assert [item.index for item in many.data] == [0, 1, 2]
+    np.testing.assert_allclose(one.data[0].embedding, many.data[0].embedding, atol=2e-6)
+    text, picture, other = (np.array(item.embedding) for item in many.data)
+    assert text @ picture > other @ picture
+    assert np.linalg.norm(picture) == pytest.approx(1, abs=1e-5)
+    assert many.model == MODEL
+    assert many.usage.total_tokens == 2 * 16
+    images = client.embeddings.create(model=MODEL, input=[image, image])
+    np.testing.assert_allclose(images.data[1].embedding, picture, atol=2e-6)
+    assert client.embeddings.create(model=MODEL, input="a", dimensions=128).data
+
+
+def test_openai_lists_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).object == "model"
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here"):
+        client.models.retrieve("gpt-4")
+
+
+def test_openai_reads_the_errors(client: openai.OpenAI, keyed: tuple[Endpoint, str]) -> None:
+    with pytest.raises(openai.BadRequestError, match="cannot be cut") as short:
+        client.embeddings.create(model=MODEL, input="a", dimensions=64)
+    assert short.value.code == "unsupported_dimensions"
+    assert short.value.param == "dimensions"
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="text-embedding-3-small", input="a")
+    with pytest.raises(openai.BadRequestError, match="token ids"):
+        client.embeddings.create(model=MODEL, input=[1, 2, 3])
+    wrong = openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key="sl-wrong", max_retries=0)
+    with wrong, pytest.raises(openai.AuthenticationError, match="this API key is not known"):
+        wrong.models.list()
+
+
+def test_openai_retries_an_overloaded_server(tmp_path: Path) -> None:
+    key, line = new_key("one")
+    (tmp_path / "keys").write_text(line + "\n")
+    auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 1}
+    with run_endpoint(make_config(auth=auth)) as running:
+        impatient = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
+        with impatient:
+            impatient.embeddings.create(model="tiny", input="a")
+            with pytest.raises(openai.RateLimitError, match="1 requests a minute") as limited:
+                impatient.embeddings.create(model="tiny", input="a")
+        assert int(limited.value.response.headers["retry-after"]) <= 60
+    with run_endpoint(make_config()) as running:
+        gate, full = running.service.admission, running.service.config.limits.in_flight
+        gate.held.requests += full
+        refused = 0
+        retry_after = gate.retry_after
+
+        def count() -> float:
+            nonlocal refused
+            refused += 1
+            gate.held.requests -= full  # there is room when the client comes back
+            return retry_after()
+
+        gate.retry_after = count  # type: ignore[method-assign]
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=2) as patient:
+            assert patient.embeddings.create(model="tiny", input="a").data
+        assert refused == 1
+
+
+def test_huggingface_hub(keyed: tuple[Endpoint, str], tmp_path: Path) -> None:
+    endpoint, key = keyed
+    client = huggingface_hub.InferenceClient(model=endpoint.url, token=key)
+    labels = ["red circle", "blue star", "green ring"]
+    (tmp_path / "star.png").write_bytes(shape_png("blue star"))
+    for image in (shape_png("blue star"), str(tmp_path / "star.png")):
+        scores = client.zero_shot_image_classification(
+            image, candidate_labels=labels, hypothesis_template="a photo of a {}"
+        )
+        assert scores[0].label == "blue star"
+        assert {element.label for element in scores} == set(labels)
+        assert [element.score for element in scores] == sorted((e.score for e in scores), reverse=True)
+    vector = client.feature_extraction("a photo of a blue star")
+    assert vector.shape == (1, 128)
+    assert vector.dtype == np.float32
+    same = huggingface_hub.InferenceClient(base_url=endpoint.url, api_key=key).feature_extraction(["a", "b"])
+    assert np.shape(same) == (2, 128)
+
+
+def test_cohere_embeds_images(keyed: tuple[Endpoint, str]) -> None:
+    endpoint, key = keyed
+    with httpx.Client() as http:
+        embed_with_cohere(cohere.ClientV2(api_key=key, base_url=endpoint.url, httpx_client=http))
+        stranger = cohere.ClientV2(api_key="no", base_url=endpoint.url, httpx_client=http)
+        with pytest.raises(cohere.UnauthorizedError):
+            stranger.embed(model=MODEL, input_type="search_query", texts=["a"], embedding_types=["float"])
+
+
+def embed_with_cohere(client: cohere.ClientV2) -> None:
+    image = data_uri(shape_png("green heart"))
+    pictures = client.embed(model=MODEL, input_type="image", images=[image, image], embedding_types=["float"])
+    assert pictures.embeddings.float_ is not None
+    assert np.shape(pictures.embeddings.float_) == (2, 128)
+    texts = client.embed(
+        model=MODEL, input_type="search_query", texts=["a green heart", "a red star"], embedding_types=["float"]
+    )
+    assert texts.embeddings.float_ is not None
+    scores = np.array(texts.embeddings.float_) @ np.array(pictures.embeddings.float_[0])
+    assert scores[0] > scores[1]
+    inputs = [{"content": [{"type": "image_url", "image_url": {"url": image}}]}]
+    mixed = client.embed(model=MODEL, input_type="image", inputs=inputs, embedding_types=["float"])  # type: ignore[arg-type]
+    assert mixed.embeddings.float_ is not None
+    np.testing.assert_allclose(mixed.embeddings.float_[0], pictures.embeddings.float_[0], atol=2e-6)
+
+
+def read_examples(language: str) -> list[str]:
+    """The README's blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, Path]]:
+    """An endpoint as the README starts it, and a folder with the README's image in it."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "shape.png").write_bytes(shape_png("red circle"))
+    with run_endpoint(make_config()) as running:
+        yield running, folder
+
+
+@pytest.mark.parametrize("example", read_examples("sh"))
+def test_the_readmes_commands(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
+    running, folder = open_endpoint
+    if "curl" not in example:
+        assert example.startswith(("sightline serve", "serve deploy", "sightline key new")), example
+        return
+    script = example.replace("http://127.0.0.1:8000", running.url).replace("curl ", "curl -sS --fail-with-body ")
+    done = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "red circle" in done.stdout or "embedding" in done.stdout
+
+
+@pytest.mark.parametrize("example", read_examples("python"))
+def test_the_readmes_clients(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
+    running, folder = open_endpoint
+    script = example.replace("http://127.0.0.1:8000", running.url)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "red circle" in done.stdout
+
+
+def test_the_readme_has_an_example_for_each_client() -> None:
+    text = "\n".join(read_examples("python") + read_examples("sh"))
+    assert all(word in text for word in ("openai", "huggingface_hub", "cohere", "curl", "-F image=", "/v1/similarity"))

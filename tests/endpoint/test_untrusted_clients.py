@@ -1,0 +1,274 @@
+"""The endpoint among strangers: a client that is slow, greedy or hostile is nobody else's trouble."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve.admission.auth import new_key
+from tests.endpoint.test_edge import serve_web
+from tests.quick.serve.test_fetch import drip, reply
+from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+
+PNG = shape_png()
+ASK = {"image": data_uri(PNG), "label_set": "shapes"}
+
+
+@contextmanager
+def run_for_two(folder: Path, **changes: Any) -> Iterator[tuple[Endpoint, httpx.Client, httpx.Client]]:
+    """An endpoint with two keys: it, and a client for each key."""
+    (greedy, first), (modest, second) = new_key("greedy"), new_key("modest")
+    (folder / "keys").write_text(f"{first}\n{second}\n")
+    auth = {"keys_file": str(folder / "keys"), **changes.pop("auth", {})}
+    with run_endpoint(make_config(auth=auth, **changes)) as endpoint:
+        clients = [
+            httpx.Client(base_url=endpoint.url, timeout=60, headers={"authorization": f"Bearer {key}"})
+            for key in (greedy, modest)
+        ]
+        with clients[0], clients[1]:
+            yield endpoint, clients[0], clients[1]
+
+
+@contextmanager
+def meanwhile(ask: Callable[[], object], threads: int = 1) -> Iterator[None]:
+    """Do something again and again until the `with` ends."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            ask()
+
+    running = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in running:
+            thread.join(60)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/docs", "/openapi.json", "/playground/app.js"])
+def test_a_body_without_a_key_is_not_taken_in(path: str, tmp_path: Path) -> None:
+    with run_for_two(tmp_path) as (endpoint, _, modest):
+        assert httpx.post(f"{endpoint.url}{path}", content=b"x" * 1000).status_code == 401
+        host, port = endpoint.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as upload:
+            upload.sendall(f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 1000000\r\n\r\n".encode())
+            upload.sendall(b"x" * 100_000)
+            time.sleep(0.2)
+            assert endpoint.service.admission.held.bytes == 0
+            assert modest.post("/v1/classify", json=ASK).status_code == 200
+
+
+def make_form(files: int) -> bytes:
+    part = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n'
+    return part * files + b"--b--\r\n"
+
+
+HOSTILE_BODIES: dict[str, tuple[str, str, bytes]] = {
+    "empty objects": ("/v1/embeddings", "application/json",
+                      b'{"model": "tiny", "input": [' + b"{}," * 340_000 + b"{}]}"),
+    "fewer empty objects": ("/v1/embeddings", "application/json",
+                            b'{"model": "tiny", "input": [' + b"{}," * 90_000 + b"{}]}"),
+    "token ids": ("/v1/embeddings", "application/json", b'{"model": "tiny", "input": [' + b"1," * 1_000_000 + b"1]}"),
+    "lists of token ids": ("/v1/embeddings", "application/json",
+                           b'{"model": "tiny", "input": [' + b"[1]," * 90_000 + b"[1]]}"),
+    "empty texts": ("/v1/embeddings", "application/json", b'{"model": "tiny", "input": [' + b'"",' * 199_000 + b'""]}'),
+    "messages": ("/v1/embeddings", "application/json", b'{"model": "tiny", "messages": [' + b"{}," * 90_000 + b"{}]}"),
+    "depth": ("/v1/embeddings", "application/json", b'{"model": "tiny", "input": ' + b"[" * 190_000),
+    "labels": ("/v1/classify", "application/json", b'{"image": "a", "labels": [' + b"1," * 190_000 + b"1]}"),
+    "unknown fields": ("/v1/classify", "application/json",
+                       b"{" + b",".join(b'"%d": 1' % n for n in range(150_000)) + b"}"),
+    "Hugging Face's": ("/", "application/json", b'{"inputs": [' + b"1," * 190_000 + b"1]}"),
+    "Cohere's": ("/v2/embed", "application/json", b'{"model": "tiny", "inputs": [' + b"{}," * 90_000 + b"{}]}"),
+    "30,000 files": ("/v1/classify", "multipart/form-data; boundary=b", make_form(30_000)),
+    "1,000 files": ("/v1/classify", "multipart/form-data; boundary=b", make_form(1_000)),
+}  # fmt: skip
+
+
+def test_a_small_wrong_body_stalls_nobody() -> None:
+    """Each is refused in the time that a scan of it takes: seconds, and gigabytes, before.
+
+    Of the processor's time, as other tests' leftovers and other processes may take the rest.
+    """
+    gc.collect()
+    gc.freeze()
+    with run_endpoint(make_config()) as endpoint:
+        for name, (path, kind, body) in HOSTILE_BODIES.items():
+            start = time.process_time()
+            answer = endpoint.client.post(path, content=body, headers={"content-type": kind})
+            took = time.process_time() - start
+            assert 400 <= answer.status_code < 500, (name, answer.text)
+            assert len(answer.content) < 2000
+            assert took < 1, (name, took)
+        assert endpoint.post("/v1/classify", ASK).status_code == 200
+
+
+def test_a_slow_upload_and_bad_images_make_nobody_wait() -> None:
+    """Seconds in which a client sends its body are no work, and a request that was refused was none for the model."""
+    bad = {"image": base64.b64encode(b"GIF89a").decode(), "label_set": "shapes"}
+    with run_endpoint(make_config()) as endpoint:
+        host, port = endpoint.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as upload:
+            upload.sendall(f"POST /v1/classify HTTP/1.1\r\nhost: {host}\r\ncontent-length: 999\r\n\r\n{{".encode())
+            for _ in range(24):
+                time.sleep(0.25)
+                assert endpoint.post("/v1/classify", bad).status_code == 400
+            endpoint.post("/v1/classify", ASK)
+            quick = endpoint.post("/v1/classify", ASK, headers={"x-request-timeout-seconds": "2"})
+            assert quick.status_code == 200, quick.text
+
+
+def make_bomb(side: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "WEBP", lossless=True)
+    assert len(buffer.getvalue()) < 3000
+    return data_uri(buffer.getvalue(), "image/webp")
+
+
+def test_bombs_are_refused_and_delay_nobody_else(tmp_path: Path) -> None:
+    with run_for_two(tmp_path) as (endpoint, greedy, modest):
+        large = greedy.post("/v1/classify", json={**ASK, "image": make_bomb(8000)})
+        assert (large.status_code, large.json()["error"]["code"]) == (400, "too_many_pixels")
+        request = {"images": [make_bomb(4900)] * 64, "label_set": "shapes"}
+        answers: list[httpx.Response] = []
+        with meanwhile(lambda: answers.append(greedy.post("/v1/classify", json=request))):
+            time.sleep(1)
+            start = time.perf_counter()
+            assert modest.post("/v1/classify", json=ASK).status_code == 200
+            assert time.perf_counter() - start < 15
+        for answer in answers:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_many_pixels_together")
+        one = modest.post("/v1/classify", json={**ASK, "image": make_bomb(4900)})
+        assert one.status_code == 200, "a photo of 24 megapixels is no bomb"
+        assert endpoint.service.admission.held.items == 0
+
+
+def slow_down(endpoint: Endpoint, seconds: float) -> list[int]:
+    """Let the model take so long for a batch of images. Returns the sizes of the batches to come."""
+    encoder, batches = endpoint.model.actor.encoder, []
+    forward = encoder._forward
+
+    def slow(pixels: Any) -> Any:
+        batches.append(len(pixels))
+        time.sleep(seconds)
+        return forward(pixels)
+
+    encoder._forward = slow
+    return batches
+
+
+def test_a_greedy_key_does_not_delay_a_modest_one(tmp_path: Path) -> None:
+    request = {"images": [data_uri(PNG)] * 64, "label_set": "shapes"}
+    with run_for_two(tmp_path) as (endpoint, greedy, modest):
+        batches = slow_down(endpoint, 0.1)
+        passed: list[int] = []
+        with meanwhile(lambda: greedy.post("/v1/classify", json=request), threads=4):
+            time.sleep(1.5)
+            for _ in range(7):
+                before = len(batches)
+                assert modest.post("/v1/classify", json=ASK).status_code == 200
+                passed.append(len(batches) - before)
+        # 256 images wait, 16 batches of them; a modest image goes into the next but two.
+        assert statistics.median(passed) < 6, passed
+
+
+def test_quotas_count_items(tmp_path: Path) -> None:
+    with run_for_two(tmp_path, auth={"items_per_minute": 10}) as (_, greedy, modest):
+        images = {"images": [data_uri(PNG)] * 6, "label_set": "shapes"}
+        first = greedy.post("/v1/classify", json=images)
+        assert (first.status_code, first.headers["x-ratelimit-remaining-items"]) == (200, "4")
+        second = greedy.post("/v1/classify", json=images)
+        assert (second.status_code, second.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(second.headers["retry-after"]) <= 13
+        texts = greedy.post("/v1/embeddings", json={"model": "tiny", "input": ["a", "b", "c", "d"]})
+        assert (texts.status_code, texts.headers["x-ratelimit-remaining-items"]) == (200, "0")
+        assert modest.post("/v1/classify", json=images).status_code == 200
+
+
+def test_a_large_label_set_gets_done_by_coming_again() -> None:
+    """What was embedded before a deadline is kept, by prompt: so sets that overlap share it too."""
+    with run_endpoint(make_config()) as endpoint:
+        encoder, texts = endpoint.model.actor.encoder, []
+        embed = encoder.embed_texts
+
+        def slow(prompts: list[str]) -> Any:
+            time.sleep(0.3)
+            texts.extend(prompts)
+            return embed(prompts)
+
+        encoder.embed_texts = slow  # type: ignore[method-assign, assignment]
+        labels = [f"label number {n}" for n in range(600)]
+        hurry = {"x-request-timeout-seconds": "1.5"}
+        attempts = 0
+        while attempts < 10:
+            attempts += 1
+            answer = endpoint.post("/v1/classify", {"image": ASK["image"], "labels": labels}, headers=hurry)
+            if answer.status_code == 200:
+                break
+            assert answer.json()["error"]["code"] in ("deadline_exceeded", "overloaded"), answer.text
+            time.sleep(0.2)
+        assert answer.status_code == 200
+        assert attempts > 1
+        assert len(texts) == len(set(texts)) == 600, "nothing was embedded twice"
+        overlapping = {"image": ASK["image"], "labels": [*labels[:100], "a new one"]}
+        assert endpoint.post("/v1/classify", overlapping).json()["usage"]["prompt_tokens"] == 16
+
+
+def test_tarpits_of_one_key_hold_up_no_other(tmp_path: Path) -> None:
+    answers = {
+        "/good.png": reply(PNG, Content_Type="image/png"),
+        "/tarpit": drip(b"x", 0.2, b"HTTP/1.1 200 OK\r\n\r\n"),
+    }
+    with serve_web(answers) as web:
+        fetch = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.1/32"], "max_seconds": 8}
+        with run_for_two(tmp_path, fetch=fetch) as (_, greedy, modest):
+            url = f"http://127.0.0.1:{web.port}"
+            tarpits = {"images": [f"{url}/tarpit"] * 64, "label_set": "shapes"}
+            with meanwhile(lambda: greedy.post("/v1/classify", json=tarpits), threads=8):
+                time.sleep(1)
+                start = time.perf_counter()
+                answer = modest.post("/v1/classify", json={**ASK, "image": f"{url}/good.png"})
+                took = time.perf_counter() - start
+            assert answer.status_code == 200, answer.text
+            assert took < 5, "and not when the tarpits end"
+
+
+# Connections that are cut off in the middle of a flood are collected late.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_fetched_counts_while_it_comes(tmp_path: Path) -> None:
+    """Sixteen answers that end never, each below its own limit, are ended by that of all together."""
+    flood = drip(b"x" * 65536, 0.01, b"HTTP/1.1 200 OK\r\n\r\n")
+    with serve_web({"/flood": flood}) as web:
+        fetch = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.1/32"], "max_seconds": 20}
+        with run_endpoint(make_config(fetch=fetch, limits={"body_bytes": 2_000_000})) as endpoint:
+            start = time.perf_counter()
+            images = [f"http://127.0.0.1:{web.port}/flood"] * 16
+            answer = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+            assert time.perf_counter() - start < 10, "and not when the first is whole"
+
+
+def test_a_log_line_for_the_operator_reaches_the_endpoints_logger(caplog: pytest.LogCaptureFixture) -> None:
+    fetch = {"enabled": True}
+    with run_endpoint(make_config(fetch=fetch)) as endpoint, caplog.at_level("INFO", "ray.serve.sightline"):
+        answer = endpoint.post("/v1/classify", {**ASK, "image": "http://127.0.0.1/"})
+        assert answer.json()["error"]["code"] == "fetch_forbidden"
+    [told] = [record for record in caplog.records if "was not fetched" in record.getMessage()]
+    assert told.name == "ray.serve.sightline"
+    assert "loopback" in told.getMessage()

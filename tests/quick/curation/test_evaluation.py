@@ -1,0 +1,234 @@
+"""Figures that are scikit-learn's, and answers that the model contradicts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, top_k_accuracy_score
+from typer.testing import CliRunner
+
+from benchmarks.outputs import MadeUp, write_output
+from curation.evaluation import evaluate, find_suspects
+from curation.outputs import Output, open_output, read_embeddings
+from curation.probe import make_label_set, train_probes
+from curation.truth import Truth, read_truth
+from sightline.cli import app
+from siglip.heads import build_head
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale
+from tests.support.vectors import draw_vectors
+
+WIDTH, LABELS, ROWS = 16, 7, 400
+
+
+def embed(shard: int) -> Floats:
+    return draw_vectors(ROWS, WIDTH, shard)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    root = str(tmp_path_factory.mktemp("evaluation") / "made")
+    names = [{"name": f"label {row}", "threshold": 0.2 + row / 20} for row in range(LABELS)]
+    labels = LabelSet.model_validate({"names": names, "top_k": 2})
+    write_output(root, MadeUp(labels, np.eye(WIDTH, dtype=np.float32)[:LABELS], 2, embed, scale=Scale(20, -7)))
+    return open_output(root)
+
+
+def make_truth(output: Output, seed: int, exclusive: bool = False, weighted: bool = False, noise: float = 3) -> Truth:
+    vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
+    random = np.random.default_rng(seed)
+    logits = output.head.logits(vectors).astype(np.float64) + random.normal(0, noise, (len(vectors), LABELS))
+    right = logits >= logits.max(axis=1, keepdims=True) if exclusive else logits > 0
+    image, label = (axis.reshape(-1) for axis in np.meshgrid(np.arange(2 * ROWS), np.arange(LABELS), indexing="ij"))
+    weight = random.uniform(0.2, 5, len(image)) if weighted else np.ones(len(image))
+    names = [str(row) for row in range(2 * ROWS)]
+    places = np.arange(2 * ROWS)
+    return Truth(places, names, names, vectors, image, label, right.reshape(-1), weight, True, exclusive)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_figure_is_scikit_learns(output: Output, weighted: bool) -> None:
+    truth = make_truth(output, 1, weighted=weighted)
+    drawn = np.random.default_rng(3).random(len(truth.image)) < 0.7  # not every label of every image was answered
+    truth = replace(
+        truth,
+        image=truth.image[drawn],
+        label=truth.label[drawn],
+        right=truth.right[drawn],
+        weight=truth.weight[drawn],
+        complete=False,
+    )
+    found = evaluate(output, truth, resamples=50)
+    scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
+    given = scores >= np.asarray(output.labels.thresholds(), np.float32)[truth.label]
+    averages = []
+    for row, one in enumerate(found.labels):
+        mine = truth.label == row
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            truth.right[mine], given[mine], average="binary", sample_weight=truth.weight[mine]
+        )
+        average = average_precision_score(truth.right[mine], scores[mine], sample_weight=truth.weight[mine])
+        averages.append(average)
+        figures = (one.precision, one.recall, one.f1, one.average_precision)
+        assert [figure.value for figure in figures] == pytest.approx([precision, recall, f1, average])
+        assert all(figure.low <= figure.value <= figure.high for figure in figures)
+        assert all(0 < figure.high - figure.low < 0.5 for figure in figures)
+        assert (one.answers, one.right) == (mine.sum(), truth.right[mine].sum())
+    micro = precision_recall_fscore_support(truth.right, given, average="binary", sample_weight=truth.weight)[:3]
+    assert [found.micro_precision.value, found.micro_recall.value, found.micro_f1.value] == pytest.approx(micro)
+    assert found.mean_average_precision.value == pytest.approx(np.mean(averages))
+    assert not found.confusions
+
+
+def test_top_k_and_confusions_of_one_label_an_image(output: Output) -> None:
+    truth = make_truth(output, 2, exclusive=True)
+    found = evaluate(output, truth, resamples=50)
+    scores = output.head.scores(truth.embeddings)
+    right = truth.label[truth.right]
+    for k, share in found.top.items():
+        assert share.value == pytest.approx(top_k_accuracy_score(right, scores, k=k, labels=np.arange(LABELS)))
+    assert list(found.top) == [1, 5]
+    best = scores.argmax(axis=1)
+    pair = found.confusions[0]
+    names = output.labels.label_names()
+    counted = ((right == names.index(pair.right)) & (best == names.index(pair.given))).sum()
+    assert pair.images == counted > 0
+    assert [c.images for c in found.confusions] == sorted((c.images for c in found.confusions), reverse=True)
+
+
+def test_the_interval_holds_what_it_should(output: Output) -> None:
+    """Precision on small samples of a large truth: the interval has the large one's in about 95 of 100."""
+    whole = make_truth(output, 4)
+    real = evaluate(output, whole, resamples=2).micro_precision.value
+    inside = 0
+    for seed in range(100):
+        images = np.random.default_rng(seed).choice(2 * ROWS, 150, replace=False)
+        cells = np.isin(whole.image, images)
+        place = np.full(2 * ROWS, -1)
+        place[images] = np.arange(150)
+        part = replace(
+            whole,
+            places=images,
+            ids=[whole.ids[i] for i in images],
+            keys=[whole.keys[i] for i in images],
+            embeddings=whole.embeddings[images],
+            image=place[whole.image[cells]],
+            label=whole.label[cells],
+            right=whole.right[cells],
+            weight=whole.weight[cells],
+        )
+        figure = evaluate(output, part, resamples=200, seed=seed).micro_precision
+        inside += figure.low <= real <= figure.high
+    assert 88 <= inside <= 100
+
+
+def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_last(output: Output) -> None:
+    truth = make_truth(output, 7, noise=0.5)
+    scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
+    right = truth.right.copy()
+    for label in range(4):
+        mine = np.flatnonzero(truth.label == label)
+        right[mine] = False
+        right[mine[scores[mine].argmin()]] = True
+    mean = evaluate(output, replace(truth, right=right)).mean_average_precision
+    assert mean.low <= mean.value <= mean.high < 0.6
+
+
+def test_scores_that_tie_are_one_rank_in_resamples_too(output: Output, tmp_path: Path) -> None:
+    """All scores of a saturated label are 1: its average precision is the share of what is right in any order."""
+    truth = make_truth(output, 8)
+    order = np.lexsort((~truth.right, truth.label))  # what is right comes first
+    truth = replace(truth, image=truth.image[order], label=truth.label[order], right=truth.right[order])
+    saturated = str(tmp_path / "saturated")
+    texts = np.eye(WIDTH, dtype=np.float32)[:LABELS]
+    write_output(saturated, MadeUp(output.labels, texts, 2, embed, scale=Scale(20, 100)))
+    for one in evaluate(open_output(saturated), truth, resamples=50).labels:
+        assert one.average_precision.value == pytest.approx(one.right / one.answers)
+        assert one.average_precision.low < one.average_precision.value < one.average_precision.high
+
+
+def test_planted_mistakes_lead_the_suspects(output: Output) -> None:
+    truth = make_truth(output, 5, noise=0.5)
+    logits = output.head.logits(truth.embeddings)[truth.image, truth.label]
+    sure = np.flatnonzero(np.where(truth.right, logits > 4, logits < -10))
+    planted = np.random.default_rng(0).choice(sure, 20, replace=False)
+    right = truth.right.copy()
+    right[planted] ^= True
+    suspects = find_suspects(output, replace(truth, right=right))
+    names = output.labels.label_names()
+    expected = {(truth.ids[truth.image[i]], names[truth.label[i]]) for i in planted}
+    first = [(one.id, one.label) for one in suspects[:60]]
+    assert len(expected & set(first)) >= 15
+    assert [one.margin for one in suspects] == sorted((one.margin for one in suspects), reverse=True)
+
+
+def test_what_is_not_defined_is_null(output: Output) -> None:
+    truth = make_truth(output, 6)
+    first = truth.label == 0
+    found = evaluate(output, replace(truth, right=truth.right & ~first), resamples=20)
+    assert math.isnan(found.labels[0].average_precision.value)
+    told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert told["labels"][0]["average_precision"] == {"value": None, "low": None, "high": None}
+    assert told["labels"][0]["recall"]["value"] is None
+
+
+def test_a_probe_learns_what_prompts_do_not_say(output: Output) -> None:
+    """Label 0 is right for another direction than its prompt's, label 1 for its prompt's, label 2 has no answers."""
+    vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
+    random = np.random.default_rng(1)
+    other = vectors[:, 9] * 20 + random.normal(0, 1, len(vectors)) > 5
+    own = output.head.logits(vectors)[:, 1] + random.normal(0, 1, len(vectors)) > 0
+    image = np.concatenate([np.arange(2 * ROWS)] * 2)
+    label = np.repeat([0, 1], 2 * ROWS)
+    names = [str(row) for row in range(2 * ROWS)]
+    right = np.concatenate([other, own])
+    truth = Truth(np.arange(2 * ROWS), names, names, vectors, image, label, right, np.ones(len(right)))
+    [learned, known] = train_probes(output, truth)
+    assert (learned.label, known.label) == ("label 0", "label 1")
+    assert learned.probe is not None
+    assert learned.after > 0.9 > 0.5 > learned.before
+    assert known.probe is None
+    assert known.reason == "no better than the label as it is"
+    assert abs(known.after - known.before) < 0.03
+    labels = make_label_set(output.labels, [learned, known])
+    head = build_head(labels, output.head.vectors, output.table.scale, output.weights)
+    fresh = embed(99)
+    assert average_precision_score(fresh[:, 9] * 20 > 5, head.scores(fresh)[:, 0]) > 0.9
+    few = replace(truth, image=image[:15], label=label[:15], right=right[:15], weight=truth.weight[:15])
+    [short] = train_probes(output, few)
+    assert short.probe is None
+    assert "fewer than 10 answers are right" in short.reason
+
+
+def test_commands_end_to_end(output: Output, tmp_path: Path) -> None:
+    truth = make_truth(output, 7)
+    names = output.labels.label_names()
+    keys = [key for batch in output.batches(["key"]) for key in batch["key"].to_pylist()]
+    file = tmp_path / "truth.jsonl"
+    by_image: dict[int, list[str]] = {place: [] for place in range(2 * ROWS)}
+    for image, label, right in zip(truth.image, truth.label, truth.right, strict=True):
+        if right:
+            by_image[int(image)].append(names[label])
+    file.write_text("".join(json.dumps({"key": keys[i], "labels": said}) + "\n" for i, said in by_image.items()))
+    assert np.array_equal(read_truth(file, output).right, truth.right)
+    said = CliRunner().invoke(app, ["evaluate", output.uri, "--truth", str(file), "--json"])
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["images"] == 800
+    shown = CliRunner().invoke(app, ["evaluate", output.uri, "--truth", str(file)])
+    assert "mean average precision" in shown.stdout
+    assert "look again: image 0" in shown.stdout
+    for command, verdict in (("calibrate", "of 7 labels calibrated"), ("probe", "of 7 labels have a probe")):
+        target = tmp_path / f"{command}.yaml"
+        done = CliRunner().invoke(app, [command, output.uri, "--truth", str(file), "--labels-out", str(target)])
+        assert done.exit_code == 0, done.output
+        assert verdict in done.stdout
+        assert LabelSet.model_validate(str(target)).label_names() == names
+        refused = CliRunner().invoke(app, [command, str(tmp_path), "--truth", str(file), "--labels-out", "none.yaml"])
+        assert refused.exit_code == 2
+        assert "no finished output" in refused.stderr
+        assert not Path("none.yaml").exists()

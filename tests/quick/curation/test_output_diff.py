@@ -1,0 +1,129 @@
+"""Two outputs, and two label sets with everything that they may say, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from benchmarks.outputs import MadeUp, write_output
+from curation.label_sets import check_labels, diff_labels
+from curation.output_diff import EXAMPLES, diff_outputs
+from curation.outputs import Output, open_output
+from sightline.cli import app
+from siglip.families import siglip
+from siglip.labels import LabelSet, Probe
+from siglip.scoring import Floats, Scale
+from storage.settings import ConfigError
+from tests.support.vectors import draw_vectors
+
+PROBE = Probe.of(np.ones(8, np.float32), 0.5, "model").model_dump()
+
+
+def make(root: Path, names: list[str], seed: int = 1, shards: int = 3, rows: int = 70) -> Output:
+    labels = LabelSet.model_validate({"names": names, "threshold": 0.2, "top_k": 3})
+    texts = np.concatenate([draw_vectors(1, 8, seed * 100 + ord(name)) for name in names])
+    write_output(
+        str(root), MadeUp(labels, texts, shards, lambda shard: draw_vectors(rows + shard, 8, shard), scale=Scale(9, -3))
+    )
+    return open_output(str(root))
+
+
+def test_every_gain_and_loss_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation.output_diff._ROWS", 16)  # not in step with the files
+    before, after = make(tmp_path / "a", ["a", "b", "c", "d"]), make(tmp_path / "b", ["b", "a", "e"], seed=2)
+    found = diff_outputs(before, after)
+
+    def read(output: Output) -> list[tuple[str, set[str]]]:
+        rows = [row for batch in output.batches(["key", "labels"]) for row in batch.to_pylist()]
+        return [(row["key"], set(row["labels"])) for row in rows]
+
+    gained: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    first: dict[str, list[str]] = {}
+    changed = 0
+    for (key, old), (same, new) in zip(read(before), read(after), strict=True):
+        assert key == same
+        changed += old != new
+        gained.update(new - old)
+        lost.update(old - new)
+        for name in new - old:
+            first.setdefault(name, []).append(key)
+    assert (found.images, found.changed) == (213, changed)
+    assert changed > 20
+    assert {one.label: one.gained for one in found.labels if one.gained} == gained
+    assert {one.label: one.lost for one in found.labels if one.lost} == lost
+    for one in found.labels:
+        assert one.gained_by == first.get(one.label, [])[:EXAMPLES]
+        assert one.after - one.before == one.gained - one.lost
+    assert diff_outputs(before, before).labels == []
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    before = make(tmp_path / "a", ["a"])
+    with pytest.raises(ConfigError, match="they are not the same"):
+        diff_outputs(before, make(tmp_path / "b", ["a"], shards=2))
+    with pytest.raises(ConfigError, match="same images in the same shards"):
+        diff_outputs(before, make(tmp_path / "c", ["a"], shards=1, rows=213))
+
+
+def test_the_command_tells_files_from_outputs(tmp_path: Path) -> None:
+    make(tmp_path / "a", ["a", "b"])
+    make(tmp_path / "b", ["a", "b"], seed=2)
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("[a, b]")
+    done = CliRunner().invoke(app, ["labels", "diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert done.exit_code == 0, done.output
+    assert "of 213 images changed" in done.stdout
+    assert "gained it, such as image 0" in done.stdout
+    for pair in ((labels, tmp_path / "a"), (tmp_path / "a", labels)):
+        refused = CliRunner().invoke(app, ["labels", "diff", *map(str, pair)])
+        assert refused.exit_code == 2
+        assert "compare two label sets, or two outputs" in " ".join(refused.stderr.split())
+
+
+def test_all_that_a_label_set_says_is_compared(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"names": ["a", "b", "c", "d", "e"]}
+    grown = {
+        "names": [
+            "a",
+            {"name": "b", "calibration": {"scale": 2, "bias": 1}},
+            {"name": "c", "probe": PROBE},
+            {"name": "d", "accept": 0.5},
+            "e",
+        ],
+        "groups": {"one": ["a", "e"]},
+    }
+    changes = diff_labels(LabelSet.model_validate(plain), LabelSet.model_validate(grown))
+    assert [(change.label, change.what, change.scores) for change in changes] == [
+        ("a", "group: none became a, e", True),
+        ("b", "calibration: added", True),
+        ("c", "prompts: 'This is a photo of c.' became none", True),
+        ("c", "probe: added", True),
+        ("d", "accept: none became 0.5", False),
+        ("e", "group: none became a, e", True),
+    ]
+    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+    assert diff_labels(LabelSet.model_validate(grown), LabelSet.model_validate(str(tmp_path / "grown.yaml"))) == []
+
+
+class Tower:
+    """A text model of two numbers a text."""
+
+    text_length = 10
+
+    def count_tokens(self, texts: Any) -> Any:
+        return np.asarray([len(text.split()) for text in texts])
+
+    def embed_texts(self, texts: Any) -> Floats:
+        return np.concatenate([draw_vectors(1, 8, len(text)) for text in texts])
+
+
+def test_a_probe_has_no_prompts_to_check() -> None:
+    labels = LabelSet.model_validate({"names": ["cat", {"name": "!!!", "probe": PROBE}, "a dog"]})
+    assert check_labels(labels, siglip, Tower(), 0.999) == []

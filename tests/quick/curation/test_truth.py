@@ -1,0 +1,154 @@
+"""Finished outputs, and what people say of their images, however it is written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.outputs import MadeUp, write_output
+from curation.outputs import Output, open_output, read_embeddings
+from curation.truth import Truth, read_truth
+from siglip.labels import LabelSet
+from storage.settings import ConfigError
+from tests.support.vectors import draw_vectors
+
+NAMES = ["cat", "dog", "bird"]
+
+
+def key(row: int) -> str:
+    return f"{row:04d}" if row not in (7, 70) else "twice"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    root = tmp_path_factory.mktemp("outputs") / "made"
+    labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.001})
+    write_output(
+        str(root), MadeUp(labels, draw_vectors(3, 16, 1), 3, lambda shard: draw_vectors(50 + shard, 16, shard), key=key)
+    )
+    return open_output(str(root))
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def told(truth: Truth) -> set[tuple[str, str, bool, float]]:
+    answers = zip(truth.image, truth.label, truth.right, truth.weight, strict=True)
+    return {(truth.keys[image], NAMES[label], bool(right), float(weight)) for image, label, right, weight in answers}
+
+
+def test_rows_are_taken_as_they_were_asked(output: Output) -> None:
+    whole = pa.Table.from_batches(output.batches(["id", "key", "embedding"], rows=7))
+    places = [120, 0, 51, 120, 49]
+    assert output.take(places, ["id", "key", "embedding"]).equals(whole.take(places))
+    assert output.take([], ["key"]).num_rows == 0
+
+
+def test_answers_count_once_and_the_last_one_counts(output: Output, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"key": "0003", "label": "cat", "answer": "wrong"},
+        {"key": "0100", "label": "dog", "answer": "wrong", "weight": 2.5},
+        {"key": "0003", "label": "cat", "answer": "right", "score": 0.3},
+        {"key": "0004", "label": "cat", "answer": "unsure"},
+        {"key": "0005", "label": "cat", "answer": "right"},
+        {"key": "0005", "label": "cat", "answer": "taken back"},
+    ]
+    truth = read_truth(write(tmp_path / "truth.jsonl", rows), output)
+    assert told(truth) == {("0003", "cat", True, 1.0), ("0100", "dog", False, 2.5)}
+    assert not truth.complete
+    whole = list(output.batches(["embedding"]))
+    everything = np.concatenate([read_embeddings(batch) for batch in whole])
+    assert np.array_equal(truth.embeddings, everything[truth.places])
+    assert np.array_equal(truth.logits(output), output.head.logits(truth.embeddings)[truth.image, truth.label])
+
+
+def test_one_truth_in_three_formats_by_any_name(output: Output, tmp_path: Path) -> None:
+    rows = pa.Table.from_batches(output.batches(["id", "key", "sha256"])).slice(10, 3).to_pylist()
+    said = [["cat"], [], ["dog", "bird"]]
+    tables = []
+    for name in ("id", "key", "sha256"):
+        listed: list[dict[str, object]] = [
+            {name: row[name], "labels": labels} for row, labels in zip(rows, said, strict=True)
+        ]
+        tables.append(read_truth(write(tmp_path / f"{name}.jsonl", listed), output))
+        pq.write_table(pa.Table.from_pylist(listed), tmp_path / "truth.parquet")
+        tables.append(read_truth(tmp_path / "truth.parquet", output))
+        lines = [f"{row[name]},{'|'.join(labels)}" for row, labels in zip(rows, said, strict=True)]
+        (tmp_path / "truth.csv").write_text(f"{name},labels\n" + "\n".join(lines) + "\n")
+        tables.append(read_truth(tmp_path / "truth.csv", output))
+    assert len({frozenset(told(table)) for table in tables}) == 1
+    assert all(table.complete and not table.exclusive and len(table.image) == 9 for table in tables)
+    assert sum(right for _, _, right, _ in told(tables[0])) == 3
+
+
+def test_one_label_an_image_excludes_the_others(output: Output, tmp_path: Path) -> None:
+    (tmp_path / "truth.csv").write_text("key,label\n0010,cat\n0011,dog\n")
+    truth = read_truth(tmp_path / "truth.csv", output)
+    assert truth.exclusive
+    assert truth.complete
+    assert sum(truth.right) == 2
+    assert len(truth.right) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.jsonl", None, "is no file"),
+        ("a.txt", "x", "from .jsonl, .csv, .parquet or"),
+        ("a.jsonl", "{", "cannot be read"),
+        ("a.jsonl", "[1]\n", "no JSON object"),
+        ("a.jsonl", '{"name": "x"}\n', "no column that names the images"),
+        ("a.jsonl", '{"key": "0001"}\n', "no column `labels`"),
+        ("a.jsonl", '{"key": "0001", "label": "cow", "answer": "right"}\n', "no such label in the output's .*'cow'"),
+        ("a.jsonl", '{"key": "0001", "label": "cat", "answer": "yes"}\n', "'yes', and not one of right, wrong"),
+        ("a.jsonl", '{"key": "0001", "label": "cat", "answer": "unsure"}\n', "no answer in it"),
+        ("a.jsonl", '{"key": "none", "label": "cat", "answer": "right"}\n', "1 of 1 images are not in .*'none'"),
+        ("a.jsonl", '{"key": "twice", "label": "cat", "answer": "right"}\n', "several images have the key 'twice'"),
+        ("a.jsonl", '{"key": "0001", "labels": []}\n{"key": "0001", "labels": []}\n', "is there twice"),
+        ("a.jsonl", '{"key": "0001", "labels": [], "weight": 0}\n', "a weight is 0"),
+        ("a.jsonl", '{"key": "0001", "labels": [], "weight": "much"}\n', "a weight is much"),
+        ("a.jsonl", '{"key": "0001", "labels": 5}\n', "labels are 5, and neither a list"),
+        ("a.jsonl", '{"label": "cat", "answer": "right", "key": null}\n', "a row has no key"),
+        ("a.csv", "key,labels\n", "no answer in it"),
+        ("a.parquet", "none", "cannot be read"),
+    ],
+)
+def test_what_is_no_truth(output: Output, tmp_path: Path, name: str, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        read_truth(tmp_path / name, output)
+
+
+def test_what_is_no_finished_output(output: Output, tmp_path: Path) -> None:
+    root = Path(output.uri)
+    with pytest.raises(ConfigError, match="no finished output"):
+        open_output(str(tmp_path))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for folder in ("commits", "data", "plan"):
+        (copy / folder).symlink_to(root / folder)
+    manifest = json.loads((root / "manifest.json").read_text())
+    (copy / "fingerprint.json").write_bytes((root / "fingerprint.json").read_bytes())
+    (copy / "labels.parquet").write_bytes((root / "labels.parquet").read_bytes())
+    for change, said in (
+        ({"shards": 2}, "is not finished"),
+        ({"waiting": [{}]}, "is not finished"),
+        ({"generations": 1}, "is not finished"),
+        ({"files": []}, "no tagged image"),
+    ):
+        (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ConfigError, match=said):
+            open_output(str(copy))
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert open_output(str(copy)).rows == 153
+    (copy / "labels.parquet").write_bytes(b"none")
+    with pytest.raises(ConfigError, match=r"labels\.parquet is damaged"):
+        open_output(str(copy))

@@ -1,0 +1,111 @@
+"""Configuration of the endpoint: the shipped files, what is refused, and the command line."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
+
+from serve.app import build
+from serve.config import EndpointConfig, load_endpoint
+from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
+from sightline.cli import app
+from sightline.demo.shapes import LABELS
+from storage.settings import ConfigError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_the_serve_config_file_is_the_endpoint_of_the_example() -> None:
+    raw = yaml.safe_load((CONFIGS / "serve.yaml").read_text())
+    [application] = ServeDeploySchema.model_validate(raw).applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    # Ray Serve's own way from a file's args to the application, which is what reads the builder's types.
+    front = call_user_app_builder_with_args_if_necessary(build, application.args)._bound_deployment
+    config = front.init_args[0]
+    assert isinstance(config, EndpointConfig)
+    assert config == load_endpoint(CONFIGS / "endpoint.yaml")
+    assert config.label_sets["shapes"].label_names() == list(LABELS)
+    assert CALLBACK in (CONFIGS / "serve.yaml").read_text()
+    assert CALLBACK_PATH in (CONFIGS / "serve.yaml").read_text()
+
+
+def test_build_takes_its_sizes_from_the_config() -> None:
+    config = EndpointConfig.model_validate(
+        {
+            "model": {"batch_size": 8},
+            "replicas": {"min": 1, "max": 3, "num_gpus": 0.5, "num_cpus": 2, "resources": {"fast": 1}},
+            "ingress": {"min": 2, "num_cpus": 4},
+        }
+    )
+    front = build(config)._bound_deployment
+    assert front.num_replicas == 2
+    assert front.ray_actor_options == {"num_cpus": 4, "resources": {}}
+    model = front.init_args[1]._bound_deployment
+    assert model.max_ongoing_requests == 16, "a batch that runs and a batch that fills"
+    assert model.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5, "resources": {"fast": 1}}
+    assert model._deployment_config.autoscaling_config.max_replicas == 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"modle": {}}, "unknown key modle: did you mean model?"),
+        ({"model": {"source": "tiny", "dtype": "int4"}}, "model.dtype"),
+        ({"replicas": {"min": 3, "max": 2}}, "max is 2, less than min 3"),
+        ({"limits": {"in_flight": 10}}, "one request may hold 2113"),
+        ({"limits": {"body_bytes": 100, "in_flight_bytes": 10}}, "one body would not fit"),
+        ({"label_sets": {"a": ["x", "x"]}}, "label 'x' is listed twice"),
+        ({"label_sets": {"a": "no-such-file.yaml"}}, "no-such-file.yaml does not exist"),
+        ({"label_sets": {"": ["x"]}}, "empty name"),
+    ],
+)
+def test_bad_configs_say_what_to_change(raw: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "endpoint.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError) as error:
+        load_endpoint(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_are_found_beside_the_config(tmp_path: Path) -> None:
+    (tmp_path / "colors.txt").write_text("red\nblue\n")
+    (tmp_path / "endpoint.yaml").write_text("label_sets: {colors: colors.txt}\nauth: {keys_file: keys}\n")
+    (tmp_path / "keys").write_text("")
+    config = load_endpoint(tmp_path / "endpoint.yaml")
+    assert config.label_sets["colors"].label_names() == ["red", "blue"]
+    assert config.auth.keys_file == tmp_path / "keys"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("model: {source: nowhere}", [], "model.source: nowhere is no directory"),
+        ("{}", ["--host", "0.0.0.0"], "--host 0.0.0.0: without API keys the endpoint listens on loopback only"),
+        ("{}", ["--host", "::"], "without API keys"),
+        ("auth: {keys_file: /nowhere/keys}", [], "keys_file /nowhere/keys: cannot be read"),
+        ("{}", ["--host", "192.0.2.77"], "without API keys"),
+        ("- a", [], "expected keys and values"),
+    ],
+)
+def test_the_command_refuses_in_one_line(text: str, options: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "endpoint.yaml").write_text(text)
+    result = CliRunner().invoke(app, ["serve", str(tmp_path / "endpoint.yaml"), *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", str(CONFIGS / "endpoint.yaml"), "--port", str(port)])
+    assert result.exit_code == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in " ".join(result.output.split())

@@ -1,0 +1,164 @@
+"""The command line's contract: exit codes, one line that says what to change, and help that is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from pipelines.config import ActorsConfig, JobConfig
+from sightline.cli import app
+from storage.settings import list_keys
+from tests.support.images import encode, make_rgb
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def invoke(*arguments: str) -> Result:
+    """The command in this process: for what ends before any work."""
+    return CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., str]:
+    """Writes a config over a folder with one image; keys given replace those of the config."""
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/a.png").write_bytes(encode(make_rgb()))
+    base = {"input": str(tmp_path / "input"), "output": str(tmp_path / "output"), "labels": ["cat", "dog"]}
+
+    def write(**keys: Any) -> str:
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in {**base, **keys}.items() if v is not None}))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "message"),
+    [
+        ({"lables": ["x"]}, [], "unknown key lables: did you mean labels?"),
+        ({"model": {"sorce": "tiny"}}, [], "unknown key model.sorce: did you mean source?"),
+        ({"labels": {"names": ["a"], "treshold": 1}}, [], "did you mean threshold?"),
+        ({"output": None}, [], "output is missing"),
+        ({"labels": []}, [], "labels.names"),
+        ({"labels": ["a", "a"]}, [], "'a' is listed twice"),
+        ({"labels": "nowhere.txt"}, [], "nowhere.txt does not exist"),
+        ({"rows_per_shard": 0}, [], "rows_per_shard: Input should be greater than 0 (given: '0')"),
+        ({"actors": {"min": 3, "max": 2}}, [], "actors.max is 2, less than actors.min 3"),
+        ({"decode": "quick"}, [], "decode: Input should be 'auto', 'exact' or 'fast'"),
+        ({}, ["--set", "actors"], "expected key.path=value"),
+        ({}, ["--set", "actors.mx=2"], "unknown key actors.mx: did you mean max?"),
+        ({}, ["--input", "/no/such/folder"], "/no/such/folder does not exist"),
+        ({}, ["--input", "gs://bucket/x"], "only local paths and s3:// are supported"),
+        ({"model": {"source": "no/such/directory/at/all"}}, [], "is no directory, no s3:// prefix and no hub id"),
+        ({"output": "/proc/nothing/can/be/written/here"}, [], "/proc/nothing"),
+        ({"model": {"batch_size": 0}}, [], "model.batch_size"),
+        ({"parquet": {"columns": ["width"]}}, [], "columns: {width: original_width}"),
+        ({"labels": ["C", "C++"]}, [], "'C' and 'C++' are the same text to this model"),
+        ({"on_missing": "delete"}, [], "on_missing: Input should be 'wait' or 'reject'"),
+        ({}, ["missing"], "unexpected missing: reasons go with --retry-rejects"),
+        ({}, ["--retry-rejects", "because"], "--retry-rejects because: no such reason (known: empty,"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    job: Callable[..., str], keys: dict[str, Any], options: list[str], message: str
+) -> None:
+    result = invoke("tag", job(**keys), *options)
+    assert result.exit_code == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("sightline: ")
+    assert message in last
+    assert "Traceback" not in result.output
+
+
+def test_other_mistakes(tmp_path: Path, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("tag", str(tmp_path / "none.yaml")).exit_code == 2
+    (tmp_path / "broken.yaml").write_text("input: [")
+    assert "not YAML" in invoke("tag", str(tmp_path / "broken.yaml")).stderr
+    (tmp_path / "list.yaml").write_text("- a")
+    assert "expected keys and values" in invoke("tag", str(tmp_path / "list.yaml")).stderr
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "clip/preprocessor_config.json").write_text("{}")
+    result = invoke("tag", job(model={"source": str(tmp_path / "clip")}))
+    assert (result.exit_code, "is a clip model, not a siglip" in result.stderr) == (2, True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = invoke("tag", job(model={"source": "google/siglip-base-patch16-256"}))
+    assert (result.exit_code, "could not be fetched from the hub" in result.stderr) == (2, True)
+    assert invoke("verify", str(tmp_path)).exit_code == 2
+    assert invoke("verify", str(tmp_path / "nowhere")).exit_code == 2
+    assert invoke("tag").exit_code == 2
+    assert invoke("frobnicate").exit_code == 2
+    assert invoke("model", "init", str(tmp_path), "--arch", "base").exit_code == 2
+    assert invoke("model", "init", str(tmp_path / "new"), "--arch", "huge").exit_code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_is_complete() -> None:
+    text = " ".join(invoke("tag", "--help").stdout.split())
+    for option in ("--input", "--output", "--set", "--retry-rejects", "CONFIG", "REASON"):
+        assert option in text
+    for key, _, description in list_keys(JobConfig):
+        assert key in text
+        assert description
+    for command, options in {
+        "verify": ("--json", "--remove-orphans", "OUTPUT"),
+        "demo": ("DIR",),
+        "model": ("init",),
+    }.items():
+        text = invoke(command, "--help").stdout
+        assert all(option in text for option in options), command
+    text = invoke("model", "init", "--help").stdout
+    assert all(option in text for option in ("--arch", "--seed", "base", "tiny"))
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "nightly.yaml", "labelling.yaml"])
+def test_the_shipped_configs_are_valid(name: str) -> None:
+    from pipelines.config import load_config
+
+    config = load_config(CONFIGS / name)
+    assert len(config.labels.names) >= 3
+    # What a run on another checkpoint and input needs is one option each.
+    assert load_config(CONFIGS / name, {"model.source": "tiny"}).model.source == "tiny"
+
+
+def test_a_link_to_itself_ends_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:
+    path = job()
+    (tmp_path / "input/loop").symlink_to(tmp_path / "input/loop")
+    result = invoke("tag", path)
+    assert (result.exit_code, "loop" in result.stderr.splitlines()[-1]) == (2, True), result.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", "one")):
+        pq.write_table(pa.table({"image": [b"x"], "score": [value]}), tmp_path / f"input/{name}.parquet")
+    result = invoke("tag", job(parquet={"columns": ["score"]}))
+    last = result.stderr.strip().splitlines()[-1]
+    assert (result.exit_code, "'score' is string in" in last, "b.parquet" in last) == (2, True, True), last
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_pool_without_a_gpu_is_as_large_as_the_machine_and_the_model_want() -> None:
+    assert [ActorsConfig().spread(cores, small=False).smallest for cores in (1, 2, 3, 8, 64)] == [1, 1, 1, 4, 8]
+    small = [ActorsConfig().spread(cores, small=True) for cores in (1, 2, 8, 64)]
+    assert [(pool.smallest, pool.num_cpus) for pool in small] == [(1, 1), (1, 1), (2, 1), (8, 1)]
+    asked = ActorsConfig(max=3)
+    assert asked.spread(64, small=True) == asked, "whoever says something is believed"
+
+
+def test_readers_share_the_cores_of_a_machine_of_their_own() -> None:
+    def spread(**keys: Any) -> list[tuple[int, int]]:
+        config = JobConfig.model_validate({"input": "in", "output": "out", "labels": ["cat"], **keys})
+        return [config.spread_readers(cores) for cores in (1, 2, 3, 16)]
+
+    assert spread() == [(1, 1), (1, 2), (2, 2), (8, 2)]
+    assert spread(rows_per_shard=200) == [(1, 1), (2, 1), (3, 1), (16, 1)], "another goes on between two small shards"
+    assert spread(ray={"readers": 5}) == [(5, 1)] * 4, "whoever says something is believed"

@@ -1,0 +1,138 @@
+"""What the store cannot give now waits, and is taken up again; what was rejected is taken up when asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storage.store import join
+from tests.support.jobs import Place, make_image, make_parquet, make_tar
+from tests.support.stores.radosgw import Radosgw
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Place:
+    return Place(str(tmp_path), tmp_path)
+
+
+@pytest.fixture
+def remote(s3_env: Radosgw, tmp_path: Path) -> Place:
+    return Place(f"s3://{s3_env.new_bucket()}", tmp_path)
+
+
+def tars(count: int, each: int) -> dict[str, bytes]:
+    image = make_image()
+    return {f"{t:02}.tar": make_tar((f"{t:02}-{n:02}.jpg", image) for n in range(each)) for t in range(count)}
+
+
+@pytest.mark.parametrize("where", ["local", pytest.param("remote", marks=pytest.mark.s3)])
+def test_what_is_away_waits_and_comes_back(where: str, request: pytest.FixtureRequest) -> None:
+    place: Place = request.getfixturevalue(where)
+    files = tars(12, 20)
+    for name, data in files.items():
+        place.put(name, data)
+    place.plan(rows_per_shard=20)
+    away = sorted(files)[::2]
+    for name in away:
+        place.store.delete(join(place.input, name))
+    place.put("01.tar", files["01.tar"] + bytes(10_240))  # still a tar, and another object
+    done = place.tag(rows_per_shard=20)
+    assert done.returncode == 1, done.stderr
+    assert "7 shards or inputs" not in done.stderr
+    assert "missing 6: " in done.stderr
+    assert "changed 2: " in done.stderr  # the shard that was planned, and the new version that is not
+    assert "on_missing: reject" in done.stderr
+    assert place.keys_of("data").total() == 5 * 20
+    assert place.rows("rejects") == []
+    assert place.parts() == []
+    manifest = json.loads(place.store.read(join(place.output, "manifest.json")))
+    assert (manifest["planned_shards"], manifest["shards"], manifest["rows_in"]) == (12, 5, 100)
+    assert {item["reason"] for item in manifest["waiting"]} == {"missing", "changed"}
+    assert not place.verify().ok
+    # All of it is still away: the run says so again, and does nothing.
+    assert place.tag(rows_per_shard=20).returncode == 1
+    for name in away:
+        place.put(name, files[name])
+    # Objects that were uploaded again are the planned ones on S3, by ETag; on a disk their times tell them apart.
+    done = place.tag(rows_per_shard=20, **({"on_changed": "retag"} if where == "local" else {}))
+    assert done.returncode == (0 if where == "local" else 1), done.stderr
+    place.put("01.tar", files["01.tar"])
+    done = place.tag(rows_per_shard=20, **({"on_changed": "retag"} if where == "local" else {}))
+    assert done.returncode == 0, done.stderr
+    report = place.verify()
+    assert report.ok, report.problems
+    images = place.keys_of("data")
+    assert set(images) == {f"{t:02}-{n:02}" for t in range(12) for n in range(20)}
+    assert max(images.values()) == (2 if where == "local" else 1)  # on a disk 01.tar was tagged at two versions
+
+
+@pytest.mark.s3
+def test_rejects_are_retried_and_nothing_else(remote: Place) -> None:
+    image, other = make_image(1), make_image(2)
+    remote.put("a.tar", make_tar([("a0.jpg", image), ("a1.jpg", b"no image"), ("a2.jpg", image)]))
+    remote.put("b.tar", make_tar([(f"b{n}.jpg", image) for n in range(5)]))
+    remote.put("broken.jpg", b"no image")
+    remote.put("list.txt", b"links/0.jpg\nlinks/1.jpg\nhttp://host/x.jpg\n")
+    remote.put("c.parquet", make_parquet({"url": ["links/1.jpg", "links/0.jpg", None], "n": [1, 2, 3]}))
+    remote.put("links/0.jpg", other)
+    settings = {
+        "input": [join(remote.input, name) for name in ("a.tar", "b.tar", "broken.jpg", "list.txt", "c.parquet")],
+        "rows_per_shard": 3,
+        "parquet": {"columns": {"n": "row_number"}},
+        "on_missing": "reject",
+    }
+    remote.plan(**settings)
+    tar = remote.store.read(join(remote.input, "b.tar"))
+    remote.store.delete(join(remote.input, "b.tar"))
+    done = remote.tag(**settings)
+    assert done.returncode == 0, done.stderr
+    assert remote.verify().ok
+    before = {(row["source"], row["key"]): row["reason"] for row in remote.rows("rejects")}
+    assert sorted(before.values()) == ["missing"] * 4 + ["not_an_image"] * 2 + ["unreadable"]
+    tagged = remote.keys_of("data")
+    # What was not there comes: an object of the list, and a whole tar.
+    remote.put("links/1.jpg", other)
+    remote.put("b.tar", tar)
+    assert remote.tag(**settings).returncode == 0
+    assert remote.keys_of("data") == tagged  # nobody asked
+    done = remote.tag("--retry-rejects", "missing", **settings)
+    assert done.returncode == 0, done.stderr
+    report = remote.verify()
+    assert report.ok, report.problems
+    assert (report.rows_in, report.rows_rejected, report.orphans) == (3 + 5 + 1 + 3 + 3, 4, 0)
+    assert remote.keys_of("data") - tagged == {"b0": 1, "b1": 1, "b2": 1, "b3": 1, "b4": 1, "links/1.jpg": 1, "0": 1}
+    assert {row["key"]: row["row_number"] for row in remote.rows("data") if row["source"].endswith("c.parquet")} == {
+        "0": 1,
+        "1": 2,
+    }
+    reasons = sorted(row["reason"] for row in remote.rows("rejects"))
+    assert reasons == ["missing", "not_an_image", "not_an_image", "unreadable"]
+    # All reasons; an image that is mended is another object, so only the rows that can be read again are.
+    assert remote.tag("--retry-rejects", **settings).returncode == 0
+    assert remote.verify().ok
+    assert sorted(row["reason"] for row in remote.rows("rejects")) == reasons
+    assert "no such reason" in remote.tag("--retry-rejects", "because", **settings).stderr
+
+
+def test_one_object_that_can_never_be_read_blocks_its_shard_alone(local: Place) -> None:
+    for name, data in tars(3, 4).items():
+        local.put(name, data)
+    for number in range(6):
+        local.put(f"loose/{number}.jpg", make_image(number))
+    local.plan(rows_per_shard=3)
+    local.store.delete(join(local.input, "loose/4.jpg"))
+    for _ in range(2):
+        done = local.tag(rows_per_shard=3)
+        assert done.returncode == 1, done.stderr
+        assert "missing 1: " in done.stderr
+        assert "loose/4.jpg" in done.stderr
+        assert local.keys_of("data").total() == 12 + 3
+    # New inputs are not held up by it.
+    local.put("new.tar", make_tar([("new.jpg", make_image())]))
+    done = local.tag(rows_per_shard=3)
+    assert done.returncode == 1, done.stderr
+    assert local.keys_of("data")["new"] == 1

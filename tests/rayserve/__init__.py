@@ -1,0 +1,1 @@
+"""Tests of the endpoint on a real Ray Serve."""

@@ -1,0 +1,1 @@
+"""Tests that need an S3 server: storage, and inputs read from it."""

@@ -1,0 +1,140 @@
+"""The store: the same promises on a local disk and on S3."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from storage.files import StoreFile
+from storage.local import LocalStore
+from storage.schemes import open_store
+from storage.store import Changed, Forbidden, NotFound, Store, StoreError, StoreOptions, join
+from tests.support.stores.radosgw import Radosgw
+
+NAMES = ["plain.jpg", "a folder/with space.jpg", "hash#100%25 %.jpg", "umlaut ü – 東京.png", "a+b=c&d.jpg"]
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
+    """A store and an empty folder in it."""
+    if request.param == "local":
+        return open_store(str(tmp_path)), str(tmp_path / "root")
+    server: Radosgw = request.getfixturevalue("s3_env")
+    root = f"s3://{server.new_bucket()}/root"
+    return open_store(root, StoreOptions(server.endpoint, "us-east-1")), root
+
+
+def test_names_are_taken_literally(place: tuple[Store, str]) -> None:
+    store, root = place
+    for name in NAMES:
+        store.put(join(root, name), name.encode())
+    found = {entry.uri.removeprefix(root + "/"): entry for entry in store.list(root)}
+    assert set(found) == set(NAMES)
+    for name, entry in found.items():
+        assert store.read(entry.uri, etag=entry.etag) == name.encode()
+        assert store.stat(entry.uri) == entry
+
+
+def test_put_if_absent_has_one_winner(place: tuple[Store, str]) -> None:
+    store, root = place
+    with ThreadPoolExecutor(8) as pool:
+        wins = list(pool.map(lambda n: store.put_if_absent(join(root, "commit.json"), b"%d" % n), range(8)))
+    assert wins.count(True) == 1
+    assert store.read(join(root, "commit.json")) == b"%d" % wins.index(True)
+    # Written once more with the same content is what a retried request looks like: it counts as ours.
+    assert store.put_if_absent(join(root, "commit.json"), b"%d" % wins.index(True))
+
+
+@pytest.mark.parametrize("put", [LocalStore.put, LocalStore.put_if_absent])
+def test_a_file_that_is_taken_away_before_it_has_its_name_is_written_again(
+    put: Callable[[LocalStore, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another run that ends, and takes it for a killed run's; with its folder, which is empty then."""
+    synced = 0
+    sync = os.fsync
+
+    def take_away(descriptor: int) -> None:
+        nonlocal synced
+        sync(descriptor)
+        synced += 1
+        if synced <= 3:
+            shutil.rmtree(tmp_path / "parts")
+
+    monkeypatch.setattr(os, "fsync", take_away)
+    store, path = LocalStore(), tmp_path / "parts/shard/0.arrow"
+    assert put(store, str(path), b"rows")
+    assert synced == 4
+    assert path.read_bytes() == b"rows"
+    assert os.listdir(path.parent) == ["0.arrow"]
+
+
+def test_what_put_says_is_what_is_there(place: tuple[Store, str]) -> None:
+    store, root = place
+    entry = store.put(join(root, "object"), b"data")
+    assert store.stat(entry.uri) == entry
+    assert list(store.list(root)) == [entry]
+
+
+def test_ranges_and_changed_objects(place: tuple[Store, str]) -> None:
+    store, root = place
+    entry = store.put(join(root, "object"), bytes(range(100)))
+    assert store.read(entry.uri, 10, 20, entry.etag) == bytes(range(10, 20))
+    store.put(entry.uri, bytes(range(100, 200)))  # of the same size
+    with pytest.raises(Changed):
+        store.read(entry.uri, 0, 5, entry.etag)
+    store.delete(entry.uri)
+    store.delete(entry.uri)
+    assert store.stat(entry.uri) is None
+    with pytest.raises(NotFound):
+        store.read(entry.uri)
+
+
+def test_a_prefix_is_a_folder(place: tuple[Store, str]) -> None:
+    store, root = place
+    store.put(join(root, "images/a.jpg"), b"a")
+    store.put(join(root, "images2/b.jpg"), b"b")
+    assert [entry.uri for entry in store.list(join(root, "images"))] == [join(root, "images/a.jpg")]
+
+
+def test_a_stored_file_reads_and_seeks(place: tuple[Store, str]) -> None:
+    store, root = place
+    content = bytes(n % 251 for n in range(100_000))
+    entry = store.put(join(root, "object"), content)
+    with io.BufferedReader(StoreFile(store, entry, chunk_bytes=7000), 512) as file:
+        assert file.read() == content
+        file.seek(-10, io.SEEK_END)
+        assert file.read() == content[-10:]
+        file.seek(12_345)
+        assert file.read(20_000) == content[12_345:32_345]
+
+
+@pytest.mark.s3
+def test_errors_say_what_to_change(s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("s3://x", StoreOptions(s3_env.endpoint, "us-east-1"))
+    with pytest.raises(NotFound, match="no such bucket"):
+        list(store.list("s3://no-such-bucket-here/prefix"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    other = open_store("s3://x", StoreOptions(s3_env.endpoint, "eu-west-1"))
+    with pytest.raises(Forbidden, match="check the credentials"):
+        list(other.list(f"s3://{s3_env.new_bucket()}/"))
+
+
+@pytest.mark.parametrize("uri", ["http://host/a.jpg", "gs://bucket/a"])
+def test_other_stores_are_refused(uri: str) -> None:
+    with pytest.raises(StoreError, match="only local paths and s3://"):
+        open_store(uri)
+
+
+def test_a_symlink_loop_ends(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"a")
+    (tmp_path / "images/again").symlink_to(tmp_path / "images")
+    (tmp_path / "images/dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    find: Callable[[], list[str]] = lambda: [e.uri for e in open_store(str(tmp_path)).list(str(tmp_path))]  # noqa: E731
+    assert find() == [str(tmp_path / "images/a.jpg"), str(tmp_path / "images/dangling.jpg")]

@@ -1,0 +1,376 @@
+"""Datasets as they are planted, and what tagging them must give.
+
+Nothing here reads an archive or knows the job: who plants an image knows its key, its source and whether it can be
+read. `Reference` decodes with Pillow and embeds with transformers. Names of members are made so that a sample's stem
+holds no dot but a first one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps
+
+from sightline.demo.shapes import LABELS
+from siglip.checkpoint import TINY
+from tests.support.images import encode, make_rgb
+from tests.support.jobs import make_parquet
+
+MAX_BYTES, MAX_PIXELS = 1 << 18, 1_000_000
+TEMPLATE = "a photo of a {label}"
+
+
+class Reference:
+    """SigLIP as transformers runs it, in float32."""
+
+    def __init__(self) -> None:
+        from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
+
+        self.model = SiglipModel.from_pretrained(TINY, dtype=torch.float32).eval()
+        self.processor = SiglipImageProcessorPil.from_pretrained(TINY)
+        texts = [TEMPLATE.replace("{label}", label) for label in LABELS]
+        ids = SiglipTokenizer.from_pretrained(TINY)(texts, padding="max_length", max_length=16, return_tensors="pt")
+        self.texts = self._unit(self.model.get_text_features(input_ids=ids["input_ids"]))
+
+    def __call__(self, data: bytes) -> tuple[int, int, np.ndarray, np.ndarray]:
+        """Width, height, embedding (D), and its cosines to the labels (L)."""
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if image.mode == "I;16":
+            image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        if "A" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        pixels = self.processor(image.convert("RGB"), return_tensors="pt")
+        embedding = self._unit(self.model.get_image_features(**pixels))[0]
+        return image.width, image.height, embedding, self.texts @ embedding
+
+    def _unit(self, output: Any) -> np.ndarray:
+        return np.asarray(torch.nn.functional.normalize(output.pooler_output.detach(), dim=-1).numpy())
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _with_alpha(rgb: Image.Image, seed: int) -> Image.Image:
+    rgba = rgb.copy()
+    rgba.putalpha(make_rgb(*rgb.size, seed + 1).convert("L"))
+    return rgba
+
+
+def _deep(rgb: Image.Image, seed: int) -> Image.Image:
+    low = np.random.default_rng(seed).integers(0, 256, (rgb.height, rgb.width), np.uint16)
+    return Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 256 + low)
+
+
+def _animate(rgb: Image.Image, seed: int) -> bytes:
+    return encode(rgb.quantize(64), "GIF", save_all=True, append_images=[make_rgb(*rgb.size, seed + 1).quantize(64)])
+
+
+FORMS: dict[str, Callable[[Image.Image, int], bytes]] = {
+    "JPEG": lambda rgb, seed: encode(rgb, "JPEG"),
+    "PNG": lambda rgb, seed: encode(rgb),
+    "WebP": lambda rgb, seed: encode(rgb, "WEBP"),
+    "GIF": _animate,
+    "BMP": lambda rgb, seed: encode(rgb, "BMP"),
+    "TIFF": lambda rgb, seed: encode(rgb, "TIFF"),
+    "grey JPEG": lambda rgb, seed: encode(rgb.convert("L"), "JPEG"),
+    "CMYK JPEG": lambda rgb, seed: encode(rgb.convert("CMYK"), "JPEG"),
+    "1-bit PNG": lambda rgb, seed: encode(rgb.convert("1")),
+    "RGBA PNG": lambda rgb, seed: encode(_with_alpha(rgb, seed)),
+    "RGBA WebP": lambda rgb, seed: encode(_with_alpha(rgb, seed), "WEBP", lossless=True, exact=True),
+    "LA PNG": lambda rgb, seed: encode(_with_alpha(rgb, seed).convert("LA")),
+    "palette with a hole": lambda rgb, seed: encode(rgb.quantize(16), transparency=3),
+    "16-bit PNG": lambda rgb, seed: encode(_deep(rgb, seed)),
+    "16-bit TIFF": lambda rgb, seed: encode(_deep(rgb, seed), "TIFF"),
+    "turned JPEG": lambda rgb, seed: encode(rgb, "JPEG", exif=_exif(seed % 8 + 1)),
+    "turned TIFF": lambda rgb, seed: encode(rgb, "TIFF", exif=_exif(seed % 8 + 1)),
+    "turned RGBA PNG": lambda rgb, seed: encode(_with_alpha(rgb, seed), exif=_exif(seed % 8 + 1)),
+}
+
+
+def _cut(seed: int) -> bytes:
+    rng = random.Random(seed)
+    data = encode(make_rgb(200, 100, seed), rng.choice(["JPEG", "PNG", "WEBP", "TIFF", "BMP"]))
+    return data[: int(len(data) * rng.uniform(0.4, 0.95))]
+
+
+def _broken_stream(seed: int) -> bytes:
+    data = bytearray(encode(make_rgb(200, 100, seed)))
+    data[data.index(b"IDAT") + 40] ^= 0xFF
+    return bytes(data)
+
+
+DAMAGES: dict[str, tuple[Callable[[int], bytes], str]] = {
+    "no bytes": (lambda seed: b"", "empty"),
+    "cut": (_cut, "truncated"),
+    "a web page": (lambda seed: b"<!doctype html><title>%d</title>" % seed, "not_an_image"),
+    "too many pixels": (lambda seed: encode(Image.new("1", (1100 + seed, 1000))), "too_many_pixels"),
+    "too many bytes": (lambda seed: encode(make_rgb(40, 40, seed)) + bytes(MAX_BYTES), "too_many_bytes"),
+    "broken stream": (_broken_stream, "corrupt"),
+    "float samples": (lambda seed: encode(Image.new("F", (9, 9), seed), "TIFF"), "unsupported_pixels"),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of one form or damage; the seed says its size and content."""
+
+    form: str
+    seed: int
+
+    def data(self) -> bytes:
+        """Its bytes."""
+        return _draw(self.form, self.seed)
+
+    def planted(self, key: str, source: str, **more: Any) -> Planted:
+        """The row that it must become."""
+        reason = DAMAGES[self.form][1] if self.form in DAMAGES else None
+        return Planted(key, source, self.data(), reason, **more)
+
+
+@cache
+def _draw(form: str, seed: int) -> bytes:
+    if form in DAMAGES:
+        return DAMAGES[form][0](seed)
+    rng = random.Random(seed)
+    width, height = (rng.choice([rng.randint(1, 9), rng.randint(30, 240)]) for _ in range(2))
+    return FORMS[form](make_rgb(width, height, seed), seed)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One row of the output: tagged if there is no reason, else rejected for it."""
+
+    key: str
+    source: str
+    data: bytes | None
+    reason: str | None = None
+    metadata: dict[str, Any] | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that lies in the input folder. `arrives` is the step before which it is put there, `away` one during
+    which it is not.
+    """
+
+    name: str
+    arrives: int
+    away: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Neighbouring members of a tar: images by extension, and others. With `shadows`, macOS's, each before its file."""
+
+    stem: str
+    images: tuple[tuple[str, Picture], ...]
+    others: tuple[tuple[str, Any], ...]
+    shadows: bool
+
+    def members(self) -> Iterator[tuple[str, bytes]]:
+        """Names and contents, in order."""
+        for extension, content in (*self.images, *self.others):
+            name = f"{self.stem}.{extension}"
+            folder, slash, file = name.rpartition("/")
+            if self.shadows:
+                yield f"{folder}{slash}._{file}", b"a shadow"
+            if isinstance(content, Picture):
+                yield name, content.data()
+            else:
+                yield name, (json.dumps(content) if extension == "json" else str(content)).encode()
+
+
+@dataclass(frozen=True)
+class Tar(Source):
+    """A tar. `damage` is a share of its bytes behind which it is cut, or the number of a member whose header is not
+    one, or its whole content.
+    """
+
+    samples: tuple[Sample, ...]
+    zipped: bool
+    damage: float | int | bytes | None
+
+    def build(self) -> tuple[bytes, list[tuple[str, int, int]], int, bool]:
+        """Its bytes; its members, each with its start and where all of it that is looked at ends; how many bytes tell;
+        and whether it is cut short.
+
+        Of an image that is too large only the header is looked at.
+        """
+        members: list[tuple[str, int, int]] = []
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for sample in self.samples:
+                for name, content in sample.members():
+                    info, start = tarfile.TarInfo(name), tar.offset
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                    unread = len(content) if len(content) > MAX_BYTES else 0
+                    members.append((name, start, tar.offset - -len(content) % tarfile.BLOCKSIZE - unread))
+            end = tar.offset + tarfile.BLOCKSIZE  # with one block of zeros it is whole
+        data = bytearray(buffer.getvalue())
+        if isinstance(self.damage, bytes):
+            return self.damage, [], 0, False
+        if isinstance(self.damage, int) and members:
+            end = members[self.damage % len(members)][1]
+            data[end : end + 512] = b"garbage!" * 64
+        packed = gzip.compress(bytes(data), mtime=0) if self.zipped else bytes(data)
+        if not isinstance(self.damage, float):
+            return packed, members, end, False
+        packed = packed[: int(len(packed) * self.damage)]
+        told = len(zlib.decompressobj(31).decompress(packed)) if self.zipped else len(packed)
+        return packed, members, told, told < end
+
+    def files(self) -> dict[str, bytes]:
+        """What lies in the folder."""
+        return {self.name: self.build()[0]}
+
+    def rows(self, root: str) -> Iterator[Planted]:
+        """Every image whose bytes are all there, and one row that says that the tar is not whole."""
+        data, members, told, short = self.build()
+        whole = {name for name, _, end in members if end <= told}
+        for sample in self.samples:
+            images = [(e, p) for e, p in sample.images if f"{sample.stem}.{e}" in whole]
+            others = {e.lower(): c for e, c in sample.others if f"{sample.stem}.{e}" in whole and e != "mp4"}
+            for extension, picture in images:
+                key = sample.stem if len(images) == 1 else f"{sample.stem}.{extension}"
+                yield picture.planted(key.removeprefix("./"), root + self.name, metadata=others or None)
+        if isinstance(self.damage, bytes):
+            yield Planted(self.name, root + self.name, None, "corrupt_archive" if data else "truncated_archive")
+        elif isinstance(self.damage, int) and members:
+            yield Planted(self.name, root + self.name, None, "corrupt_archive")
+        elif short:
+            yield Planted(self.name, root + self.name, None, "truncated_archive")
+
+
+@dataclass(frozen=True)
+class Link:
+    """An object that lists and columns name. One that never arrives is no object."""
+
+    name: str
+    picture: Picture
+    arrives: int | None
+
+    def planted(self, key: str, source: str, **more: Any) -> Planted:
+        """The row of who names it, in the end."""
+        if self.arrives is None:
+            return Planted(key, source, None, "missing", **more)
+        return self.picture.planted(key, source, **more)
+
+
+ODD_URIS = {
+    "http://host/x.jpg": "unreadable",
+    "x" * 300 + ".jpg": "unreadable",
+    "no such folder/x.jpg": "missing",
+    "": "missing",
+    "nul\0.jpg": "unreadable",
+}
+"""Names that no object has, each with the reason that it is given."""
+
+Cell = Picture | Link | str | None
+"""What a row of a Parquet file has: an image, an object that it names, a name that is none, or nothing."""
+
+
+@dataclass(frozen=True)
+class Parquet(Source):
+    """A Parquet file with images in one of three forms. `numbers` are its column `n`, if it has one."""
+
+    form: str
+    cells: tuple[Cell, ...]
+    numbers: pa.DataType | None
+    group: int
+    broken: bool = False
+
+    def _number(self, row: int) -> int | None:
+        return None if self.numbers is None or row % 5 == 3 else row * 1000
+
+    def files(self) -> dict[str, bytes]:
+        """What lies in the folder."""
+        up = "../" * (self.name.count("/") + 1)
+        uris = [up + cell.name if isinstance(cell, Link) else cell for cell in self.cells]
+        contents = [cell.data() if isinstance(cell, Picture) else None for cell in self.cells]
+        column: Any = pa.array(uris if self.form == "uri" else contents, pa.string() if self.form == "uri" else None)
+        if self.form == "struct":
+            paths = [f"p/{row}.jpg" if row % 2 else None for row in range(len(self.cells))]
+            pairs = [c if c is None else {"bytes": c, "path": p} for c, p in zip(contents, paths, strict=True)]
+            column = pa.array(pairs, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        elif self.form == "bytes":
+            column = pa.array(contents, pa.binary())
+        columns = {"url" if self.form == "uri" else "image": column}
+        if self.numbers is not None:
+            columns["n"] = pa.array([self._number(row) for row in range(len(self.cells))], self.numbers)
+        data = make_parquet(columns, row_group_size=self.group)
+        return {self.name: data[: len(data) // 2] if self.broken else data}
+
+    def rows(self, root: str) -> Iterator[Planted]:
+        """A row for each of its rows."""
+        source = root + self.name
+        if self.broken:
+            yield Planted(self.name, source, None, "corrupt_archive")
+            return
+        for row, cell in enumerate(self.cells):
+            n = self._number(row)
+            key = f"p/{row}.jpg" if self.form == "struct" and row % 2 and cell else str(row)
+            if isinstance(cell, (Picture, Link)):
+                yield cell.planted(key, source, n=n)
+            else:
+                yield Planted(key, source, None, "missing" if cell is None else ODD_URIS[cell])
+
+
+@dataclass(frozen=True)
+class Loose(Source):
+    """Images in a folder."""
+
+    images: tuple[tuple[str, Picture], ...]
+
+    def files(self) -> dict[str, bytes]:
+        """What lies in the folder."""
+        return {self.name + name: picture.data() for name, picture in self.images}
+
+    def rows(self, root: str) -> Iterator[Planted]:
+        """A row for each."""
+        for name, picture in self.images:
+            yield picture.planted(self.name + name, root + self.name + name)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list of links, and of names that are none, beside the folder `links`. It grows as they `arrive`."""
+
+    name: str
+    entries: tuple[tuple[Link | str, int], ...]
+
+    def content(self, step: int) -> bytes:
+        """The file, before a step."""
+        uris = [e if isinstance(e, str) else e.name for e, arrives in self.entries if arrives <= step]
+        if self.name.endswith(".csv"):
+            return "\n".join(["id,url", *(f"{len(uri)},{uri}" for uri in uris), ""]).encode()
+        return "\n".join(["# a list", "", *uris]).encode()
+
+    def rows(self, root: str) -> Iterator[Planted]:
+        """A row for each name, once."""
+        for entry in dict.fromkeys(entry for entry, _ in self.entries):
+            uri = entry if isinstance(entry, str) else entry.name
+            source = uri if "://" in uri else os.path.join(root, uri)
+            more: Any = {"metadata": {"id": str(len(uri))} if self.name.endswith(".csv") else None}
+            if isinstance(entry, str):
+                yield Planted(uri, source, None, ODD_URIS[uri], **more)
+            else:
+                yield entry.planted(uri, source, **more)
