@@ -21,9 +21,9 @@ import numpy as np
 import yaml
 
 from benchmarks.outputs import MadeUp, write_output
-from curation.outputs import Output, open_output, read_embeddings
+from curation.report.statistics import compute_statistics
 from curation.sample import draw_sample
-from curation.survey import survey_output
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 
@@ -52,16 +52,16 @@ def run_step(step: str, root: str) -> None:
         _retag(root)
         return
     output = open_output(root)
-    steps = {"read": _read, "matrix": _score, "sample": lambda one: draw_sample(one, 100), "survey": survey_output}
+    steps = {"read": _read, "matrix": _score, "sample": lambda one: draw_sample(one, 100), "survey": compute_statistics}
     steps[step](output)
 
 
-def _read(output: Output) -> None:
+def _read(output: TaggedOutput) -> None:
     for batch in output.batches(["embedding"]):
         read_embeddings(batch)
 
 
-def _score(output: Output) -> None:
+def _score(output: TaggedOutput) -> None:
     for batch in output.batches(["embedding"]):
         output.head.logits(read_embeddings(batch))
 

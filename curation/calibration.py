@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.evaluation import Doubles, group_answers
-from curation.outputs import Output
+from curation.tagged_output import TaggedOutput
 from curation.truth import Truth
 from siglip.heads import Head, accept_bars, build_head
 from siglip.labels import Calibration, LabelSet
@@ -51,7 +51,7 @@ class LabelCalibration:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A label's share of the whole output: images that need nobody, and images to look at."""
 
     accepted: int
@@ -59,7 +59,7 @@ class Work:
 
 
 def calibrate(
-    output: Output, truth: Truth, target: float | None = 0.9, recall: float = 0.95, seed: int = 0
+    output: TaggedOutput, truth: Truth, target: float | None = 0.9, recall: float = 0.95, seed: int = 0
 ) -> list[LabelCalibration]:
     """For each label of the output's set a calibration, and the score from which its precision is `target`.
 
@@ -95,7 +95,7 @@ def calibrate(
     ]
 
 
-def make_label_set(output: Output, found: Sequence[LabelCalibration]) -> LabelSet:
+def make_label_set(output: TaggedOutput, found: Sequence[LabelCalibration]) -> LabelSet:
     """The output's label set with what was found: calibrations, `accept`, and `review` as the threshold."""
     names = [
         label.model_copy(update={"calibration": one.calibration, "threshold": one.review, "accept": one.accept})
@@ -104,7 +104,7 @@ def make_label_set(output: Output, found: Sequence[LabelCalibration]) -> LabelSe
     return LabelSet.model_validate(output.labels.model_copy(update={"names": tuple(names)}).model_dump())
 
 
-def count_work(output: Output, labels: LabelSet) -> list[Work]:
+def count_workload(output: TaggedOutput, labels: LabelSet) -> list[Workload]:
     """For each label how many of all the output's images it accepts and leaves to people: one pass."""
     head = _head(output, labels)
     bars = np.asarray(labels.thresholds(), np.float32)
@@ -114,7 +114,7 @@ def count_work(output: Output, labels: LabelSet) -> list[Work]:
     for scores in output.scores(head):
         accepted += (scores >= sure).sum(axis=0)
         given += (scores >= bars).sum(axis=0)
-    return [Work(int(one), int(every - one)) for one, every in zip(accepted, given, strict=True)]
+    return [Workload(int(one), int(every - one)) for one, every in zip(accepted, given, strict=True)]
 
 
 def fit_platt(
@@ -286,12 +286,12 @@ def _round_down(score: float) -> float:
     return min(float(score), float(f"{math.floor(score / unit) * unit:.5g}"))
 
 
-def _strip(output: Output) -> Head:
+def _strip(output: TaggedOutput) -> Head:
     """The output's head without calibrations: Platt's scale and bias are of the checkpoint's logit."""
     return _head(output, _recalibrate(output.labels, [None] * len(output.labels.names)))
 
 
-def _head(output: Output, labels: LabelSet) -> Head:
+def _head(output: TaggedOutput, labels: LabelSet) -> Head:
     return build_head(labels, output.head.vectors, output.table.scale, output.weights)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.outputs import Output
+from curation.tagged_output import TaggedOutput
 from curation.truth import Truth
 from siglip.scoring import Floats
 
@@ -114,7 +114,7 @@ class Evaluation:
         return made
 
 
-def evaluate(output: Output, truth: Truth, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
+def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
     """Compare truth with what the output's head says of the same images.
 
     A label is given where its score reaches its threshold: `top_k`, which may keep it from being written, is left out.
@@ -164,7 +164,7 @@ def evaluate(output: Output, truth: Truth, resamples: int = RESAMPLES, seed: int
     )
 
 
-def find_suspects(output: Output, truth: Truth) -> list[Suspect]:
+def find_suspects(output: TaggedOutput, truth: Truth) -> list[Suspect]:
     """Answers that the model contradicts, worst first.
 
     One is suspect as confident learning has it (Northcutt, Jiang and Chuang 2021): the model is at least as sure of
@@ -253,7 +253,7 @@ def _top(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
     return np.asarray((weights * (better < k)).sum(axis=1) / weights.sum(axis=1), np.float64)
 
 
-def _confuse(output: Output, truth: Truth, scores: Floats, thresholds: Floats) -> list[Confusion]:
+def _confuse(output: TaggedOutput, truth: Truth, scores: Floats, thresholds: Floats) -> list[Confusion]:
     """The pairs of labels that are taken for each other most often. With one label an image, the best one is given."""
     names, vectors = output.labels.label_names(), output.head.vectors
     right = np.zeros((len(truth.places), len(names)), bool)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curation.outputs import ID, Output
+from curation.tagged_output import ID, TaggedOutput
 from storage.settings import ConfigError
 
 EXAMPLES = 3
@@ -39,7 +39,7 @@ class OutputDiff:
     labels: list[LabelDiff]
 
 
-def diff_outputs(before: Output, after: Output) -> OutputDiff:
+def diff_outputs(before: TaggedOutput, after: TaggedOutput) -> OutputDiff:
     """Compare the labels that were written, in one pass over both, with flat memory.
 
     Raises `ConfigError` when they are not of the same images in the same shards, as an output and what was retagged
@@ -81,7 +81,7 @@ class _Tally:
             listed += keys.take(pa.array(rows[labels == label][: EXAMPLES - len(listed)])).to_pylist()
 
 
-def _pair(before: Output, after: Output) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+def _pair(before: TaggedOutput, after: TaggedOutput) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Batches of the same rows of both."""
     if before.rows != after.rows:
         raise ConfigError(
@@ -94,7 +94,7 @@ def _pair(before: Output, after: Output) -> Iterator[tuple[pa.RecordBatch, pa.Re
         yield one, other
 
 
-def _slice(output: Output) -> Iterator[pa.RecordBatch]:
+def _slice(output: TaggedOutput) -> Iterator[pa.RecordBatch]:
     """The output's rows, `_ROWS` at a time whatever the sizes of its files."""
     waiting: list[pa.RecordBatch] = []
     count = 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curation.calibration import effective
 from curation.evaluation import Doubles, group_answers
-from curation.outputs import Output
+from curation.tagged_output import TaggedOutput
 from curation.truth import Truth
 from siglip.labels import LabelSet, Probe
 from siglip.scoring import Floats
@@ -42,7 +42,7 @@ class LabelProbe:
     reason: str = ""
 
 
-def train_probes(output: Output, truth: Truth, gain: float = 0.01, seed: int = 0) -> list[LabelProbe]:
+def train_probes(output: TaggedOutput, truth: Truth, gain: float = 0.01, seed: int = 0) -> list[LabelProbe]:
     """For each label with answers a probe, kept where cross-validation finds it better than the label as it is.
 
     Trained on the label's answers with their weights, and starting from what the prompts say: the zero-shot logit is an
@@ -97,7 +97,7 @@ class _Examples:
         return min(int(self.right.sum()), int((~self.right).sum())) >= least
 
 
-def _train_label(output: Output, row: int, name: str, examples: _Examples, gain: float) -> LabelProbe:
+def _train_label(output: TaggedOutput, row: int, name: str, examples: _Examples, gain: float) -> LabelProbe:
     count, right = len(examples.right), int(examples.right.sum())
     if not examples.has_both(LEAST):
         few = "right" if right < LEAST else "wrong"
@@ -118,7 +118,7 @@ def _train_label(output: Output, row: int, name: str, examples: _Examples, gain:
     return LabelProbe(name, count, right, before, after, probe)
 
 
-def _choose_strength(output: Output, row: int, examples: _Examples) -> float:
+def _choose_strength(output: TaggedOutput, row: int, examples: _Examples) -> float:
     """The strength with the least weighted log loss on folds of these examples."""
     losses = dict.fromkeys(STRENGTHS, 0.0)
     for fold in np.unique(examples.folds):
@@ -133,7 +133,7 @@ def _choose_strength(output: Output, row: int, examples: _Examples) -> float:
     return min(STRENGTHS, key=losses.__getitem__)
 
 
-def _fit(output: Output, row: int, examples: _Examples, strength: float) -> tuple[Doubles, float]:
+def _fit(output: TaggedOutput, row: int, examples: _Examples, strength: float) -> tuple[Doubles, float]:
     """Weights (D,) and bias on embeddings. The zero-shot logit is linear in the embedding, and folds into them."""
     from sklearn.linear_model import LogisticRegression
 
@@ -146,7 +146,7 @@ def _fit(output: Output, row: int, examples: _Examples, strength: float) -> tupl
     return np.asarray(weights, np.float64), float(model.intercept_[0] + model.coef_[0, -1] * offset)
 
 
-def _vector(output: Output, row: int) -> tuple[Doubles, float]:
+def _vector(output: TaggedOutput, row: int) -> tuple[Doubles, float]:
     """A label's own logit as weights and bias on embeddings."""
     head = output.head
     weights: Floats = head.gain[row] * head.vectors[row]

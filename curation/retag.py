@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import TaskPoolStrategy
 
-from curation.outputs import Output, read_embeddings
+from curation.tagged_output import TaggedOutput, read_embeddings
 from pipelines.cluster import RETRIES, connect, data_context, iterate_rows
 from pipelines.column_chunks import replace_columns
 from pipelines.config import JobConfig, RayConfig
@@ -73,7 +73,7 @@ class RetagConfig:
     table: LabelTable
 
 
-def find_texts(output: Output, labels: LabelSet) -> Floats | None:
+def find_texts(output: TaggedOutput, labels: LabelSet) -> Floats | None:
     """The averages (L, D) of a label set's prompts, if the output was asked each of its labels with the same ones.
 
     So that other thresholds, bands, groups or calibrations, fewer labels or another order need no model.
@@ -89,7 +89,7 @@ def find_texts(output: Output, labels: LabelSet) -> Floats | None:
     return None if any(row is None for row in rows) else np.asarray(rows, np.float32)
 
 
-def embed_labels(output: Output, labels: LabelSet, config: ModelConfig) -> Floats:
+def embed_labels(output: TaggedOutput, labels: LabelSet, config: ModelConfig) -> Floats:
     """A label set's averages (L, D) by the model that made an output's embeddings.
 
     Raises `ConfigError` when `config` names another one, `siglip.checkpoint.CheckpointError` when it cannot be used,
@@ -109,7 +109,7 @@ def embed_labels(output: Output, labels: LabelSet, config: ModelConfig) -> Float
 
 
 def retag_output(
-    output: Output,
+    output: TaggedOutput,
     labels: LabelSet,
     target: str,
     progress: Progress,

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.bins import count_bins, rank_within
-from curation.outputs import ID, Output
+from curation.histogram import bin_scores, rank_within
+from curation.tagged_output import ID, TaggedOutput
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 
@@ -48,7 +48,7 @@ class Sample:
     population: NDArray[np.int64]
 
 
-def draw_sample(output: Output, per_label: int, seed: int = 0) -> Sample:
+def draw_sample(output: TaggedOutput, per_label: int, seed: int = 0) -> Sample:
     """Draw about `per_label` images for each label, in one pass over the embeddings and with flat memory.
 
     Every stratum that has images gives two at least, or all it has, so that no image has no chance; the rest go where
@@ -98,7 +98,7 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty: answers may be in it; give a new folder")
 
 
-def write_sample(output: Output, sample: Sample, folder: Path, seed: int) -> pa.Table:
+def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int) -> pa.Table:
     """`sample.parquet` and `sample.json` in a new folder. Returns the rows: one for each image and label.
 
     `thumbnail` is null where the output has none. Raises `ConfigError` when there is something in the folder.
@@ -157,7 +157,7 @@ class _Reservoirs:
 
     def add(self, first: int, scores: Floats, numbers: NDArray[np.uint32]) -> None:
         """Images (N, L) from number `first` on."""
-        bins, counts = count_bins(scores, EDGES)
+        bins, counts = bin_scores(scores, EDGES)
         strata = self._first + bins
         self.population += counts
         rows, labels = np.nonzero(numbers <= self._bars[strata])

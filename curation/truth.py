@@ -17,8 +17,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.outputs import ID, Output, read_embeddings
 from curation.review.labelstudio import read_answers
+from curation.tagged_output import ID, TaggedOutput, read_embeddings
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 
@@ -50,12 +50,12 @@ class Truth:
     complete: bool = False
     exclusive: bool = False
 
-    def logits(self, output: Output) -> Floats:
+    def logits(self, output: TaggedOutput) -> Floats:
         """For each answer the model's logit, with the output's own head: float32 (A,)."""
         return np.asarray(output.head.logits(self.embeddings)[self.image, self.label], np.float32)
 
 
-def read_truth(path: Path, output: Output) -> Truth:
+def read_truth(path: Path, output: TaggedOutput) -> Truth:
     """Read answers from JSONL, CSV, Parquet or Label Studio's JSON export, and find their images in the output.
 
     Images are named by `id` (as `sightline sample` writes it), `sha256` or `key`, whichever column is there. Either a
@@ -143,7 +143,7 @@ def _complete(
     return _Answers(images, image, label, right.reshape(-1), np.repeat(np.asarray(weights), len(known)))
 
 
-def _locate(path: Path, output: Output, name: str, wanted: list[str]) -> NDArray[np.int64]:
+def _locate(path: Path, output: TaggedOutput, name: str, wanted: list[str]) -> NDArray[np.int64]:
     """Find images in one pass over their names: their numbers in the output's order."""
     values = pa.array(wanted, pa.string())
     places = np.full(len(wanted), -1, np.int64)

@@ -8,13 +8,13 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from curation.survey import EDGES, LabelSurvey
+from curation.report.statistics import EDGES, LabelStatistics
 
 WIDTH, HEIGHT, FOOT, HEAD = 640, 156, 22, 20
 TICKS = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
 
 
-def draw_histogram(label: LabelSurvey) -> Markup:
+def draw_histogram(label: LabelStatistics) -> Markup:
     """Images by score, on a logit axis with the scores written under it; bars by the root of their count.
 
     The root, because a label that is right for one image in a thousand would otherwise show one bar. The threshold and
@@ -54,7 +54,7 @@ def _x(score: float) -> float:
     return float(np.clip(step + (logit - EDGES[0]) / width * step, 0, WIDTH))
 
 
-def _band(label: LabelSurvey, place: int) -> str:
+def _band(label: LabelStatistics, place: int) -> str:
     middle = (place + 0.5) * WIDTH / (len(EDGES) + 1)
     if label.accept is not None and middle >= _x(label.accept):
         return "accept"

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from curation.outputs import ID, Output
 from curation.report.charts import draw_histogram, draw_spark
-from curation.survey import KINDS, LabelSurvey, Survey
+from curation.report.statistics import KINDS, LabelStatistics, OutputStatistics
+from curation.tagged_output import ID, TaggedOutput
 from storage.settings import ConfigError
 
 LABELS_A_PAGE = 100
@@ -40,7 +40,7 @@ class _Entry:
     """A label on its page: `number` is its place in the order of the report."""
 
     number: int
-    survey: LabelSurvey
+    survey: LabelStatistics
     quality: dict[str, Any] | None
     href: str
     histogram: str = ""
@@ -49,8 +49,8 @@ class _Entry:
 
 
 def write_report(
-    output: Output,
-    survey: Survey,
+    output: TaggedOutput,
+    survey: OutputStatistics,
     path: Path,
     dollars_per_hour: float | None = None,
     evaluation: dict[str, Any] | None = None,
@@ -145,7 +145,9 @@ def _read_qualities(evaluation: dict[str, Any] | None) -> dict[str, dict[str, An
     return {one["label"]: one for one in evaluation["labels"]} if evaluation else {}
 
 
-def _list_facts(output: Output, survey: Survey, dollars_per_hour: float | None, labels: int) -> dict[str, Any]:
+def _list_facts(
+    output: TaggedOutput, survey: OutputStatistics, dollars_per_hour: float | None, labels: int
+) -> dict[str, Any]:
     run = output.manifest.get("run", {})
     rate = run.get("images_per_second")
     cost = dollars_per_hour / (rate * 3.6) if dollars_per_hour is not None and rate else None
@@ -165,7 +167,7 @@ def _list_facts(output: Output, survey: Survey, dollars_per_hour: float | None, 
     }
 
 
-def _draw(output: Output, entries: list[_Entry], suspects: list[dict[str, Any]], room: int) -> None:
+def _draw(output: TaggedOutput, entries: list[_Entry], suspects: list[dict[str, Any]], room: int) -> None:
     """Histograms and pictures of a page's labels and suspects, the pictures together in `room` bytes."""
     for entry in entries:
         entry.histogram = draw_histogram(entry.survey)
@@ -185,7 +187,7 @@ def _draw(output: Output, entries: list[_Entry], suspects: list[dict[str, Any]],
         suspect["picture"] = pictures.get(suspect["id"], "")
 
 
-def _find_pictures(output: Output, suspects: list[dict[str, Any]]) -> dict[Any, bytes]:
+def _find_pictures(output: TaggedOutput, suspects: list[dict[str, Any]]) -> dict[Any, bytes]:
     """The thumbnails of images that are known by their id."""
     wanted = pa.array([one["id"] for one in suspects], pa.string())
     places, first = [], 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.outputs import ID
+from curation.tagged_output import ID
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
 

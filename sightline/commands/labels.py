@@ -72,7 +72,7 @@ def _diff_labels(before: Path, after: Path) -> None:
 
 def _diff_outputs(before: str, after: str) -> None:
     from curation.output_diff import diff_outputs
-    from curation.outputs import open_output
+    from curation.tagged_output import open_output
 
     for name, other in ((before, after), (after, before)):
         if Path(name).is_file():

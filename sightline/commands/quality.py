@@ -20,7 +20,7 @@ from storage.settings import ConfigError
 
 if TYPE_CHECKING:
     from curation.evaluation import Evaluation
-    from curation.outputs import Output
+    from curation.tagged_output import TaggedOutput
     from curation.truth import Truth
 
 SHOWN = 40
@@ -51,11 +51,11 @@ def calibrate(
     """
     with _work(output, truth) as (source, answers):
         from curation.calibration import calibrate as find
-        from curation.calibration import count_work, make_label_set
+        from curation.calibration import count_workload, make_label_set
 
         found = find(source, answers, None if best_f1 else precision, recall)
         labels = make_label_set(source, found)
-        work = count_work(source, labels)
+        work = count_workload(source, labels)
         write_labels(labels_out, labels)
         promise = "best F1" if best_f1 else f">= {precision:.0%}"
         for one, share in list(zip(found, work, strict=True))[:SHOWN]:
@@ -134,10 +134,10 @@ def write_labels(path: Path, labels: LabelSet) -> None:
 
 
 @contextmanager
-def _work(output: str, truth: Path) -> Iterator[tuple[Output, Truth]]:
+def _work(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
     """The output and the answers about it."""
     with report_errors():
-        from curation.outputs import open_output
+        from curation.tagged_output import open_output
         from curation.truth import read_truth
 
         source = open_output(output)

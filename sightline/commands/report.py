@@ -26,13 +26,13 @@ def report(
     One file that needs no network; of more than a hundred labels the rest stand on pages beside it.
     """
     with report_errors():
-        from curation.outputs import open_output
         from curation.report.page import read_evaluation, write_report
-        from curation.survey import survey_output
+        from curation.report.statistics import compute_statistics
+        from curation.tagged_output import open_output
 
         source = open_output(output)
         judged = read_evaluation(evaluation) if evaluation else None
-        written = write_report(source, survey_output(source), to, dollars_per_hour, judged)
+        written = write_report(source, compute_statistics(source), to, dollars_per_hour, judged)
         size = sum(path.stat().st_size for path in written) / 2**20
         more = f" and {len(written) - 1} more pages" if len(written) > 1 else ""
         out.print(escape(f"{written[0]}{more}, {size:.1f} MiB"), highlight=False)

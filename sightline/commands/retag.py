@@ -33,8 +33,8 @@ def retag(
     not asked before.
     """
     with report_errors():
-        from curation.outputs import open_output
         from curation.retag import retag_output
+        from curation.tagged_output import open_output
 
         wanted = read_labels(labels)
         source = open_output(output)

@@ -35,9 +35,9 @@ def sample(
     Each keeps its weight, so that what is measured on the sample is true of the whole output. One pass.
     """
     with report_errors():
-        from curation.outputs import open_output
         from curation.review.labelstudio import write_tasks
         from curation.sample import check_folder, draw_sample, write_sample
+        from curation.tagged_output import open_output
 
         source = open_output(output)
         if to is Where.review and "thumbnail" not in source.columns:

@@ -21,11 +21,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from benchmarks.outputs import MadeUp, write_output
-from curation.outputs import Output, open_output
 from curation.report.page import write_report
+from curation.report.statistics import compute_statistics
 from curation.review.labelstudio import write_tasks
 from curation.sample import draw_sample, write_sample
-from curation.survey import survey_output
+from curation.tagged_output import TaggedOutput, open_output
 from curation.truth import read_truth
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
@@ -44,7 +44,7 @@ def picture(row: int) -> bytes:
     return buffer.getvalue()
 
 
-def make(root: Path, labels: int) -> Output:
+def make(root: Path, labels: int) -> TaggedOutput:
     names = [f"label {row}" for row in range(labels - 1)] + ["<b>bold</b> & 'quoted'"]
     made = MadeUp(
         LabelSet.model_validate({"names": names, "threshold": 0.1, "top_k": 3}),
@@ -60,7 +60,7 @@ def make(root: Path, labels: int) -> Output:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     return make(tmp_path_factory.mktemp("curation") / "made", 3)
 
 
@@ -100,7 +100,7 @@ def read_lines(folder: Path, count: int) -> list[dict[str, object]]:
     raise AssertionError(f"{len(lines)} answers of {count}")
 
 
-def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: Output, tmp_path: Path) -> None:
+def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     table = write_sample(output, draw_sample(output, 10), folder, 0)
     with review(folder) as (url, process):
@@ -144,7 +144,7 @@ def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: O
     assert truth.right.sum() == table.num_rows - 3
 
 
-def test_one_label_at_a_time_with_names_as_they_are(browser: Browser, output: Output, tmp_path: Path) -> None:
+def test_one_label_at_a_time_with_names_as_they_are(browser: Browser, output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     table = write_sample(output, draw_sample(output, 10), folder, 0)
     last = "<b>bold</b> & 'quoted'"
@@ -161,7 +161,7 @@ def test_one_label_at_a_time_with_names_as_they_are(browser: Browser, output: Ou
         assert browser.find("#count").text == f"1 of {len(places)}"
 
 
-def test_review_on_a_phone(browser: Browser, output: Output, tmp_path: Path) -> None:
+def test_review_on_a_phone(browser: Browser, output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     write_sample(output, draw_sample(output, 5), folder, 0)
     with review(folder) as (url, _):
@@ -181,7 +181,7 @@ def test_review_on_a_phone(browser: Browser, output: Output, tmp_path: Path) -> 
         assert [line["answer"] for line in read_lines(folder, 2)] == ["right", "wrong"]
 
 
-def test_strangers_pages_cannot_answer(output: Output, tmp_path: Path) -> None:
+def test_strangers_pages_cannot_answer(output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     write_sample(output, draw_sample(output, 5), folder, 0)
     with review(folder) as (url, _), httpx2.Client(base_url=url) as client:
@@ -200,7 +200,7 @@ def test_strangers_pages_cannot_answer(output: Output, tmp_path: Path) -> None:
         assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 
-def test_a_sample_of_another_output_is_not_mixed_up(output: Output, tmp_path: Path) -> None:
+def test_a_sample_of_another_output_is_not_mixed_up(output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     table = write_sample(output, draw_sample(output, 5), folder, 0)
     write_tasks(table, output.labels, folder)
@@ -219,7 +219,7 @@ def test_a_sample_of_another_output_is_not_mixed_up(output: Output, tmp_path: Pa
 def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("thousand")
     output = make(folder / "made", 1000)
-    return write_report(output, survey_output(output), folder / "report.html")[0]
+    return write_report(output, compute_statistics(output), folder / "report.html")[0]
 
 
 def test_the_report_by_keyboard(browser: Browser, thousand: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.outputs import MadeUp, write_output
 from curation.calibration import calibrate, make_label_set
-from curation.outputs import Output, open_output
+from curation.tagged_output import TaggedOutput, open_output
 from curation.truth import Truth
 from sightline.demo.shapes import LABELS, render
 from siglip.checkpoint import pin_model
@@ -25,7 +25,7 @@ COLOURS = sorted({label.split()[0] for label in LABELS})
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Output, list[str]]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, list[str]]:
     """Drawings that the checkpoint never saw, as an output with the eight shapes as labels; and what each shows."""
     pinned = pin_model(ModelConfig(source="tiny", dtype="float32", compile=False))
     encoder = Encoder(pinned)
@@ -49,7 +49,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Output, list[str]]:
     return open_output(root), [label.split()[1] for label in shown]
 
 
-def make_truth(output: Output, shown: list[str], images: np.ndarray, seed: int) -> Truth:
+def make_truth(output: TaggedOutput, shown: list[str], images: np.ndarray, seed: int) -> Truth:
     """Answers about some of the images, each label of each, of which a few are wrong."""
     places = np.asarray(images)
     embeddings = np.concatenate(
@@ -64,7 +64,7 @@ def make_truth(output: Output, shown: list[str], images: np.ndarray, seed: int) 
     )
 
 
-def test_precision_is_kept_in_ninety_of_a_hundred_splits(drawn: tuple[Output, list[str]]) -> None:
+def test_precision_is_kept_in_ninety_of_a_hundred_splits(drawn: tuple[TaggedOutput, list[str]]) -> None:
     output, shown = drawn
     whole = make_truth(output, shown, np.arange(IMAGES), 0)
     kept = 0

@@ -28,7 +28,7 @@ import ray
 from datasets import load_dataset
 from PIL import Image
 
-from curation.outputs import open_output
+from curation.tagged_output import open_output
 from pipelines.cluster import Cluster, connect
 from pipelines.config import JobConfig, load_config
 from pipelines.job import Outcome, run_job

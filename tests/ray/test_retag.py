@@ -19,8 +19,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from curation.outputs import open_output, read_embeddings
 from curation.retag import count_changes, retag_output
+from curation.tagged_output import open_output, read_embeddings
 from pipelines.config import JobConfig, load_config
 from pipelines.job import run_job
 from pipelines.output.verify import verify_output

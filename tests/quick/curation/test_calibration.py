@@ -19,13 +19,13 @@ from curation.calibration import (
     _round_down,
     calibrate,
     count_needed,
-    count_work,
+    count_workload,
     effective,
     fit_platt,
     make_label_set,
     wilson_bound,
 )
-from curation.outputs import Output, open_output, read_embeddings
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from curation.truth import Truth
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
@@ -68,7 +68,7 @@ def test_platt_is_logistic_regression_and_leans_on_the_prior_where_answers_are_f
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Output, Floats]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, Floats]:
     """Six thousand images whose labels are right with a probability that rises with the logit; and all their logits."""
     root = str(tmp_path_factory.mktemp("calibration") / "made")
     texts = np.eye(WIDTH, dtype=np.float32)[:3]
@@ -80,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Output, Floats]:
     return output, vectors
 
 
-def draw(made: tuple[Output, Floats], seed: int, noise: float = 0.0) -> tuple[Truth, Truth]:
+def draw(made: tuple[TaggedOutput, Floats], seed: int, noise: float = 0.0) -> tuple[Truth, Truth]:
     """Two halves of a sample of 3,000 images, with an answer for each label. `noise` of the answers are flipped."""
     output, vectors = made
     random = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def draw(made: tuple[Output, Floats], seed: int, noise: float = 0.0) -> tuple[Tr
     return halves[0], halves[1]
 
 
-def judge(output: Output, labels: LabelSet, truth: Truth) -> dict[str, tuple[int, float]]:
+def judge(output: TaggedOutput, labels: LabelSet, truth: Truth) -> dict[str, tuple[int, float]]:
     """By label how many answers of a truth are accepted, and their precision."""
     from siglip.heads import build_head
 
@@ -114,7 +114,9 @@ def judge(output: Output, labels: LabelSet, truth: Truth) -> dict[str, tuple[int
 
 
 @pytest.mark.parametrize(("target", "noise"), [(0.9, 0.03), (0.95, 0.0), (0.8, 0.05)])
-def test_the_precision_is_kept_on_held_out_answers(made: tuple[Output, Floats], target: float, noise: float) -> None:
+def test_the_precision_is_kept_on_held_out_answers(
+    made: tuple[TaggedOutput, Floats], target: float, noise: float
+) -> None:
     # The lowest threshold whose precision merely was the target on its own answers keeps it in about half of them.
     kept = reached = 0
     for seed in range(100):
@@ -130,7 +132,7 @@ def test_the_precision_is_kept_on_held_out_answers(made: tuple[Output, Floats], 
     assert kept >= 0.9 * reached
 
 
-def test_scores_become_probabilities(made: tuple[Output, Floats]) -> None:
+def test_scores_become_probabilities(made: tuple[TaggedOutput, Floats]) -> None:
     from siglip.heads import build_head
 
     output, _ = made
@@ -146,7 +148,7 @@ def test_scores_become_probabilities(made: tuple[Output, Floats]) -> None:
                 assert judges.right[inside].mean() == pytest.approx(scores[inside].mean(), abs=0.1)
 
 
-def test_too_few_answers_say_how_many_more(made: tuple[Output, Floats]) -> None:
+def test_too_few_answers_say_how_many_more(made: tuple[TaggedOutput, Floats]) -> None:
     output, _ = made
     whole, _ = draw(made, 3)
     few = np.isin(whole.image, np.arange(40))
@@ -162,7 +164,7 @@ def test_too_few_answers_say_how_many_more(made: tuple[Output, Floats]) -> None:
     assert not labels.has_bands()
 
 
-def test_review_holds_the_rest_and_the_work_is_counted(made: tuple[Output, Floats]) -> None:
+def test_review_holds_the_rest_and_the_work_is_counted(made: tuple[TaggedOutput, Floats]) -> None:
     output, vectors = made
     whole, _ = draw(made, 4)
     found = calibrate(output, whole, 0.9, recall=0.97)
@@ -178,12 +180,12 @@ def test_review_holds_the_rest_and_the_work_is_counted(made: tuple[Output, Float
     right = whole.right & (whole.label == 0)
     assert (scores[right] >= sure.threshold).mean() >= 0.97
     everything = head.scores(vectors)[:, 0]
-    [work, *_] = count_work(output, labels)
+    [work, *_] = count_workload(output, labels)
     assert work.accepted == (everything >= np.float32(sure.accept)).sum() > 100
     assert work.review == (everything >= np.float32(sure.threshold)).sum() - work.accepted > 0
 
 
-def test_weights_correct_a_sample_that_was_not_even(made: tuple[Output, Floats]) -> None:
+def test_weights_correct_a_sample_that_was_not_even(made: tuple[TaggedOutput, Floats]) -> None:
     """Right answers drawn five times as often as wrong ones: without weights, the threshold comes out too low."""
     output, _ = made
     truth, judges = draw(made, 5)
@@ -211,7 +213,7 @@ def test_a_threshold_is_rounded_and_never_up(score: float) -> None:
     assert rounded == pytest.approx(score, rel=1.1e-4)
 
 
-def test_best_f1(made: tuple[Output, Floats]) -> None:
+def test_best_f1(made: tuple[TaggedOutput, Floats]) -> None:
     output, _ = made
     truth, judges = draw(made, 6)
     found = calibrate(output, truth, None)
@@ -229,7 +231,7 @@ def test_best_f1(made: tuple[Output, Floats]) -> None:
     assert f1_score(judges.right[mine], scores >= np.float32(sure.accept)) >= best - 0.03
 
 
-def test_what_is_written_is_a_label_set(made: tuple[Output, Floats], tmp_path: Path) -> None:
+def test_what_is_written_is_a_label_set(made: tuple[TaggedOutput, Floats], tmp_path: Path) -> None:
     import yaml
 
     output, _ = made

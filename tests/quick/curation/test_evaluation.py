@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from benchmarks.outputs import MadeUp, write_output
 from curation.evaluation import evaluate, find_suspects
-from curation.outputs import Output, open_output, read_embeddings
 from curation.probe import make_label_set, train_probes
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from curation.truth import Truth, read_truth
 from sightline.cli import app
 from siglip.heads import build_head
@@ -31,7 +31,7 @@ def embed(shard: int) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     root = str(tmp_path_factory.mktemp("evaluation") / "made")
     names = [{"name": f"label {row}", "threshold": 0.2 + row / 20} for row in range(LABELS)]
     labels = LabelSet.model_validate({"names": names, "top_k": 2})
@@ -39,7 +39,9 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     return open_output(root)
 
 
-def make_truth(output: Output, seed: int, exclusive: bool = False, weighted: bool = False, noise: float = 3) -> Truth:
+def make_truth(
+    output: TaggedOutput, seed: int, exclusive: bool = False, weighted: bool = False, noise: float = 3
+) -> Truth:
     vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
     random = np.random.default_rng(seed)
     logits = output.head.logits(vectors).astype(np.float64) + random.normal(0, noise, (len(vectors), LABELS))
@@ -52,7 +54,7 @@ def make_truth(output: Output, seed: int, exclusive: bool = False, weighted: boo
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_every_figure_is_scikit_learns(output: Output, weighted: bool) -> None:
+def test_every_figure_is_scikit_learns(output: TaggedOutput, weighted: bool) -> None:
     truth = make_truth(output, 1, weighted=weighted)
     drawn = np.random.default_rng(3).random(len(truth.image)) < 0.7  # not every label of every image was answered
     truth = replace(
@@ -85,7 +87,7 @@ def test_every_figure_is_scikit_learns(output: Output, weighted: bool) -> None:
     assert not found.confusions
 
 
-def test_top_k_and_confusions_of_one_label_an_image(output: Output) -> None:
+def test_top_k_and_confusions_of_one_label_an_image(output: TaggedOutput) -> None:
     truth = make_truth(output, 2, exclusive=True)
     found = evaluate(output, truth, resamples=50)
     scores = output.head.scores(truth.embeddings)
@@ -101,7 +103,7 @@ def test_top_k_and_confusions_of_one_label_an_image(output: Output) -> None:
     assert [c.images for c in found.confusions] == sorted((c.images for c in found.confusions), reverse=True)
 
 
-def test_the_interval_holds_what_it_should(output: Output) -> None:
+def test_the_interval_holds_what_it_should(output: TaggedOutput) -> None:
     """Precision on small samples of a large truth: the interval has the large one's in about 95 of 100."""
     whole = make_truth(output, 4)
     real = evaluate(output, whole, resamples=2).micro_precision.value
@@ -127,7 +129,7 @@ def test_the_interval_holds_what_it_should(output: Output) -> None:
     assert 88 <= inside <= 100
 
 
-def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_last(output: Output) -> None:
+def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_last(output: TaggedOutput) -> None:
     truth = make_truth(output, 7, noise=0.5)
     scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
     right = truth.right.copy()
@@ -139,7 +141,7 @@ def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_las
     assert mean.low <= mean.value <= mean.high < 0.6
 
 
-def test_scores_that_tie_are_one_rank_in_resamples_too(output: Output, tmp_path: Path) -> None:
+def test_scores_that_tie_are_one_rank_in_resamples_too(output: TaggedOutput, tmp_path: Path) -> None:
     """All scores of a saturated label are 1: its average precision is the share of what is right in any order."""
     truth = make_truth(output, 8)
     order = np.lexsort((~truth.right, truth.label))  # what is right comes first
@@ -152,7 +154,7 @@ def test_scores_that_tie_are_one_rank_in_resamples_too(output: Output, tmp_path:
         assert one.average_precision.low < one.average_precision.value < one.average_precision.high
 
 
-def test_planted_mistakes_lead_the_suspects(output: Output) -> None:
+def test_planted_mistakes_lead_the_suspects(output: TaggedOutput) -> None:
     truth = make_truth(output, 5, noise=0.5)
     logits = output.head.logits(truth.embeddings)[truth.image, truth.label]
     sure = np.flatnonzero(np.where(truth.right, logits > 4, logits < -10))
@@ -167,7 +169,7 @@ def test_planted_mistakes_lead_the_suspects(output: Output) -> None:
     assert [one.margin for one in suspects] == sorted((one.margin for one in suspects), reverse=True)
 
 
-def test_what_is_not_defined_is_null(output: Output) -> None:
+def test_what_is_not_defined_is_null(output: TaggedOutput) -> None:
     truth = make_truth(output, 6)
     first = truth.label == 0
     found = evaluate(output, replace(truth, right=truth.right & ~first), resamples=20)
@@ -177,7 +179,7 @@ def test_what_is_not_defined_is_null(output: Output) -> None:
     assert told["labels"][0]["recall"]["value"] is None
 
 
-def test_a_probe_learns_what_prompts_do_not_say(output: Output) -> None:
+def test_a_probe_learns_what_prompts_do_not_say(output: TaggedOutput) -> None:
     """Label 0 is right for another direction than its prompt's, label 1 for its prompt's, label 2 has no answers."""
     vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
     random = np.random.default_rng(1)
@@ -205,7 +207,7 @@ def test_a_probe_learns_what_prompts_do_not_say(output: Output) -> None:
     assert "fewer than 10 answers are right" in short.reason
 
 
-def test_commands_end_to_end(output: Output, tmp_path: Path) -> None:
+def test_commands_end_to_end(output: TaggedOutput, tmp_path: Path) -> None:
     truth = make_truth(output, 7)
     names = output.labels.label_names()
     keys = [key for batch in output.batches(["key"]) for key in batch["key"].to_pylist()]

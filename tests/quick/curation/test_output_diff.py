@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.outputs import MadeUp, write_output
 from curation.label_sets import check_labels, diff_labels
 from curation.output_diff import EXAMPLES, diff_outputs
-from curation.outputs import Output, open_output
+from curation.tagged_output import TaggedOutput, open_output
 from sightline.cli import app
 from siglip.families import siglip
 from siglip.labels import LabelSet, Probe
@@ -25,7 +25,7 @@ from tests.support.vectors import draw_vectors
 PROBE = Probe.of(np.ones(8, np.float32), 0.5, "model").model_dump()
 
 
-def make(root: Path, names: list[str], seed: int = 1, shards: int = 3, rows: int = 70) -> Output:
+def make(root: Path, names: list[str], seed: int = 1, shards: int = 3, rows: int = 70) -> TaggedOutput:
     labels = LabelSet.model_validate({"names": names, "threshold": 0.2, "top_k": 3})
     texts = np.concatenate([draw_vectors(1, 8, seed * 100 + ord(name)) for name in names])
     write_output(
@@ -39,7 +39,7 @@ def test_every_gain_and_loss_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
     before, after = make(tmp_path / "a", ["a", "b", "c", "d"]), make(tmp_path / "b", ["b", "a", "e"], seed=2)
     found = diff_outputs(before, after)
 
-    def read(output: Output) -> list[tuple[str, set[str]]]:
+    def read(output: TaggedOutput) -> list[tuple[str, set[str]]]:
         rows = [row for batch in output.batches(["key", "labels"]) for row in batch.to_pylist()]
         return [(row["key"], set(row["labels"])) for row in rows]
 

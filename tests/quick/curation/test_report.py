@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.outputs import MadeUp, write_output
-from curation.outputs import Output, open_output, read_embeddings
 from curation.report.page import MOST_BYTES, write_report
-from curation.survey import EDGES, EXAMPLES, KINDS, survey_output
+from curation.report.statistics import EDGES, EXAMPLES, KINDS, compute_statistics
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from sightline.cli import app
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
@@ -37,7 +37,7 @@ def noise(row: int) -> bytes:
     return buffer.getvalue()
 
 
-def make(root: Path, labels: int, **more: Any) -> Output:
+def make(root: Path, labels: int, **more: Any) -> TaggedOutput:
     names: list[dict[str, Any]] = [{"name": f"label {row}", "threshold": 0.05} for row in range(labels)]
     names[0] = {"name": EVIL, "threshold": 0.1, "accept": 0.6}
     made: dict[str, Any] = {
@@ -55,13 +55,13 @@ def make(root: Path, labels: int, **more: Any) -> Output:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     return make(tmp_path_factory.mktemp("report") / "made", 7)
 
 
-def test_the_survey_is_what_a_slow_one_finds(output: Output) -> None:
+def test_the_survey_is_what_a_slow_one_finds(output: TaggedOutput) -> None:
     scores = np.concatenate([output.head.scores(read_embeddings(b)) for b in output.batches(["embedding"])])
-    survey = survey_output(output)
+    survey = compute_statistics(output)
     assert survey.images == len(scores) == 603
     assert survey.unlabelled == (scores < np.asarray(output.labels.thresholds(), np.float32)).all(axis=1).sum()
     logits = np.log(scores.astype(np.float64) / (1 - scores))
@@ -101,8 +101,8 @@ class Tags(HTMLParser):
         assert not any(name.startswith("on") or name == "style" for name, _ in attrs)
 
 
-def test_nothing_is_code_and_nothing_is_elsewhere(output: Output, tmp_path: Path) -> None:
-    [path] = write_report(output, survey_output(output), tmp_path / "report.html", 3.6)
+def test_nothing_is_code_and_nothing_is_elsewhere(output: TaggedOutput, tmp_path: Path) -> None:
+    [path] = write_report(output, compute_statistics(output), tmp_path / "report.html", 3.6)
     text = path.read_text()
     tags = Tags(text)
     assert tags.tags.count("script") == tags.tags.count("style") == 1
@@ -121,7 +121,7 @@ def test_nothing_is_code_and_nothing_is_elsewhere(output: Output, tmp_path: Path
 
 def test_a_thousand_labels_stand_on_pages_of_ten_megabytes(tmp_path: Path) -> None:
     output = make(tmp_path / "made", 1000, thumbnail=noise, shards=1)
-    written = write_report(output, survey_output(output), tmp_path / "out" / "report.html")
+    written = write_report(output, compute_statistics(output), tmp_path / "out" / "report.html")
     assert [path.name for path in written[:3]] == ["report.html", "002.html", "003.html"]
     assert len(written) == 10
     assert all(path.stat().st_size <= MOST_BYTES for path in written)
@@ -140,7 +140,7 @@ def test_a_thousand_labels_stand_on_pages_of_ten_megabytes(tmp_path: Path) -> No
         assert "../report.html#labels" in Tags(text).links
 
 
-def test_the_command(output: Output, tmp_path: Path) -> None:
+def test_the_command(output: TaggedOutput, tmp_path: Path) -> None:
     told = {
         "answers": 3,
         "images": 3,

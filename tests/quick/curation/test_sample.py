@@ -13,10 +13,10 @@ import pytest
 
 import curation.review.labelstudio
 from benchmarks.outputs import MadeUp, write_output
-from curation.bins import count_bins
-from curation.outputs import Output, open_output
+from curation.histogram import bin_scores
 from curation.review.labelstudio import CONFIG, write_tasks
 from curation.sample import EDGES, STRATA, allocate, draw_sample, read_sample, write_sample
+from curation.tagged_output import TaggedOutput, open_output
 from curation.truth import read_truth
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
@@ -36,7 +36,7 @@ def embed(shard: int) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     root = str(tmp_path_factory.mktemp("sample") / "made")
     labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.3})
     texts = np.eye(WIDTH, dtype=np.float32)[:3]
@@ -48,14 +48,14 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
 
 
 @pytest.fixture(scope="module")
-def scores(output: Output) -> Floats:
+def scores(output: TaggedOutput) -> Floats:
     return np.concatenate(list(output.scores()))
 
 
 def test_strata_are_those_of_the_logit() -> None:
     logits = np.array([-80, -12.5, -11.5, -0.5, 0.5, 5.5, 6.5, 50], np.float32)
     scores = np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-    bins, counts = count_bins(scores[None], EDGES)
+    bins, counts = bin_scores(scores[None], EDGES)
     assert bins[0].tolist() == [0, 0, 1, 12, 13, 18, 19, 19]
     assert counts.shape == (8, STRATA)
     assert counts[2].tolist() == [0, 1, *[0] * 18]
@@ -78,17 +78,17 @@ def test_no_stratum_is_left_out_and_none_gives_more_than_it_has() -> None:
     assert drawn[11:14].min() > 3 * drawn[:5].max()
 
 
-def test_the_sample_is_of_its_strata(output: Output, scores: Floats) -> None:
+def test_the_sample_is_of_its_strata(output: TaggedOutput, scores: Floats) -> None:
     sample = draw_sample(output, 60, seed=3)
     again = draw_sample(output, 60, seed=3)
     assert np.array_equal(sample.place, again.place)
     assert not np.array_equal(sample.place[:40], draw_sample(output, 60, seed=4).place[:40])
     assert np.array_equal(sample.score, scores[sample.place, sample.label])
-    assert np.array_equal(sample.stratum, count_bins(sample.score[None], EDGES)[0][0])
+    assert np.array_equal(sample.stratum, bin_scores(sample.score[None], EDGES)[0][0])
     for label in range(3):
         mine = sample.label == label
         assert len(set(sample.place[mine])) == mine.sum() >= 60
-        strata = count_bins(scores[:, label][None], EDGES)[0][0]
+        strata = bin_scores(scores[:, label][None], EDGES)[0][0]
         assert np.array_equal(sample.population[label], np.bincount(strata, minlength=STRATA))
         for stratum in np.unique(strata):
             weight = sample.weight[mine & (sample.stratum == stratum)]
@@ -97,13 +97,13 @@ def test_the_sample_is_of_its_strata(output: Output, scores: Floats) -> None:
 
 
 @pytest.mark.parametrize("per_label", [1, 2, 3])
-def test_a_handful_still_stands_for_all(output: Output, per_label: int) -> None:
+def test_a_handful_still_stands_for_all(output: TaggedOutput, per_label: int) -> None:
     # Every stratum gives two, also where fewer are asked for in all: with one of them kept, half the images were lost.
     assert draw_sample(output, per_label).weight.sum() == pytest.approx(3 * SHARDS * ROWS)
 
 
 def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
-    output: Output, scores: Floats, monkeypatch: pytest.MonkeyPatch
+    output: TaggedOutput, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Precision at two thresholds, recall, and the share that is right, over 300 samples."""
     monkeypatch.setattr("curation.sample._PENDING", 5_000)  # several prunings
@@ -135,7 +135,7 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     assert abs(errors["recall at 0.5"][1]) > 0.03
 
 
-def test_label_studio_takes_the_tasks_and_gives_the_answers_back(output: Output, tmp_path: Path) -> None:
+def test_label_studio_takes_the_tasks_and_gives_the_answers_back(output: TaggedOutput, tmp_path: Path) -> None:
     sample = draw_sample(output, 40)
     table = write_sample(output, sample, tmp_path / "sample", 0)
     files = write_tasks(table, output.labels, tmp_path / "sample")
@@ -180,7 +180,9 @@ def test_label_studio_takes_the_tasks_and_gives_the_answers_back(output: Output,
         read_truth(tmp_path / "export.json", output)
 
 
-def test_tasks_are_split_below_the_limits(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_split_below_the_limits(
+    output: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0)
     monkeypatch.setattr(curation.review.labelstudio, "MOST_TASKS", 50)
     monkeypatch.setattr(curation.review.labelstudio, "MOST_BYTES", 9_000)
@@ -192,7 +194,7 @@ def test_tasks_are_split_below_the_limits(output: Output, tmp_path: Path, monkey
     assert curation.review.labelstudio.MOST_TASKS <= 100_000
 
 
-def test_images_without_thumbnails(output: Output, tmp_path: Path) -> None:
+def test_images_without_thumbnails(output: TaggedOutput, tmp_path: Path) -> None:
     row = write_sample(output, draw_sample(output, 1), tmp_path / "sample", 0).slice(0, 1)
     bare = row.set_column(row.column_names.index("thumbnail"), "thumbnail", pa.nulls(1, pa.binary()))
     for source in ("https://example.test/a.jpg", "s3://bucket/a.png"):
@@ -203,7 +205,7 @@ def test_images_without_thumbnails(output: Output, tmp_path: Path) -> None:
         write_tasks(bare, output.labels, tmp_path)
 
 
-def test_a_sample_is_never_overwritten(output: Output, tmp_path: Path) -> None:
+def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> None:
     sample = draw_sample(output, 5)
     table = write_sample(output, sample, tmp_path / "sample", 0)
     read, about = read_sample(tmp_path / "sample")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.outputs import MadeUp, write_output
-from curation.outputs import Output, open_output, read_embeddings
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from curation.truth import Truth, read_truth
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
@@ -25,7 +25,7 @@ def key(row: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
+def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     root = tmp_path_factory.mktemp("outputs") / "made"
     labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.001})
     write_output(
@@ -44,14 +44,14 @@ def told(truth: Truth) -> set[tuple[str, str, bool, float]]:
     return {(truth.keys[image], NAMES[label], bool(right), float(weight)) for image, label, right, weight in answers}
 
 
-def test_rows_are_taken_as_they_were_asked(output: Output) -> None:
+def test_rows_are_taken_as_they_were_asked(output: TaggedOutput) -> None:
     whole = pa.Table.from_batches(output.batches(["id", "key", "embedding"], rows=7))
     places = [120, 0, 51, 120, 49]
     assert output.take(places, ["id", "key", "embedding"]).equals(whole.take(places))
     assert output.take([], ["key"]).num_rows == 0
 
 
-def test_answers_count_once_and_the_last_one_counts(output: Output, tmp_path: Path) -> None:
+def test_answers_count_once_and_the_last_one_counts(output: TaggedOutput, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"key": "0003", "label": "cat", "answer": "wrong"},
         {"key": "0100", "label": "dog", "answer": "wrong", "weight": 2.5},
@@ -69,7 +69,7 @@ def test_answers_count_once_and_the_last_one_counts(output: Output, tmp_path: Pa
     assert np.array_equal(truth.logits(output), output.head.logits(truth.embeddings)[truth.image, truth.label])
 
 
-def test_one_truth_in_three_formats_by_any_name(output: Output, tmp_path: Path) -> None:
+def test_one_truth_in_three_formats_by_any_name(output: TaggedOutput, tmp_path: Path) -> None:
     rows = pa.Table.from_batches(output.batches(["id", "key", "sha256"])).slice(10, 3).to_pylist()
     said = [["cat"], [], ["dog", "bird"]]
     tables = []
@@ -88,7 +88,7 @@ def test_one_truth_in_three_formats_by_any_name(output: Output, tmp_path: Path) 
     assert sum(right for _, _, right, _ in told(tables[0])) == 3
 
 
-def test_one_label_an_image_excludes_the_others(output: Output, tmp_path: Path) -> None:
+def test_one_label_an_image_excludes_the_others(output: TaggedOutput, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("key,label\n0010,cat\n0011,dog\n")
     truth = read_truth(tmp_path / "truth.csv", output)
     assert truth.exclusive
@@ -120,14 +120,14 @@ def test_one_label_an_image_excludes_the_others(output: Output, tmp_path: Path) 
         ("a.parquet", "none", "cannot be read"),
     ],
 )
-def test_what_is_no_truth(output: Output, tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_what_is_no_truth(output: TaggedOutput, tmp_path: Path, name: str, content: str | None, said: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=said):
         read_truth(tmp_path / name, output)
 
 
-def test_what_is_no_finished_output(output: Output, tmp_path: Path) -> None:
+def test_what_is_no_finished_output(output: TaggedOutput, tmp_path: Path) -> None:
     root = Path(output.uri)
     with pytest.raises(ConfigError, match="no finished output"):
         open_output(str(tmp_path))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from siglip.scoring import Floats
 
 
-def count_bins(scores: Floats, edges: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def bin_scores(scores: Floats, edges: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The bin of each score (N, L), and how many of each label's scores are in each: (N, L) and (L, bins).
 
     `edges` are logits; the first and the last bin hold what is beyond them. By the logit of the score and not of the

@@ -26,11 +26,11 @@ from storage.settings import ConfigError
 from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join
 
 ID = "id"
-"""The column that `Output.batches` adds: `<shard>/<row>`, which no other image of the output has."""
+"""The column that `TaggedOutput.batches` adds: `<shard>/<row>`, which no other image of the output has."""
 
 
 @dataclass(frozen=True)
-class Output:
+class TaggedOutput:
     """A finished output: what the manifest of its last run names, and nothing that came after.
 
     `rows` images are tagged and `rejected` are not, `width` is the embeddings' D.
@@ -175,7 +175,7 @@ def _with_id(rows: Any, file: dict[str, Any], columns: Sequence[str]) -> Any:
     return rows.select(list(columns))
 
 
-def open_output(uri: str) -> Output:
+def open_output(uri: str) -> TaggedOutput:
     """A finished output at a folder or s3:// prefix.
 
     Raises `ConfigError` where there is none, where a run is not finished, and for files that are damaged;
@@ -196,7 +196,7 @@ def open_output(uri: str) -> Output:
         raise ConfigError(f"{root}: its labels.parquet is of another model than its fingerprint.json")
     if not any(file["path"].startswith("data/") for file in manifest["files"]):
         raise ConfigError(f"{root} has no tagged image in it")
-    return Output(root, store, manifest, fingerprint, table)
+    return TaggedOutput(root, store, manifest, fingerprint, table)
 
 
 def read_embeddings(batch: pa.RecordBatch) -> Floats:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.bins import count_bins, rank_within
-from curation.outputs import ID, Output
+from curation.histogram import bin_scores, rank_within
+from curation.tagged_output import ID, TaggedOutput
 from siglip.heads import accept_bars
 from siglip.scoring import Floats
 
@@ -30,7 +30,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class LabelSurvey:
+class LabelStatistics:
     """One label over the whole output.
 
     `given` images reach its threshold, and `accepted` of them the score from which it is sure (0 where it has none);
@@ -49,16 +49,16 @@ class LabelSurvey:
 
 
 @dataclass(frozen=True)
-class Survey:
+class OutputStatistics:
     """All labels, in the set's order, and a few of the rejected rows by reason: key, source, detail."""
 
     images: int
-    labels: list[LabelSurvey]
+    labels: list[LabelStatistics]
     rejects: dict[str, list[dict[str, Any]]]
     unlabelled: int
 
 
-def survey_output(output: Output) -> Survey:
+def compute_statistics(output: TaggedOutput) -> OutputStatistics:
     """InputStats at every image once, with flat memory. `unlabelled` images reach no threshold. Raises `StoreError`."""
     labels = output.labels
     thresholds = labels.thresholds()
@@ -74,13 +74,13 @@ def survey_output(output: Output) -> Survey:
         given += passes.sum(axis=0)
         accepted += (passes & (scores >= sure)).sum(axis=0)
         unlabelled += int((~passes.any(axis=1)).sum())
-        histogram += count_bins(scores, EDGES)[1]
+        histogram += bin_scores(scores, EDGES)[1]
         best["surest"].add(first, scores)
         best["just given"].add(first, np.where(passes, -scores, -np.inf))
         best["just missed"].add(first, np.where(passes, -np.inf, scores))
         first += len(scores)
     found = [
-        LabelSurvey(
+        LabelStatistics(
             label.name,
             thresholds[row],
             label.accept,
@@ -91,7 +91,7 @@ def survey_output(output: Output) -> Survey:
         )
         for row, label in enumerate(labels.names)
     ]
-    return Survey(first, found, _find_rejects(output), unlabelled)
+    return OutputStatistics(first, found, _find_rejects(output), unlabelled)
 
 
 class _Best:
@@ -126,7 +126,7 @@ class _Best:
         ]
 
 
-def _find_rejects(output: Output) -> dict[str, list[dict[str, Any]]]:
+def _find_rejects(output: TaggedOutput) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {reason: [] for reason in output.manifest["reasons"]}
     for batch in output.rejects([ID, "key", "source", "reason", "detail"]):
         for row in batch.to_pylist():
