@@ -14,7 +14,7 @@ from serve.http.responses import JSONReply, documented
 from serve.schemas import Health
 from serve.service import Service
 
-PLAYGROUND = Path(__file__).parent / "playground"
+PLAYGROUND = Path(__file__).parents[1] / "playground"
 READY_SECONDS = 1.0
 """For how long an answer of `/readyz` holds: probing it costs the model next to nothing."""
 POLICY = (
