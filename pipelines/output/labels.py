@@ -24,7 +24,7 @@ from siglip.scoring import Floats, Scale
 from storage.store import Store, StoreError, join
 
 _NAME = "labels.parquet"
-_KEY = b"sightline.commands.labels"
+_KEY = b"sightline.labels"
 
 
 @dataclass(frozen=True)
