@@ -1,4 +1,4 @@
-"""Finished outputs of `sightline tag`, read in one pass: their rows, their embeddings, the head that scored them."""
+"""Reader of a finished output of `sightline tag`: its rows, its embeddings, and the head that scored them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from storage.settings import ConfigError
 from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join
 
 ID = "id"
-"""The column that `TaggedOutput.batches` adds: `<shard>/<row>`, which no other image of the output has."""
+"""Name of the column that `TaggedOutput` adds when it is requested: `<shard>/<row>`, unique within the output."""
 
 
 @dataclass(frozen=True)
 class TaggedOutput:
-    """A finished output: what the manifest of its last run names, and nothing that came after.
+    """A finished output, read-only: the files that the manifest of its last run names.
 
-    `rows` images are tagged and `rejected` are not, `width` is the embeddings' D.
+    Files that a later run writes are not seen: open the output again to see them. A row's *position* is its index in
+    the order of `batches`, which is always the same order for the same manifest.
     """
 
     uri: str
@@ -44,7 +45,7 @@ class TaggedOutput:
 
     @property
     def format(self) -> OutputFormat:
-        """The schema of its files."""
+        """The schema of the output's data and reject files."""
         made = self.fingerprint
         return OutputFormat(
             self.width,
@@ -56,68 +57,86 @@ class TaggedOutput:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of `data/`."""
+        """The names of the columns in `data/`. The `id` column is not stored and not among them."""
         return list(self.format.data_schema().names)
 
     @property
     def labels(self) -> LabelSet:
-        """The label set that its images were asked."""
+        """The label set that the images were scored with."""
         return self.table.labels
 
     @property
     def head(self) -> Head:
-        """What scored its embeddings: `head.scores(read_embeddings(batch))` gives every label's score."""
+        """The head that scored the embeddings: `head.scores(read_embeddings(batch))` gives float32 (N, L) scores."""
         return self.table.head
 
     @property
     def model(self) -> str:
-        """The model's source, as the run was configured. It may since be gone."""
+        """The model's source, as the run's config named it. The checkpoint may no longer be there."""
         return self.table.model.source
 
     @property
     def weights(self) -> str:
-        """The model's digest."""
+        """The digest that identifies the model's weights."""
         return self.table.weights
 
     @property
     def width(self) -> int:
-        """The embeddings' dimensions."""
+        """The number of dimensions D of an embedding."""
         return int(self.head.vectors.shape[1])
 
     @property
     def rows(self) -> int:
-        """The images that were tagged."""
+        """The number of tagged images."""
         return int(self.manifest["rows_tagged"])
 
     @property
     def rejected(self) -> int:
-        """The images that were not."""
+        """The number of rejected images."""
         return int(self.manifest["rows_rejected"])
 
     def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
-        """The tagged rows' `columns`, `id` among them if asked, always in the same order, at most `rows` at a time.
+        """Yield the tagged rows as record batches of at most `rows` rows, always in the same order.
 
-        No more than a row group's wanted columns are in memory. Raises `StoreError`.
+        `columns` may include `id`. Memory holds the requested columns of one row group at a time. Raises `StoreError`.
         """
         for file in self._files("data"):
             yield from self._read(file, columns, rows)
 
     def scores(self, head: Head | None = None) -> Iterator[Floats]:
-        """All labels' scores of all images, float32 (N, L) at a time, by the output's head or another. One pass."""
+        """Yield the scores of all labels for all images, float32 (N, L) for each batch, in one pass.
+
+        Uses the output's own head unless `head` is given.
+        """
         for batch in self.batches(["embedding"]):
             yield (head or self.head).scores(read_embeddings(batch))
 
     def rejects(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
-        """The rejected rows' `columns` (key, source, row, stage, reason, detail, id), likewise."""
+        """Yield the rejected rows, as `batches` does. Columns: key, source, row, stage, reason, detail, id."""
         for file in self._files("rejects"):
             yield from self._read(file, columns, rows)
 
-    def take(self, places: Sequence[int] | NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-        """The `columns` of the rows at these places in the order of `batches`, as the places stand.
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read all tagged rows into one table, in the order of `batches`.
 
-        Only the row groups that hold one are read: cheap for few rows, and all of it is held in memory.
+        `columns` are all columns of `data/` by default and may include `id`. The whole table is held in memory: a
+        million embeddings of 768 float32 take 3 GB. Use `batches` for an output that is larger than memory.
+
+        Raises `ConfigError` for a column that the output does not have, and `StoreError`.
         """
-        wanted = np.asarray(places, np.int64)
+        wanted = self.columns if columns is None else list(columns)
+        if unknown := [name for name in wanted if name != ID and name not in self.columns]:
+            known = ", ".join([ID, *self.columns])
+            raise ConfigError(f"{self.uri} has no column {unknown[0]!r}: its columns are {known}")
+        return pa.Table.from_batches(self.batches(wanted))
+
+    def take(self, positions: Sequence[int] | NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Read the rows at some positions into one table, in the order of `positions`, which may repeat.
+
+        Reads only the row groups that hold one of the rows, so that a few rows cost little. The result is held in
+        memory. Raises `StoreError`.
+        """
+        wanted = np.asarray(positions, np.int64)
         order = np.argsort(wanted, kind="stable")
         found: list[pa.Table] = []
         first = 0
@@ -149,7 +168,7 @@ class TaggedOutput:
 
     @contextmanager
     def _open(self, file: dict[str, Any]) -> Iterator[pq.ParquetFile]:
-        # By its size alone: a file's name is its own for ever, and a copy of the output has other ETags.
+        # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
         entry = Entry(join(self.uri, file["path"]), file["bytes"], "")
         try:
             with StoreFile(self.store, entry) as raw, pq.ParquetFile(raw) as parquet:
@@ -176,10 +195,10 @@ def _with_id(rows: Any, file: dict[str, Any], columns: Sequence[str]) -> Any:
 
 
 def open_output(uri: str) -> TaggedOutput:
-    """A finished output at a folder or s3:// prefix.
+    """Open the finished output at a folder or an s3:// prefix.
 
-    Raises `ConfigError` where there is none, where a run is not finished, and for files that are damaged;
-    `storage.store.Unreachable` where the store does not answer.
+    Raises `ConfigError` when there is no output, when its run is not finished, and when its metadata files are
+    damaged; `storage.store.Unreachable` when the store does not answer.
     """
     root = absolute(uri).rstrip("/")
     try:
@@ -189,21 +208,21 @@ def open_output(uri: str) -> TaggedOutput:
     except Unreachable:
         raise
     except NotFound as error:
-        raise ConfigError(f"{root} is no finished output of `sightline tag`: {error}") from error
+        raise ConfigError(f"{root} is not a finished output of `sightline tag`: {error}") from error
     except StoreError as error:
         raise ConfigError(str(error)) from error
     if table.weights != fingerprint.get("model.weights"):
-        raise ConfigError(f"{root}: its labels.parquet is of another model than its fingerprint.json")
+        raise ConfigError(f"{root}: labels.parquet and fingerprint.json name different models")
     if not any(file["path"].startswith("data/") for file in manifest["files"]):
-        raise ConfigError(f"{root} has no tagged image in it")
+        raise ConfigError(f"{root} contains no tagged image")
     return TaggedOutput(root, store, manifest, fingerprint, table)
 
 
 def read_embeddings(batch: pa.RecordBatch) -> Floats:
-    """A batch's `embedding` column as float32 (N, D) of unit norm.
+    """Read a batch's `embedding` column as float32 (N, D) of unit norm.
 
-    float32 is taken as it is stored, bit for bit. float16 is normalised again: its rounding moves the norm by up to
-    5e-4, which at a scale of 117 would be 0.06 of a logit.
+    float32 embeddings are returned bit for bit as stored. float16 embeddings are normalised again, because rounding to
+    float16 moves the norm by up to 5e-4, which is 0.06 of a logit at a logit scale of 117.
     """
     column = batch["embedding"]
     stored = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
@@ -214,7 +233,7 @@ def read_embeddings(batch: pa.RecordBatch) -> Floats:
 
 
 def shard_of(path: str) -> str:
-    """The shard that a data or reject file is of, by its path in the output."""
+    """The name of the shard that a data or reject file belongs to, taken from its path in the output."""
     return path.rpartition("/")[2].rpartition("-")[0].partition(".")[0]
 
 
@@ -225,5 +244,5 @@ def _read_state(store: Store, root: str) -> tuple[dict[str, Any], dict[str, Any]
     told = manifest["shards"], manifest["generations"]
     whole = manifest["planned_shards"] == manifest["shards"] and (len(commits), sum(commits.values())) == told
     if manifest["waiting"] or not whole:
-        raise ConfigError(f"{root} is not finished: run `sightline tag` again, which does what is left")
+        raise ConfigError(f"{root} is not finished: run `sightline tag` again to tag the remaining shards")
     return manifest, fingerprint

@@ -147,7 +147,7 @@ def test_killed_and_run_again_nothing_is_lost_or_doubled(tagged: Path, tmp_path:
     _, alive = psutil.wait_procs(workers, timeout=60)  # one of them may still commit
     assert not alive
     before = len(list(commits.glob("*"))) if commits.exists() else 0
-    with pytest.raises(ConfigError, match=r"not finished|no finished output"):
+    with pytest.raises(ConfigError, match=r"not finished|not a finished output"):
         open_output(str(target))
     shards, _, _ = retag(tagged, target, OTHER)
     assert shards == 6 - before
@@ -231,7 +231,7 @@ def test_what_is_refused_ends_with_a_line_and_writes_nothing(tagged: Path, tmp_p
     labels = tmp_path / "labels.yaml"
     labels.write_text(yaml.safe_dump({"names": ["a new label"]}))
     init_checkpoint(tmp_path / "model", "tiny", 7)
-    assert "no finished output" in refuse(str(tmp_path / "nowhere"), "--labels", str(labels))
+    assert "not a finished output" in refuse(str(tmp_path / "nowhere"), "--labels", str(labels))
     other = refuse(str(tagged), "--labels", str(labels), "--model", str(tmp_path / "model"))
     assert "name the checkpoint that tagged it" in other
     assert "does not exist" in refuse(str(tagged), "--labels", str(tmp_path / "none.yaml"))

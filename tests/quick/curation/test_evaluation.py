@@ -232,5 +232,5 @@ def test_commands_end_to_end(output: TaggedOutput, tmp_path: Path) -> None:
         assert LabelSet.model_validate(str(target)).label_names() == names
         refused = CliRunner().invoke(app, [command, str(tmp_path), "--truth", str(file), "--labels-out", "none.yaml"])
         assert refused.exit_code == 2
-        assert "no finished output" in refused.stderr
+        assert "not a finished output" in refused.stderr
         assert not Path("none.yaml").exists()

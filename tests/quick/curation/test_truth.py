@@ -44,13 +44,6 @@ def told(truth: Truth) -> set[tuple[str, str, bool, float]]:
     return {(truth.keys[image], NAMES[label], bool(right), float(weight)) for image, label, right, weight in answers}
 
 
-def test_rows_are_taken_as_they_were_asked(output: TaggedOutput) -> None:
-    whole = pa.Table.from_batches(output.batches(["id", "key", "embedding"], rows=7))
-    places = [120, 0, 51, 120, 49]
-    assert output.take(places, ["id", "key", "embedding"]).equals(whole.take(places))
-    assert output.take([], ["key"]).num_rows == 0
-
-
 def test_answers_count_once_and_the_last_one_counts(output: TaggedOutput, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"key": "0003", "label": "cat", "answer": "wrong"},
@@ -125,30 +118,3 @@ def test_what_is_no_truth(output: TaggedOutput, tmp_path: Path, name: str, conte
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=said):
         read_truth(tmp_path / name, output)
-
-
-def test_what_is_no_finished_output(output: TaggedOutput, tmp_path: Path) -> None:
-    root = Path(output.uri)
-    with pytest.raises(ConfigError, match="no finished output"):
-        open_output(str(tmp_path))
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for folder in ("commits", "data", "plan"):
-        (copy / folder).symlink_to(root / folder)
-    manifest = json.loads((root / "manifest.json").read_text())
-    (copy / "fingerprint.json").write_bytes((root / "fingerprint.json").read_bytes())
-    (copy / "labels.parquet").write_bytes((root / "labels.parquet").read_bytes())
-    for change, said in (
-        ({"shards": 2}, "is not finished"),
-        ({"waiting": [{}]}, "is not finished"),
-        ({"generations": 1}, "is not finished"),
-        ({"files": []}, "no tagged image"),
-    ):
-        (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
-        with pytest.raises(ConfigError, match=said):
-            open_output(str(copy))
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert open_output(str(copy)).rows == 153
-    (copy / "labels.parquet").write_bytes(b"none")
-    with pytest.raises(ConfigError, match=r"labels\.parquet is damaged"):
-        open_output(str(copy))

@@ -1,0 +1,91 @@
+"""The reader of finished outputs: tables, rows by position, and outputs that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+
+from benchmarks.outputs import MadeUp, write_output
+from curation.tagged_output import TaggedOutput, open_output
+from siglip.labels import LabelSet
+from storage.settings import ConfigError
+from tests.support.vectors import draw_vectors
+
+ROWS = (50, 51, 52)
+"""The tagged rows of each shard."""
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
+    root = str(tmp_path_factory.mktemp("tagged") / "made")
+    labels = LabelSet.model_validate({"names": ["cat", "dog", "bird"], "threshold": 0.001})
+    write_output(
+        root,
+        MadeUp(
+            labels,
+            draw_vectors(3, 16, 1),
+            len(ROWS),
+            lambda shard: draw_vectors(ROWS[shard], 16, shard),
+            reject=lambda shard: ["truncated"] * shard,
+        ),
+    )
+    return open_output(root)
+
+
+def test_to_arrow_has_all_tagged_rows_and_all_columns(output: TaggedOutput) -> None:
+    table = output.to_arrow()
+    assert table.column_names == output.columns
+    assert "id" not in table.column_names
+    assert table.num_rows == output.rows == sum(ROWS)
+    stored = pyarrow.dataset.dataset(Path(output.uri) / "data").to_table()
+    assert table.sort_by("key").equals(stored.select(output.columns).sort_by("key"))
+
+
+def test_to_arrow_has_the_requested_columns_in_their_order(output: TaggedOutput) -> None:
+    table = output.to_arrow(["labels", "id", "key"])
+    assert table.column_names == ["labels", "id", "key"]
+    assert table.equals(pa.Table.from_batches(output.batches(["labels", "id", "key"], rows=7)))
+    assert len(set(table["id"].to_pylist())) == output.rows
+
+
+def test_to_arrow_names_a_column_that_the_output_does_not_have(output: TaggedOutput) -> None:
+    with pytest.raises(ConfigError, match=r"has no column 'embeddings': its columns are id, .*embedding"):
+        output.to_arrow(["key", "embeddings"])
+
+
+def test_take_returns_rows_in_the_requested_order(output: TaggedOutput) -> None:
+    whole = output.to_arrow(["id", "key", "embedding"])
+    positions = [120, 0, 51, 120, 49]
+    assert output.take(positions, ["id", "key", "embedding"]).equals(whole.take(positions))
+    assert output.take([], ["key"]).num_rows == 0
+
+
+def test_unfinished_and_damaged_outputs_are_refused(output: TaggedOutput, tmp_path: Path) -> None:
+    root = Path(output.uri)
+    with pytest.raises(ConfigError, match="not a finished output"):
+        open_output(str(tmp_path))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for folder in ("commits", "data", "plan"):
+        (copy / folder).symlink_to(root / folder)
+    manifest = json.loads((root / "manifest.json").read_text())
+    (copy / "fingerprint.json").write_bytes((root / "fingerprint.json").read_bytes())
+    (copy / "labels.parquet").write_bytes((root / "labels.parquet").read_bytes())
+    for change, message in (
+        ({"shards": 2}, "is not finished"),
+        ({"waiting": [{}]}, "is not finished"),
+        ({"generations": 1}, "is not finished"),
+        ({"files": []}, "no tagged image"),
+    ):
+        (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ConfigError, match=message):
+            open_output(str(copy))
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert open_output(str(copy)).rows == sum(ROWS)
+    (copy / "labels.parquet").write_bytes(b"none")
+    with pytest.raises(ConfigError, match=r"labels\.parquet is damaged"):
+        open_output(str(copy))
