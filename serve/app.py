@@ -1,10 +1,11 @@
 """The endpoint as a Ray Serve application: ingress deployments that speak HTTP, and model replicas.
 
-serve deploy configs/serve.yaml        in a cluster, with Ray's own tool
+serve deploy configs/serve.yaml        in a cluster, with Ray's own command
 sightline serve configs/endpoint.yaml  on this machine
 """
 
-# No postponed annotations: Ray Serve makes an EndpointConfig of a file's `args` because it finds the class in `build`.
+# No `from __future__ import annotations`: Ray Serve makes an EndpointConfig of a file's `args` because it finds the
+# class itself, and not its name, in the signature of `build`.
 
 from fastapi import FastAPI
 from ray import serve as rayserve
@@ -14,42 +15,45 @@ from ray.serve.handle import DeploymentHandle
 from serve.config import EndpointConfig, ProcessCount
 from serve.http.app import make_app
 from serve.rayserve import haproxy
-from serve.rayserve.ports import make_private
+from serve.rayserve.internals import LateIngress, restrict_replica_port
 from serve.rayserve.remote import RemoteModel
 from serve.service import CALLS_PER_REPLICA
 
 HEALTH_SECONDS = 30.0
-"""How long a replica's health check may take: a busy model comes to it after the batches before."""
+"""How long a replica's health check may take: a busy model runs the batches that were there first."""
 DRAIN_SECONDS = 60.0
-"""How long a replica that is to stop may take to finish what it holds."""
+"""How long a replica that is told to stop may take to finish the requests that it holds."""
 INGRESS_BUSY = 32
-"""Requests under way at which an ingress has as much to do as it can: what one holds when its core is all taken."""
+"""Ongoing requests per ingress that autoscaling aims at: about as many as an ingress holds when its core is fully
+used."""
 METRICS_SECONDS, LOOK_BACK_SECONDS = 2.0, 10.0
-"""How often processes tell what they have under way, and over how long that is averaged: Ray Serve's 10 and 30 s would
-be most of a short wave of requests."""
+"""How often processes report their ongoing calls, and over how long autoscaling averages the reports. Ray Serve's
+defaults, 10 and 30 s, are about as long as a short wave of requests."""
 INGRESS_REQUESTS = 1024
-"""Requests that Ray Serve hands to an ingress at once. Its own gate refuses with more sense, and comes first."""
+"""Requests that Ray Serve gives to an ingress at the same time. The ingress's own admission control refuses earlier,
+and with better error messages."""
 
 
-class Ingress:
-    """Ray Serve's deployment of `make_app`."""
+class Ingress(LateIngress):
+    """Ray Serve deployment of `make_app`."""
 
     def __init__(self, config: EndpointConfig, model: DeploymentHandle) -> None:
         self._config = config
         self._model = model
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._config, RemoteModel(self._model), haproxy.enabled())
+    def build_app(self) -> FastAPI:
+        """Return the HTTP application, with the model behind its handle."""
+        return make_app(self._config, RemoteModel(self._model), haproxy.is_enabled())
 
 
 def build(args: EndpointConfig) -> Application:
-    """The Ray Serve application: ingresses that speak HTTP and decode, replicas that run the model."""
-    from serve.rayserve.replica import ModelServer  # not in the ingress's process
+    """Return the Ray Serve application: ingresses that speak HTTP and decode images, and replicas of the model."""
+    from serve.rayserve.replica import ModelServer  # here, so that an ingress's process does not import it
 
     logging = {"encoding": "JSON", "enable_access_log": False}
     replicas, ingress = args.replicas, args.ingress
     model = rayserve.deployment(
-        make_private(ModelServer),
+        restrict_replica_port(ModelServer),
         name="model",
         **_scale(replicas, CALLS_PER_REPLICA),
         ray_actor_options={
@@ -66,7 +70,7 @@ def build(args: EndpointConfig) -> Application:
         logging_config=logging,
     )
     front = rayserve.deployment(
-        rayserve.ingress()(make_private(Ingress)),
+        rayserve.ingress()(restrict_replica_port(Ingress)),
         name="ingress",
         **_scale(ingress, INGRESS_BUSY),
         ray_actor_options={
@@ -85,10 +89,10 @@ def build(args: EndpointConfig) -> Application:
 
 
 def _scale(scaling: ProcessCount, busy: int) -> dict[str, object]:
-    """Ray Serve's arguments for so many processes, of which there are more when each has `busy` calls under way.
+    """Return Ray Serve's arguments for the number of processes. Autoscaling aims at `busy` ongoing calls per process.
 
-    Calls are what Ray Serve counts, whatever is in them: an ingress makes one of each batch, and has no more than
-    `CALLS_PER_REPLICA` under way for each replica that there may be.
+    Ray Serve counts calls, however many items a call holds. An ingress makes one call per batch, and has at most
+    `CALLS_PER_REPLICA` ongoing calls for each replica that there may be.
     """
     if scaling.largest == scaling.min:
         return {"num_replicas": scaling.min}

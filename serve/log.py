@@ -1,6 +1,10 @@
-"""The endpoint's logger. Below Ray Serve's, whose handlers write JSON with the request id into the replica's log file:
-a logger of any other name reaches no handler there, and its messages are seen by nobody."""
+"""The endpoint's logger, below Ray Serve's: Ray Serve's handlers add the request id and write the replica's log file.
+
+In a replica, a logger of any other name reaches no handler, and its messages are lost.
+"""
 
 import logging
 
-log = logging.getLogger("ray.serve.sightline")
+from serve.rayserve.internals import LOGGER
+
+log = logging.getLogger(f"{LOGGER}.sightline")

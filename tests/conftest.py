@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from serve.rayserve import haproxy
-from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve import haproxy, internals
+from serve.rayserve.proxy import CALLBACK_PATH
 from tests.support.ray_cluster import RayCluster
 from tests.support.stores.radosgw import Radosgw, why_not
 
@@ -29,13 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Ray Serve reads its environment when it is first imported, which test files do when they are."""
     folder = TemporaryDirectory(prefix="sl-", dir="/tmp")
     config.add_cleanup(folder.cleanup)
-    os.environ.update({CALLBACK: CALLBACK_PATH, **haproxy.environment(Path(folder.name), 30)})
+    os.environ.update({internals.PROXY_CALLBACK: CALLBACK_PATH, **haproxy.make_environment(Path(folder.name), 30)})
     # A replica that stops waits for load balancers to hear of it: 30 s, and here there is none but HAProxy.
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "5"
     # Tests that run at the same time, in processes of pytest's, have a Ray Serve each, and would share these ports.
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(8500 + number)
-    os.environ.update(haproxy.choose_ingress_ports(number))
+    os.environ.update(internals.fallback_port(8500 + number) | internals.ingress_ports(number))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,7 +87,7 @@ def ray_cluster(store_env: dict[str, str]) -> Iterator[RayCluster]:
     Their processes have a pod's environment: the S3 server's address and keys, where there is one, and Serve's hook. A
     test that ends a node brings up another of its kind. A file has one of its own: idle, it takes 2 GB.
     """
-    with RayCluster({**store_env, CALLBACK: CALLBACK_PATH}) as cluster:
+    with RayCluster({**store_env, internals.PROXY_CALLBACK: CALLBACK_PATH}) as cluster:
         cluster.add_worker("readers", 2)
         cluster.add_worker("actors", 1, gpus=1)
         yield cluster

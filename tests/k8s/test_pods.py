@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from serve.admission.auth import new_key
-from serve.rayserve import haproxy
-from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve import haproxy, internals
+from serve.rayserve.proxy import CALLBACK_PATH
 from tests.k8s.support.pods import PODS, Network, open_network
 from tests.k8s.support.schemas import ROOT
 from tests.ray.test_cluster import PER_TAR, make_tars
@@ -53,8 +53,8 @@ class Pods:
         own.mkdir(exist_ok=True)
         return {
             **os.environ,
-            **haproxy.environment(own, 30),
-            CALLBACK: CALLBACK_PATH,
+            **haproxy.make_environment(own, 30),
+            internals.PROXY_CALLBACK: CALLBACK_PATH,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,

@@ -18,8 +18,8 @@ import yaml
 from jsonschema import ValidationError
 
 from serve.config import EndpointConfig
-from serve.rayserve import haproxy
-from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve import internals
+from serve.rayserve.proxy import CALLBACK_PATH
 from tests.k8s.support.schemas import COMPACT, ROOT, check, compact, find_kubectl, pods, render
 
 K8S = ROOT / "k8s"
@@ -396,9 +396,9 @@ def test_serve_settings_and_pods_fit(overlays: dict[str, list[dict[str, Any]]], 
     assert config.replicas.largest <= group["maxReplicas"]
     for where, template in pods(service["rayClusterConfig"]):
         given = {entry["name"]: entry["value"] for entry in template["spec"]["containers"][0]["env"]}
-        assert given[CALLBACK] == CALLBACK_PATH, where
-        assert given[haproxy.ENABLED] == "1", where
-        assert given[haproxy.BINARY] == "/opt/sightline/haproxy", where
+        assert given[internals.PROXY_CALLBACK] == CALLBACK_PATH, where
+        assert given[internals.ENABLE_HAPROXY] == "1", where
+        assert given[internals.HAPROXY_BINARY] == "/opt/sightline/haproxy", where
         assert int(given["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) > config.limits.deadline_s, where
     mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
     assert str(config.auth.keys_file).startswith(mounts[0]["mountPath"])

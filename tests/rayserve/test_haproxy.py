@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from serve.rayserve.haproxy import choose_ingress_ports
+from serve.rayserve.internals import ingress_ports
 from tests.support.endpoint import EXAMPLE, data_uri, shape_png
 from tests.support.ports import free_port
 from tests.support.ray_cluster import SIGHTLINE
@@ -27,7 +27,7 @@ def serve(host: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, ready. Yields its process and its URL."""
     port = free_port()
     command = [SIGHTLINE, "serve", str(EXAMPLE), "--host", host, "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name not in choose_ingress_ports(port)}
+    environment = {name: value for name, value in os.environ.items() if name not in ingress_ports(port)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -52,7 +52,7 @@ def test_strangers_forgers_and_dawdlers_and_a_stop_that_loses_nothing() -> None:
             answer = client.get("/v1/models", headers={"Host": "rebound.example"})
             assert answer.json()["error"]["code"] == "loopback_only"
         # An ingress that is asked past HAProxy is told of no peer, and answers nobody.
-        first, last = map(int, choose_ingress_ports(port).values())
+        first, last = map(int, ingress_ports(port).values())
         direct = [number for number in range(first, min(first + 10, last)) if speaks_http(number)]
         assert direct, "the ingress listens on one of this endpoint's ports"
         for number in direct:

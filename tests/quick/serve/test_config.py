@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from serve.app import build
 from serve.config import EndpointConfig, load_endpoint
-from serve.rayserve.proxy import CALLBACK, CALLBACK_PATH
+from serve.rayserve.internals import PROXY_CALLBACK
+from serve.rayserve.proxy import CALLBACK_PATH
 from sightline.cli import app
 from sightline.demo.shapes import LABELS
 from storage.settings import ConfigError
@@ -32,7 +33,7 @@ def test_the_serve_config_file_is_the_endpoint_of_the_example() -> None:
     assert isinstance(config, EndpointConfig)
     assert config == load_endpoint(CONFIGS / "endpoint.yaml")
     assert config.label_sets["shapes"].label_names() == list(LABELS)
-    assert CALLBACK in (CONFIGS / "serve.yaml").read_text()
+    assert PROXY_CALLBACK in (CONFIGS / "serve.yaml").read_text()
     assert CALLBACK_PATH in (CONFIGS / "serve.yaml").read_text()
 
 

@@ -1,9 +1,10 @@
-"""HAProxy's configuration as Ray Serve writes it, and what becomes of it."""
+"""HAProxy's configuration: as Ray Serve writes it, and after `harden_config`."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,13 +13,14 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 
 from serve.config import EndpointConfig
-from serve.rayserve.haproxy import ENABLED, PEER, REFUSED, harden, launcher, refusal
+from serve.rayserve.haproxy import PEER, REFUSED, TEMPLATE_LINES, find_launcher, harden_config, make_refusal
+from serve.rayserve.internals import ENABLE_HAPROXY, ingress_ports
 from sightline.commands.serving import _set_environment
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """The file that this version of Ray writes for an application with one ingress."""
+    """The file that the installed Ray writes for an application with one ingress."""
     server = ServerConfig(name="one", host="127.0.0.1", port=30000)
     backend = BackendConfig(name="sightline", path_prefix="/", app_name="sightline", servers=[server])
     config = HAProxyConfig(
@@ -33,14 +35,21 @@ def written(tmp_path: Path) -> Path:
     api = HAProxyApi(config, {"sightline": backend}, config_file_path=str(path))
     api._generate_config_file_internal()
     for status in REFUSED:
-        (tmp_path / f"{status}.http").write_bytes(refusal(status))
+        (tmp_path / f"{status}.http").write_bytes(make_refusal(status))
     return path
 
 
-def test_only_the_endpoint_listens_and_it_tells_the_peer(written: Path) -> None:
+@pytest.mark.parametrize("start", TEMPLATE_LINES)
+def test_ray_writes_each_line_that_is_hardened(written: Path, start: str) -> None:
+    lines = [line.strip() for line in written.read_text().splitlines()]
+    message = f"Ray {version('ray')} writes no HAProxy line that starts with {start!r}: see serve/rayserve/haproxy.py"
+    assert any(line.startswith(start) for line in lines), message
+
+
+def test_only_the_frontend_listens_and_it_sends_the_peer(written: Path) -> None:
     before = written.read_text()
     assert before.count("\n    bind ") + before.count("\n  bind ") == 3
-    after = harden(before, written.parent, "[::1]:9000")
+    after = harden_config(before, written.parent, "[::1]:9000")
     binds = [line.strip() for line in after.splitlines() if line.strip().startswith("bind ")]
     assert binds == ["bind [::1]:9000"]
     frontend = after[after.index("frontend http_frontend") : after.index("backend default_backend")]
@@ -48,40 +57,40 @@ def test_only_the_endpoint_listens_and_it_tells_the_peer(written: Path) -> None:
     assert "server one 127.0.0.1:30000 check" in after
     assert "500.http" not in after
     assert "text/plain lf-string" not in after
-    assert harden(after, written.parent, "[::1]:9000") == after
+    assert harden_config(after, written.parent, "[::1]:9000") == after
 
 
-def test_without_a_place_of_its_own_it_listens_where_ray_serve_says(written: Path) -> None:
-    assert "bind 127.0.0.1:8000" in harden(written.read_text(), written.parent)
+def test_without_bind_it_listens_where_ray_serve_says(written: Path) -> None:
+    assert "bind 127.0.0.1:8000" in harden_config(written.read_text(), written.parent)
 
 
-def test_the_launcher_mends_the_file_and_is_haproxy(written: Path) -> None:
-    done = subprocess.run([launcher(), "-c", "-f", written], capture_output=True, text=True)
+def test_the_launcher_hardens_the_file_and_executes_haproxy(written: Path) -> None:
+    done = subprocess.run([find_launcher(), "-c", "-f", written], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert PEER in written.read_text()
 
 
-def test_a_configuration_that_cannot_tell_the_peer_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_without_the_frontend_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frontend http_frontend"):
-        harden("global\ndefaults\nfrontend another\n", tmp_path)
+        harden_config("global\ndefaults\nfrontend another\n", tmp_path)
 
 
 @pytest.mark.parametrize("status", REFUSED)
 def test_a_refusal_is_a_whole_response(status: int) -> None:
-    head, body = refusal(status).split(b"\r\n\r\n")
+    head, body = make_refusal(status).split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert f"content-length: {len(body)}".encode() in head
     assert b'"code": "unavailable"' in body
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_proxy_may_take_as_long_to_start_as_serve_start_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    """Ray Serve's controller would kill one that a busy machine keeps from starting, and with it the whole start."""
+    """Otherwise, on a busy machine, Ray Serve's controller kills the proxy early and the whole start fails."""
     from ray.serve._private.constants import HTTP_PROXY_TIMEOUT, PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
 
-    monkeypatch.setattr("serve.rayserve.haproxy.available", lambda: there)
+    monkeypatch.setattr("serve.rayserve.haproxy.is_available", lambda: installed)
     with patch.dict(os.environ):
         os.environ.pop("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", None)
         _set_environment(EndpointConfig(), tmp_path, "127.0.0.1", 8000)
@@ -89,16 +98,16 @@ def test_the_proxy_has_as_long_to_start_as_it_is_waited_for(
     assert seconds * PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD >= HTTP_PROXY_TIMEOUT
 
 
-def test_two_endpoints_of_a_machine_have_ingresses_on_other_ports(
+def test_two_endpoints_on_a_machine_have_different_ingress_ports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port that an ingress has left is not taken by another endpoint's, to which requests would still be sent."""
-    monkeypatch.setattr("serve.rayserve.haproxy.available", lambda: True)
-    names = [f"RAY_SERVE_DIRECT_INGRESS_{which}_HTTP_PORT" for which in ("MIN", "MAX")]
+    """Otherwise an ingress could take a port to which the other endpoint's HAProxy still sends requests."""
+    monkeypatch.setattr("serve.rayserve.haproxy.is_available", lambda: True)
+    names = list(ingress_ports(0))
     taken: list[set[int]] = []
     for port in (8000, 8001, 8080, 18_000 + 99):
         with patch.dict(os.environ):
-            for name in (*names, ENABLED):
+            for name in (*names, ENABLE_HAPROXY):
                 os.environ.pop(name, None)
             _set_environment(EndpointConfig(), tmp_path, "127.0.0.1", port)
             taken.append(set(range(*(int(os.environ[name]) for name in names))))
