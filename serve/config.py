@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from serve.admission.auth import AuthConfig
 from serve.fetch.fetcher import FetchConfig
-from serve.label_sets.files import path_of
+from serve.label_sets.files import find_path
 from serve.schemas import MAX_ITEMS
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
@@ -195,7 +195,7 @@ class EndpointConfig(BaseModel):
         config = read(value)
         sets = value.get("label_sets") if isinstance(value, dict) else None
         if isinstance(sets, dict):
-            config._label_sources = {name: source for name, source in sets.items() if path_of(source)}
+            config._label_sources = {name: source for name, source in sets.items() if find_path(source)}
         return config
 
     @property

@@ -1,1 +1,1 @@
-"""Label sets of the endpoint: registered ones and cached ones."""
+"""Label sets of the endpoint: those of the configuration, their files, and those that requests bring along."""

@@ -1,30 +1,31 @@
-"""Label sets as the endpoint asks them: embedded once, kept, and found again by what was asked."""
+"""Embedded label sets: how one is made of a label set's prompts, and the cache of those that requests bring along."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 
+from serve.lru_cache import LRUCache
 from serve.model import ModelAbout
 from siglip.families import FAMILIES
 from siglip.heads import Head, build_head
 from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
-Name = TypeVar("Name")
-Value = TypeVar("Value")
 EmbedTexts = Callable[[Sequence[str]], Awaitable[Floats]]
-Key = tuple[tuple[str, ...], tuple[str, ...]]
-"""Label names and templates, as they were asked."""
+"""Texts to their embeddings, float32 (N, D) of unit norm."""
+LabelKey = tuple[tuple[str, ...], tuple[str, ...]]
+"""Label names and templates of a request, as the client wrote them."""
 
 
 @dataclass(frozen=True)
 class EmbeddedLabelSet:
-    """A label set with its head, row i for `names[i]`."""
+    """A label set with its linear head. Row i of the head and of `thresholds` belongs to `names[i]`.
+
+    `digest` has the first 16 hexadecimal digits of `LabelSet.digest`.
+    """
 
     labels: LabelSet
     names: list[str]
@@ -34,62 +35,48 @@ class EmbeddedLabelSet:
     has_bands: bool
 
 
-class LRUCache(Generic[Name, Value]):
-    """Values by name, up to `capacity` of size together, those used last. One that is larger alone is not kept."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[Name, tuple[Value, int]] = OrderedDict()
-        self._size = 0
-
-    def find(self, name: Name) -> Value | None:
-        """The value if it is kept, which makes it the last used."""
-        if name not in self._values:
-            return None
-        self._values.move_to_end(name)
-        return self._values[name][0]
-
-    def keep(self, name: Name, value: Value, size: int = 1) -> None:
-        """Keep a value, and forget the ones that were not used for longest."""
-        self._size -= self._values.pop(name, (None, 0))[1]
-        self._values[name] = value, size
-        self._size += size
-        while self._size > self._capacity:
-            self._size -= self._values.popitem(last=False)[1][1]
-
-
 class LabelCache:
-    """Embeddings of prompts and label sets that were asked.
+    """LRU caches of prompts' embeddings and of the embedded label sets that requests bring along.
 
-    A prompt is kept as soon as it is embedded (`keep`), whoever waits for it still: a client that comes again after
-    its deadline finds what was done, and sets that overlap share. A set that is found costs two tuples' hash.
+    `prompts` maps a prompt to its embedding, float32 (D,). `label_sets` maps a request's label names and templates to
+    the embedded label set. Each has room for `capacity` prompts or labels.
+
+    A prompt is cached as soon as it is embedded, even if the request has ended by then. A client that repeats a request
+    after its deadline therefore finds the prompts that were embedded so far, and label sets that overlap share prompts.
+    Finding a cached label set costs the hash of two tuples.
     """
 
     def __init__(self, capacity: int) -> None:
         self.prompts: LRUCache[str, Floats] = LRUCache(capacity)
-        self.questions: LRUCache[Key, EmbeddedLabelSet] = LRUCache(capacity)
+        self.label_sets: LRUCache[LabelKey, EmbeddedLabelSet] = LRUCache(capacity)
 
-    def missing(self, labels: LabelSet, rule: TextRule) -> list[str]:
-        """The prompts of a set that are to be embedded, each once."""
-        return [prompt for prompt in dict.fromkeys(_list_prompts(labels, rule)) if self.prompts.find(prompt) is None]
+    def find_missing(self, labels: LabelSet, rule: TextRule) -> list[str]:
+        """Return the prompts of a label set that are not cached, each once."""
+        return [prompt for prompt in dict.fromkeys(_list_prompts(labels, rule)) if self.prompts.get(prompt) is None]
 
-    async def build(self, key: Key, labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> EmbeddedLabelSet:
-        """A set that is not kept, out of the prompts that are and of `embed` for the others. It is kept then."""
+    async def build(self, key: LabelKey, labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> EmbeddedLabelSet:
+        """Make an embedded label set and cache it. Only prompts that are not cached are passed to `embed`.
+
+        `embed` caches the prompts' embeddings itself. Raises what `embed` raises.
+        """
 
         async def complete(prompts: Sequence[str]) -> Floats:
-            known = {prompt: self.prompts.find(prompt) for prompt in prompts}
+            known = {prompt: self.prompts.get(prompt) for prompt in prompts}
             unknown = [prompt for prompt, vector in known.items() if vector is None]
             if unknown:
                 known.update(zip(unknown, await embed(unknown), strict=True))
             return np.asarray([known[prompt] for prompt in prompts], np.float32)
 
-        question = await embed_label_set(labels, about, complete)
-        self.questions.keep(key, question, len(question.names))
-        return question
+        label_set = await embed_label_set(labels, about, complete)
+        self.label_sets.put(key, label_set, len(label_set.names))
+        return label_set
 
 
 async def embed_label_set(labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> EmbeddedLabelSet:
-    """Embed a label set's prompts. Raises `siglip.labels.LabelError` for a probe of another model."""
+    """Embed a label set's prompts, average them per label, and make the linear head.
+
+    Raises `siglip.labels.LabelError` if a linear probe of the label set belongs to another model.
+    """
     rule = FAMILIES[about.family]
     prompts = _list_prompts(labels, rule)
     vectors = await embed(prompts) if prompts else np.zeros((0, about.width), np.float32)

@@ -1,4 +1,4 @@
-"""Registered label sets in files, which are read again while the server runs."""
+"""Files of registered label sets, which are read again while the server runs."""
 
 from __future__ import annotations
 
@@ -9,44 +9,47 @@ from typing import Any
 from siglip.labels import LabelSet
 
 REREAD_SECONDS = 2.0
-"""How long a change of a label set's file may go unseen."""
+"""Seconds between two readings of the label sets' files."""
 
 
 class LabelFiles:
-    """Label sets that are paths of files, or mappings whose names are, as `LabelSet` reads both.
+    """Finds changes in the files of label sets. A source is a file's path, or a mapping whose `names` is a path.
 
-    A file is read whole each time, because that sees every kind of change: an edit, a rename, a Kubernetes ConfigMap
-    whose symbolic link is swapped. Labels that are no file never change.
+    Each reading compares the whole content of a file, because this finds every kind of change: an edit, a rename, a
+    Kubernetes ConfigMap whose symbolic link is replaced. A source without a file never changes.
     """
 
     def __init__(self, sources: dict[str, Any]) -> None:
         self._sources = sources
         self._seen = {name: _read(source) for name, source in sources.items()}
 
-    def changed(self) -> Iterator[tuple[str, bytes]]:
-        """Names whose file has other bytes than those that were taken last, and these. An unreadable one has none."""
+    def list_changes(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the new content of each file that differs from the content last marked as seen.
+
+        The content of an unreadable file is empty.
+        """
         for name, source in self._sources.items():
             content = _read(source)
             if content != self._seen[name]:
                 yield name, content
 
     def parse(self, name: str) -> LabelSet:
-        """A set as its file has it now. Raises `ValueError`."""
+        """Read a label set from its file. Raises `ValueError`."""
         return LabelSet.model_validate(self._sources[name])
 
-    def take(self, name: str, content: bytes) -> None:
-        """These bytes were looked at, whatever came of it."""
+    def mark_seen(self, name: str, content: bytes) -> None:
+        """Mark this content as seen, so that `list_changes` does not yield it again, whether it was usable or not."""
         self._seen[name] = content
 
 
-def path_of(source: Any) -> Path | None:
-    """The file that a label set's source names, if it does."""
+def find_path(source: Any) -> Path | None:
+    """Return the path of the file that a label set's source names, or None if it names no file."""
     named = source.get("names") if isinstance(source, dict) else source
     return Path(named) if isinstance(named, str) else None
 
 
 def _read(source: Any) -> bytes:
-    path = path_of(source)
+    path = find_path(source)
     try:
         return path.read_bytes() if path else b""
     except OSError:
