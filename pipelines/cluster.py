@@ -16,6 +16,7 @@ import ray
 from ray.data import DataContext, Dataset
 
 from pipelines.config import ActorsConfig, JobConfig, ray_address
+from pipelines.worker_path import own_code_first
 from siglip.config import count_cores, prefer_throughput
 from storage.settings import ConfigError
 
@@ -81,7 +82,7 @@ def connect(config: JobConfig, small: bool = False) -> Iterator[Cluster]:
     try:
         with keep_sigterm(), _quiet_core():
             if address:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(address=address, job_config=own_code_first(), logging_level=logging.ERROR, log_to_driver=False)
             else:
                 _start(config)
     except (ConnectionError, ValueError) as error:
@@ -176,6 +177,7 @@ def _start(config: JobConfig) -> None:
     prefer_throughput()
     ray.init(
         address="local",
+        job_config=own_code_first(),
         num_cpus=int(-(-cpus // 1)),
         resources={name: amount * actors.largest for name, amount in actors.resources.items()} or None,
         include_dashboard=False,

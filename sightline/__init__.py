@@ -1,1 +1,5 @@
-"""The `sightline` command: the batch job and the endpoint under one name."""
+"""Image tagging and embedding with SigLIP on Ray: the command line and the Python API."""
+
+from sightline.imports import install_finder
+
+install_finder()
