@@ -13,11 +13,11 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from serve.config import EndpointConfig, ProcessCount
+from serve.embedding.embedder import CALLS_PER_REPLICA
 from serve.http.app import make_app
 from serve.rayserve import haproxy
 from serve.rayserve.internals import LateIngress, restrict_replica_port
 from serve.rayserve.remote import RemoteModel
-from serve.service import CALLS_PER_REPLICA
 
 HEALTH_SECONDS = 30.0
 """How long a replica's health check may take: a busy model runs the batches that were there first."""

@@ -18,11 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.admission.auth import KeyRing, RateLimiter
 from serve.admission.batcher import Expired
 from serve.admission.controller import Permit
+from serve.context import RequestContext
 from serve.http.bodies import check_structure
 from serve.http.errors import ApiError
 from serve.log import log
 from serve.rayserve.haproxy import PEER
-from serve.service import RequestContext, Service
+from serve.service import Service
 
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/health")
 OPEN_PREFIXES = ("/playground/", "/docs/")

@@ -8,16 +8,16 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from serve.context import RequestContext
 from serve.http.errors import CODES
 from serve.schemas import Error
-from serve.service import RequestContext
 
 ALWAYS = (401, 403)
 BUSY = (408, 413, 415, 429, 500, 503)
 """Statuses of any route, and those of routes that read a body and may wait for the model."""
 
 
-class JSONReply(Response):
+class PydanticResponse(Response):
     """A model as JSON. It was built here, so it is not validated once more."""
 
     media_type = "application/json"

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field
 
 from serve.http.errors import ApiError
-from serve.http.responses import JSONReply, context_of, documented
+from serve.http.responses import PydanticResponse, context_of, documented
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
 from serve.schemas import PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Strings
 from serve.service import Service
@@ -73,15 +73,15 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
     """Register the routes."""
 
     @app.post("/v2/embed", response_model=CohereResponse, responses=documented(400, 404), tags=["other clients"])
-    async def embed(body: CohereRequest, request: Request) -> JSONReply:
+    async def embed(body: CohereRequest, request: Request) -> PydanticResponse:
         """What `cohere.ClientV2(base_url=URL).embed` sends. `input_type` and `truncate` mean nothing to SigLIP."""
         context = context_of(request)
         service.check_model(body.model)
-        service.check_width(body.output_dimension, "output_dimension")
+        service.check_dimensions(body.output_dimension, "output_dimension")
         vectors = await embed_sources(_list_sources(body), service, context)
         embeddings = {kind: encode_vectors(vectors, kind) for kind in dict.fromkeys(body.embedding_types)}
         usage = service.usage(context)
-        return JSONReply(
+        return PydanticResponse(
             CohereResponse(
                 id=context.request_id,
                 embeddings=embeddings,

@@ -11,11 +11,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, RootModel
 
+from serve.context import RequestContext
 from serve.http.bodies import ANY_IMAGE, read_files, read_json
 from serve.http.errors import ApiError
-from serve.http.responses import IMAGE_BODY, JSONReply, body_of, context_of, documented
+from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
+from serve.label_sets.scoring import score_labels
 from serve.schemas import PIXEL, LabelQuery, Labels, LabelScore, Lenient, ResponseModel, Strings
-from serve.service import RequestContext, Service
+from serve.service import Service
 from siglip.labels import DEFAULT_TEMPLATE
 
 
@@ -94,7 +96,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(HuggingFaceRequest, **{ANY_IMAGE: IMAGE_BODY}),
         tags=["other clients"],
     )
-    async def infer(request: Request) -> JSONReply:
+    async def infer(request: Request) -> PydanticResponse:
         """What `huggingface_hub.InferenceClient(model=URL)` sends.
 
         `zero_shot_image_classification` gives every label's score, `feature_extraction` embeddings. The body may be an
@@ -115,20 +117,20 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             return await embed_texts(body.inputs, context)
         if not isinstance(body.inputs, str):
             raise ApiError("unsupported_input", "inputs: one image with candidate_labels, not a list", param="inputs")
-        [image] = await service.read_images([body.inputs], ["inputs"], context)
+        [image] = await service.image_reader.read([body.inputs], ["inputs"], context)
         return await classify(image, "inputs", parameters, context)
 
     @app.post("/embed", response_model=Vectors, responses=documented(400), tags=["other clients"])
-    async def embed(body: TeiRequest, request: Request) -> JSONReply:
+    async def embed(body: TeiRequest, request: Request) -> PydanticResponse:
         """What clients of Text Embeddings Inference send."""
         check_shape(service, body)
         return await embed_texts(body.inputs, context_of(request))
 
     @app.get("/info", response_model=TeiInfo, responses=documented(), tags=["other clients"])
-    async def describe() -> JSONReply:
+    async def describe() -> PydanticResponse:
         """What clients of Text Embeddings Inference ask first."""
         about, limits = service.about, service.config.limits
-        return JSONReply(
+        return PydanticResponse(
             TeiInfo(
                 model_id=service.name,
                 model_sha=about.weights,
@@ -141,28 +143,30 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             )
         )
 
-    async def embed_texts(inputs: str | list[str], context: RequestContext) -> JSONReply:
+    async def embed_texts(inputs: str | list[str], context: RequestContext) -> PydanticResponse:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not texts:
             raise ApiError("invalid_request", "inputs: nothing to embed", param="inputs")
-        vectors = await service.embed_texts(texts, [f"inputs.{n}" for n in range(len(texts))], context)
-        return JSONReply(Vectors(vectors.tolist()))
+        vectors = await service.embedder.embed_texts(texts, [f"inputs.{n}" for n in range(len(texts))], context)
+        return PydanticResponse(Vectors(vectors.tolist()))
 
-    async def classify(image: bytes, param: str, asked: HuggingFaceParameters, context: RequestContext) -> JSONReply:
+    async def classify(
+        image: bytes, param: str, asked: HuggingFaceParameters, context: RequestContext
+    ) -> PydanticResponse:
         """An image's scores, or without labels its embedding."""
         labels = asked.labels()
         if labels is None:
-            return JSONReply(Vectors((await service.embed_images([image], [param], context)).tolist()))
+            return PydanticResponse(Vectors((await service.embedder.embed_images([image], [param], context)).tolist()))
         if not labels:
             raise ApiError("invalid_request", "candidate_labels: no label in it", param="parameters.candidate_labels")
         question = LabelQuery(labels=labels, templates=[asked.hypothesis_template or DEFAULT_TEMPLATE])
-        found = await service.ask(question, context)
-        [row] = service.classify(await service.embed_images([image], [param], context), found, question)
-        return JSONReply(Scores(row))
+        found = await service.label_sets.find(question, context)
+        [row] = score_labels(await service.embedder.embed_images([image], [param], context), found, question)
+        return PydanticResponse(Scores(row))
 
 
 def check_shape(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:
     """Raises `ApiError` when embeddings are wanted as they are not."""
-    service.check_width(body.dimensions, "dimensions")
+    service.check_dimensions(body.dimensions, "dimensions")
     if body.normalize is False:
         raise ApiError("invalid_request", "normalize: embeddings always have unit norm", param="normalize")

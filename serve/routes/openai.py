@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 from serve.fetch.images import is_data_uri
 from serve.http.bodies import ANY_IMAGE, read_files, read_json
 from serve.http.errors import ApiError
-from serve.http.responses import IMAGE_BODY, JSONReply, body_of, context_of, documented
+from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
 from serve.schemas import IMAGE_HELP, PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Usage
 from serve.service import Service
@@ -169,7 +169,7 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(EmbeddingRequest, **{ANY_IMAGE: IMAGE_BODY, "multipart/form-data": _FORM_SCHEMA}),
         tags=["embeddings"],
     )
-    async def create_embeddings(request: Request) -> JSONReply:
+    async def create_embeddings(request: Request) -> PydanticResponse:
         """Embed texts and images into one space, with unit norm: their dot product is their cosine.
 
         The body may be an image itself, or a form with several; `model` and `encoding_format` are in the query then, or
@@ -180,7 +180,7 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         service.check_model(model)
         vectors = await embed_sources(sources, service, context)
         as_base64 = encoding == "base64"
-        return JSONReply(
+        return PydanticResponse(
             EmbeddingResponse(
                 model=service.name,
                 data=[
@@ -194,15 +194,15 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/models", include_in_schema=False)
     @app.get("/v1/models", response_model=ModelList, responses=documented(), tags=["models"])
-    async def list_models() -> JSONReply:
+    async def list_models() -> PydanticResponse:
         """The model that this server runs."""
-        return JSONReply(ModelList(data=[make_card(service)]))
+        return PydanticResponse(ModelList(data=[make_card(service)]))
 
     @app.get("/v1/models/{id:path}", response_model=ModelCard, responses=documented(404), tags=["models"])
-    async def retrieve_model(id: str) -> JSONReply:
+    async def retrieve_model(id: str) -> PydanticResponse:
         """One model. Its id may hold slashes."""
         service.check_model(id)
-        return JSONReply(make_card(service))
+        return PydanticResponse(make_card(service))
 
 
 def make_card(service: Service) -> ModelCard:
@@ -301,7 +301,7 @@ async def _read_request(request: Request, service: Service) -> tuple[str | None,
     found = await read_files(request, service.config.limits)
     if found is None:
         body = await read_json(request, EmbeddingRequest, ANY_IMAGE, "multipart/form-data")
-        service.check_width(body.dimensions, "dimensions")
+        service.check_dimensions(body.dimensions, "dimensions")
         return body.model, body.encoding_format, list_sources(body, service.vocabulary)
     images, fields = found
     encoding = fields.get("encoding_format")

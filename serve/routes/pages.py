@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from serve.http.responses import JSONReply, documented
+from serve.http.responses import PydanticResponse, documented
 from serve.schemas import Health
 from serve.service import Service
 
@@ -46,19 +46,19 @@ def add_pages(app: FastAPI, service: Service) -> None:
     @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)  # where other servers have it
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=Health, tags=["health"])
-    async def check_alive() -> JSONReply:
+    async def check_alive() -> PydanticResponse:
         """Liveness: this process answers."""
-        return JSONReply(Health(status="ok"))
+        return PydanticResponse(Health(status="ok"))
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=Health, responses=documented(503), tags=["health"])
-    async def check_ready(request: Request) -> JSONReply:
+    async def check_ready(request: Request) -> PydanticResponse:
         """Readiness: warm (the model is loaded and label sets are embedded), and the model answers now."""
         nonlocal checked
         if time.monotonic() - checked > READY_SECONDS:
             await service.check_ready()
             checked = time.monotonic()
-        return JSONReply(Health(status="ready"))
+        return PydanticResponse(Health(status="ready"))
 
 
 def _send_page(name: str, policy: str) -> Response:

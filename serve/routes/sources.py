@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from serve.context import RequestContext
 from serve.http.errors import ApiError
 from serve.schemas import ImageUrl
-from serve.service import RequestContext, Service
+from serve.service import Service
 from siglip.scoring import Floats
 
 
@@ -31,7 +32,7 @@ async def embed_sources(sources: Sequence[Source], service: Service, context: Re
     images = [n for n, source in enumerate(sources) if source.kind == "image"]
     if texts:
         params = [sources[n].param for n in texts]
-        vectors[texts] = await service.embed_texts([str(sources[n].value) for n in texts], params, context)
+        vectors[texts] = await service.embedder.embed_texts([str(sources[n].value) for n in texts], params, context)
     if images:
         vectors[images] = await _embed_images([sources[n] for n in images], service, context)
     return vectors
@@ -39,9 +40,11 @@ async def embed_sources(sources: Sequence[Source], service: Service, context: Re
 
 async def _embed_images(images: Sequence[Source], service: Service, context: RequestContext) -> Floats:
     written = [(source.value, source.param) for source in images if isinstance(source.value, str)]
-    read = iter(await service.read_images([value for value, _ in written], [param for _, param in written], context))
+    read = iter(
+        await service.image_reader.read([value for value, _ in written], [param for _, param in written], context)
+    )
     data = [source.value if isinstance(source.value, bytes) else next(read) for source in images]
-    return await service.embed_images(data, [source.param for source in images], context)
+    return await service.embedder.embed_images(data, [source.param for source in images], context)
 
 
 def encode_vector(vector: Floats) -> str:

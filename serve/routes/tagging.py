@@ -12,8 +12,9 @@ from starlette.datastructures import FormData, QueryParams
 from serve.config import EndpointLimits
 from serve.http.bodies import ANY_IMAGE, read_files, read_json
 from serve.http.errors import ApiError
-from serve.http.responses import JSONReply, body_of, context_of, documented
+from serve.http.responses import PydanticResponse, body_of, context_of, documented
 from serve.http.validation import describe_validation
+from serve.label_sets.scoring import score_labels
 from serve.schemas import (
     IMAGE_HELP,
     PIXEL,
@@ -110,7 +111,7 @@ class Ranking(ResponseModel):
     matches: list[Match]
 
 
-class SimilarityAnswer(ResponseModel):
+class SimilarityResponse(ResponseModel):
     """Both directions of retrieval."""
 
     object: Literal["similarity"] = "similarity"
@@ -150,7 +151,7 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(ClassifyRequest, **{"multipart/form-data": _FORM_SCHEMA}),
         tags=["classification"],
     )
-    async def classify(request: Request) -> JSONReply:
+    async def classify(request: Request) -> PydanticResponse:
         """Score labels for one or many images.
 
         Scores are probabilities, and independent of each other unless softmax is asked. They run low: 0.1 to 0.5 is
@@ -160,16 +161,16 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         question, model, sources, images, params = await _read_classify(request, service.config.limits)
         service.check_model(model)
         if sources:
-            images = await service.read_images(sources, params, context)
-        asked = await service.ask(question, context)
-        vectors = await service.embed_images(images, params, context)
-        return JSONReply(
+            images = await service.image_reader.read(sources, params, context)
+        asked = await service.label_sets.find(question, context)
+        vectors = await service.embedder.embed_images(images, params, context)
+        return PydanticResponse(
             ClassifyResponse(
                 model=service.name,
                 label_set=question.label_set,
                 data=[
                     Classification(index=index, labels=row)
-                    for index, row in enumerate(service.classify(vectors, asked, question))
+                    for index, row in enumerate(score_labels(vectors, asked, question))
                 ],
                 usage=service.usage(context),
                 fingerprint=service.fingerprint(asked.digest),
@@ -177,20 +178,20 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         )
 
     @app.post(
-        "/v1/similarity", response_model=SimilarityAnswer, responses=documented(400, 404), tags=["classification"]
+        "/v1/similarity", response_model=SimilarityResponse, responses=documented(400, 404), tags=["classification"]
     )
-    async def compare(body: SimilarityRequest, request: Request) -> JSONReply:
+    async def compare(body: SimilarityRequest, request: Request) -> PydanticResponse:
         """Rank images for each text and texts for each image: retrieval, both ways. Texts are taken as they are."""
         context = context_of(request)
         service.check_model(body.model)
         params = [f"images.{n}" for n in range(len(body.images))]
-        data = await service.read_images(body.images, params, context)
-        texts = await service.embed_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))], context)
-        images = await service.embed_images(data, params, context)
+        data = await service.image_reader.read(body.images, params, context)
+        texts = await service.embedder.embed_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))], context)
+        images = await service.embedder.embed_images(data, params, context)
         cosines = texts @ images.T
         scores = sigmoid(score_pairs(texts, images, service.about.scale))
-        return JSONReply(
-            SimilarityAnswer(
+        return PydanticResponse(
+            SimilarityResponse(
                 model=service.name,
                 texts=rank_pairs(cosines, scores, body.top_k),
                 images=rank_pairs(cosines.T, scores.T, body.top_k),
@@ -200,9 +201,9 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         )
 
     @app.get("/v1/label-sets", response_model=LabelSetList, responses=documented(), tags=["classification"])
-    async def list_label_sets() -> JSONReply:
+    async def list_label_sets() -> PydanticResponse:
         """The label sets that were registered when the server started, and are embedded already."""
-        return JSONReply(
+        return PydanticResponse(
             LabelSetList(
                 data=[
                     LabelSetCard(
@@ -213,7 +214,7 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
                         top_k=question.labels.top_k,
                         fingerprint=service.fingerprint(question.digest),
                     )
-                    for name, question in service.questions.items()
+                    for name, question in service.label_sets.registered.items()
                 ]
             )
         )

@@ -577,7 +577,7 @@ def test_a_slow_body_is_given_up(endpoint: Endpoint) -> None:
 
 
 def test_a_crashed_decoder_costs_one_request(endpoint: Endpoint) -> None:
-    pool = endpoint.service._decoders
+    pool = endpoint.service.decoders
     assert endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code == 200
     [decoder] = pool._free
     assert decoder._child is not None

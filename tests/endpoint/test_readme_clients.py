@@ -65,7 +65,7 @@ def test_openai_lists_models(client: openai.OpenAI) -> None:
 
 
 def test_openai_reads_the_errors(client: openai.OpenAI, keyed: tuple[Endpoint, str]) -> None:
-    with pytest.raises(openai.BadRequestError, match="cannot be cut") as short:
+    with pytest.raises(openai.BadRequestError, match="cannot be shortened") as short:
         client.embeddings.create(model=MODEL, input="a", dimensions=64)
     assert short.value.code == "unsupported_dimensions"
     assert short.value.param == "dimensions"

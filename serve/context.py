@@ -1,0 +1,47 @@
+"""The state of one HTTP request, shared by middlewares, routes and the service."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from serve.admission.auth import Quota
+from serve.admission.controller import Permit
+
+
+@dataclass
+class RequestContext:
+    """One request's id, admission permit and measurements. Headers, metrics and the log line are made from it.
+
+    * `started` is on the clock of `time.monotonic`.
+    * `key` is the name of the request's API key: None before authentication and on paths that need no key.
+    * `images` and `texts` count the items that were given to the model, `stages` the seconds in each stage.
+    * `code` is the error code of the response, empty for a success.
+    * `status` is the HTTP status of the response, 0 before the response has begun.
+    * `quotas` has a rate limit's state by unit: `requests` and `items`.
+    * `body_received` tells a slow client from a slow model when the deadline passes.
+
+    It does not know the request's headers or body.
+    """
+
+    request_id: str
+    held: Permit
+    started: float = field(default_factory=time.monotonic)
+    key: str | None = None
+    images: int = 0
+    texts: int = 0
+    code: str = ""
+    status: int = 0
+    body_received: bool = False
+    labels_digest: str | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    quotas: dict[str, Quota] = field(default_factory=dict)
+
+    @property
+    def queue_key(self) -> str:
+        """The queue of `Batcher` and `Fetcher` that the request's work goes to: keys take turns there."""
+        return self.key or ""
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add seconds to a stage. Negative seconds count as 0."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + max(0.0, seconds)

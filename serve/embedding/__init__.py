@@ -1,0 +1,1 @@
+"""From checked inputs to embeddings: checks, queues and calls of the model."""

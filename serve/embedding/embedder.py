@@ -1,0 +1,160 @@
+"""Embeddings of a request's images and texts: decoding, batching and calls of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.admission.auth import RateLimiter
+from serve.admission.batcher import Batcher, Interrupted
+from serve.admission.controller import AdmissionController
+from serve.config import EndpointConfig
+from serve.context import RequestContext
+from serve.decoder_pool import DecoderPool, TooManyPixels
+from serve.embedding.inputs import check_image_count, check_texts
+from serve.embedding.model_client import RETRY_AFTER, ModelClient
+from serve.embedding.text_batch import ItemEmbedding, QueuedText, TextBatchRunner
+from serve.http.errors import ApiError, image_error
+from serve.lru_cache import LRUCache
+from serve.rayserve.metrics import IngressMetrics
+from siglip.families import FAMILIES
+from siglip.images.decode import Decoded, ImageRejected
+from siglip.scoring import Floats
+
+CALLS_PER_REPLICA = 2
+"""Calls that an ingress has under way for each replica: one is computed while the next is ready. All other work queues
+in the ingress, which knows which clients have disconnected and which deadlines have passed."""
+
+
+class Embedder:
+    """Turns a request's encoded images and texts into embeddings, in batches shared with other requests.
+
+    It checks limits, reserves capacity for the items, charges the key's rate limit and adds up the stages' seconds in
+    the request's context. It knows no routes and no label sets.
+    """
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        client: ModelClient,
+        decoders: DecoderPool,
+        admission: AdmissionController,
+        metrics: IngressMetrics,
+        prompts: LRUCache[str, Floats],
+    ) -> None:
+        self._limits = config.limits
+        self._client = client
+        self._family = FAMILIES[client.about.family]
+        self._decoders = decoders
+        self._admission = admission
+        self._metrics = metrics
+        per_minute = config.auth.items_per_minute
+        self._rates = RateLimiter(per_minute) if per_minute else None
+        replicas = config.replicas.largest
+        runners = CALLS_PER_REPLICA * replicas
+        self._images: Batcher[tuple[NDArray[np.uint8], float], ItemEmbedding] = Batcher(
+            self._run_images,
+            client.about.batch_size,
+            wait=config.batching.wait_ms / 1000,
+            coming=decoders.count,
+            runners=runners,
+            places=replicas,
+            meter=admission.images,
+        )
+        self._texts: Batcher[QueuedText, ItemEmbedding] = Batcher(
+            TextBatchRunner(client, prompts).run,
+            client.about.text_batch,
+            runners=runners,
+            places=replicas,
+            meter=admission.texts,
+        )
+
+    @property
+    def died(self) -> int:
+        """Batch runners that ended and were replaced since the start."""
+        return self._images.died + self._texts.died
+
+    def close(self) -> None:
+        """Stop the batch runners. Queued work is never completed."""
+        self._images.close()
+        self._texts.close()
+
+    async def embed_images(self, images: Sequence[bytes], params: Sequence[str], context: RequestContext) -> Floats:
+        """Embed encoded images: float32 (N, D) of unit norm. `params` name the request's fields that they came from.
+
+        Raises `ApiError`, also for the first image that cannot be decoded, and `Expired`.
+        """
+        check_image_count(len(images), self._limits)
+        context.images += len(images)
+        self.admit(context, images=len(images))
+        deadline = context.held.deadline
+        try:
+            done = await self._decoders.decode(images, self._limits.pixels, deadline, context.queue_key)
+        except TooManyPixels:
+            raise ApiError(
+                "too_many_pixels_together",
+                f"the images have more than {self._limits.pixels} pixels together: send fewer, or smaller ones",
+            ) from None
+        context.add("queue", done.waited)
+        context.add("decode", done.ran)
+        for outcome, param in zip(done.results, params, strict=True):
+            if isinstance(outcome, ImageRejected):
+                self._metrics.count_reject(outcome.reason)
+                raise image_error(outcome, param)
+        pixels = [outcome.pixels for outcome in done.results if isinstance(outcome, Decoded)]
+        return await self._submit(self._images, [(image, deadline) for image in pixels], context)
+
+    async def embed_texts(self, texts: Sequence[str], params: Sequence[str], context: RequestContext) -> Floats:
+        """Embed texts: float32 (N, D) of unit norm. `params` name the request's fields that they came from.
+
+        Raises `ApiError` and `Expired`.
+        """
+        check_texts(texts, params, self._limits, self._family)
+        context.texts += len(texts)
+        self.admit(context, texts=len(texts))
+        return await self._submit(self._texts, [QueuedText(text, context.held.deadline) for text in texts], context)
+
+    async def embed_prompts(self, prompts: Sequence[str], context: RequestContext) -> Floats:
+        """Embed prompts and cache their embeddings: float32 (N, D). The caller has admitted them.
+
+        Raises `ApiError` and `Expired`.
+        """
+        texts = [QueuedText(prompt, context.held.deadline, keep=True) for prompt in prompts]
+        return await self._submit(self._texts, texts, context)
+
+    def admit(self, context: RequestContext, images: int = 0, texts: int = 0) -> None:
+        """Reserve capacity for a request's items and charge them to its key's rate limit. Raises `ApiError`."""
+        self._admission.add(context.held, images, texts)
+        if self._rates is None or context.key is None:
+            return
+        quota = context.quotas["items"] = self._rates.check(context.key, images + texts)
+        if not quota.allowed:
+            raise ApiError(
+                "rate_limit_exceeded",
+                f"this key may send {quota.limit} images and texts a minute; come back in {quota.retry_after_s:.1f} s",
+                retry_after=quota.retry_after_s,
+            )
+
+    async def _submit(
+        self, batcher: Batcher[Any, ItemEmbedding], items: Sequence[Any], context: RequestContext
+    ) -> Floats:
+        """Queue items and wait for their embeddings: float32 (N, D)."""
+        try:
+            done = await batcher.submit(items, context.held.deadline, context.queue_key)
+        except Interrupted:
+            raise ApiError("unavailable", "the work was cancelled: try again", retry_after=RETRY_AFTER) from None
+        last = done.results[-1]
+        context.add("batch", done.waited + last.waited)
+        context.add("forward", last.ran)
+        return np.asarray([embedding.vector for embedding in done.results], np.float32)
+
+    async def _run_images(self, images: list[tuple[NDArray[np.uint8], float]]) -> list[ItemEmbedding]:
+        """Embed several requests' images, each with its deadline, in one call: a call costs more than its images."""
+        seconds = max(deadline for _, deadline in images) - time.monotonic()
+        pixels = np.stack([image for image, _ in images])
+        embedded = await self._client.embed_images(pixels, seconds)
+        return [ItemEmbedding(vector, embedded.waited, embedded.ran) for vector in embedded.vectors]

@@ -1,0 +1,139 @@
+"""The label sets that requests can use: registered ones, which are watched, and those that a request brings along."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from serve.admission.batcher import Expired
+from serve.config import EndpointConfig
+from serve.context import RequestContext
+from serve.embedding.embedder import Embedder
+from serve.embedding.inputs import check_labels
+from serve.embedding.model_client import ModelClient
+from serve.http.errors import ApiError
+from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, embed_label_set
+from serve.label_sets.files import REREAD_SECONDS, LabelFiles
+from serve.log import log
+from serve.rayserve.metrics import IngressMetrics
+from serve.schemas import LabelQuery
+from siglip.families import FAMILIES
+from siglip.labels import DEFAULT_TEMPLATE, LabelSet
+from siglip.scoring import Floats
+
+
+class LabelSetRegistry:
+    """Finds the embedded label set of a request, and embeds new ones.
+
+    `registered` has the label sets of the configuration by name. Label sets of requests are kept in an LRU cache.
+    """
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        client: ModelClient,
+        embedder: Embedder,
+        cache: LabelCache,
+        metrics: IngressMetrics,
+    ) -> None:
+        self.registered: dict[str, EmbeddedLabelSet] = {}
+        self._config = config
+        self._client = client
+        self._family = FAMILIES[client.about.family]
+        self._embedder = embedder
+        self._cache = cache
+        self._metrics = metrics
+        self._files = LabelFiles(config.label_sources)  # before the sets are embedded: a later change is seen
+
+    async def embed_registered(self) -> None:
+        """Embed the configuration's label sets. Raises `ApiError` and `siglip.labels.LabelError`."""
+        for name, labels in self._config.label_sets.items():
+            self.registered[name] = await self._embed(labels)
+
+    async def watch_files(self) -> None:
+        """Embed a registered label set again whenever its file changes; runs until it is cancelled.
+
+        A bad file is logged once and counted in the metrics, and the previous label set stays in use.
+        """
+        while True:
+            await asyncio.sleep(REREAD_SECONDS)
+            for name, content in self._files.list_changes():
+                try:
+                    labels = self._files.parse(name)
+                    labels.check(self._family)
+                    label_set = await self._embed(labels)
+                except (ApiError, Expired):
+                    continue  # the model does not respond now: try again at the next reading
+                except ValueError as error:
+                    log.error("label set %s: its file changed and cannot be used: %s", name, _first_message(error))
+                    self._metrics.count_bad_labels()
+                    self._files.mark_seen(name, content)
+                    continue
+                self.registered[name] = label_set
+                self._files.mark_seen(name, content)
+                log.info("label set %s: read again, with %d labels", name, len(labels.names))
+
+    async def find(self, query: LabelQuery, context: RequestContext) -> EmbeddedLabelSet:
+        """Return the embedded label set of a query: registered, cached, or embedded now.
+
+        Sets the context's `labels_digest`. Raises `ApiError` and `Expired`.
+        """
+        if (query.labels is None) == (query.label_set is None):
+            raise ApiError("invalid_request", "give exactly one of labels and label_set", param="labels")
+        if query.labels is None:
+            found = self._find_registered(query)
+        else:
+            key = (tuple(query.labels), tuple(query.templates or (DEFAULT_TEMPLATE,)))
+            cached = self._cache.label_sets.get(key)
+            self._metrics.count_lookup(cached is not None)
+            found = cached or await self._embed_new(key, context)
+        context.labels_digest = found.digest
+        return found
+
+    def _find_registered(self, query: LabelQuery) -> EmbeddedLabelSet:
+        if query.templates is not None:
+            raise ApiError(
+                "invalid_request",
+                "templates: a registered label set has its own templates; send labels instead of label_set",
+                param="templates",
+            )
+        found = self.registered.get(query.label_set or "")
+        if found is None:
+            known = ", ".join(self.registered) or "none is registered"
+            message = f"no label set {query.label_set!r} (known: {known})"
+            raise ApiError("label_set_not_found", message, param="label_set")
+        self._metrics.count_lookup(True)
+        return found
+
+    async def _embed_new(
+        self, key: tuple[tuple[str, ...], tuple[str, ...]], context: RequestContext
+    ) -> EmbeddedLabelSet:
+        """Embed a request's own labels and cache them. `key` has the label names and the templates."""
+        names, templates = key
+        check_labels(names, templates, self._config.limits)
+        try:
+            labels = LabelSet(names=names, templates=templates, threshold=0.0, top_k=None)
+            labels.check(self._family)
+        except ValueError as error:
+            raise ApiError("invalid_request", _first_message(error), param="labels") from None
+        count = len(self._cache.find_missing(labels, self._family))
+        context.texts += count
+        self._embedder.admit(context, texts=count)
+
+        async def embed(prompts: Sequence[str]) -> Floats:
+            return await self._embedder.embed_prompts(prompts, context)
+
+        start = time.monotonic()
+        label_set = await self._cache.build(key, labels, self._client.about, embed)
+        context.add("labels", time.monotonic() - start)
+        return label_set
+
+    async def _embed(self, labels: LabelSet) -> EmbeddedLabelSet:
+        return await embed_label_set(labels, self._client.about, self._client.embed_registered)
+
+
+def _first_message(error: ValueError) -> str:
+    """The first message of a pydantic error, without pydantic's frame; the text of any other error."""
+    details = getattr(error, "errors", None)
+    return str(details()[0]["msg"]).removeprefix("Value error, ") if details else str(error)
