@@ -1,1 +1,1 @@
-"""Images out of requests: data URIs, base64 and URLs."""
+"""Reading the images of requests: from data: URIs, base64 and URLs."""

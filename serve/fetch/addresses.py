@@ -1,4 +1,4 @@
-"""IP addresses: which of them are the public internet's, and which lead inside."""
+"""Classification of IP addresses: those of the public internet, and those that may lead to internal hosts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# IANA's special-purpose registries for IPv4 (RFC 6890 and successors), multicast, and one public address that is not:
-# Azure's host answers its virtual machines there.
+# IANA's special-purpose registry for IPv4 (RFC 6890 and its successors), multicast, and one address that is public but
+# internal in effect: at 168.63.129.16 Azure's host serves its virtual machines.
 _IPV4 = {
     "0.0.0.0/8": "this network",
     "10.0.0.0/8": "private",
@@ -30,8 +30,8 @@ _IPV4 = {
     "224.0.0.0/4": "multicast",
     "240.0.0.0/4": "reserved",
 }
-# For IPv6 it is the other way round: 2000::/3 is global unicast (RFC 4291) and all else is refused. Those named outside
-# of it are there for the sake of the message.
+# For IPv6 only 2000::/3 is global unicast (RFC 4291), and every address outside of it is refused. Networks outside of
+# it are listed here only so that the error message can name their kind.
 _IPV6 = {
     "::/128": "unspecified",
     "::1/128": "loopback",
@@ -56,9 +56,9 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 def classify_address(address: Address) -> str | None:
-    """Why `address` is not one of the public internet's, or None when it is.
+    """Return what kind of special address this is, such as "private", or None if it belongs to the public internet.
 
-    Python's own `is_global` alone does not do: 3.11 lets 6to4, NAT64, 192.0.0.0/24 and multicast pass.
+    Python's own `is_global` is not enough: in Python 3.11 it is true for 6to4, NAT64, 192.0.0.0/24 and multicast.
     """
     for network, kind in _SPECIAL:
         if address in network:
@@ -72,7 +72,7 @@ def classify_address(address: Address) -> str | None:
 
 
 def parse_address(text: str) -> Address | None:
-    """An address in its usual spelling: no octal, no hex, no missing parts. None when it is not one."""
+    """Parse an address in its usual notation: no octal or hexadecimal numbers, no missing parts. None if it is none."""
     try:
         return ip_address(text)
     except ValueError:

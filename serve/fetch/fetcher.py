@@ -1,13 +1,13 @@
-"""Fetching an image by the URL that a stranger sent, without becoming the stranger's way into this network.
+"""Fetching images by URLs from untrusted clients, protected against server-side request forgery (SSRF).
 
-The guard sits where a socket is opened. Whatever a URL, a redirect or a name server says, the address that is about to
-be connected to is checked, and exactly that address is connected to: there is no second look-up that could give
-another answer. What a parser makes of an odd URL therefore decides nothing; odd URLs are refused all the same, for
-their senders' sake.
+The check is at the place where a socket is opened. Whatever a URL, a redirect or a DNS server says, the IP address of
+the connection is checked, and the connection goes to exactly this address: no second DNS lookup can return another
+address (DNS rebinding). Safety therefore does not depend on how a parser reads an ambiguous URL. Ambiguous URLs are
+refused anyway, so that their senders get an error message.
 
-It does not know: which public addresses belong to this network (NAT64 under a prefix of its own, a public address on
-an internal load balancer). A network policy that keeps the ingress from internal addresses is the second wall.
-Proxies named in the environment are not used, because they would do the look-up that is checked here.
+The check does not know which public addresses lead into this network, such as NAT64 under the network's own prefix or
+a public address of an internal load balancer. A network policy that blocks internal addresses for the ingress is
+the second protection. Proxies named in environment variables are not used, because the proxy would do the DNS lookup.
 """
 
 from __future__ import annotations
@@ -30,55 +30,54 @@ from serve.fetch.addresses import Address, Network, classify_address, parse_addr
 from serve.log import log
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
-"""A host name to all of its addresses. Raises OSError when there are none."""
+"""Returns all IP addresses of a host name. Raises `OSError` if there are none."""
 
 MAX_URL = 8192
-"""Characters of a URL. Signed ones of object stores have about 2,000."""
+"""Largest number of characters in a URL. Signed URLs of object stores have about 2,000."""
 CONNECTIONS = 64
-"""Connections open at once; more fetches wait, and the wait counts as their time."""
+"""Connections open at the same time. Further fetches wait, and the wait counts towards `max_seconds`."""
 KEY_CONNECTIONS = 16
-"""Of these for one key; its other fetches wait for each other, and only then does their time begin."""
+"""Fetches of one API key at the same time. Its further fetches wait, and this wait does not count towards
+`max_seconds`."""
 CONNECT_SECONDS = 3.0
 CONNECT_ADDRESSES = 4
-"""How long one address may take to be connected to, and how many of a name's addresses are tried."""
+"""Timeout for connecting to one address, and how many of a host's addresses are tried."""
 LOOKUPS = 8
-"""Threads that look up names. A thread is stuck for as long as a slow name server wants: these are nobody else's."""
+"""Threads for DNS lookups. A slow DNS server blocks a thread, so no other work uses these threads."""
 
 CODES: dict[str, str] = {
-    "fetch_disabled": "fetching URLs is switched off on this server",
-    "fetch_bad_url": "not a plain http or https URL, or one with a host that can be read in two ways",
-    "fetch_forbidden": "the host, its address or its port is not one that this server fetches from",
-    "fetch_failed": "no connection, no valid certificate, too many redirects, or an answer other than 200",
-    "fetch_encoded": "the answer is compressed although it was asked not to be",
-    "fetch_too_large": "the answer is larger than fetch.max_bytes",
-    "fetch_timeout": "the answer was not there within fetch.max_seconds",
+    "fetch_disabled": "fetching URLs is disabled on this server",
+    "fetch_bad_url": "not a plain http or https URL, or its host is ambiguous",
+    "fetch_forbidden": "this server does not fetch from the host, its address or its port",
+    "fetch_failed": "no connection, no valid certificate, too many redirects, or a response other than 200",
+    "fetch_encoded": "the response is compressed, although the request asked for no compression",
+    "fetch_too_large": "the response is larger than fetch.max_bytes",
+    "fetch_timeout": "the response did not arrive within fetch.max_seconds",
 }
-"""Every code of `FetchRefused`, with its meaning."""
+"""All codes of `FetchRefused`, with their meanings."""
 
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-# The URL Standard's rule: a host whose last part is a number is an IPv4 address, be it 2130706433 or 0x7f.1.
+# The URL Standard's rule: a host whose last part is a number is an IPv4 address, even 2130706433 or 0x7f.1.
 _NUMBER = re.compile(r"([0-9]+|0x[0-9a-f]*)")
 
 
 class FetchConfig(BaseModel):
-    """Whether URLs are fetched, from where, and what one fetch may cost."""
+    """Settings for fetching images by URL: whether, from which hosts, and the limits of one fetch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    enabled: bool = Field(False, description="Fetch images by URL. Off: callers send the bytes.")
-    max_bytes: int = Field(20 * 2**20, gt=0, description="Bytes of one answer.")
-    max_seconds: float = Field(10.0, gt=0, description="Seconds for all of it: look-up, redirects, body.")
-    max_redirects: int = Field(3, ge=0, description="Redirects that are followed, each checked like the first URL.")
-    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
-        (80, 443), description="Ports that are connected to."
-    )
+    enabled: bool = Field(False, description="Fetch images by URL. If false, clients have to send the image itself.")
+    max_bytes: int = Field(20 * 2**20, gt=0, description="Largest response, in bytes.")
+    max_seconds: float = Field(10.0, gt=0, description="Seconds for the whole fetch: DNS lookups, redirects, body.")
+    max_redirects: int = Field(3, ge=0, description="Redirects to follow; each is checked like the first URL.")
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field((80, 443), description="Allowed ports.")
     allowed_hosts: tuple[str, ...] | None = Field(
-        None, description="Only these hosts, such as images.example.org or *.example.org; null for all public ones."
+        None, description="Only these hosts, such as images.example.org or *.example.org; null is every public host."
     )
     allowed_networks: tuple[Network, ...] = Field(
         (),
-        description="Networks that are fetched from although they are not public, such as an image store's. Whoever "
-        "may send a URL reaches them.",
+        description="Networks that are not public and still allowed, such as an internal image store's. Every client "
+        "that may send a URL can reach them.",
     )
 
     @field_validator("allowed_hosts")
@@ -86,14 +85,16 @@ class FetchConfig(BaseModel):
     def _plain(cls, hosts: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for host in hosts or ():
             if not _HOST.fullmatch(host.removeprefix("*.")):
-                raise ValueError(f"{host!r} is no host name in lower case, such as images.example.org or *.example.org")
+                raise ValueError(
+                    f"{host!r} is not a host name in lower case, such as images.example.org or *.example.org"
+                )
         return hosts
 
 
 class FetchRefused(Exception):
-    """A URL that was not fetched. `code` is a key of `CODES`, `message` is for the caller.
+    """A fetch was refused or failed. `code` is a key of `CODES`, `message` is for the client.
 
-    `detail` is for the operator's log alone: which private address a name has is none of a stranger's business.
+    `detail` is for the server's log only, because a client must not learn which private address a host name has.
     """
 
     def __init__(self, code: str, message: str, detail: str = "") -> None:
@@ -106,10 +107,10 @@ class FetchRefused(Exception):
 
 
 class SystemResolver:
-    """Names as this machine sees them: /etc/hosts, search domains and all."""
+    """Resolves host names with the operating system's resolver, including /etc/hosts and search domains."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="lookup")
+        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="dns-lookup")
 
     async def __call__(self, host: str) -> Sequence[str]:
         loop = asyncio.get_running_loop()
@@ -120,11 +121,12 @@ class SystemResolver:
 
 
 class Fetcher:
-    """Fetches URLs within `config`'s bounds. One for each event loop; `aclose` it, or use it as a context.
+    """HTTP client that fetches URLs within the limits of `config`. Each event loop needs its own.
 
-    A name is resolved once for each connection, all its addresses must be acceptable (one that is not says that the
-    name is not what it seems), and the first that answers is used. A connection is kept for a few seconds and reused
-    for the same scheme, host and port, at the address that was checked.
+    Use it as an async context manager, or call `aclose`. A host name is resolved once for each connection. All its
+    addresses must be allowed, because a host name with a forbidden address is suspicious. The first address that
+    accepts a connection is used. An idle connection is kept for 5 s and reused for the same scheme, host and port, so
+    still at the checked address.
     """
 
     def __init__(self, config: FetchConfig, resolver: Resolver | None = None) -> None:
@@ -135,7 +137,7 @@ class Fetcher:
             keepalive_expiry=5.0,
             network_backend=_GuardedBackend(config, resolver or SystemResolver()),
         )
-        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,21 +148,22 @@ class Fetcher:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections that are kept."""
+        """Close all connections."""
         await self._pool.aclose()
 
     async def fetch(self, url: str, key: str = "", hold: Callable[[int], None] = lambda count: None) -> bytes:
-        """The body that `url` answers a GET with.
+        """GET `url` and return the body.
 
-        `hold` is told of each piece's bytes as it comes, and may raise what ends the fetch. Fetches of one `key` take
-        no more than `KEY_CONNECTIONS` at once, however slow the hosts are that it names. Raises `FetchRefused`.
+        `hold` is called with the number of bytes of each chunk when it arrives. An exception that it raises ends the
+        fetch. Fetches of one `key` use at most `KEY_CONNECTIONS` at the same time, however slow the hosts are. Raises
+        `FetchRefused`.
         """
-        turn = self._turns.get(key) or self._turns.setdefault(key, asyncio.Semaphore(KEY_CONNECTIONS))
+        slots = self._slots.get(key) or self._slots.setdefault(key, asyncio.Semaphore(KEY_CONNECTIONS))
         try:
-            async with turn:
+            async with slots:
                 return await self._fetch(url, hold)
         except FetchRefused as refused:
-            # Not the message: it may repeat a part of the URL, which may be a secret.
+            # The message is not logged, because it may repeat a part of the URL, which may be secret.
             log.info("a URL was not fetched: %s %s", refused.code, refused.detail)
             raise
 
@@ -183,7 +186,7 @@ class Fetcher:
             raise FetchRefused("fetch_failed", message, str(error)) from error
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise FetchRefused(
-                "fetch_failed", "the image's host broke off or did not speak HTTP", str(error)
+                "fetch_failed", "the image's host closed the connection early or did not speak HTTP", str(error)
             ) from error
 
     async def _follow(self, url: str, hold: Callable[[int], None]) -> bytes:
@@ -208,7 +211,7 @@ class Fetcher:
         raise FetchRefused("fetch_failed", f"the image's URL redirects more than {self.config.max_redirects} times")
 
     def _check(self, target: httpx2.URL) -> None:
-        """What can be refused before any look-up."""
+        """Check what needs no DNS lookup: port and host name. Raises `FetchRefused`."""
         port = {"http": 80, "https": 443}[target.scheme] if target.port is None else target.port
         if port not in self.config.ports:
             ports = ", ".join(map(str, self.config.ports))
@@ -216,14 +219,14 @@ class Fetcher:
         allowed = self.config.allowed_hosts
         host = target.raw_host.decode("ascii")
         if allowed is not None and not any(_matches(host, pattern) for pattern in allowed):
-            raise FetchRefused("fetch_forbidden", f"{host}: not a host that this server fetches from")
+            raise FetchRefused("fetch_forbidden", f"{host}: this server does not fetch from this host")
 
     async def _read(self, response: httpcore2.Response, fields: dict[bytes, str], hold: Callable[[int], None]) -> bytes:
-        """The body of an answer, no more than `max_bytes` of it."""
+        """Read the body of a response, up to `max_bytes`. Raises `FetchRefused`."""
         if response.status != 200:
             raise FetchRefused("fetch_failed", f"the image's host answered {response.status}")
         encoding = fields.get(b"content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):  # a few kilobytes of gzip can be gigabytes; images are compressed as is
+        if encoding not in ("", "identity"):  # a few kB of gzip can expand to GB, and images are compressed anyway
             raise FetchRefused("fetch_encoded", f"the image's host sent it with Content-Encoding: {encoding[:20]}")
         limit = self.config.max_bytes
         too_large = FetchRefused("fetch_too_large", f"the image is larger than {limit:,} bytes")
@@ -240,7 +243,7 @@ class Fetcher:
 
 
 def parse_url(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
-    """An absolute http(s) URL in one spelling only: no credentials, no control characters, a host that means one thing.
+    """Parse an absolute, unambiguous http(s) URL: no credentials, no control characters, one reading of the host.
 
     `base` is the URL that redirected to `text`. Raises `FetchRefused`.
     """
@@ -256,7 +259,7 @@ def parse_url(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
     if url.userinfo:
         raise FetchRefused("fetch_bad_url", f"{where} carries a user name or password")
     host = url.raw_host.decode("ascii").removesuffix(".")
-    if ":" not in host:  # else IPv6, which httpx2 has parsed
+    if ":" not in host:  # a host with a colon is an IPv6 address, which httpx2 has validated
         if not _HOST.fullmatch(host):
             raise FetchRefused("fetch_bad_url", f"{where} has no valid host name")
         if _NUMBER.fullmatch(host.rpartition(".")[2]) and parse_address(host) is None:
@@ -265,7 +268,7 @@ def parse_url(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
 
 
 class _GuardedBackend(httpcore2.AnyIOBackend):
-    """Opens sockets to acceptable addresses only. Every connection of the pool comes from here."""
+    """Network backend that connects to allowed addresses only. The pool opens every connection with it."""
 
     def __init__(self, config: FetchConfig, resolver: Resolver) -> None:
         self._config = config
@@ -288,10 +291,10 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
         raise failure
 
     async def _resolve(self, host: str) -> list[Address]:
-        """The addresses of `host`, all of them acceptable.
+        """Return the addresses of `host`. Raises `FetchRefused` unless all of them are allowed.
 
-        A name without an address and one with an internal address are refused with the same words: a stranger is
-        not to learn which names exist inside.
+        A host name without an address and a host name with an internal address get the same message, so that a client
+        cannot find out which internal names exist.
         """
         literal = parse_address(host)
         try:
@@ -302,16 +305,17 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
             why = "no address"
         addresses = [parse_address(answer) for answer in answers]
         for answer, address in zip(answers, addresses, strict=True):
-            kind = self._refuse(address)
-            if kind:
-                addresses, why = [], f"{answer} is {kind}"
+            reason = self._refuse(address)
+            if reason:
+                addresses, why = [], f"{answer} is {reason}"
                 break
         if not addresses:
-            reason = why if literal else "it has no public address"
-            raise FetchRefused("fetch_forbidden", f"{host}: this server does not fetch from it: {reason}", why)
+            shown = why if literal else "it has no public address"
+            raise FetchRefused("fetch_forbidden", f"{host}: this server does not fetch from it: {shown}", why)
         return [address for address in addresses if address is not None]
 
     def _refuse(self, address: Address | None) -> str | None:
+        """Return why an address is forbidden, or None if it is allowed."""
         if address is None:
             return "not an address"
         if isinstance(address, IPv6Address) and address.scope_id is not None:
@@ -322,5 +326,5 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
 
 
 def _matches(host: str, pattern: str) -> bool:
-    """Whether a host is the pattern, or under it when the pattern starts with `*.`"""
+    """Whether a host equals the pattern, or is a subdomain of it if the pattern starts with `*.`"""
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern

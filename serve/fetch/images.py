@@ -1,4 +1,4 @@
-"""The bytes of images out of the strings that hold them."""
+"""Reading encoded images from the strings of a request: data: URIs, base64, or URLs to fetch."""
 
 from __future__ import annotations
 
@@ -13,48 +13,49 @@ from serve.http.bodies import LARGE
 from serve.http.errors import ApiError
 
 REQUEST_CONNECTIONS = 8
-"""URLs of one request that are fetched at once."""
+"""URLs of one request that are fetched at the same time."""
 FETCH_STATUS = {"fetch_too_large": 413}
-"""Statuses of refused URLs, where it is not 400. None is a 5xx: the URL was the caller's. Nor is a host that is not
-fetched from a 403: clients read that as a key that may not do this."""
+"""Status of a `FetchRefused` code, if it is not 400. No code gives a 5xx, because the client chose the URL. A forbidden
+host does not give 403, because clients read 403 as missing permissions of their API key."""
 
 
 async def read_images(
     sources: Sequence[str], params: Sequence[str], fetcher: Fetcher, key: str, hold: Callable[[int], None]
 ) -> list[bytes]:
-    """Encoded images out of data: URIs, base64 or URLs. `params` name the fields that they came from.
+    """Return the encoded images of data: URIs, base64 strings or URLs, in order.
 
-    `hold` is told how many bytes the URLs bring while they come, and refuses when they are too many. The first URL
-    that is refused ends the others. Fetches are made in the name of `key`. Raises `ApiError`.
+    `params` name the fields of `sources`, for error messages. `hold` is called with the number of fetched bytes as they
+    arrive, and raises `ApiError` when there are too many. The first refused URL cancels the other fetches. `key` is the
+    API key whose connections are used. Raises `ApiError`.
     """
     if not any(is_url(source) for source in sources):
         if sum(map(len, sources)) < LARGE:
             return _read_inlines(sources, params)
         return await asyncio.to_thread(_read_inlines, sources, params)
-    turn = asyncio.Semaphore(REQUEST_CONNECTIONS)
+    slots = asyncio.Semaphore(REQUEST_CONNECTIONS)
     try:
         async with asyncio.TaskGroup() as group:
             reading = [
-                group.create_task(_read(source, param, fetcher, key, hold, turn))
+                group.create_task(_read(source, param, fetcher, key, hold, slots))
                 for source, param in zip(sources, params, strict=True)
             ]
-    except ExceptionGroup as refused:  # several, if they were refused in the same moment
+    except ExceptionGroup as refused:  # several URLs can be refused in the same step of the event loop
         raise refused.exceptions[0] from None
     return [task.result() for task in reading]
 
 
 def is_url(source: str) -> bool:
-    """Whether an image is to be fetched."""
+    """Whether an image's source is a URL to fetch."""
     return source[:8].lower().startswith(("http://", "https://"))
 
 
 def is_data_uri(source: str) -> bool:
-    """Whether a string holds an image by its own account."""
+    """Whether an image's source is a data: URI."""
     return source[:5].lower() == "data:"
 
 
 def read_inline(source: str, param: str) -> bytes:
-    """An encoded image out of a data: URI (RFC 2397) or base64. Raises `ApiError`."""
+    """Return the encoded image of a data: URI (RFC 2397) or a base64 string. Raises `ApiError`."""
     data = source
     if is_data_uri(source):
         media, comma, data = source.partition(",")
@@ -63,12 +64,12 @@ def read_inline(source: str, param: str) -> bytes:
         if not media.lower().endswith(";base64"):
             return unquote_to_bytes(data)
     try:
-        # 75 times as fast as the standard library's, which would take longer than the decoding of a small JPEG.
+        # 75 times as fast as the standard library's base64, which takes longer than decoding a small JPEG.
         return pybase64.b64decode(data, validate=True)
     except ValueError:
         pass
     try:
-        # Broken into lines as the command line tool does, or in the alphabet that is safe in URLs.
+        # Accept line breaks, which the command line tool `base64` writes, and the URL-safe alphabet.
         joined = "".join(data.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
         return pybase64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
     except ValueError:
@@ -82,12 +83,12 @@ def _read_inlines(sources: Sequence[str], params: Sequence[str]) -> list[bytes]:
 
 
 async def _read(
-    source: str, param: str, fetcher: Fetcher, key: str, hold: Callable[[int], None], turn: asyncio.Semaphore
+    source: str, param: str, fetcher: Fetcher, key: str, hold: Callable[[int], None], slots: asyncio.Semaphore
 ) -> bytes:
     if not is_url(source):
         return read_inline(source, param)
     try:
-        async with turn:
+        async with slots:
             return await fetcher.fetch(source, key, hold)
     except FetchRefused as refused:
         status = FETCH_STATUS.get(refused.code, 400)

@@ -1,4 +1,4 @@
-"""Fetching by URL: what is refused, whatever its spelling, and what still works."""
+"""Fetching by URL: hostile URLs in every notation are refused, and harmless ones are fetched."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ NAMES = {
 
 
 async def resolve_fixed(host: str) -> Sequence[str]:
-    """A name server with `NAMES` alone."""
+    """A resolver that knows only `NAMES`."""
     if host not in NAMES:
         raise OSError("Name or service not known")
     return NAMES[host]
 
 
 HOSTILE = [
-    # (URL, code, what the detail or message must say)
+    # (URL, code, words of the message or the detail)
     ("file:///etc/passwd", "fetch_bad_url", "http"),
     ("ftp://example.org/a.jpg", "fetch_bad_url", "http"),
     ("gopher://127.0.0.1:6379/_FLUSHALL", "fetch_bad_url", "http"),
@@ -78,7 +78,7 @@ HOSTILE = [
     ("http://example.org:6379/", "fetch_forbidden", "port 6379"),
     ("http://example.org:0/", "fetch_forbidden", "port 0"),
     ("http://example.org:http/", "fetch_bad_url", "cannot be read"),
-    # IPv4 and its other spellings
+    # IPv4 in its usual and its other notations
     ("http://127.0.0.1/", "fetch_forbidden", "loopback"),
     ("http://127.255.255.254/", "fetch_forbidden", "loopback"),
     ("https://127.0.0.1/", "fetch_forbidden", "loopback"),
@@ -115,7 +115,7 @@ HOSTILE = [
     ("http://①②⑦.⓪.⓪.①/", "fetch_bad_url", "cannot be read"),
     ("http://127。0。0。1/", "fetch_forbidden", "loopback"),
     ("http://ⓛocalhost/", "fetch_bad_url", "cannot be read"),
-    # IPv6 and what is inside it
+    # IPv6, and IPv4 addresses embedded in it
     ("http://[::1]/", "fetch_forbidden", "loopback"),
     ("http://[0:0:0:0:0:0:0:1]/", "fetch_forbidden", "loopback"),
     ("http://[::]/", "fetch_forbidden", "unspecified"),
@@ -140,7 +140,7 @@ HOSTILE = [
     ("http://[4000::1]/", "fetch_forbidden", "not global"),
     ("http://[::1/", "fetch_bad_url", ""),
     ("http://[127.0.0.1]/", "fetch_bad_url", "cannot be read"),
-    # names
+    # host names
     ("http://localhost/", "fetch_forbidden", "127.0.0.1 is loopback"),
     ("http://LOCALHOST./", "fetch_forbidden", "127.0.0.1 is loopback"),
     ("http://localhost.example/", "fetch_forbidden", "127.0.0.1 is loopback"),
@@ -163,30 +163,30 @@ def test_the_table_is_long_enough() -> None:
 
 @pytest.mark.parametrize(("url", "code", "words"), HOSTILE, ids=[url[:60] for url, _, _ in HOSTILE])
 def test_a_hostile_url_is_refused(url: str, code: str, words: str) -> None:
-    refused = refuse(url, FetchConfig(enabled=True), resolve_fixed)
+    refused = fetch_refused(url, FetchConfig(enabled=True), resolve_fixed)
     assert (refused.code, words in f"{refused.message} {refused.detail}") == (code, True), refused.args
     assert "\n" not in refused.message
     assert "secret" not in refused.message
 
 
-def test_off_by_default_and_says_so() -> None:
-    refused = refuse("http://example.org/a.jpg", FetchConfig(), resolve_fixed)
+def test_fetching_is_off_by_default_and_the_error_says_so() -> None:
+    refused = fetch_refused("http://example.org/a.jpg", FetchConfig(), resolve_fixed)
     assert refused.code == "fetch_disabled"
     assert "fetch.enabled" in refused.message
     assert "data:" in refused.message
 
 
-def test_a_stranger_does_not_learn_which_names_exist_inside() -> None:
+def test_the_message_does_not_tell_which_internal_names_exist() -> None:
     config = FetchConfig(enabled=True)
-    inside = refuse("http://kubernetes.default.svc/", config, resolve_fixed)
-    nowhere = refuse("http://nowhere.example/", config, resolve_fixed)
+    inside = fetch_refused("http://kubernetes.default.svc/", config, resolve_fixed)
+    nowhere = fetch_refused("http://nowhere.example/", config, resolve_fixed)
     assert inside.message.split(": ", 1)[1] == nowhere.message.split(": ", 1)[1]
     assert "10.96" not in inside.message
 
 
-def test_the_machines_own_resolver_is_guarded_too() -> None:
-    assert refuse("http://localhost/", FetchConfig(enabled=True)).code == "fetch_forbidden"
-    assert "loopback" in refuse("http://localhost/", FetchConfig(enabled=True)).detail
+def test_addresses_from_the_systems_resolver_are_checked_too() -> None:
+    assert fetch_refused("http://localhost/", FetchConfig(enabled=True)).code == "fetch_forbidden"
+    assert "loopback" in fetch_refused("http://localhost/", FetchConfig(enabled=True)).detail
 
 
 def test_a_log_shows_no_part_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
@@ -196,13 +196,13 @@ def test_a_log_shows_no_part_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
             "http://user:secret",
             "http://nowhere.example/secret?secret#secret",
         ):
-            refuse(url, FetchConfig(enabled=True), resolve_fixed)
-        refuse("http://localhost/", FetchConfig(enabled=True), resolve_fixed)
+            fetch_refused(url, FetchConfig(enabled=True), resolve_fixed)
+        fetch_refused("http://localhost/", FetchConfig(enabled=True), resolve_fixed)
     assert "secret" not in caplog.text
-    assert "127.0.0.1 is loopback" in caplog.text  # what the operator is told, and the stranger is not
+    assert "127.0.0.1 is loopback" in caplog.text  # for the operator only, not for the client
 
 
-def test_a_config_is_strict() -> None:
+def test_a_wrong_config_is_refused() -> None:
     for wrong in (
         {"max_byte": 1},
         {"max_bytes": 0},
@@ -220,14 +220,14 @@ def test_a_config_is_strict() -> None:
         FetchRefused("made_up", "")
 
 
-# A real server on loopback. `allowed_networks` is what an operator with an image store inside the cluster sets.
+# A real server on loopback. `allowed_networks` allows it, as an operator with an image store in the cluster does.
 
-ResponseModel = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
 IMAGE = bytes(range(256)) * 40
 
 
-def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, **fields: str) -> ResponseModel:
-    """An answer that closes the connection."""
+def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, **fields: str) -> Respond:
+    """A response that closes the connection."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
@@ -238,12 +238,12 @@ def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, 
     return write
 
 
-def redirect(location: str, status: str = "302 Found") -> ResponseModel:
+def redirect(location: str, status: str = "302 Found") -> Respond:
     return reply(status=status, Location=location)
 
 
-def drip(piece: bytes, seconds: float, start: bytes = b"") -> ResponseModel:
-    """`start`, then a piece every so often, without end."""
+def drip(piece: bytes, seconds: float, start: bytes = b"") -> Respond:
+    """`start`, then `piece` every `seconds`, without end."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
         writer.write(start)
@@ -259,10 +259,10 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
 
 
 class Web:
-    """A loopback HTTP server with a fixed answer for each path. `seen` are the requests it got, heads as text."""
+    """A loopback HTTP server with a fixed response for each path. `seen` has the heads of its requests as text."""
 
-    def __init__(self, answers: dict[str, ResponseModel]) -> None:
-        self.answers = answers
+    def __init__(self, responses: dict[str, Respond]) -> None:
+        self.responses = responses
         self.seen: list[str] = []
         self.port = 0
         self.server_names: list[str | None] = []
@@ -271,7 +271,7 @@ class Web:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.seen.append(head)
-            await self.answers[head.split()[1]](writer)
+            await self.responses[head.split()[1]](writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -289,11 +289,11 @@ class Web:
             server.close()
 
 
-def fetch_from(answers: dict[str, ResponseModel], path: str, **config: Any) -> tuple[bytes | FetchRefused, Web, float]:
-    """What a fetcher that may use this server's address gets from it, the server, and the seconds it took."""
+def fetch_from(responses: dict[str, Respond], path: str, **config: Any) -> tuple[bytes | FetchRefused, Web, float]:
+    """Fetch a path from a server with these responses. Returns the body or the refusal, the server, and the seconds."""
 
     async def run() -> tuple[bytes | FetchRefused, Web, float]:
-        async with Web(answers).run() as web:
+        async with Web(responses).run() as web:
             options = {"ports": (80, 443, web.port), "allowed_networks": ("127.0.0.1/32",), "max_seconds": 5, **config}
             async with Fetcher(FetchConfig(enabled=True, **options), resolve_fixed) as fetcher:
                 start = time.perf_counter()
@@ -306,8 +306,8 @@ def fetch_from(answers: dict[str, ResponseModel], path: str, **config: Any) -> t
     return asyncio.run(run())
 
 
-def refuse(url: str, config: FetchConfig, resolver: Any = None) -> FetchRefused:
-    """The refusal of a URL; a failure when it was fetched."""
+def fetch_refused(url: str, config: FetchConfig, resolver: Any = None) -> FetchRefused:
+    """Return the refusal of a URL. Fails if the URL was fetched."""
 
     async def run() -> None:
         async with Fetcher(config, resolver) as fetcher:
@@ -319,7 +319,7 @@ def refuse(url: str, config: FetchConfig, resolver: Any = None) -> FetchRefused:
     return caught.value
 
 
-def test_a_good_fetch() -> None:
+def test_an_image_is_fetched() -> None:
     outcome, web, _ = fetch_from({"/a%20b.png?x=1": reply(IMAGE)}, "/a b.png?x=1#part")
     assert outcome == IMAGE
     head = web.seen[0]
@@ -329,7 +329,7 @@ def test_a_good_fetch() -> None:
     assert "uthorization" not in head
 
 
-def test_a_good_fetch_from_the_standard_librarys_server(tmp_path: Path) -> None:
+def test_an_image_is_fetched_from_the_standard_librarys_server(tmp_path: Path) -> None:
     (tmp_path / "an image.png").write_bytes(IMAGE)
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -351,13 +351,13 @@ def test_a_good_fetch_from_the_standard_librarys_server(tmp_path: Path) -> None:
         server.shutdown()
 
 
-def test_good_redirects_are_followed() -> None:
-    answers = {
+def test_harmless_redirects_are_followed() -> None:
+    responses = {
         "/1": redirect("/2", "301 Moved Permanently"),
         "/2": redirect("3?q=ü", "307 Temporary Redirect"),
         "/3?q=%C3%BC": reply(IMAGE),
     }
-    assert fetch_from(answers, "/1")[0] == IMAGE
+    assert fetch_from(responses, "/1")[0] == IMAGE
 
 
 @pytest.mark.parametrize(
@@ -394,10 +394,10 @@ def test_redirects_are_bounded() -> None:
 
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 SLOW = {
-    "no answer": drip(b"", 60),
+    "no response": drip(b"", 60),
     "slow head": drip(b"H", 0.05),
     "endless head": drip(b"X-More: 1\r\n", 0.05, HEAD),
-    "endless informational answers": drip(b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.05),
+    "endless informational responses": drip(b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.05),
     "dripping body": drip(b"x", 0.05, HEAD + b"Content-Length: 1000\r\n\r\n"),
     "dripping chunks": drip(b"1\r\nx\r\n", 0.05, CHUNKED),
     "body without end or length": drip(b"x", 0.05, HEAD + b"\r\n"),
@@ -405,15 +405,15 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
-def test_all_time_counts(answer: ResponseModel) -> None:
-    outcome, _, seconds = fetch_from({"/": answer}, "/", max_seconds=0.4)
+@pytest.mark.parametrize("response", SLOW.values(), ids=SLOW)
+def test_every_slow_part_counts_towards_the_timeout(response: Respond) -> None:
+    outcome, _, seconds = fetch_from({"/": response}, "/", max_seconds=0.4)
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, "0.4 s" in outcome.message) == ("fetch_timeout", True), outcome.args
     assert 0.3 < seconds < 3
 
 
-def test_redirects_share_one_time() -> None:
+def test_redirects_share_one_timeout() -> None:
     async def wait(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.2)
         await redirect("/")(writer)
@@ -425,13 +425,13 @@ def test_redirects_share_one_time() -> None:
     assert seconds < 3
 
 
-def test_a_slow_name_server_counts() -> None:
+def test_a_slow_dns_lookup_counts_towards_the_timeout() -> None:
     async def resolve(host: str) -> Sequence[str]:
         await asyncio.sleep(60)
         return []
 
     start = time.perf_counter()
-    refused = refuse("http://slow.example/", FetchConfig(enabled=True, max_seconds=0.3), resolve)
+    refused = fetch_refused("http://slow.example/", FetchConfig(enabled=True, max_seconds=0.3), resolve)
     assert refused.code == "fetch_timeout"
     assert time.perf_counter() - start < 3
 
@@ -444,15 +444,15 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("answer", LARGE.values(), ids=LARGE)
-def test_bytes_are_capped(answer: ResponseModel) -> None:
-    outcome, _, seconds = fetch_from({"/": answer}, "/", max_bytes=len(IMAGE), max_seconds=30)
+@pytest.mark.parametrize("response", LARGE.values(), ids=LARGE)
+def test_a_too_large_response_is_refused(response: Respond) -> None:
+    outcome, _, seconds = fetch_from({"/": response}, "/", max_bytes=len(IMAGE), max_seconds=30)
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, f"{len(IMAGE):,} bytes" in outcome.message) == ("fetch_too_large", True), outcome.args
     assert seconds < 10
 
 
-def test_the_cap_itself_is_allowed() -> None:
+def test_a_response_of_exactly_the_limit_is_fetched() -> None:
     assert fetch_from({"/": reply(IMAGE)}, "/", max_bytes=len(IMAGE))[0] == IMAGE
 
 
@@ -461,30 +461,30 @@ BROKEN = {
     "two encodings": (reply(b"x", Content_Encoding="identity, br"), "fetch_encoded", "br"),
     "not there": (reply(b"", "404 Not Found"), "fetch_failed", "404"),
     "an error": (reply(b"", "500 Oh"), "fetch_failed", "500"),
-    "part of it": (reply(b"x", "206 Partial Content"), "fetch_failed", "206"),
-    "a redirect to nowhere": (reply(b"", "302 Found"), "fetch_failed", "302"),
-    "no HTTP": (drip(b"220 mail.example ESMTP\r\n", 0), "fetch_failed", "HTTP"),
-    "less than declared": (reply(b"x", length=100), "fetch_failed", "broke off"),
+    "partial content": (reply(b"x", "206 Partial Content"), "fetch_failed", "206"),
+    "a redirect without a location": (reply(b"", "302 Found"), "fetch_failed", "302"),
+    "not HTTP": (drip(b"220 mail.example ESMTP\r\n", 0), "fetch_failed", "HTTP"),
+    "less than declared": (reply(b"x", length=100), "fetch_failed", "closed the connection"),
     "two lengths": (reply(b"xy", Content_length="1"), "fetch_failed", "HTTP"),
     "an endless header line": (drip(b"X" * 10_000, 0, HEAD + b"X: "), "fetch_failed", "HTTP"),
 }
 
 
-@pytest.mark.parametrize(("answer", "code", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_bad_answer_is_an_error_in_words(answer: ResponseModel, code: str, words: str) -> None:
-    outcome, _, _ = fetch_from({"/": answer}, "/")
+@pytest.mark.parametrize(("response", "code", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_bad_response_is_refused_with_a_message(response: Respond, code: str, words: str) -> None:
+    outcome, _, _ = fetch_from({"/": response}, "/")
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, words in outcome.message) == (code, True), outcome.args
 
 
-def test_nobody_listens() -> None:
+def test_a_closed_port_is_refused_with_a_message() -> None:
     config = FetchConfig(enabled=True, ports=(1,), allowed_networks=(IPv4Network("127.0.0.1/32"),))
-    refused = refuse("http://127.0.0.1:1/", config)
+    refused = fetch_refused("http://127.0.0.1:1/", config)
     assert (refused.code, "could not be connected" in refused.message) == ("fetch_failed", True)
 
 
-def test_the_checked_address_is_the_one_connected_to() -> None:
-    """DNS rebinding: the first answer is acceptable, every later one is not."""
+def test_the_connection_goes_to_the_checked_address() -> None:
+    """DNS rebinding: the first lookup returns an allowed address, every later one a forbidden address."""
     asked = []
 
     async def rebind(host: str) -> Sequence[str]:
@@ -510,7 +510,7 @@ def test_the_checked_address_is_the_one_connected_to() -> None:
     asyncio.run(run())
 
 
-def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
+def test_the_next_address_is_tried_if_one_refuses_the_connection() -> None:
     async def resolve(host: str) -> Sequence[str]:
         return ["127.0.0.3", "127.0.0.1"]
 
@@ -524,17 +524,19 @@ def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
     asyncio.run(run())
 
 
-def test_only_allowed_hosts() -> None:
+def test_only_allowed_hosts_are_fetched() -> None:
     config = FetchConfig(enabled=True, allowed_hosts=("images.example", "*.cdn.example"))
     for host in ("example.org", "cdn.example", "evilcdn.example", "images.example.evil.example", "93.184.216.34"):
-        refused = refuse(f"http://{host}/", config, resolve_fixed)
-        assert (refused.code, "not a host" in refused.message) == ("fetch_forbidden", True)
-    for host in ("IMAGES.example", "a.b.cdn.example."):  # allowed, and then they have no address
-        assert "not known" in refuse(f"http://{host}/", config, resolve_fixed).detail
+        refused = fetch_refused(f"http://{host}/", config, resolve_fixed)
+        assert (refused.code, "does not fetch from this host" in refused.message) == ("fetch_forbidden", True)
+    for host in ("IMAGES.example", "a.b.cdn.example."):  # allowed, but without an address
+        assert "not known" in fetch_refused(f"http://{host}/", config, resolve_fixed).detail
 
 
 @pytest.mark.parametrize(("certified", "works"), [("images.example", True), ("other.example", False)])
-def test_tls_is_for_the_name(certified: str, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tls_certificate_must_be_for_the_host_name(
+    certified: str, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -563,7 +565,7 @@ def test_tls_is_for_the_name(certified: str, works: bool, tmp_path: Path, monkey
     assert "images.example" in caught.value.detail
 
 
-def test_a_caller_that_leaves_frees_its_connection() -> None:
+def test_a_cancelled_fetch_frees_its_connection() -> None:
     async def run() -> None:
         async with Web({"/": drip(b"x", 0.05, HEAD + b"\r\n"), "/ok": reply(IMAGE)}).run() as web:
             allowed = (IPv4Network("127.0.0.1/32"),)
@@ -581,14 +583,14 @@ def test_a_caller_that_leaves_frees_its_connection() -> None:
 
 # Properties
 
-# Written down on its own, from the RFCs, without looking at the table under test.
+# Written from the RFCs, independently of the table under test.
 SPECIAL = """
 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 ::/3 4000::/2 8000::/1 2001::/23
 2001:db8::/32 2002::/16 3fff::/20
 """
 NEVER: list[Network] = [ip_network(text) for text in SPECIAL.split()]
-EDGES = [  # the last address before each network and the first after it, where a wrong mask would show
+EDGES = [  # the addresses just before and after each network, which a wrong mask would classify wrongly
     type(network[0])(number)
     for network in NEVER
     for number in (int(network[0]) - 1, int(network[-1]) + 1)
