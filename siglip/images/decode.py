@@ -66,6 +66,13 @@ class ImageRejected(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+        self.index: int | None = None
+        """The image's index in the list that `sightline.Encoder.images` was called with. None elsewhere."""
+
+    def __str__(self) -> str:
+        """One line: the index if it is known, the reason, and the detail if there is one."""
+        where = "" if self.index is None else f"image {self.index}: "
+        return f"{where}{self.reason}: {self.detail or REASONS[self.reason]}"
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,22 @@ def decode_image(
         except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
             raise ImageRejected("corrupt", f"{type(error).__name__}: {error}") from None
     return Decoded(square, width, height, small)
+
+
+def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """Resize an image that Pillow holds, as `decode_image` does it with a file's: upright, RGB, uint8 (S, S, 3).
+
+    `image` is not changed. Raises `ImageRejected`, also for a file that Pillow has opened and cannot read.
+    """
+    from siglip.images.resize import resize
+
+    try:
+        copy = image.copy()  # loads the image; a copy has no file format, of which `_read_orientation` knows more
+        orientation = _read_orientation(copy)
+        pixels = np.asarray(_to_rgb(copy))
+    except (OSError, EOFError) as error:
+        raise ImageRejected("truncated" if _ends_early(b"", error) else "corrupt", str(error)) from None
+    return resize(pixels, (spec.size, spec.size), spec.resample, orientation)
 
 
 def _ends_early(data: bytes, error: Exception) -> bool:
