@@ -1,4 +1,4 @@
-"""Decoding off the event loop, in processes that may crash."""
+"""Decoding of requests' images in decoder processes, whose crashes do not affect the ingress."""
 
 from __future__ import annotations
 
@@ -14,42 +14,46 @@ from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import Decoder
 
 TOGETHER = 4
-"""Images handed to a decoder process at once, at most: waking it costs as much as a third of a small decode."""
+"""Largest number of images passed to a decoder process in one call. Waking the process costs as much as a third of
+decoding a small image."""
 
 
 class TooManyPixels(Exception):
-    """The images of a request have more pixels together than it may have."""
+    """The images of a request have more pixels together than `limits.pixels`."""
 
 
 @dataclass
 class _Budget:
-    """What a request's images may still cost. `spoiled` when one was rejected: nobody wants the others then."""
+    """Pixels that a request's images may still have. `rejected` is set when one was rejected: the request has failed,
+    so its other images are not decoded."""
 
     pixels: int
-    spoiled: bool = False
+    rejected: bool = False
 
     def spend(self, outcome: Decoded | ImageRejected) -> None:
+        """Subtract the pixels of a decoded image, or mark the request as failed."""
         if isinstance(outcome, ImageRejected):
-            self.spoiled = True
+            self.rejected = True
         else:
             self.pixels -= outcome.width * outcome.height
 
     @property
     def spent(self) -> bool:
-        return self.spoiled or self.pixels < 0
+        """Whether the request's other images need no decoding, because the request has failed."""
+        return self.rejected or self.pixels < 0
 
 
 class DecoderPool:
-    """`siglip.images.decoder.Decoder`s, each with its thread: the batch job's rule for every image, several at a time.
+    """Pool of `siglip.images.decoder.Decoder` processes, each called in a thread. They decode as in the batch job.
 
-    Waiting images whose client has gone are not decoded, nor are those of a request of which one was rejected. A
-    decoder that hangs is ended after `limits.max_seconds`, for which the images that it was handed together wait.
+    Queued images are not decoded if their client has disconnected or another image of their request was rejected. A
+    decoder that hangs is killed after `limits.max_seconds`; the images of the same call wait for that long.
     """
 
     def __init__(self, spec: ImageSpec, limits: Limits, mode: DecodeMode, processes: int, meter: Meter) -> None:
         self._free = [Decoder(spec, limits, mode) for _ in range(processes)]
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
-        self._held = 0
+        self._pending = 0
         self._batcher: Batcher[tuple[bytes, _Budget], Decoded | ImageRejected | None] = Batcher(
             self._run, TOGETHER, runners=processes, meter=meter
         )
@@ -57,32 +61,34 @@ class DecoderPool:
     async def decode(
         self, images: Sequence[bytes], pixels: int, deadline: float, key: str = ""
     ) -> Done[Decoded | ImageRejected | None]:
-        """Decode a request's images: for each its pixels, or why not, or None where another was rejected before.
+        """Decode a request's images. A result is the pixels, the rejection, or None for an image that was skipped.
 
-        Raises `TooManyPixels` when they have more than `pixels` together, known only when so many were decoded, and
-        `serve.admission.batcher.Expired`.
+        An image is skipped when another image of the request was rejected before. `deadline` is a time of
+        `time.monotonic`. Requests with different `key` take turns. Raises `TooManyPixels` when the images have more
+        than `pixels` together, which is known only after that many pixels were decoded, and
+        `serve.admission.batcher.Expired` when the deadline passed before decoding started.
         """
         budget = _Budget(pixels)
-        self._held += len(images)
+        self._pending += len(images)
         try:
             done = await self._batcher.submit([(image, budget) for image in images], deadline, key)
         finally:
-            self._held -= len(images)
-        if budget.pixels < 0 and not budget.spoiled:
+            self._pending -= len(images)
+        if budget.pixels < 0 and not budget.rejected:
             raise TooManyPixels
         return done
 
     def count(self) -> int:
-        """Images that were taken in and of whose requests not all are decoded."""
-        return self._held
+        """Return the number of images of all requests that are not completely decoded."""
+        return self._pending
 
     @property
     def died(self) -> int:
-        """Runners that ended and were replaced."""
+        """Batch runners that ended and were replaced since the start."""
         return self._batcher.died
 
     def close(self) -> None:
-        """End the decoder processes."""
+        """Stop the decoder processes. Queued images are never decoded."""
         self._batcher.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for decoder in self._free:
@@ -96,7 +102,7 @@ class DecoderPool:
             running = asyncio.get_running_loop().run_in_executor(
                 self._threads, decoder.decode, [images[number][0] for number in wanted]
             )
-            running.add_done_callback(lambda _: self._free.append(decoder))  # also when the waiting is cancelled
+            running.add_done_callback(lambda _: self._free.append(decoder))  # also if this coroutine is cancelled
             for number, outcome in zip(wanted, await running, strict=True):
                 outcomes[number] = outcome
                 images[number][1].spend(outcome)

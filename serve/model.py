@@ -1,6 +1,6 @@
-"""The model as the rest of the endpoint knows it: what it is asked, and what it answers.
+"""The interface between the ingress and the model: the `Model` protocol and what its methods return.
 
-No torch here: an ingress imports this, and would carry hundreds of megabytes for a few small classes.
+This module does not import torch. An ingress imports it, and torch would add hundreds of megabytes to the ingress.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from siglip.scoring import Floats, Scale
 
 
 class ModelStuck(Exception):
-    """The model does not answer."""
+    """The model does not respond."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings (N, D) of unit norm by the model `weights`, a digest, and the seconds that they waited for a batch and
-    were computed for."""
+    """Embeddings of one call of the model.
+
+    `vectors` are float32 (N, D) of unit norm. `weights` is the digest of the checkpoint that made them. `waited` and
+    `ran` are the seconds that the items waited for a batch and were computed, `batch` is the size of the last batch.
+    """
 
     vectors: Floats
     weights: str
@@ -34,11 +37,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class ModelAbout:
-    """What an ingress must know of the model to serve it.
+    """Description of a model: what an ingress must know to serve it.
 
-    `config` is the digest of the settings that it was started with (`serve.config.EndpointConfig.model_digest`), by
-    which an ingress knows its own among replicas that are just being replaced. `weights` is that of the checkpoint.
-    `text_batch` are the texts of one forward pass, `family` is a key of `siglip.families.FAMILIES`.
+    `config` is the digest of the settings that the model was started with (`serve.config.EndpointConfig.model_digest`).
+    During an update, an ingress recognizes the replicas of its own model by it. `weights` is the digest of the
+    checkpoint. `width` is the size of an embedding. `text_length` is the number of tokens of a text. `batch_size` and
+    `text_batch` are the numbers of images and of texts in one forward pass. `family` is a key of
+    `siglip.families.FAMILIES`. `loaded` is the Unix time in seconds at which the model was ready.
     """
 
     config: str
@@ -57,16 +62,16 @@ class ModelAbout:
 
 
 class Model(Protocol):
-    """`serve.rayserve.replica.ModelServer`, here or behind a handle."""
+    """A `serve.rayserve.replica.ModelServer`, in this process or behind a Ray Serve handle."""
 
     async def describe(self) -> ModelAbout:
-        """What runs there."""
+        """Return the model's description."""
 
     async def check_ready(self) -> None:
-        """Raises `ModelStuck` or `ApiError` when the model does not answer."""
+        """Raise `ModelStuck` or `ApiError` if the model does not respond."""
 
     async def embed_images(self, pixels: NDArray[np.uint8], seconds: float) -> Embedded:
-        """uint8 (N, S, S, 3) to embeddings, within `seconds`."""
+        """Embed preprocessed images, uint8 (N, S, S, 3), within `seconds`."""
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:
-        """Texts to embeddings, within `seconds`."""
+        """Embed texts within `seconds`."""

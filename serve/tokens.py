@@ -1,4 +1,4 @@
-"""Texts out of OpenAI's token ids, which some clients send instead of them."""
+"""Decoding of OpenAI's token ids, which some clients send instead of texts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from storage.settings import ConfigError
 
 
 class TokenVocabulary:
-    """What OpenAI's token ids stand for, from a file in tiktoken's format: lines of base64 and a number.
+    """Vocabulary that decodes OpenAI's token ids, read from a file in tiktoken's format: lines of base64 and a number.
 
-    LangChain's `OpenAIEmbeddings` sends ids of `cl100k_base` for every model that it does not know. The file is
-    OpenAI's; whoever has tiktoken has it in its cache, and llama-index-core brings it along. Ids that mark something
-    else than text are not in it.
+    LangChain's `OpenAIEmbeddings` sends token ids of `cl100k_base` for every model that it does not know. The file
+    belongs to OpenAI; tiktoken downloads it into its cache, and llama-index-core contains a copy. The file has no
+    special tokens, that is, ids that stand for no text.
 
-    Raises `storage.settings.ConfigError` for a file that is none.
+    Raises `storage.settings.ConfigError` for a file that cannot be read or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,5 +28,8 @@ class TokenVocabulary:
             raise ConfigError(f"token_vocabulary: {path}: {reason}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text. A character that the ids end within is left out. Raises `KeyError` for an unknown id."""
+        """Return the text of token ids. An incomplete UTF-8 character at the end is dropped.
+
+        Raises `KeyError` for an unknown id.
+        """
         return b"".join(self._words[number] for number in ids).decode(errors="ignore")

@@ -1,1 +1,1 @@
-"""The endpoint on Ray Serve: replicas, handles, HAProxy, metrics."""
+"""The endpoint's code that knows Ray Serve: model replicas, handles, HAProxy, metrics, private names."""

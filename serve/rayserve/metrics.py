@@ -1,7 +1,7 @@
-"""Numbers for Prometheus, through Ray's own metrics agent. Outside Ray they go nowhere.
+"""Prometheus metrics of replicas and ingresses, exported by Ray's metrics agent. Outside Ray they are not exported.
 
-Names begin with `ray_sightline_` where Prometheus reads them. Ray Serve adds the deployment and the replica as tags.
-`serve/grafana/dashboard.json` draws them.
+In Prometheus the names begin with `ray_sightline_`. Ray Serve adds the deployment and the replica as tags.
+`serve/grafana/dashboard.json` is a dashboard of these metrics.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+"""Histogram boundaries for items in a batch."""
 FILLS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+"""Histogram boundaries for a batch's items divided by the largest batch."""
 FLUSH_SECONDS = 1.0
+"""Seconds between two calls of `IngressMetrics.flush`."""
 
 
 class ModelMetrics:
-    """What a model replica counts."""
+    """Metrics of a model replica."""
 
     def __init__(self) -> None:
         self._images = Counter("sightline_items", "Images and texts that the model embedded.", tag_keys=("kind",))
@@ -25,65 +28,65 @@ class ModelMetrics:
         )
 
     def record_batch(self, kind: str, items: int, size: int) -> None:
-        """A forward pass over `items`, where up to `size` would have fitted."""
+        """Record a forward pass of `items`, in a batch of at most `size`. `kind` is "image" or "text"."""
         tags = {"kind": kind}
         self._images.inc(items, tags=tags)
         self._batches.observe(items, tags=tags)
         self._fill.observe(items / size, tags=tags)
 
     def count_dropped(self, why: str) -> None:
-        """An item that was not computed."""
+        """Count an item that was dropped. `why` is "cancelled", "expired" or "failed"."""
         self._dropped.inc(tags={"why": why})
 
 
 class IngressMetrics:
-    """What an ingress counts: added up here, and handed to Ray once a second by `flush`.
+    """Metrics of an ingress. They are summed here, and `flush` passes the sums to Ray once a second.
 
-    Handing over costs as much as a tenth of a millisecond each time, of which a request would pay half a dozen. Ray
-    Serve's own `ray_serve_http_request_latency_ms` has the distribution of latencies by route.
+    Passing one number to Ray takes up to 0.1 ms, and a request has about six numbers. The distribution of latencies by
+    route is in Ray Serve's own metric `ray_serve_http_request_latency_ms`.
     """
 
     def __init__(self) -> None:
         self._counters = {
             "requests": Counter("sightline_requests", "Requests answered.", tag_keys=("route", "status", "code")),
-            "seconds": Counter("sightline_request_seconds", "Seconds of all requests, added up.", tag_keys=("route",)),
-            "stages": Counter("sightline_stage_seconds", "Seconds in each stage, added up.", tag_keys=("stage",)),
+            "seconds": Counter("sightline_request_seconds", "Total seconds of all requests.", tag_keys=("route",)),
+            "stages": Counter("sightline_stage_seconds", "Total seconds in each stage.", tag_keys=("stage",)),
             "cache": Counter("sightline_label_cache", "Label sets looked up: hit or miss.", tag_keys=("outcome",)),
             "deaths": Counter("sightline_runner_deaths", "Batch runners that ended and were replaced."),
-            "labels": Counter("sightline_bad_label_files", "Changed label set files that could not be taken."),
+            "labels": Counter("sightline_bad_label_files", "Changed label set files that could not be used."),
             "rejects": Counter("sightline_rejected_images", "Images that could not be read.", tag_keys=("reason",)),
         }
         self._in_flight = Gauge("sightline_in_flight", "Requests, images and texts that the ingress holds.")
         self._sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def record_request(self, route: str, status: int, code: str, seconds: float) -> None:
-        """An answered request; `code` is that of the error envelope, empty for a success."""
+        """Record a response. `code` is the code in the error envelope, empty for a success."""
         self._add("requests", 1, route=route, status=str(status), code=code)
         self._add("seconds", seconds, route=route)
 
     def record_stages(self, stages: dict[str, float]) -> None:
-        """The seconds of a request's stages."""
+        """Add the seconds of a request's stages."""
         for stage, seconds in stages.items():
             self._add("stages", seconds, stage=stage)
 
     def count_lookup(self, hit: bool) -> None:
-        """A label set that was cached, or was not."""
+        """Count a lookup of a label set. `hit` is whether it was cached."""
         self._add("cache", 1, outcome="hit" if hit else "miss")
 
     def count_reject(self, reason: str) -> None:
-        """An image that was rejected."""
+        """Count an image that was rejected. `reason` is a key of `siglip.images.decode.REASONS`."""
         self._add("rejects", 1, reason=reason)
 
     def count_deaths(self, count: int) -> None:
-        """Batch runners that ended."""
+        """Count batch runners that ended."""
         self._add("deaths", count)
 
     def count_bad_labels(self) -> None:
-        """A label set's file that changed to something bad; the set before stays."""
+        """Count a changed label set file that cannot be used. The previous label set stays in use."""
         self._add("labels", 1)
 
     def flush(self, in_flight: int) -> None:
-        """Hand over what was counted, and how many items are held now."""
+        """Pass the sums to Ray, and the number of requests, images and texts that the ingress holds now."""
         sums, self._sums = self._sums, {}
         for (name, tags), value in sums.items():
             if value > 0:

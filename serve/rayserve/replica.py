@@ -1,7 +1,8 @@
-"""The model behind the endpoint: the batch job's actor, answering one request at a time out of full batches.
+"""A model replica of the endpoint: runs the batch job's `SiglipActor` on batches that several requests share.
 
-It knows no HTTP, no labels and no Ray: `serve.app` makes a Ray Serve deployment of it, tests use it as it is. torch is
-imported by `ModelServer` and not by this module: its threads read OMP_WAIT_POLICY, set here, when they are loaded.
+It knows no HTTP, no labels and no Ray: `serve.app` makes a Ray Serve deployment of it, and tests use it directly.
+This module does not import torch, but `ModelServer` does: torch's threads read OMP_WAIT_POLICY once, when torch's
+libraries are loaded, and `ModelServer` sets it first.
 """
 
 from __future__ import annotations
@@ -26,25 +27,26 @@ from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig, count_cores
 from siglip.scoring import Floats
 
-PROBE_SECONDS = 20.0
-"""A model that has answered nothing for this long, although asked, is ill."""
-
+STUCK_SECONDS = 20.0
+"""A model counts as stuck if it had work and has returned no result for this long."""
 
 BATCH_SIZES = (1, 8, 64)
-"""Batches that a compiled model has graphs for beside full ones: a lone image need not cost as much as those."""
+"""Batch sizes that a model is compiled for, in addition to full batches. A single image then does not cost as much as a
+full batch."""
 
 
 class ModelServer:
-    """`siglip.actor.SiglipActor` behind two queues, one for images and one for texts.
+    """A `siglip.actor.SiglipActor` behind two queues, one for images and one for texts.
 
-    The event loop stays free to take requests in: as many threads call the model as may, one or two. Batches of images
-    and of texts take turns. A second batch of images waits in the model, so that no core waits for the last part of the
-    first: 12.2 images/s of the base model on two cores, where they waited 11.5.
+    The model is called in one or two threads (`Encoder.concurrency`), so the event loop can accept requests meanwhile.
+    Batches of images and of texts take turns. With two threads a second batch of images waits inside the model, so that
+    no core is idle during the last part of the first batch. On two cores the base model makes 12.2 images/s this
+    way, and 11.5 images/s with one thread.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
         self.metrics = ModelMetrics()
-        # As the actor does, but before what is read of the configuration here loads torch.
+        # The actor sets it too, but reading the configuration here may import torch before the actor starts.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         pinned = pin_endpoint_model(config)
         pinned = replace(pinned, config=resolve_compile(pinned.config))
@@ -79,14 +81,15 @@ class ModelServer:
         self._busy = 0
 
     async def describe(self) -> ModelAbout:
-        """What runs here."""
+        """Return the model's description."""
         return self.about
 
     async def embed_images(self, pixels: NDArray[np.uint8], seconds: float) -> Embedded:
-        """uint8 (N, S, S, 3) to embeddings. `seconds` are left until nobody wants them: a clock of its own may differ.
+        """Embed preprocessed images, uint8 (N, S, S, 3), within `seconds`.
 
-        Pixels of another size, which an ingress of another model sent, give none: `weights` says why. Raises
-        `serve.admission.batcher.Expired`.
+        The deadline is passed as seconds from now, because the caller's clock may differ. Pixels of another size, which
+        an ingress of another model sends during an update, give no embeddings: `weights` of the result tells the caller
+        that this is another model. Raises `serve.admission.batcher.Expired`.
         """
         if pixels.shape[1] != self.about.spec.size:
             return Embedded(np.zeros((0, self.about.width), np.float32), self.about.weights, 0.0, 0.0, 0)
@@ -94,7 +97,10 @@ class ModelServer:
         return self._embedded(done)
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:
-        """Texts to embeddings, as `embed_images`. A label set's prompts come in pieces of whole batches."""
+        """Embed texts within `seconds`. A caller with many prompts sends them in several calls of full batches.
+
+        Raises `serve.admission.batcher.Expired`.
+        """
         done = await self._texts.submit(texts, time.monotonic() + seconds)
         return self._embedded(done)
 
@@ -102,28 +108,28 @@ class ModelServer:
         return Embedded(np.asarray(done.results, np.float32), self.about.weights, done.waited, done.ran, done.batch)
 
     async def check_ready(self) -> None:
-        """Raises `ModelStuck` when the model was given work and has answered nothing for `PROBE_SECONDS`."""
-        if self._busy and time.monotonic() - self._answered > PROBE_SECONDS:
-            raise ModelStuck(f"the model has not answered for {PROBE_SECONDS:g} s")
+        """Raise `ModelStuck` if the model has work and has returned no result for `STUCK_SECONDS`."""
+        if self._busy and time.monotonic() - self._answered > STUCK_SECONDS:
+            raise ModelStuck(f"the model has not answered for {STUCK_SECONDS:g} s")
 
     async def check_health(self) -> None:
-        """Ray Serve asks this of each replica. Raises when the model cannot answer, so that it is replaced.
+        """Health check that Ray Serve calls on each replica. If it raises, Ray Serve replaces the replica.
 
-        A model that has just answered is well. An idle one is made to embed an image, and a busy one is given
-        `PROBE_SECONDS` to come to it.
+        A model that has just returned a result is healthy. Otherwise the model has to embed an image within
+        `STUCK_SECONDS`; a busy model runs it after its current batches.
         """
-        if time.monotonic() - self._answered < PROBE_SECONDS / 2:
+        if time.monotonic() - self._answered < STUCK_SECONDS / 2:
             return
         size = self.about.spec.size
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                await self._run_images([np.zeros((size, size, 3), np.uint8)], probe=True)
+            async with asyncio.timeout(STUCK_SECONDS):
+                await self._run_images([np.zeros((size, size, 3), np.uint8)], health_check=True)
         except TimeoutError:
-            raise ModelStuck(f"the model has not answered for {PROBE_SECONDS:g} s") from None
+            raise ModelStuck(f"the model has not answered for {STUCK_SECONDS:g} s") from None
 
-    async def _run_images(self, images: list[NDArray[np.uint8]], probe: bool = False) -> list[Floats]:
+    async def _run_images(self, images: list[NDArray[np.uint8]], health_check: bool = False) -> list[Floats]:
         vectors = await self._call(self._embed_images, images)
-        if not probe:
+        if not health_check:
             self.metrics.record_batch("image", len(images), self.about.batch_size)
         return list(vectors)
 
@@ -137,7 +143,7 @@ class ModelServer:
 
     async def _call(self, function: Any, items: list[Any]) -> Floats:
         if not self._busy:
-            self._answered = time.monotonic()  # it was idle, not silent
+            self._answered = time.monotonic()  # the model was idle until now, so it was not stuck
         self._busy += 1
         try:
             vectors: Floats = await asyncio.get_running_loop().run_in_executor(self._threads, function, items)
@@ -149,16 +155,17 @@ class ModelServer:
         return vectors
 
     def close(self) -> None:
-        """Stop taking batches up."""
+        """Start no more batches."""
         self._images.close()
         self._texts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
-    """Threads for torch: the cores that were asked for; without a GPU and a number, all of the machine.
+    """Return the number of torch's threads: `replicas.num_cpus`, or without it all cores. None leaves it to torch.
 
-    A small model runs on one: its layers are over before a second thread is awake, and the cores are the decoders'.
+    It is None for a GPU without `num_cpus`. A small model gets one thread: a layer ends before a second thread has
+    woken up, and the decoders need the cores.
     """
     replicas = config.replicas
     if replicas.num_cpus is not None:
@@ -169,9 +176,9 @@ def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
 
 
 def resolve_compile(model: ModelConfig) -> ModelConfig:
-    """`compile: auto` for an endpoint: on a GPU only.
+    """Return the settings with `compile: auto` resolved: for an endpoint, compile on a GPU only.
 
-    It takes minutes of a start on a CPU. Where throughput is all, say `compile: true`.
+    On a CPU, compiling makes the start minutes longer. Set `compile: true` if only throughput matters.
     """
     if model.compile != "auto":
         return model

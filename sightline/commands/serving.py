@@ -1,4 +1,4 @@
-"""`sightline serve`: the endpoint on this machine, with a Ray of its own."""
+"""`sightline serve`: launches the endpoint on this machine, on a Ray that is started for it."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ from storage.settings import ConfigError
 
 APPLICATION = "sightline"
 PROXY_SECONDS = 30.0
+"""How long to wait until the proxy forwards requests to the ingress."""
 DRAIN_SECONDS = 60.0
-"""How long requests under way may take when the endpoint is told to stop."""
+"""How long ongoing requests may take when the endpoint is told to stop."""
 SPARE_CPUS = 4
-"""Logical cores beyond what the configuration asks for: Ray Serve's controller and proxy, and replicas of an update."""
+"""Ray's logical cores in addition to twice those of the configuration: for Ray Serve's controller and proxy, and for
+the new replicas of an update."""
 
 
 def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
-    """Read the configuration and find what would fail later: model, keys, host, port. Raises `ConfigError`."""
+    """Read the configuration, and check model, keys file, host and port before Ray starts. Raises `ConfigError`."""
     config = load_endpoint(path)
     if config.auth.keys_file is not None:
         KeyRing(config.auth.keys_file)
     elif not is_loopback(host):
         raise ConfigError(
-            f"--host {host}: without API keys the endpoint listens on loopback only: make one with "
+            f"--host {host}: without API keys the endpoint listens on loopback only: make a key with "
             "`sightline key new NAME` and set auth.keys_file"
         )
     if config.token_vocabulary is not None:
@@ -62,9 +64,10 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
 
 
 def run_endpoint(config: EndpointConfig, host: str, port: int, ready: Callable[[str, str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM, then finish what is in flight, and stop.
+    """Serve until Ctrl-C or SIGTERM, then finish the ongoing requests, and stop.
 
-    Calls `ready` with the endpoint's URL and that of its Prometheus metrics when a request would be answered warm.
+    Calls `ready` with the URLs of the endpoint and of its Prometheus metrics when the model is loaded and the endpoint
+    accepts requests. Prints a warning to stderr if Ray is newer than the tested version.
     """
     if warning := internals.describe_untested_ray():
         err.print(warning, highlight=False, markup=False)
@@ -75,7 +78,7 @@ def run_endpoint(config: EndpointConfig, host: str, port: int, ready: Callable[[
 
 @contextmanager
 def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
-    """The endpoint, warm, on a Ray started for it. Yields the URL of its metrics."""
+    """Run the endpoint on a Ray started for it, and stop both afterwards. Yields the URL of the Prometheus metrics."""
     with TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:  # a short path: see `haproxy.make_environment`
         _set_environment(config, Path(folder), host, port)
         import ray
@@ -132,15 +135,15 @@ def _free_port() -> int:
 
 
 def _await_proxy(host: str, port: int) -> None:
-    """Until the proxy knows of the ingress, which it is told a moment after Ray Serve calls the application running."""
+    """Wait until the proxy forwards requests, which begins a moment after Ray Serve reports that the ingress runs."""
     connection = HTTPConnection(host, port, timeout=PROXY_SECONDS)
     give_up = time.monotonic() + PROXY_SECONDS
     while time.monotonic() < give_up:
         with suppress(OSError, HTTPException):
             connection.request("GET", "/healthz")
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status == HTTPStatus.OK:
+            response = connection.getresponse()
+            response.read()
+            if response.status == HTTPStatus.OK:
                 break
         connection.close()
         time.sleep(0.1)
@@ -149,12 +152,12 @@ def _await_proxy(host: str, port: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Ray's own remarks: the log level it was given, and that Ray Serve's controller was stopped as asked."""
+    """Silence stderr: Ray prints the log level that it was given, and that Ray Serve's controller was stopped."""
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
         yield
     finally:
         os.dup2(stderr, 2)
@@ -162,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server on `host` can be reached from this machine only."""
+    """Whether a server on `host` is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -179,15 +182,15 @@ def _family(host: str) -> socket.AddressFamily:
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set. A second one interrupts what still drains."""
+    """Yield an event that Ctrl-C and SIGTERM set. A second signal interrupts the draining of requests."""
     stop = threading.Event()
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -400,7 +402,7 @@ def test_the_label_cache_is_bounded() -> None:
 def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     assert endpoint.client.get("/healthz").json() == {"status": "ok"}
     assert endpoint.client.get("/readyz").json() == {"status": "ready"}
-    monkeypatch.setattr("serve.rayserve.replica.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("serve.rayserve.replica.STUCK_SECONDS", 0.3)
     monkeypatch.setattr("serve.routes.pages.READY_SECONDS", 0.0)
     release = threading.Event()
     forward = endpoint.model.actor.encoder._forward
@@ -580,8 +582,8 @@ def test_a_crashed_decoder_costs_one_request(endpoint: Endpoint) -> None:
     pool = endpoint.service.decoders
     assert endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code == 200
     [decoder] = pool._free
-    assert decoder._child is not None
-    decoder._child.kill()
+    assert decoder.pid is not None
+    os.kill(decoder.pid, signal.SIGKILL)
     answers = [endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code for _ in range(3)]
     assert answers.count(200) >= 2
     assert set(answers) <= {200, 400}
