@@ -79,7 +79,7 @@ def calibrate(
         fitted.append(Calibration(scale=scale, bias=bias))
     labels = _recalibrate(output.labels, fitted)
     scores = _head(output, labels).scores(truth.embeddings)[truth.image, truth.label].astype(np.float64)
-    folds = np.random.default_rng(seed).permutation(len(truth.places))[truth.image] % FOLDS
+    folds = np.random.default_rng(seed).permutation(len(truth.positions))[truth.image] % FOLDS
     return [
         _calibrate_label(
             name,

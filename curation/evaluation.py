@@ -127,7 +127,7 @@ def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, see
     names = output.labels.label_names()
     mine = scores[truth.image, truth.label]
     given = mine >= thresholds[truth.label]
-    draws = _draw(len(truth.places), min(resamples, max(_LEAST_RESAMPLES, int(_WORK / len(mine)))), seed)
+    draws = _draw(len(truth.positions), min(resamples, max(_LEAST_RESAMPLES, int(_WORK / len(mine)))), seed)
     counts = _count(truth, given, len(names), draws)
     curves = [_rank(truth, mine, asked, draws) for asked in group_answers(truth, len(names))]
     precision, recall, f1 = _figures(*counts)
@@ -150,7 +150,7 @@ def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, see
     ]
     told = np.flatnonzero(asked)
     return Evaluation(
-        len(truth.places),
+        len(truth.positions),
         len(truth.image),
         labels,
         _estimate(_mean(np.asarray(curves).T[:, told])),
@@ -212,7 +212,7 @@ def _count(truth: Truth, given: NDArray[np.bool_], labels: int, draws: Doubles) 
     kinds = (given & truth.right, given & ~truth.right, ~given & truth.right)
     counted = []
     for kind in kinds:
-        cells = np.zeros((len(truth.places), labels))
+        cells = np.zeros((len(truth.positions), labels))
         np.add.at(cells, (truth.image[kind], truth.label[kind]), truth.weight[kind])
         counted.append(draws @ cells)
     return counted[0], counted[1], counted[2]
@@ -256,9 +256,9 @@ def _top(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
 def _confuse(output: TaggedOutput, truth: Truth, scores: Floats, thresholds: Floats) -> list[Confusion]:
     """The pairs of labels that are taken for each other most often. With one label an image, the best one is given."""
     names, vectors = output.labels.label_names(), output.head.vectors
-    right = np.zeros((len(truth.places), len(names)), bool)
+    right = np.zeros((len(truth.positions), len(names)), bool)
     right[truth.image, truth.label] = truth.right
-    weight = np.zeros(len(truth.places))
+    weight = np.zeros(len(truth.positions))
     weight[truth.image] = truth.weight
     given = scores >= scores.max(axis=1, keepdims=True) if truth.exclusive else scores >= thresholds
     pairs = (right * weight[:, None]).T @ (given & ~right)

@@ -1,4 +1,4 @@
-"""Scores of many images and labels at once: sorted into bins by their logit, and ranked within what they are of."""
+"""Histograms of scores on a logit axis, and ranks within groups of equal values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from siglip.scoring import Floats
 
 
 def bin_scores(scores: Floats, edges: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The bin of each score (N, L), and how many of each label's scores are in each: (N, L) and (L, bins).
+    """Assign each score to a bin, and count each label's scores in each bin.
 
-    `edges` are logits; the first and the last bin hold what is beyond them. By the logit of the score and not of the
-    model, so that calibrated scores and those of groups fit too.
+    `scores` is float32 (N, L); `edges` are E increasing logits. Returns the bin of each score, int64 (N, L), and each
+    label's histogram, int64 (L, E + 1). The first bin holds the scores below all edges, the last bin those above.
+
+    The logit is that of the score, log(p / (1 - p)), and not the model's logit, so that calibrated scores and scores of
+    a group (softmax) can be binned too.
     """
     bounds = (1 / (1 + np.exp(-edges))).astype(np.float32)
     bins = np.searchsorted(bounds, scores.reshape(-1), side="right").reshape(scores.shape)
@@ -21,6 +24,6 @@ def bin_scores(scores: Floats, edges: NDArray[np.float64]) -> tuple[NDArray[np.i
     return bins, counts.reshape(labels, number)
 
 
-def rank_within(ordered: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For values in order, how many of the same stand before each."""
-    return np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+def rank_within_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the members of each group from 0. `groups` (N,) holds sorted group numbers: [3, 3, 5] gives [0, 1, 0]."""
+    return np.arange(len(groups)) - np.searchsorted(groups, groups)

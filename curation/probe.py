@@ -52,7 +52,7 @@ def train_probes(output: TaggedOutput, truth: Truth, gain: float = 0.01, seed: i
     """
     names = output.labels.names
     zero_shot = output.head.logits(truth.embeddings).astype(np.float64)
-    folds = np.random.default_rng(seed).permutation(len(truth.places)) % FOLDS
+    folds = np.random.default_rng(seed).permutation(len(truth.positions)) % FOLDS
     found = []
     for row, asked in enumerate(group_answers(truth, len(names))):
         if len(asked):

@@ -1,8 +1,9 @@
-"""Which images a person should look at: stratified by label and score, each with the weight that makes up for it.
+"""Stratified sampling: choose the images that a person should check, by label and score, each with its weight.
 
-A sample that is full of borderline images says nothing of the whole output by itself: of images near the threshold half
-may be wrong, and of all images one in a hundred. Each row's weight is how many images of its stratum it stands for
-(Horvitz and Thompson 1952), and everything that reads answers counts with it.
+Half of the images near a threshold may be tagged wrongly, but only one in a hundred of all images. Figures of a sample
+that is full of borderline images therefore say nothing about the whole output by themselves. Each sampled image has a
+weight, the number of images of its stratum that it stands for (Horvitz and Thompson 1952), and every module that reads
+answers uses the weights.
 """
 
 from __future__ import annotations
@@ -17,30 +18,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.histogram import bin_scores, rank_within
+from curation.histogram import bin_scores, rank_within_groups
 from curation.tagged_output import ID, TaggedOutput
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 
 EDGES = np.arange(-12.0, 7.0)
-"""Logits of the score between strata: 20 a label, of a width of 1. Fixed, so that one pass does."""
+"""Borders between a label's 20 strata, as logits of the score, 1 apart. They are fixed, so that one pass is enough."""
 STRATA = len(EDGES) + 1
-USUAL = 0.1
-"""Where a threshold is looked for when the label has none: SigLIP gives right labels 0.1 to 0.5."""
-_LEAST = 2
-_PENDING = 2_000_000
+DEFAULT_THRESHOLD = 0.1
+"""The threshold that is assumed for a label without one: SigLIP gives correct labels scores of 0.1 to 0.5."""
+_MIN_PER_STRATUM = 2
+_MAX_CANDIDATES = 2_000_000
+"""The reservoirs are pruned when they hold more candidates than this. It bounds memory."""
 FILES = ("sample.parquet", "sample.json")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """N images to look at, each for one label. `weight` is the population of its stratum by those drawn of it.
+    """A sample of N questions: each is one image and one label.
 
-    `place` is the image's number in the output's order, `label` an index of its set, `population` (L, strata) is how
-    many images each stratum has.
+    `position` (N,) is the image's index in the output's order, `label` (N,) the label's index in the label set,
+    `stratum` (N,) the bin of its `score` (N,) between `EDGES`. `weight` (N,) is the number of images in the stratum
+    divided by the number drawn from it. `population` (L, STRATA) is the number of images in each stratum.
     """
 
-    place: NDArray[np.int64]
+    position: NDArray[np.int64]
     label: NDArray[np.int64]
     score: Floats
     stratum: NDArray[np.int64]
@@ -49,63 +52,68 @@ class Sample:
 
 
 def draw_sample(output: TaggedOutput, per_label: int, seed: int = 0) -> Sample:
-    """Draw about `per_label` images for each label, in one pass over the embeddings and with flat memory.
+    """Draw about `per_label` images for each label, in one pass over the embeddings and with constant memory.
 
-    Every stratum that has images gives two at least, or all it has, so that no image has no chance; the rest go where
-    the threshold will be (`allocate`). The same seed draws the same sample from the same output. Images are drawn for
-    each label by itself: one may be drawn for several.
+    At least two images are drawn from every stratum that has two, so that every image has a chance to be drawn; the
+    other images are drawn mostly where the threshold will be (see `allocate`). The labels' samples are independent: an
+    image may be drawn for several labels. The same seed draws the same sample from the same output.
     """
     labels = len(output.labels.names)
-    reservoirs = _Reservoirs(labels, max(per_label, _LEAST))
+    reservoirs = _StratumReservoirs(labels, max(per_label, _MIN_PER_STRATUM))
     random = np.random.default_rng(seed)
     first = 0
     for scores in output.scores():
         reservoirs.add(first, scores, random.integers(0, 2**32, scores.shape, np.uint32))
         first += len(scores)
     thresholds = output.labels.thresholds()
-    drawn = [allocate(*one, per_label) for one in zip(reservoirs.population, thresholds, strict=True)]
-    return reservoirs.finish(np.stack(drawn))
+    sizes = [allocate(*stratum, per_label) for stratum in zip(reservoirs.population, thresholds, strict=True)]
+    return reservoirs.draw(np.stack(sizes))
 
 
 def allocate(population: NDArray[np.int64], threshold: float, count: int) -> NDArray[np.int64]:
-    """How many of each of a label's strata are drawn, together `count`, or a little more where strata are many.
+    """Allocate a label's sample of `count` images to its strata: the number of images to draw from each, (STRATA,).
 
-    Two of each at first. The rest half by Neyman's rule (1934), population times the deviation of an answer, and half
-    by the deviation alone, so that high scores, which few images have, are not left out. The deviation is sqrt(p(1-p))
-    with p going through 1/2 at the label's threshold, and above it not less than a third: nobody knows yet how right
-    its scores are, and a precision is shown by accepted answers.
+    `population` (STRATA,) is the number of images in each stratum. Each stratum first gets two, or all the images it
+    has, so that the sum may be a little more than `count`. Half of the rest is allocated in proportion to population
+    times standard deviation (Neyman 1934), and half in proportion to the standard deviation alone, so that high scores,
+    which few images have, are sampled too.
+
+    The standard deviation of an answer is unknown before anyone has answered. It is taken as sqrt(p(1-p)), where p is
+    a logistic curve through 1/2 at the label's threshold. Above the threshold it is at least 1/3, because the precision
+    of accepted images can only be shown by answers about accepted images.
     """
-    given = np.minimum(population, _LEAST)
+    allocated = np.minimum(population, _MIN_PER_STRATUM)
     middle = np.concatenate([[EDGES[0] - 1], (EDGES[:-1] + EDGES[1:]) / 2, [EDGES[-1] + 1]])
-    above = middle - _logit(threshold if 0 < threshold < 1 else USUAL)
+    above = middle - _logit(threshold if 0 < threshold < 1 else DEFAULT_THRESHOLD)
     chance = 1 / (1 + np.exp(-above))
     deviation = np.maximum(np.sqrt(chance * (1 - chance)), np.where(above > 0, 1 / 3, 0)) * (population > 0)
-    while (left := count - int(given.sum())) > 0 and (given < population).any():
-        room = population - given
-        open_ = room > 0
+    while (remaining := count - int(allocated.sum())) > 0 and (allocated < population).any():
+        available = population - allocated
+        open_ = available > 0
         neyman = population * deviation * open_
-        wanted = neyman / max(neyman.sum(), 1e-300) + deviation * open_ / max((deviation * open_).sum(), 1e-300)
-        more = np.minimum(room, np.floor(left * wanted / wanted.sum()).astype(np.int64))
+        share = neyman / max(neyman.sum(), 1e-300) + deviation * open_ / max((deviation * open_).sum(), 1e-300)
+        more = np.minimum(available, np.floor(remaining * share / share.sum()).astype(np.int64))
         if not more.any():
-            more[np.argmax(wanted * open_)] = 1
-        given = given + more
-    return np.asarray(given, np.int64)
+            more[np.argmax(share * open_)] = 1
+        allocated = allocated + more
+    return np.asarray(allocated, np.int64)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `ConfigError` when there is something in the folder that a sample is to go to."""
+    """Raise `ConfigError` unless the folder for a new sample is empty or does not exist."""
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: answers may be in it; give a new folder")
+        raise ConfigError(f"{folder} is not empty and may contain answers: name a new folder")
 
 
 def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int) -> pa.Table:
-    """`sample.parquet` and `sample.json` in a new folder. Returns the rows: one for each image and label.
+    """Write `sample.parquet` and `sample.json` to a new folder. Returns the table: one row for each question.
 
-    `thumbnail` is null where the output has none. Raises `ConfigError` when there is something in the folder.
+    The column `thumbnail` is null when the output has no thumbnails. Raises `ConfigError` when the folder is not empty
+    or cannot be written.
     """
     check_folder(folder)
     kept = [name for name in ("key", "source", "sha256", "thumbnail") if name in output.columns]
-    distinct, where = np.unique(sample.place, return_inverse=True)
+    distinct, where = np.unique(sample.position, return_inverse=True)
     rows = output.take(distinct, [ID, *kept]).take(pa.array(where))
     thumbnails = rows["thumbnail"] if "thumbnail" in kept else pa.nulls(len(where), pa.binary())
     table = pa.table(
@@ -118,7 +126,7 @@ def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int) 
             "thumbnail": thumbnails,
         }
     )
-    about = {
+    metadata = {
         "output": output.uri,
         "images": output.rows,
         "labels.digest": output.fingerprint["labels.digest"],
@@ -130,66 +138,69 @@ def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, folder / FILES[0], compression="zstd", use_dictionary=["source", "label"])
-        (folder / FILES[1]).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / FILES[1]).write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from error
     return table
 
 
 def read_sample(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """What `write_sample` wrote. Raises `ConfigError` where there is none."""
+    """Read the table and the metadata that `write_sample` wrote. Raises `ConfigError` when they cannot be read."""
     try:
         return pq.read_table(folder / FILES[0]), json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"{folder} holds no sample of `sightline sample`: {error}") from error
+        raise ConfigError(f"{folder} does not hold a sample of `sightline sample`: {error}") from error
 
 
-class _Reservoirs:
-    """For each stratum the images with the smallest of random numbers: a simple random sample of what came so far."""
+class _StratumReservoirs:
+    """Reservoir samples, one for each stratum of each label.
+
+    Each image gets a random number for each label. A reservoir keeps the `capacity` images with the smallest numbers,
+    which is a simple random sample of the stratum's images seen so far.
+    """
 
     def __init__(self, labels: int, capacity: int) -> None:
         self.population = np.zeros((labels, STRATA), np.int64)
         self._capacity = capacity
         self._first = np.arange(labels) * STRATA
-        self._bars = np.full(labels * STRATA, np.iinfo(np.uint32).max, np.uint32)
-        self._kept: list[tuple[NDArray[Any], ...]] = []
+        self._limits = np.full(labels * STRATA, np.iinfo(np.uint32).max, np.uint32)
+        self._candidates: list[tuple[NDArray[Any], ...]] = []
         self._count = 0
 
     def add(self, first: int, scores: Floats, numbers: NDArray[np.uint32]) -> None:
-        """Images (N, L) from number `first` on."""
+        """Add N images, the first of them at position `first`. `scores` and the random `numbers` are (N, L)."""
         bins, counts = bin_scores(scores, EDGES)
         strata = self._first + bins
         self.population += counts
-        rows, labels = np.nonzero(numbers <= self._bars[strata])
-        kept = (strata[rows, labels], numbers[rows, labels], first + rows, scores[rows, labels])
-        self._kept.append(kept)
+        rows, labels = np.nonzero(numbers <= self._limits[strata])
+        self._candidates.append((strata[rows, labels], numbers[rows, labels], first + rows, scores[rows, labels]))
         self._count += len(rows)
-        if self._count > _PENDING:
+        if self._count > _MAX_CANDIDATES:
             self._prune()
 
-    def finish(self, drawn: NDArray[np.int64]) -> Sample:
-        """`drawn` (L, strata) of each stratum, label by label, in the order of chance."""
+    def draw(self, sizes: NDArray[np.int64]) -> Sample:
+        """Draw `sizes` (L, STRATA) images from the strata. Rows are sorted by label, and randomly within a label."""
         self._prune()
-        strata, numbers, places, scores = self._kept[0]
-        chosen = rank_within(strata) < drawn.reshape(-1)[strata]
-        strata, numbers, places, scores = (column[chosen] for column in (strata, numbers, places, scores))
-        weight = (self.population.reshape(-1) / np.maximum(drawn.reshape(-1), 1))[strata]
+        strata, numbers, positions, scores = self._candidates[0]
+        chosen = rank_within_groups(strata) < sizes.reshape(-1)[strata]
+        strata, numbers, positions, scores = (column[chosen] for column in (strata, numbers, positions, scores))
+        weight = (self.population.reshape(-1) / np.maximum(sizes.reshape(-1), 1))[strata]
         order = np.lexsort((numbers, strata // STRATA))
         label, stratum = np.divmod(strata[order], STRATA)
         return Sample(
-            places[order], label, np.asarray(scores[order], np.float32), stratum, weight[order], self.population
+            positions[order], label, np.asarray(scores[order], np.float32), stratum, weight[order], self.population
         )
 
     def _prune(self) -> None:
-        """Keep `capacity` images of each stratum, and remember the number that a new one must stay under."""
-        columns: list[NDArray[Any]] = [np.concatenate(parts) for parts in zip(*self._kept, strict=True)]
+        """Keep `capacity` images of each stratum, and note the largest number kept: later candidates must not exceed it."""
+        columns: list[NDArray[Any]] = [np.concatenate(chunks) for chunks in zip(*self._candidates, strict=True)]
         order = np.lexsort((columns[1], columns[0]))
         columns = [column[order] for column in columns]
-        rank = rank_within(columns[0])
+        rank = rank_within_groups(columns[0])
         last = rank == self._capacity - 1
-        self._bars[columns[0][last]] = columns[1][last]
+        self._limits[columns[0][last]] = columns[1][last]
         kept = tuple(column[rank < self._capacity] for column in columns)
-        self._kept, self._count = [kept], len(kept[0])
+        self._candidates, self._count = [kept], len(kept[0])
 
 
 def _logit(score: float) -> float:

@@ -33,13 +33,13 @@ _SHOWN = 3
 class Truth:
     """Answers about M images of an output: whether a label is right for an image, with the answer's weight.
 
-    `places` (M,) are the images' numbers in the output's order and `embeddings` (M, D) theirs. Answer i is about image
+    `positions` (M,) are the images' numbers in the output's order and `embeddings` (M, D) theirs. Answer i is about image
     `image[i]` of these and label `label[i]` of the output's set; `right[i]` says what it was. `weight[i]` is how many
     images of the output the answer stands for, 1 where nobody drew a sample. `complete`: each of the images has an
     answer for each label. `exclusive`: of each image exactly one label is right.
     """
 
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     ids: list[str]
     keys: list[str]
     embeddings: Floats
@@ -86,12 +86,21 @@ def read_truth(path: Path, output: TaggedOutput) -> Truth:
         raise ConfigError(f"{path}: no column `labels`, and none of `label` and `answer`: see curation/README.md")
     if not len(answers.right):
         raise ConfigError(f"{path}: no answer in it that says right or wrong")
-    places = _locate(path, output, name, answers.images)
-    found = output.take(places, [ID, "key", "embedding"])
+    positions = _locate(path, output, name, answers.images)
+    found = output.take(positions, [ID, "key", "embedding"])
     embeddings = np.concatenate([read_embeddings(batch) for batch in found.select(["embedding"]).to_batches()])
     ids, keys = found[ID].to_pylist(), found["key"].to_pylist()
     return Truth(
-        places, ids, keys, embeddings, answers.image, answers.label, answers.right, answers.weight, complete, exclusive
+        positions,
+        ids,
+        keys,
+        embeddings,
+        answers.image,
+        answers.label,
+        answers.right,
+        answers.weight,
+        complete,
+        exclusive,
     )
 
 
@@ -146,24 +155,24 @@ def _complete(
 def _locate(path: Path, output: TaggedOutput, name: str, wanted: list[str]) -> NDArray[np.int64]:
     """Find images in one pass over their names: their numbers in the output's order."""
     values = pa.array(wanted, pa.string())
-    places = np.full(len(wanted), -1, np.int64)
+    positions = np.full(len(wanted), -1, np.int64)
     first = 0
     for batch in output.batches([name], rows=65_536):
         where = pc.index_in(batch[name], value_set=values)
         rows = np.flatnonzero(where.is_valid().to_numpy(zero_copy_only=False))
         found = where.take(pa.array(rows)).to_numpy()
-        again = (places[found] >= 0) | (np.bincount(found, minlength=len(wanted))[found] > 1)
+        again = (positions[found] >= 0) | (np.bincount(found, minlength=len(wanted))[found] > 1)
         if name == "key" and again.any():
             double = wanted[int(found[again][0])]
             raise ConfigError(f"{path}: several images have the key {double!r}: name them by {ID} or sha256")
         for row, index in zip(rows[::-1], found[::-1], strict=True):
-            if places[index] < 0 or places[index] >= first:  # of images with the same bytes, the first
-                places[index] = first + row
+            if positions[index] < 0 or positions[index] >= first:  # of images with the same bytes, the first
+                positions[index] = first + row
         first += len(batch)
-    missing = [image for image, place in zip(wanted, places, strict=True) if place < 0]
+    missing = [image for image, position in zip(wanted, positions, strict=True) if position < 0]
     if missing:
         raise ConfigError(f"{path}: {len(missing)} of {len(wanted)} images are not in {output.uri}: {_some(missing)}")
-    return places
+    return positions
 
 
 def _load(path: Path) -> tuple[list[dict[str, Any]], set[str]]:

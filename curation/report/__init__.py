@@ -1,1 +1,1 @@
-"""A page to look at: what is in an output, label by label, in one file that needs no network."""
+"""The report on an output: label statistics, charts and example images, in HTML files that load nothing else."""

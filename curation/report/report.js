@@ -1,15 +1,15 @@
-// The report: search and sort its labels, and walk through them by keyboard.
+// The report page: search and sort the table of labels, and move from label to label by keyboard.
 (() => {
   const search = document.getElementById("search");
   const sort = document.getElementById("sort");
   const sections = [...document.querySelectorAll("section.label")];
-  let at = -1;
+  let current = -1; // index of the label section last moved to
 
   if (search) {
     const body = document.querySelector("#index tbody");
     const rows = [...body.rows];
     const by = {
-      given: (one, other) => other.dataset.given - one.dataset.given,
+      predicted: (one, other) => other.dataset.predicted - one.dataset.predicted,
       review: (one, other) => other.dataset.review - one.dataset.review,
       f1: (one, other) => one.dataset.f1 - other.dataset.f1,
       name: (one, other) => one.dataset.name.localeCompare(other.dataset.name),
@@ -32,18 +32,18 @@
     sort.addEventListener("change", () => body.append(...rows.sort(by[sort.value])));
   }
 
-  function go(to) {
-    at = Math.max(0, Math.min(sections.length - 1, to));
-    sections[at].focus({ preventScroll: true });
-    sections[at].scrollIntoView({ block: "start" });
+  function goTo(index) {
+    current = Math.max(0, Math.min(sections.length - 1, index));
+    sections[current].focus({ preventScroll: true });
+    sections[current].scrollIntoView({ block: "start" });
   }
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
-    const here = sections.indexOf(document.activeElement);
-    if (here >= 0) at = here;
-    if (event.key === "j" || event.key === "J") go(at + 1);
-    else if (event.key === "k" || event.key === "K") go(at - 1);
+    const focused = sections.indexOf(document.activeElement);
+    if (focused >= 0) current = focused;
+    if (event.key === "j" || event.key === "J") goTo(current + 1);
+    else if (event.key === "k" || event.key === "K") goTo(current - 1);
     else if (event.key === "/" && search) {
       event.preventDefault();
       search.focus();

@@ -1,4 +1,4 @@
-"""An output in one pass: how each label's scores are spread, which images it is surest of, and which it just missed."""
+"""Statistics of an output in one pass: each label's score histogram, counts and example images; examples of rejects."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.histogram import bin_scores, rank_within
+from curation.histogram import bin_scores, rank_within_groups
 from curation.tagged_output import ID, TaggedOutput
 from siglip.heads import accept_bars
 from siglip.scoring import Floats
 
 EDGES = np.linspace(-12.0, 6.0, 37)
-"""Logits of the score between the bars of a histogram: on its own scale nearly all scores lie in the first bar."""
+"""Borders between the bars of a histogram, as logits of the score: on a linear axis nearly all scores would be in the
+first bar."""
 EXAMPLES = 5
 REJECT_EXAMPLES = 5
-Kind = Literal["surest", "just given", "just missed"]
-KINDS: tuple[Kind, ...] = ("surest", "just given", "just missed")
+Kind = Literal["highest", "just above", "just below"]
+KINDS: tuple[Kind, ...] = ("highest", "just above", "just below")
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, by its number in the output's order, and a label's score for it."""
+    """An image, by its position in the output's order, and the label's score for it."""
 
-    place: int
+    position: int
     score: float
 
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """One label over the whole output.
+    """Statistics of one label over the whole output.
 
-    `given` images reach its threshold, and `accepted` of them the score from which it is sure (0 where it has none);
-    fewer may be written where `top_k` cuts. `histogram` counts images between the `EDGES`, and outside of them on
-    either side. `examples` has up to `EXAMPLES` images: the surest; of those that reach the threshold, the ones that
-    do so least; and of those that do not, the nearest.
+    `predicted` is the number of images whose score reaches the threshold, and `accepted` the number of those that also
+    reach `accept` (0 without one). Fewer images may have the label in the output, because of `top_k`. `histogram`
+    (len(EDGES) + 1,) counts the images in each bin. `examples` holds up to `EXAMPLES` images of each kind: those with
+    the highest scores, the lowest scores at or above the threshold, and the highest scores below the threshold.
     """
 
     label: str
     threshold: float
     accept: float | None
-    given: int
+    predicted: int
     accepted: int
     histogram: NDArray[np.int64]
     examples: dict[Kind, list[Example]]
@@ -50,7 +51,11 @@ class LabelStatistics:
 
 @dataclass(frozen=True)
 class OutputStatistics:
-    """All labels, in the set's order, and a few of the rejected rows by reason: key, source, detail."""
+    """Statistics of an output.
+
+    `images` is the number of tagged images, of which `unlabelled` reach no label's threshold. `labels` is in the label
+    set's order. `rejects` holds up to `REJECT_EXAMPLES` rejected rows for each reason: id, key, source, reason, detail.
+    """
 
     images: int
     labels: list[LabelStatistics]
@@ -59,70 +64,70 @@ class OutputStatistics:
 
 
 def compute_statistics(output: TaggedOutput) -> OutputStatistics:
-    """InputStats at every image once, with flat memory. `unlabelled` images reach no threshold. Raises `StoreError`."""
+    """Compute the statistics in one pass over the embeddings, with constant memory. Raises `StoreError`."""
     labels = output.labels
     thresholds = labels.thresholds()
-    bars = np.asarray(thresholds, np.float32)
-    sure = accept_bars(labels)
-    count = len(bars)
-    given, accepted = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    predict_from = np.asarray(thresholds, np.float32)
+    accept_from = accept_bars(labels)
+    count = len(predict_from)
+    predicted, accepted = np.zeros(count, np.int64), np.zeros(count, np.int64)
     histogram = np.zeros((count, len(EDGES) + 1), np.int64)
-    best = {kind: _Best(count) for kind in KINDS}
+    top = {kind: _TopExamples(count) for kind in KINDS}
     first = unlabelled = 0
     for scores in output.scores():
-        passes = scores >= bars
-        given += passes.sum(axis=0)
-        accepted += (passes & (scores >= sure)).sum(axis=0)
+        passes = scores >= predict_from
+        predicted += passes.sum(axis=0)
+        accepted += (passes & (scores >= accept_from)).sum(axis=0)
         unlabelled += int((~passes.any(axis=1)).sum())
         histogram += bin_scores(scores, EDGES)[1]
-        best["surest"].add(first, scores)
-        best["just given"].add(first, np.where(passes, -scores, -np.inf))
-        best["just missed"].add(first, np.where(passes, -np.inf, scores))
+        top["highest"].add(first, scores)
+        top["just above"].add(first, np.where(passes, -scores, -np.inf))
+        top["just below"].add(first, np.where(passes, -np.inf, scores))
         first += len(scores)
     found = [
         LabelStatistics(
             label.name,
             thresholds[row],
             label.accept,
-            int(given[row]),
+            int(predicted[row]),
             int(accepted[row]),
             histogram[row],
-            {kind: best[kind].examples(row, -1 if kind == "just given" else 1) for kind in KINDS},
+            {kind: top[kind].examples(row, -1 if kind == "just above" else 1) for kind in KINDS},
         )
         for row, label in enumerate(labels.names)
     ]
     return OutputStatistics(first, found, _find_rejects(output), unlabelled)
 
 
-class _Best:
-    """For each label the `EXAMPLES` images with the largest values so far; of equal ones, the first."""
+class _TopExamples:
+    """For each label, the `EXAMPLES` images with the largest values so far. Of equal values the earlier image wins."""
 
     def __init__(self, labels: int) -> None:
-        self._bar = np.full(labels, -np.inf, np.float32)
+        self._limit = np.full(labels, -np.inf, np.float32)
         self._values = np.zeros(0, np.float32)
         self._labels = np.zeros(0, np.int64)
-        self._places = np.zeros(0, np.int64)
+        self._positions = np.zeros(0, np.int64)
 
     def add(self, first: int, values: Floats) -> None:
-        """Values (N, L) of images from number `first` on; -inf is no value."""
-        rows, labels = np.nonzero(values > self._bar)
-        together = np.concatenate([self._values, values[rows, labels]])
-        whose = np.concatenate([self._labels, labels])
-        places = np.concatenate([self._places, first + rows])
-        order = np.lexsort((places, -together, whose))
-        whose = whose[order]
-        rank = rank_within(whose)
+        """Add N images, the first of them at position `first`. `values` is (N, L), with -inf for images to leave out."""
+        rows, columns = np.nonzero(values > self._limit)
+        all_values = np.concatenate([self._values, values[rows, columns]])
+        all_labels = np.concatenate([self._labels, columns])
+        positions = np.concatenate([self._positions, first + rows])
+        order = np.lexsort((positions, -all_values, all_labels))
+        labels = all_labels[order]
+        rank = rank_within_groups(labels)
         kept = order[rank < EXAMPLES]
-        self._values, self._labels, self._places = together[kept], whose[rank < EXAMPLES], places[kept]
+        self._values, self._labels, self._positions = all_values[kept], all_labels[kept], positions[kept]
         full = rank == EXAMPLES - 1
-        self._bar[whose[full]] = together[order[full]]
+        self._limit[labels[full]] = all_values[order[full]]
 
     def examples(self, label: int, sign: int) -> list[Example]:
-        """A label's, best first. `sign` gives the score back that a value was made of."""
+        """The examples of one label, largest value first. Their scores are `sign` times the values."""
         mine = self._labels == label
         return [
-            Example(int(place), float(sign * value))
-            for place, value in zip(self._places[mine], self._values[mine], strict=True)
+            Example(int(position), float(sign * value))
+            for position, value in zip(self._positions[mine], self._values[mine], strict=True)
         ]
 
 

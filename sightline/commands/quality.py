@@ -142,7 +142,7 @@ def _work(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
 
         source = open_output(output)
         answers = read_truth(truth, source)
-        err.print(f"{len(answers.image):,} answers about {len(answers.places):,} images", highlight=False)
+        err.print(f"{len(answers.image):,} answers about {len(answers.positions):,} images", highlight=False)
         yield source, answers
 
 

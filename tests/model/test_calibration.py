@@ -51,16 +51,16 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, list[
 
 def make_truth(output: TaggedOutput, shown: list[str], images: np.ndarray, seed: int) -> Truth:
     """Answers about some of the images, each label of each, of which a few are wrong."""
-    places = np.asarray(images)
+    positions = np.asarray(images)
     embeddings = np.concatenate(
         [np.stack(batch["embedding"].to_numpy(zero_copy_only=False)) for batch in output.batches(["embedding"])]
-    )[places]
-    image, label = (a.reshape(-1) for a in np.meshgrid(np.arange(len(places)), np.arange(len(SHAPES)), indexing="ij"))
-    right = np.asarray([[shown[place] == shape for shape in SHAPES] for place in places]).reshape(-1)
+    )[positions]
+    image, label = (a.reshape(-1) for a in np.meshgrid(np.arange(len(positions)), np.arange(len(SHAPES)), indexing="ij"))
+    right = np.asarray([[shown[position] == shape for shape in SHAPES] for position in positions]).reshape(-1)
     right ^= np.random.default_rng(seed).random(len(right)) < NOISE
-    names = [str(place) for place in places]
+    names = [str(position) for position in positions]
     return Truth(
-        places, names, names, np.asarray(embeddings, np.float32), image, label, right, np.ones(len(right)), True
+        positions, names, names, np.asarray(embeddings, np.float32), image, label, right, np.ones(len(right)), True
     )
 
 

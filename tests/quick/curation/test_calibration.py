@@ -84,17 +84,27 @@ def draw(made: tuple[TaggedOutput, Floats], seed: int, noise: float = 0.0) -> tu
     """Two halves of a sample of 3,000 images, with an answer for each label. `noise` of the answers are flipped."""
     output, vectors = made
     random = np.random.default_rng(seed)
-    places = random.permutation(len(vectors))[:3000]
-    logits = output.head.logits(vectors[places]).astype(np.float64)
+    positions = random.permutation(len(vectors))[:3000]
+    logits = output.head.logits(vectors[positions]).astype(np.float64)
     chance = 1 / (1 + np.exp(-np.stack([3 * logits[:, 0] + 6, 0.3 * logits[:, 1] - 2, logits[:, 2] - 9], axis=1)))
     right = (random.random(chance.shape) < chance) ^ (random.random(chance.shape) < noise)
     halves = []
     for part in (slice(0, 1500), slice(1500, 3000)):
         image, label = (axis.reshape(-1) for axis in np.meshgrid(np.arange(1500), np.arange(3), indexing="ij"))
-        names = [str(place) for place in places[part]]
+        names = [str(position) for position in positions[part]]
         ones = np.ones(4500)
         halves.append(
-            Truth(places[part], names, names, vectors[places[part]], image, label, right[part].reshape(-1), ones, True)
+            Truth(
+                positions[part],
+                names,
+                names,
+                vectors[positions[part]],
+                image,
+                label,
+                right[part].reshape(-1),
+                ones,
+                True,
+            )
         )
     return halves[0], halves[1]
 

@@ -49,8 +49,8 @@ def make_truth(
     image, label = (axis.reshape(-1) for axis in np.meshgrid(np.arange(2 * ROWS), np.arange(LABELS), indexing="ij"))
     weight = random.uniform(0.2, 5, len(image)) if weighted else np.ones(len(image))
     names = [str(row) for row in range(2 * ROWS)]
-    places = np.arange(2 * ROWS)
-    return Truth(places, names, names, vectors, image, label, right.reshape(-1), weight, True, exclusive)
+    positions = np.arange(2 * ROWS)
+    return Truth(positions, names, names, vectors, image, label, right.reshape(-1), weight, True, exclusive)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -111,15 +111,15 @@ def test_the_interval_holds_what_it_should(output: TaggedOutput) -> None:
     for seed in range(100):
         images = np.random.default_rng(seed).choice(2 * ROWS, 150, replace=False)
         cells = np.isin(whole.image, images)
-        place = np.full(2 * ROWS, -1)
-        place[images] = np.arange(150)
+        position = np.full(2 * ROWS, -1)
+        position[images] = np.arange(150)
         part = replace(
             whole,
-            places=images,
+            positions=images,
             ids=[whole.ids[i] for i in images],
             keys=[whole.keys[i] for i in images],
             embeddings=whole.embeddings[images],
-            image=place[whole.image[cells]],
+            image=position[whole.image[cells]],
             label=whole.label[cells],
             right=whole.right[cells],
             weight=whole.weight[cells],
@@ -212,7 +212,7 @@ def test_commands_end_to_end(output: TaggedOutput, tmp_path: Path) -> None:
     names = output.labels.label_names()
     keys = [key for batch in output.batches(["key"]) for key in batch["key"].to_pylist()]
     file = tmp_path / "truth.jsonl"
-    by_image: dict[int, list[str]] = {place: [] for place in range(2 * ROWS)}
+    by_image: dict[int, list[str]] = {position: [] for position in range(2 * ROWS)}
     for image, label, right in zip(truth.image, truth.label, truth.right, strict=True):
         if right:
             by_image[int(image)].append(names[label])

@@ -1,4 +1,4 @@
-"""The survey against a slow reference, and pages that stay small and whole whatever labels and keys are called."""
+"""The report: statistics against a slow reference; pages that stay small and safe with any label or key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.outputs import MadeUp, write_output
-from curation.report.page import MOST_BYTES, write_report
+from curation.report.page import MAX_PAGE_BYTES, write_report
 from curation.report.statistics import EDGES, EXAMPLES, KINDS, compute_statistics
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from sightline.cli import app
@@ -30,7 +30,7 @@ EVIL = "<script>alert(1)</script>\"'&{{ 7*7 }}"
 
 
 def noise(row: int) -> bytes:
-    """A thumbnail that does not compress: what a page must fit in at worst."""
+    """A thumbnail of noise, which does not compress: the worst case for the size of a page."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(row).integers(0, 256, (256, 256, 3), np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
@@ -59,33 +59,33 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     return make(tmp_path_factory.mktemp("report") / "made", 7)
 
 
-def test_the_survey_is_what_a_slow_one_finds(output: TaggedOutput) -> None:
+def test_statistics_equal_a_slow_reference(output: TaggedOutput) -> None:
     scores = np.concatenate([output.head.scores(read_embeddings(b)) for b in output.batches(["embedding"])])
-    survey = compute_statistics(output)
-    assert survey.images == len(scores) == 603
-    assert survey.unlabelled == (scores < np.asarray(output.labels.thresholds(), np.float32)).all(axis=1).sum()
+    statistics = compute_statistics(output)
+    assert statistics.images == len(scores) == 603
+    assert statistics.unlabelled == (scores < np.asarray(output.labels.thresholds(), np.float32)).all(axis=1).sum()
     logits = np.log(scores.astype(np.float64) / (1 - scores))
-    for row, one in enumerate(survey.labels):
+    for row, one in enumerate(statistics.labels):
         mine = scores[:, row]
-        given = mine >= np.float32(one.threshold)
-        assert one.given == given.sum()
+        predicted = mine >= np.float32(one.threshold)
+        assert one.predicted == predicted.sum()
         assert one.accepted == (0 if one.accept is None else (mine >= np.float32(one.accept)).sum())
         assert one.histogram.sum() == 603
         counted = np.histogram(logits[:, row], [-np.inf, *EDGES, np.inf])[0]
-        assert np.abs(one.histogram - counted).sum() <= 2  # one on an edge may fall to either side
+        assert np.abs(one.histogram - counted).sum() <= 2  # a score on an edge may be counted on either side
         orders: dict[str, Any] = {
-            "surest": np.argsort(-mine, kind="stable"),
-            "just given": [i for i in np.argsort(mine, kind="stable") if given[i]],
-            "just missed": [i for i in np.argsort(-mine, kind="stable") if not given[i]],
+            "highest": np.argsort(-mine, kind="stable"),
+            "just above": [i for i in np.argsort(mine, kind="stable") if predicted[i]],
+            "just below": [i for i in np.argsort(-mine, kind="stable") if not predicted[i]],
         }
         for kind in KINDS:
-            assert [e.place for e in one.examples[kind]] == [int(i) for i in orders[kind][:EXAMPLES]]
-            assert all(e.score == pytest.approx(float(mine[e.place])) for e in one.examples[kind])
-    assert {reason: len(rows) for reason, rows in survey.rejects.items()} == {"truncated": 2, EVIL: 2}
+            assert [e.position for e in one.examples[kind]] == [int(i) for i in orders[kind][:EXAMPLES]]
+            assert all(e.score == pytest.approx(float(mine[e.position])) for e in one.examples[kind])
+    assert {reason: len(rows) for reason, rows in statistics.rejects.items()} == {"truncated": 2, EVIL: 2}
 
 
 class Tags(HTMLParser):
-    """Every tag, and every attribute that could name something elsewhere."""
+    """Collects the tags, ids and links of a page. Asserts that no attribute holds code or style."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Tags(HTMLParser):
         assert not any(name.startswith("on") or name == "style" for name, _ in attrs)
 
 
-def test_nothing_is_code_and_nothing_is_elsewhere(output: TaggedOutput, tmp_path: Path) -> None:
+def test_no_label_or_key_becomes_code_and_nothing_is_loaded(output: TaggedOutput, tmp_path: Path) -> None:
     [path] = write_report(output, compute_statistics(output), tmp_path / "report.html", 3.6)
     text = path.read_text()
     tags = Tags(text)
@@ -114,17 +114,17 @@ def test_nothing_is_code_and_nothing_is_elsewhere(output: TaggedOutput, tmp_path
         inside = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[-1]
         assert base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode() in policy.replace("&#39;", "'")
     assert "no thumbnails" in text
-    # 100 images a second at 3.60 dollars an hour are a cent for a thousand.
+    # At 100 images a second and 3.60 dollars an hour, 1,000 images cost a cent.
     assert "$0.0100" in text
     assert "limited by model" in text
 
 
-def test_a_thousand_labels_stand_on_pages_of_ten_megabytes(tmp_path: Path) -> None:
+def test_a_thousand_labels_make_ten_pages_of_at_most_ten_mebibytes(tmp_path: Path) -> None:
     output = make(tmp_path / "made", 1000, thumbnail=noise, shards=1)
     written = write_report(output, compute_statistics(output), tmp_path / "out" / "report.html")
     assert [path.name for path in written[:3]] == ["report.html", "002.html", "003.html"]
     assert len(written) == 10
-    assert all(path.stat().st_size <= MOST_BYTES for path in written)
+    assert all(path.stat().st_size <= MAX_PAGE_BYTES for path in written)
     texts = [path.read_text() for path in written]
     assert all(text.count('<section class="label"') == 100 for text in texts)
     assert all("data:image/jpeg" in text for text in texts)
@@ -140,8 +140,8 @@ def test_a_thousand_labels_stand_on_pages_of_ten_megabytes(tmp_path: Path) -> No
         assert "../report.html#labels" in Tags(text).links
 
 
-def test_the_command(output: TaggedOutput, tmp_path: Path) -> None:
-    told = {
+def test_command_writes_the_report_or_exits_with_2(output: TaggedOutput, tmp_path: Path) -> None:
+    evaluation = {
         "answers": 3,
         "images": 3,
         "top": {"1": {"value": 0.5, "low": 0.4, "high": 0.6}},
@@ -153,14 +153,14 @@ def test_the_command(output: TaggedOutput, tmp_path: Path) -> None:
         "confusions": [{"right": EVIL, "given": "label 1", "images": 3.0, "cosine": 0.5}],
         "suspects": [{"id": "000000-000000/1", "key": EVIL, "label": EVIL, "answer": "wrong", "score": 0.9}],
     }
-    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     page = tmp_path / "page.html"
     arguments = ["report", output.uri, "--to", str(page), "--evaluation", str(tmp_path / "evaluation.json")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     text = page.read_text()
-    assert "Against truth" in text
-    assert "Labels taken for each other" in text
+    assert '<h2 id="evaluation">' in text
+    assert "Confused labels" in text
     assert Tags(text).tags.count("script") == 1
     page.unlink()
     (tmp_path / "evaluation.json").write_text("{}")

@@ -81,13 +81,13 @@ def test_no_stratum_is_left_out_and_none_gives_more_than_it_has() -> None:
 def test_the_sample_is_of_its_strata(output: TaggedOutput, scores: Floats) -> None:
     sample = draw_sample(output, 60, seed=3)
     again = draw_sample(output, 60, seed=3)
-    assert np.array_equal(sample.place, again.place)
-    assert not np.array_equal(sample.place[:40], draw_sample(output, 60, seed=4).place[:40])
-    assert np.array_equal(sample.score, scores[sample.place, sample.label])
+    assert np.array_equal(sample.position, again.position)
+    assert not np.array_equal(sample.position[:40], draw_sample(output, 60, seed=4).position[:40])
+    assert np.array_equal(sample.score, scores[sample.position, sample.label])
     assert np.array_equal(sample.stratum, bin_scores(sample.score[None], EDGES)[0][0])
     for label in range(3):
         mine = sample.label == label
-        assert len(set(sample.place[mine])) == mine.sum() >= 60
+        assert len(set(sample.position[mine])) == mine.sum() >= 60
         strata = bin_scores(scores[:, label][None], EDGES)[0][0]
         assert np.array_equal(sample.population[label], np.bincount(strata, minlength=STRATA))
         for stratum in np.unique(strata):
@@ -106,7 +106,7 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     output: TaggedOutput, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Precision at two thresholds, recall, and the share that is right, over 300 samples."""
-    monkeypatch.setattr("curation.sample._PENDING", 5_000)  # several prunings
+    monkeypatch.setattr("curation.sample._MAX_CANDIDATES", 5_000)  # several prunings
     random = np.random.default_rng(9)
     chance = 1 / (1 + np.exp(-(2 * np.log(scores / (1 - scores)) + 2)))
     right = random.random(scores.shape) < chance
@@ -125,7 +125,7 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     for seed in range(300):
         sample = draw_sample(output, 100, seed)
         mine = sample.label == 1
-        yes, score = right[sample.place, 1][mine], sample.score[mine]
+        yes, score = right[sample.position, 1][mine], sample.score[mine]
         weighted, naive = figures(score, yes, sample.weight[mine]), figures(score, yes, np.ones(mine.sum()))
         for name in real:
             estimates.setdefault(name, []).append((weighted[name], naive[name]))
@@ -211,9 +211,9 @@ def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> 
     read, about = read_sample(tmp_path / "sample")
     assert read.equals(table)
     assert about["population"]["dog"] == sample.population[1].tolist()
-    assert pq.read_metadata(tmp_path / "sample" / "sample.parquet").num_rows == len(sample.place)
+    assert pq.read_metadata(tmp_path / "sample" / "sample.parquet").num_rows == len(sample.position)
     with pytest.raises(ConfigError, match="is not empty"):
         write_sample(output, sample, tmp_path / "sample", 0)
-    with pytest.raises(ConfigError, match="holds no sample"):
+    with pytest.raises(ConfigError, match="does not hold a sample"):
         read_sample(tmp_path)
     assert "$label" in CONFIG

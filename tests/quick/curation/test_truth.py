@@ -58,7 +58,7 @@ def test_answers_count_once_and_the_last_one_counts(output: TaggedOutput, tmp_pa
     assert not truth.complete
     whole = list(output.batches(["embedding"]))
     everything = np.concatenate([read_embeddings(batch) for batch in whole])
-    assert np.array_equal(truth.embeddings, everything[truth.places])
+    assert np.array_equal(truth.embeddings, everything[truth.positions])
     assert np.array_equal(truth.logits(output), output.head.logits(truth.embeddings)[truth.image, truth.label])
 
 
