@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from siglip.images.decoder import KEEP_MEMORY
+from siglip.images.decoder_server import KEEP_MEMORY
 
 BICUBIC = Image.Resampling.BICUBIC
 

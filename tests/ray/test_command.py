@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 from sightline.cli import app
 from tests.support.jobs import Place, make_image, make_tar, run_sightline
 from tests.support.stores.radosgw import Radosgw
+from tests.support.workers import find_decoders
 
 
 def tag(config: Path) -> subprocess.CompletedProcess[str]:
@@ -131,7 +131,9 @@ def test_a_run_has_no_more_decoders_than_work(place: Place) -> None:
     decoders: set[int] = set()
     try:
         while run.poll() is None:
-            decoders |= set(find_decoders(psutil.Process(run.pid)))
+            with contextlib.suppress(psutil.Error):
+                below = psutil.Process(run.pid).children(recursive=True)
+                decoders |= {process.pid for process in find_decoders(below)}
             time.sleep(0.1)
     finally:
         run.kill()
@@ -139,12 +141,3 @@ def test_a_run_has_no_more_decoders_than_work(place: Place) -> None:
     assert run.returncode == 0, said
     assert place.verify().committed == shards
     assert 1 <= len(decoders) <= 2
-
-
-def find_decoders(driver: psutil.Process) -> Iterator[int]:
-    """The decoders below a run."""
-    with contextlib.suppress(psutil.Error):
-        for process in driver.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "siglip.images.decoder" in process.cmdline():
-                    yield process.pid

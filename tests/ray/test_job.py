@@ -42,7 +42,7 @@ from storage.settings import ConfigError
 from storage.store import StoreOptions
 from tests.support.jobs import SHARE, make_tar
 from tests.support.stores.radosgw import Radosgw
-from tests.support.workers import find_workers, read_titles
+from tests.support.workers import find_decoders, find_workers
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
@@ -388,23 +388,22 @@ def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_decoders_are_loaded_while_the_model_is(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
     """An actor that is ready would wait for them: seconds of a short job."""
 
-    def find_decoders() -> set[int]:
-        below = psutil.Process().children(recursive=True)
-        return {process.pid for process, title in read_titles(below) if "siglip.images.decoder" in title}
+    def list_decoders() -> set[int]:
+        return {process.pid for process in find_decoders(psutil.Process().children(recursive=True))}
 
     class Watch(Quiet):
         def start(self, shards: int, rows: int) -> None:
             """Called before there is anything to read."""
             deadline = time.monotonic() + 60
-            while not find_decoders() - before:
+            while not list_decoders() - before:
                 assert time.monotonic() < deadline, "no decoder"
                 time.sleep(0.1)
 
-    before = find_decoders()
+    before = list_decoders()
     # Thumbnails of another size: the decoders of the jobs before are of no use.
     config = demo_config(tmp_path, **{"input": demo[0].input, "thumbnails": 41})
     run_job(config, Watch())
-    assert len(find_decoders() - before) <= SHARE["ray.readers"], "those that were there were used"
+    assert len(list_decoders() - before) <= SHARE["ray.readers"], "those that were there were used"
     assert verify(config).ok
 
 

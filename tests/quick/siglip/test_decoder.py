@@ -1,8 +1,17 @@
-"""The decoder's process: what hangs or wants too much memory costs itself alone, and nothing is decoded twice."""
+"""Decoder processes: a hang, a crash or too much memory costs one image, and no image is decoded twice."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +23,21 @@ from PIL import Image
 from siglip.config import ImageSpec, Limits, prefer_throughput
 from siglip.images.decode import Decoded, ImageRejected
 from siglip.images.decoder import Decoder, DecoderRing
+from siglip.images.decoder_server import DecoderServer
+from siglip.images.protocol import (
+    DETAIL_BYTES,
+    DecoderSettings,
+    ProtocolError,
+    SlotResult,
+    read_result,
+    send_rejection,
+    send_result,
+)
 from tests.support.images import encode, make_rgb
+from tests.support.workers import find_decoders
 
 HOOK = """
-import os, time
+import os, pickle, signal, socket, stat, time
 from PIL import PngImagePlugin
 original = PngImagePlugin.PngImageFile.load
 def load(self, *arguments):
@@ -27,20 +47,48 @@ def load(self, *arguments):
         time.sleep(600)
     if self.width == 15:
         self.hoard = bytearray(4 * 2**30)
+    if self.width == 16:
+        [ours] = [file for file in range(3, 64) if is_socket(file)]
+        os.write(ours, pickle.dumps("a message that unpickling would turn into code"))
+    if self.width == 17:
+        os.kill(os.getpid(), signal.SIGSEGV)
     return original(self, *arguments)
+def is_socket(file):
+    try:
+        return stat.S_ISSOCK(os.fstat(file).st_mode)
+    except OSError:
+        return False
+def say_start():
+    with open({log!r}, "a") as log:
+        print("start", file=log)
 PngImagePlugin.PngImageFile.load = load
-with open({log!r}, "a") as log:
-    print("start", file=log)
+os.register_at_fork(after_in_child=say_start)
 """
+THREAD = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks decoders")
+
+
+def install_hook(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> Path:
+    """Have processes that Python starts run `HOOK`. Returns the file in which decoders write what they do."""
+    log = folder / "decoded"
+    (folder / "sitecustomize.py").write_text(HOOK.format(log=str(log)) + more)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+    return log
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderServer]:
+    """A decoder server of the test's own, which ends with the test."""
+    server = DecoderServer()
+    monkeypatch.setattr("siglip.images.decoder.SERVER", server)
+    yield server
+    server._stop()
 
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lets a decoder's child write down what it decodes, sleep at a width of 14 and take 4 GiB at one of 15."""
-    log = tmp_path / "decoded"
-    (tmp_path / "sitecustomize.py").write_text(HOOK.format(log=str(log)))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    return log
+    """By an image's width, a decoder sleeps (14), takes 4 GiB (15), sends a pickle (16) or crashes (17)."""
+    return install_hook(tmp_path, monkeypatch)
 
 
 def decode(widths: list[int], limits: Limits) -> list[str | int]:
@@ -53,6 +101,18 @@ def decode(widths: list[int], limits: Limits) -> list[str | int]:
     return [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
 
 
+def our_decoders() -> set[psutil.Process]:
+    """The decoders of this process."""
+    return set(find_decoders(psutil.Process().children(recursive=True)))
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
 def test_a_hang_costs_no_second_decode_of_the_others(log: Path) -> None:
     widths = [20, 21, 14, 22]
     assert decode(widths, Limits(max_seconds=1)) == [20, 21, "decoder_timeout", 22]
@@ -63,35 +123,34 @@ def test_a_hang_costs_no_second_decode_of_the_others(log: Path) -> None:
 
 def test_an_image_that_wants_too_much_memory_is_rejected(log: Path) -> None:
     assert decode([20, 15, 21], Limits(max_pixels=1_000_000, max_bytes=2**20)) == [20, "corrupt", 21]
-    assert decode([1000], Limits(max_pixels=30_000)) == [1000], "what is allowed finds room"
+    assert decode([1000], Limits(max_pixels=30_000)) == [1000], "an allowed image must have enough memory"
 
 
 def test_a_ring_of_decoders_keeps_the_order(log: Path) -> None:
-    others = set(psutil.Process().children())
     ring = DecoderRing(ImageSpec(size=32), Limits(max_seconds=1))
     ring.resize(3)
     widths = [20, 14, 21, 22, 23, 24, 14, 25]
     for width in widths:
         ring.submit(encode(make_rgb(width, 30)))
     assert len(ring) == len(widths)
-    assert len(set(psutil.Process().children()) - others) == 3
+    assert len(our_decoders()) == 3
     pixels = np.zeros((32, 32, 3), np.uint8)
     outcomes = [ring.take(pixels) for _ in widths]
     found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
     assert found == [20, "decoder_timeout", 21, 22, 23, 24, "decoder_timeout", 25]
-    assert pixels.any(), "the last one's"
+    assert pixels.any(), "the pixels of the last image"
     ring.submit(encode(make_rgb(20, 30)))
     ring.resize(1)
     assert len(ring) == 0
     ring.submit(encode(make_rgb(31, 30)))
     outcome = ring.take()
     assert isinstance(outcome, Decoded)
-    assert outcome.width == 31, "what waited was forgotten"
+    assert outcome.width == 31, "the image that waited was discarded"
     ring.close()
 
 
 def test_a_rings_decoders_start_together(log: Path) -> None:
-    """Each needs a second or two of imports: one after the other, sixteen would keep a GPU idle for half a minute."""
+    """Without forking each needs a second or two of imports: 16 one after the other would keep a GPU idle."""
     ring = DecoderRing(ImageSpec(size=32), Limits())
     ring.resize(3)
     for width in (20, 21, 22):
@@ -99,28 +158,215 @@ def test_a_rings_decoders_start_together(log: Path) -> None:
     outcomes = [ring.take() for _ in range(3)]
     ring.close()
     assert [isinstance(outcome, Decoded) for outcome in outcomes] == [True] * 3
-    assert log.read_text().split()[:3] == ["start"] * 3, "none waited for another one's image"
+    assert log.read_text().split().count("start") == 3
 
 
 def test_a_rings_decoders_may_be_ready_before_the_first_image(log: Path) -> None:
-    """So a job's decoders are loaded while its model is, and not while an actor waits for their images."""
-    others = set(psutil.Process().children())
+    """A job's decoders are loaded while its model is, so that no actor waits for their first images."""
     ring = DecoderRing(ImageSpec(size=32), Limits())
     ring.resize(2)
     ring.wait()
-    children = set(psutil.Process().children()) - others
+    children = our_decoders()
     loaded = [any("libtorch" in library.path for library in child.memory_maps()) for child in children]
     for width in (20, 21):
         ring.submit(encode(make_rgb(width, 30)))
     outcomes = [ring.take() for _ in range(2)]
-    after = set(psutil.Process().children()) - others
+    after = our_decoders()
     ring.close()
     assert loaded == [True, True]
     assert [isinstance(outcome, Decoded) for outcome in outcomes] == [True, True]
     assert after == children
 
 
-@pytest.mark.parametrize("where", ["select.select", "_read_bytes", "Decoder._send"])
+@linux
+def test_decoders_share_the_memory_of_their_libraries() -> None:
+    ring = DecoderRing(ImageSpec(size=64), Limits())
+    ring.resize(2)
+    for _ in range(4):
+        ring.submit(encode(make_rgb(100, 100), "JPEG"))
+    assert all(isinstance(ring.take(), Decoded) for _ in range(4))
+    private = [process.memory_full_info().uss / 2**20 for process in our_decoders()]
+    ring.close()
+    assert len(private) == 2
+    assert max(private) < 40, "MiB: a decoder that is not forked has 150"
+
+
+def test_a_crashed_decoder_is_replaced_and_its_exit_status_told(log: Path) -> None:
+    decoder = Decoder(ImageSpec(size=32), Limits())
+    [before, crashed, after] = decoder.decode([encode(make_rgb(width, 30)) for width in (20, 17, 21)])
+    decoder.close()
+    assert isinstance(before, Decoded)
+    assert isinstance(crashed, ImageRejected)
+    assert (crashed.reason, crashed.detail) == ("decoder_crashed", "the decoder's exit status was -11")
+    assert isinstance(after, Decoded)
+
+
+def test_an_idle_decoder_that_is_killed_leaves_no_zombie() -> None:
+    decoder = Decoder(ImageSpec(size=32), Limits())
+    decoder.wait()
+    assert decoder.pid is not None
+    killed = decoder.pid
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(killed), "the server collects its exit status")
+    [first, second] = decoder.decode([encode(make_rgb(width, 30)) for width in (20, 21)])
+    assert isinstance(first, ImageRejected)
+    assert first.detail == "the decoder's exit status was -9"
+    assert isinstance(second, Decoded)
+    decoder.close()
+
+
+def test_a_decoder_that_sends_something_else_has_crashed(log: Path) -> None:
+    decoder = Decoder(ImageSpec(size=32), Limits())
+    outcomes = decoder.decode([encode(make_rgb(width, 30)) for width in (20, 16, 21)])
+    decoder.close()
+    found = [outcome.reason if isinstance(outcome, ImageRejected) else outcome.width for outcome in outcomes]
+    assert found == [20, "decoder_crashed", 21]
+    assert isinstance(outcomes[1], ImageRejected)
+    assert outcomes[1].detail.startswith("the decoder sent")
+
+
+@linux
+def test_decoders_end_with_their_server_and_it_is_replaced(server: DecoderServer) -> None:
+    ring = DecoderRing(ImageSpec(size=32), Limits())
+    ring.resize(2)
+    ring.wait()
+    before = our_decoders()
+    assert server._process is not None
+    server._process.kill()
+    wait_until(lambda: not any(process.is_running() for process in before), "they end with it")
+    for width in (20, 21, 22, 23):
+        ring.submit(encode(make_rgb(width, 30)))
+    outcomes = [ring.take() for _ in range(4)]
+    ring.close()
+    assert [type(outcome) for outcome in outcomes] == [Decoded] * 4, "no image is rejected for it"
+    assert server._process is None, "it ends with the last decoder"
+
+
+READER = """
+import sys
+from siglip.config import ImageSpec, Limits
+from siglip.images.decoder import Decoder
+decoder = Decoder(ImageSpec(size=32), Limits())
+decoder.wait()
+decoder.submit(open(sys.argv[1], "rb").read())
+print("submitted", flush=True)
+decoder.take()
+"""
+
+
+def test_decoders_end_with_a_killed_reader_also_while_they_hang(log: Path, tmp_path: Path) -> None:
+    image = tmp_path / "hangs.png"
+    image.write_bytes(encode(make_rgb(14, 30)))
+    reader = subprocess.Popen([sys.executable, "-c", READER, str(image)], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"submitted\n"
+    wait_until(lambda: "14" in log.read_text().split(), "it decodes")
+    below = psutil.Process(reader.pid).children(recursive=True)
+    assert len(below) == 2, "the server and its decoder"
+    reader.kill()
+    reader.communicate()
+    wait_until(lambda: not any(is_alive(process) for process in below), "both end")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """False for a zombie: where no process collects orphans, an orphan stays one."""
+    try:
+        return str(process.status()) != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@linux
+def test_a_decoder_has_no_descriptors_of_others_and_cannot_shrink_its_memory() -> None:
+    ring = DecoderRing(ImageSpec(size=32), Limits())
+    ring.resize(3)
+    ring.wait()
+    sockets = []
+    for process in our_decoders():
+        folder = Path(f"/proc/{process.pid}/fd")
+        files = [file for file in folder.iterdir() if int(file.name) > 2]
+        sockets += [file.readlink() for file in files if stat.S_ISSOCK(file.stat().st_mode)]
+        assert not any(stat.S_ISFIFO(file.stat().st_mode) for file in files), "the server's own pipe"
+        memory = [file for file in files if "memfd" in str(file.readlink())]
+        assert len({file.stat().st_ino for file in memory}) == 1, "its own"
+        with pytest.raises(PermissionError):
+            os.truncate(memory[0], 0)
+    ring.close()
+    assert len(sockets) == len(set(sockets)) == 3, "one each"
+
+
+@linux
+def test_a_server_with_a_second_thread_starts_decoders_without_forking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = install_hook(tmp_path, monkeypatch, THREAD)
+    assert decode([20, 14, 21], Limits(max_seconds=1)) == [20, "decoder_timeout", 21]
+    assert "start" not in log.read_text().split()
+
+
+SETTINGS = DecoderSettings(ImageSpec(size=32), Limits(max_pixels=100), thumbnail=8)
+RESULT = struct.Struct("=BHIIIHd")
+
+
+def read_sent(*messages: bytes, seconds: float = 5.0) -> SlotResult | ImageRejected:
+    """What the reader makes of a decoder's bytes for the image in slot 3."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for message in messages:
+            theirs.sendall(message)
+        return read_result(ours, 3, SETTINGS, SETTINGS.layout(), seconds)
+
+
+def test_results_and_rejections_arrive_as_they_were_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        result = SlotResult(10, 10, 4000, 0.25)
+        send_result(theirs, 3, result)
+        assert read_result(ours, 3, SETTINGS, SETTINGS.layout(), 5) == result
+        send_rejection(theirs, 3, ImageRejected("corrupt", "\udcff" + "ä" * DETAIL_BYTES))
+        rejected = read_result(ours, 3, SETTINGS, SETTINGS.layout(), 5)
+    assert isinstance(rejected, ImageRejected)
+    assert rejected.reason == "corrupt"
+    assert rejected.detail.startswith("?ää")
+    assert len(rejected.detail) <= DETAIL_BYTES
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        (8, 3, 0, 0, 0, 0, 0.0),  # no such reason
+        (0, 4, 9, 9, 0, 0, 0.0),  # another image's slot
+        (0, 3, 11, 10, 0, 0, 0.0),  # more pixels than allowed
+        (0, 3, 2**32 - 1, 2**32 - 1, 0, 0, 0.0),
+        (0, 3, 0, 9, 0, 0, 0.0),  # no pixels
+        (0, 3, 9, 9, 2**31, 0, 0.0),  # a thumbnail that is larger than its room
+        (7, 3, 0, 0, 0, DETAIL_BYTES + 1, 0.0),  # a longer text than allowed
+        (0, 3, 9, 9, 0, 5, 0.0),  # a text where none belongs
+        (0, 3, 9, 9, 0, 0, float("nan")),
+        (0, 3, 9, 9, 0, 0, -1.0),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(record: tuple[int, int, int, int, int, int, float]) -> None:
+    with pytest.raises(ProtocolError):
+        read_sent(RESULT.pack(*record), b"x" * 2000)
+
+
+def test_a_pickle_is_refused_and_a_text_in_another_encoding_is_not() -> None:
+    with pytest.raises(ProtocolError):
+        read_sent(pickle.dumps(("decoded", list(range(100)))))
+    rejected = read_sent(RESULT.pack(7, 3, 0, 0, 0, 2, 0.0), b"\xff\xfe")
+    assert isinstance(rejected, ImageRejected)
+    assert rejected.detail == "\ufffd\ufffd"
+
+
+def test_half_a_record_does_not_hold_the_reader() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        read_sent(RESULT.pack(7, 3, 0, 0, 0, 2, 0.0), b"x", seconds=0.2)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("where", ["read_ready", "read_result", "Decoder._send"])
 def test_an_interrupted_image_is_not_the_next_shards(where: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray interrupts the readers of a run that failed, and the same workers read for the next run."""
     ring = DecoderRing(ImageSpec(size=32), Limits())
@@ -144,8 +390,8 @@ def test_an_interrupted_image_is_not_the_next_shards(where: str, log: Path, monk
     assert outcome.width == 22
 
 
-def test_a_decoder_that_reads_no_more_is_found_out(log: Path) -> None:
-    """Images larger than a socket's buffer, behind one that hangs: handing them over must not hang too."""
+def test_a_decoder_that_stops_reading_does_not_block_its_reader(log: Path) -> None:
+    """Images larger than a socket's buffer, behind one that hangs: sending them must not hang too."""
     decoder = Decoder(ImageSpec(size=32), Limits(max_seconds=1))
     large = encode(Image.effect_noise((1500, 1500), 100).convert("RGB"))
     assert len(large) > 3 * 2**20
@@ -157,20 +403,25 @@ def test_a_decoder_that_reads_no_more_is_found_out(log: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has the policy")
-def test_a_jobs_decoders_take_no_running_ones_core() -> None:
-    """On a thread of its own, whose end puts back how the tests run."""
+def test_a_decoder_has_the_scheduling_policy_of_the_thread_that_starts_it() -> None:
+    """A job's decoders run under SCHED_BATCH. The thread of this test ends with it, so that other tests do not."""
 
-    def start() -> int:
-        prefer_throughput()
-        others = {child.pid for child in psutil.Process().children()}
+    def start_decoder() -> int:
         decoder = Decoder(ImageSpec(size=64), Limits())
         decoder.decode([encode(make_rgb(8, 8))])
+        assert decoder.pid is not None
         try:
-            [ours] = {child.pid for child in psutil.Process().children()} - others
-            return os.sched_getscheduler(ours)
+            return os.sched_getscheduler(decoder.pid)
         finally:
             decoder.close()
 
+    def start_batch() -> int:
+        prefer_throughput()
+        return start_decoder()
+
+    before = Decoder(ImageSpec(size=64), Limits())
+    before.wait()  # the server is started by a thread without the policy
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(start).result() == os.SCHED_BATCH
-    assert os.sched_getscheduler(0) != os.SCHED_BATCH
+        assert thread.submit(start_batch).result() == os.SCHED_BATCH
+    assert start_decoder() == os.sched_getscheduler(0) != os.SCHED_BATCH
+    before.close()
