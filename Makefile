@@ -1,11 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard benchmarks configs curation pipelines scripts serve sightline siglip storage tests)
+# Two processes, one test file at a time: tests with Ray or a network in them spend much of their time waiting.
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install check quick test demo format clean
+.PHONY: help install check quick test test-all demo format clean
 
 help: ## Show the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: .venv/.installed ## Make .venv with everything in it
 
@@ -21,11 +23,15 @@ check: install ## Lint and type-check
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 
-quick: install ## Run the tests that need nothing but the package
-	$(BIN)/pytest tests/quick $(PYTEST_ARGS)
+quick: install ## Run the tests of single modules, in less than a minute
+	$(BIN)/pytest tests/quick -m "core and not slow" $(TWO_PROCESSES) $(PYTEST_ARGS)
 
-test: install ## Run the tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+test: install ## Run the core tests, which need no system package, in less than ten minutes
+	$(BIN)/pytest -m core $(TWO_PROCESSES) --junitxml=reports/core.xml $(PYTEST_ARGS)
+
+test-all: test ## Run all tests: the core tests, then the others
+	$(BIN)/pytest -m "not core and not alone" $(TWO_PROCESSES) --junitxml=reports/others.xml $(PYTEST_ARGS)
+	$(BIN)/pytest -m alone --junitxml=reports/alone.xml $(PYTEST_ARGS)
 
 demo: install ## Render a small dataset, tag it, verify it
 	$(BIN)/sightline demo

@@ -1,4 +1,7 @@
-"""What several folders' tests use. Nothing heavy is imported before a test asks for it."""
+"""Fixtures that several test folders share, and the rule that sorts the tests into tiers (see CONTRIBUTING.md).
+
+Nothing heavy is imported before a test asks for it: `make quick` and the collection of tests stay fast.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,33 @@ from tests.support.stores.radosgw import Radosgw, why_not
 
 TESTS = Path(__file__).parent
 
+CORE = (
+    "quick",
+    "model",
+    "endpoint",
+    "ray/test_command.py",
+    "ray/test_curation_commands.py",
+    "ray/test_faults.py",
+    "ray/test_job.py",
+    "ray/test_property.py",
+    "ray/test_retag.py",
+    "ray/test_waiting_inputs.py",
+    "rayserve/test_command.py",
+)
+"""The folders and files whose tests `make test` runs, apart from those with a mark of `NOT_CORE`."""
+
+NOT_CORE = ("alone", "browser", "gpu", "s3")
+"""Marks of tests that need a system package, a GPU, or the whole machine."""
+
+LONG = ("ray", "rayserve", "k8s")
+"""Folders whose test files take minutes."""
+
 
 def require(what: str, missing: str | None) -> None:
-    """Skip a test whose system packages are missing; fail it where CI must have them."""
+    """Skip a test whose system packages are missing. With SIGHTLINE_CI set the test fails instead.
+
+    `missing` says what is missing and how to install it; None means that everything is there.
+    """
     if missing and os.environ.get("SIGHTLINE_CI"):
         pytest.fail(f"no {what}: {missing}")
     if missing:
@@ -26,25 +53,41 @@ def require(what: str, missing: str | None) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ray Serve reads its environment when it is first imported, which test files do when they are."""
+    """Register the marks of the tiers, and set the environment that Ray Serve reads when it is first imported.
+
+    Test files import Ray Serve when they are collected, which is later than this hook.
+    """
+    config.addinivalue_line("markers", "core: what `make test` runs; set by `CORE` in tests/conftest.py, never by hand")
+    config.addinivalue_line(
+        "markers", "slow: takes more than about 3 seconds; in tests/quick, `make quick` leaves it out"
+    )
     folder = TemporaryDirectory(prefix="sl-", dir="/tmp")
     config.add_cleanup(folder.cleanup)
     os.environ.update({internals.PROXY_CALLBACK: CALLBACK_PATH, **haproxy.make_environment(Path(folder.name), 30)})
-    # A replica that stops waits for load balancers to hear of it: 30 s, and here there is none but HAProxy.
+    # A replica that stops first waits 30 s by default, so that load balancers learn of it. Here there is only HAProxy.
     os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "5"
-    # Tests that run at the same time, in processes of pytest's, have a Ray Serve each, and would share these ports.
+    # With pytest-xdist each process of tests has its own Ray Serve: without other numbers they would share these ports.
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     os.environ.update(internals.fallback_port(8500 + number) | internals.ingress_ports(number))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects tests by their marks (-m)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest is first: in several processes none of them is left with it at the end."""
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in ("ray", "rayserve", "k8s"))
+    """Mark the core tests, and put the folders whose files take minutes first.
+
+    pytest-xdist hands out files in this order, so that no process starts a file of several minutes at the end.
+    """
+    for item in items:
+        place = item.path.relative_to(TESTS).as_posix()
+        chosen = any(place == core or place.startswith(f"{core}/") for core in CORE)
+        if chosen and not any(item.get_closest_marker(mark) for mark in NOT_CORE):
+            item.add_marker("core")
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
-    """A real S3 server for the session."""
+    """A real S3 server, Ceph's radosgw, for the whole session."""
     require("S3 server", why_not())
     server = Radosgw(tmp_path_factory.mktemp("radosgw"))
     yield server
@@ -53,7 +96,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
 
 @pytest.fixture
 def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
-    """The S3 server, with this process's environment set to use it."""
+    """The S3 server; this process's environment has its address and keys during the test."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3
@@ -61,13 +104,19 @@ def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
 
 @pytest.fixture(scope="session")
 def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The S3 server's address and keys, where there is one: what the processes of a Ray have."""
-    return {} if why_not() and not os.environ.get("SIGHTLINE_CI") else dict(request.getfixturevalue("s3").env)
+    """Environment variables for Ray's processes: the S3 server's address and keys if the session has S3 tests.
+
+    Empty without S3 tests, or without an S3 server on this machine. With SIGHTLINE_CI set a missing server is an error.
+    """
+    wanted = any(item.get_closest_marker("s3") for item in request.session.items)
+    if not wanted or (why_not() and not os.environ.get("SIGHTLINE_CI")):
+        return {}
+    return dict(request.getfixturevalue("s3").env)
 
 
 @pytest.fixture(scope="session")
 def local_ray(store_env: dict[str, str]) -> Iterator[None]:
-    """One Ray for the tests that call the job in this process."""
+    """One Ray with 16 logical CPUs for the tests that call the job in this process."""
     import logging
 
     import ray
@@ -82,10 +131,12 @@ def local_ray(store_env: dict[str, str]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ray_cluster(store_env: dict[str, str]) -> Iterator[RayCluster]:
-    """A head, a node of two CPUs named `readers`, and one of a CPU and a GPU named `actors`.
+    """A Ray cluster with a head, a node `readers` (2 CPUs) and a node `actors` (1 CPU and 1 GPU).
 
-    Their processes have a pod's environment: the S3 server's address and keys, where there is one, and Serve's hook. A
-    test that ends a node brings up another of its kind. A file has one of its own: idle, it takes 2 GB.
+    CPUs and GPUs are numbers that Ray counts; the machine needs none of them.
+    The nodes' processes have the environment of a pod: the S3 server's address and keys if there is a server, and Ray
+    Serve's callback. A test that ends a node adds another of the same kind. Each test file has a cluster of its own,
+    because an idle cluster takes 2 GB of memory.
     """
     with RayCluster({**store_env, internals.PROXY_CALLBACK: CALLBACK_PATH}) as cluster:
         cluster.add_worker("readers", 2)
