@@ -271,7 +271,7 @@ def test_decoders_end_with_a_killed_reader_also_while_they_hang(log: Path, tmp_p
 def is_alive(process: psutil.Process) -> bool:
     """False for a zombie: where no process collects orphans, an orphan stays one."""
     try:
-        return str(process.status()) != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
