@@ -1,4 +1,4 @@
-"""`python -m sightline`."""
+"""`python -m sightline`: the same as the command `sightline`."""
 
 from sightline.cli import main
 

@@ -1,4 +1,4 @@
-"""A run's progress: a live line on a terminal, a line every few seconds in a log."""
+"""Display of a run's progress: a live line on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_SECONDS = 10.0
+"""Seconds between two lines where the console is no terminal."""
 
 
 class RunProgress:
-    """Shows shards, images, images/s, rejects and the time left. Implements `pipelines.run_report.Progress`."""
+    """Shows shards, images, images/s, rejects and the time left. Implements `pipelines.progress.Progress`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,11 +34,11 @@ class RunProgress:
             self._bar = None
 
     def say(self, message: str) -> None:
-        """A step that takes a while."""
+        """Print the step that begins, which takes a while."""
         self._console.print(f"[dim]{message} ...[/dim]", highlight=False)
 
     def start(self, shards: int, rows: int) -> None:
-        """Work begins: this many shards, and about this many images."""
+        """Print that work begins on this many shards with about this many images, and show the live line."""
         self._started = time.monotonic()
         self._total_shards, self._total_rows = shards, rows
         self._console.print(f"{shards} shards to do, about {rows:,} images", highlight=False)
@@ -56,7 +57,7 @@ class RunProgress:
             self._bar.start()
 
     def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
-        """So much more is done: rows written, of them rejected, shards committed, shards left to the next run."""
+        """Add rows written, how many of these are rejects, shards committed, and shards left to the next run."""
         self._rows += rows
         self._rejects += rejects
         self._shards += shards
@@ -73,12 +74,12 @@ class RunProgress:
             )
         elif now - self._logged >= LOG_SECONDS or (shards and self._shards + self._waiting == self._total_shards):
             self._logged = now
-            # Where there are tars the total is an estimate, and may turn out low.
-            aside = f"{self._waiting} shards wait, " if self._waiting else ""
+            waiting_text = f"{self._waiting} shards wait, " if self._waiting else ""
+            # The total is an estimate when there are tars among the inputs, and may be too low.
             left = max(self._total_rows - self._rows, 0) / max(rate, 1e-9)
             self._console.print(
                 f"{self._shards}/{self._total_shards} shards, {self._rows:,} images, {rate:,.1f}/s, "
-                f"{self._rejects:,} rejected, {aside}about {left:,.0f} s left",
+                f"{self._rejects:,} rejected, {waiting_text}about {left:,.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )

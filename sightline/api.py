@@ -1,0 +1,82 @@
+"""The Python API's functions: the batch job and its verification, as the command line runs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import JobConfig, absolute, load_config
+from storage.settings import ConfigError, check_settings
+from storage.store import StoreError, StoreOptions
+
+if TYPE_CHECKING:
+    from pipelines.job import Outcome
+    from pipelines.output.verify import Report
+
+CONFIG_NAME = Path("config")
+"""The name of a configuration that does not come from a file, in error messages."""
+
+
+def tag(
+    config: JobConfig | str | PathLike[str] | None = None,
+    *,
+    retry_rejects: Collection[str] | None = None,
+    quiet: bool = False,
+    **keys: Any,
+) -> Outcome:
+    """Run a batch job, as `sightline tag` does: tag every image under the input that is not yet in the output.
+
+    `config` is a job's configuration or the path of its YAML file. `keys` replace keys of the file, or are the whole
+    configuration when there is none: `tag(input="photos", output="tagged", labels=["cat", "dog"])`. A `JobConfig` takes
+    no keys. `retry_rejects` also takes up rejected rows: those with one of these reasons, or all of them when it is
+    empty. Progress goes to stderr, unless `quiet`.
+
+    Ray is started for the run, or joined if `ray.address` or RAY_ADDRESS names a cluster. A Ray that this process has
+    already initialised is used as it is.
+
+    Returns the outcome: `manifest` (counts of the whole output and, under `run`, of this run), `new_shards`,
+    `rejected_fraction` (of this run's images; no error is raised when it is over `max_reject_fraction`), and `waiting`
+    (inputs that could not be read now; another call takes them up).
+
+    Raises `ConfigError`, in one line, when something must be changed and nothing was done. Raises `StoreError` or an
+    exception of Ray when the run could not finish: what is committed stays, and another call continues from there.
+    """
+    from rich.console import Console
+
+    from pipelines.job import run_job
+    from sightline.progress import RunProgress
+
+    job = _make_config(config, keys)
+    with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
+        return run_job(job, progress, retry_rejects)
+
+
+def verify(output: str | PathLike[str], *, remove_orphans: bool = False) -> Report:
+    """Verify an output, as `sightline verify` does: read all its files, and check that every row is there once.
+
+    Returns the report: `ok`, the counts, and `problems` in words. `remove_orphans` deletes files that no commit names;
+    do not use it while a run writes to the output. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
+
+    Raises `ConfigError`, in one line, when there is no output or the store cannot be read.
+    """
+    from pipelines.output.output import Output
+    from pipelines.output.verify import verify_output
+
+    root = absolute(str(output)).rstrip("/")
+    try:
+        return verify_output(Output(root, StoreOptions.from_environment()), remove_orphans=remove_orphans)
+    except StoreError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _make_config(config: JobConfig | str | PathLike[str] | None, keys: dict[str, Any]) -> JobConfig:
+    if isinstance(config, JobConfig):
+        if keys:
+            raise ConfigError(f"{', '.join(keys)}: change the JobConfig instead, or give the path of its YAML file")
+        return config
+    if config is None:
+        return check_settings(CONFIG_NAME, keys, JobConfig)
+    return load_config(Path(config), keys)

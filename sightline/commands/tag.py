@@ -1,0 +1,154 @@
+"""`sightline tag`: run a batch job, print a summary, and choose the exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.config import JobConfig, load_config
+from pipelines.inputs.listing import Waiting
+from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
+from sightline.progress import RunProgress
+from siglip.images.decode import REASONS
+from storage.schemes import is_remote
+from storage.settings import ConfigError, list_keys, parse_override
+
+SCHEMA_HELP = "Keys of CONFIG\n\n" + "\n\n".join(
+    escape(f"{key} ({default}): {text}") for key, default, text in list_keys(JobConfig)
+)
+"""Every key of a job's configuration, as `sightline tag --help` shows it."""
+
+
+def tag(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file; configs/ has examples.")],
+    reasons: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[REASON]...",
+            help="With --retry-rejects: retry only rows rejected for these reasons. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    input: Annotated[
+        list[str] | None, typer.Option("--input", metavar="URI", help="Replaces the config's input; may be repeated.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", metavar="URI", help="Replaces the config's output.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY.PATH=VALUE", help="Replaces one key, such as actors.max=4; may be repeated."
+        ),
+    ] = None,
+    retry_rejects: Annotated[
+        bool,
+        typer.Option("--retry-rejects", help="Also retry rejected rows: all, or those of the REASONs given."),
+    ] = False,
+) -> None:
+    """Tag and embed every image under the input that is not yet in the output.
+
+    Run it again after a kill, a crash, or when there are new images: it does what is not yet committed, and nothing
+    twice.
+
+    Exit codes: 0 all shards are committed; 1 run it again: the run failed, or some inputs could not be read now and
+    their shards wait; 2 nothing was done: change the usage, the config, the input or the credentials; 3 all shards are
+    committed, but more than max_reject_fraction of the run's images were rejected; 130 or 143 interrupted.
+    """
+    with report_errors():
+        if reasons and not retry_rejects:
+            raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
+        if unknown := [reason for reason in reasons or [] if reason not in REASONS]:
+            raise ConfigError(f"--retry-rejects {unknown[0]}: no such reason (known: {', '.join(REASONS)})")
+        overrides = dict(parse_override(text) for text in set_ or [])
+        if input:
+            overrides["input"] = input
+        if output:
+            overrides["output"] = output
+        job = load_config(config, overrides)
+        raise typer.Exit(run_and_summarize(job, reasons or [] if retry_rejects else None))
+
+
+def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
+    """Run a job, show its progress on stderr and a summary on stdout, and return the exit code.
+
+    With `retry`, rows rejected for these reasons are retried; for all reasons when it is empty.
+    """
+    from pipelines.job import run_job
+    from sightline.metrics import RunMetrics
+
+    with RunProgress(err) as progress:
+        outcome = run_job(job, RunMetrics(progress), retry)
+    plan, manifest = outcome.plan, outcome.manifest
+    _print_skipped(plan.skipped.counts + Counter(manifest.get("skipped_members", {})), plan.skipped.examples)
+    if outcome.new_shards:
+        _print_summary(job, manifest)
+    elif not outcome.waiting:
+        if not plan.inputs and not plan.known:
+            err.print(f"nothing is under {escape(', '.join(job.input))} now", highlight=False)
+        done = f"all {manifest['shards']} shards with {manifest['rows_in']:,} images are in {job.output}"
+        none = "nothing to do" if retry is None else "no rejects of these reasons to retry"
+        out.print(escape(f"{none}: {done}"), highlight=False)
+    if outcome.waiting:
+        _print_waiting(outcome.waiting)
+    if outcome.rejected_fraction > job.max_reject_fraction:
+        total = manifest["rows_rejected"] / max(1, manifest["rows_in"])
+        err.print(
+            f"[red]{outcome.rejected_fraction:.1%} of this run's images were rejected, over max_reject_fraction "
+            f"{job.max_reject_fraction:.1%}[/red] ({total:.1%} of the whole output): see {escape(job.output)}/rejects",
+            highlight=False,
+        )
+    if outcome.waiting:
+        return FAILED
+    return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
+
+
+def _print_skipped(skipped: Counter[str], examples: list[str]) -> None:
+    """Print the files and tar members that are no inputs, by kind, with examples of their names."""
+    if not skipped:
+        return
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
+    such_as = f"; such as {', '.join(examples)}" if examples else ""
+    heif = any(f".{suffix} files" in skipped for suffix in ("heic", "heif"))
+    advice = "; install sightline[heic] to read HEIC" if heif else ""
+    out.print(escape(f"skipped {skipped.total():,}: {kinds}{such_as}{advice}"), highlight=False)
+
+
+def _print_waiting(waiting: list[Waiting]) -> None:
+    """Print what could not be read now, by reason, with an example of each reason."""
+    images = sum(item.rows for item in waiting)
+    err.print(
+        f"[red]{len(waiting):,} shards or inputs with about {images:,} images wait[/red]: the rest is committed; run "
+        "the same command again when they can be read",
+        highlight=False,
+    )
+    for reason, count in Counter(item.reason for item in waiting).most_common():
+        example = next(item for item in waiting if item.reason == reason)
+        err.print(escape(f"  {reason} {count:,}: {example.detail}"), highlight=False)
+    if any(item.reason == "missing" for item in waiting):
+        err.print("  set on_missing: reject if these inputs were deleted on purpose", highlight=False)
+
+
+def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:
+    """Print the counts of this run, the output's labels and reject reasons, and how to read the output."""
+    run = manifest["run"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row(
+        "images",
+        f"{run['rows']:,} in {run['seconds']:.1f} s, {run['rows_tagged']:,} tagged, {run['rows_rejected']:,} rejected",
+    )
+    table.add_row("images/s", f"{run['images_per_second']:,} (limited by {run['limited_by']})")
+    for title, key in (("tags", "top_labels"), ("rejects", "reasons")):
+        counts: dict[str, int] = manifest[key]
+        shown = [f"{escape(name)} {count:,}" for name, count in list(counts.items())[:8]]
+        more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
+        table.add_row(title, (", ".join(shown) or "none") + more)
+    table.add_row("output", escape(job.output))
+    out.print(table)
+    reader = f"pyarrow.dataset.dataset({job.output.rstrip('/') + '/data'!r}).to_table().slice(0, 5).to_pandas()"
+    if is_remote(job.output):
+        reader = f"duckdb.sql(\"from '{job.output.rstrip('/')}/data/*.parquet' limit 5\")"
+    out.print(f"read it: [bold]{escape(reader)}[/bold]", highlight=False)
