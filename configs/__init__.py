@@ -1,1 +1,1 @@
-"""Example configurations, installed beside the code so that `sightline demo` finds its own."""
+"""Example configurations. They are installed with the code, because `sightline demo` reads one of them."""
