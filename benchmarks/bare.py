@@ -1,4 +1,4 @@
-"""The limit of the endpoint with a tiny model: FastAPI on Ray Serve that decodes an image, and nothing else.
+"""The upper limit of the endpoint with a tiny model: a FastAPI app on Ray Serve that only decodes an image.
 
 python -m benchmarks.bare PORT
 """
@@ -19,14 +19,14 @@ from ray import serve as rayserve
 
 
 class Body(BaseModel):
-    """The same body as the endpoint's, of which only the image is used."""
+    """The body of the endpoint's requests. Only the image is used."""
 
     image: str
     label_set: str | None = None
 
 
 def build_app() -> FastAPI:
-    """The application, made in its replica."""
+    """Return the application. It is called in the replica."""
     app = FastAPI()
 
     def decode(data: bytes) -> int:

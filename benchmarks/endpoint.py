@@ -1,15 +1,17 @@
-"""The endpoint against its limits.
+"""Benchmarks of the endpoint against its limits.
 
-    python -m benchmarks.endpoint tiny     HTTP is the limit: against a bare FastAPI + Ray Serve app that only decodes
-    python -m benchmarks.endpoint base     the model is the limit: against the encoder alone and, where there is one,
-                                           an infinity-emb with the same weights (--infinity .../bin/infinity_emb)
-    python -m benchmarks.endpoint labels   a label set of 1,000 labels, asked ten times
-    python -m benchmarks.endpoint overload four times the clients that it takes at once, who never wait
+    python -m benchmarks.endpoint tiny     HTTP is the limit: compares with a bare FastAPI + Ray Serve app that only
+                                           decodes
+    python -m benchmarks.endpoint base     the model is the limit: compares with the encoder alone and, if installed,
+                                           with infinity-emb and the same weights (--infinity .../bin/infinity_emb)
+    python -m benchmarks.endpoint labels   the same request with 1,000 labels, ten times
+    python -m benchmarks.endpoint overload four times as many clients as the endpoint admits, which retry at once
 
-Every figure comes from one run on one machine; compare ratios, not runs. The load generator runs on the same cores.
+Every figure comes from one run on one machine; compare ratios, not figures of different runs. The load generator runs
+on the same cores as the endpoint.
 
-infinity-emb==0.0.78 installs into an environment of its own, with sentencepiece, protobuf and aiohttp beside it and
-without torchvision.
+Install infinity-emb==0.0.78 into its own virtual environment, with sentencepiece, protobuf and aiohttp, and without
+torchvision.
 """
 
 from __future__ import annotations
@@ -44,23 +46,24 @@ from siglip.encoder import CPU_BATCH
 
 CLIENTS = 64
 READY_SECONDS = 600
+"""How long infinity-emb may take to start."""
 ROUNDS = 3
-"""How often the endpoint and the encoder alone take turns: a shared machine is faster in one minute than in another."""
-ANSWER_SECONDS = 15.0
-"""Seconds after which a model-bound answer is to come: half of the endpoint's deadline."""
+"""How often the endpoint and the encoder alone are measured in turn, because a shared machine's speed varies."""
+RESPONSE_SECONDS = 15.0
+"""Longest latency of a model-bound response that the number of clients aims at: half of the endpoint's deadline."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @contextmanager
 def server(command: list[str], folder: Path, checkout: Path | None = None) -> Iterator[str]:
-    """A server in a process of its own until the `with` ends. Yields the line that says it is ready.
+    """Run a server in its own process until the `with` block ends. Yields the line "ready..." that the server prints.
 
-    `checkout` is another version of this repository, whose code it runs.
+    If `checkout` is given, it is another version of this repository, and the server runs its code.
     """
     log = folder / f"server-{free_port()}.log"
     environment = {**os.environ, "PYTHONPATH": str(checkout)} if checkout else None
@@ -83,7 +86,7 @@ def server(command: list[str], folder: Path, checkout: Path | None = None) -> It
 
 @contextmanager
 def endpoint(folder: Path, checkout: Path | None = None, **config: Any) -> Iterator[tuple[int, str]]:
-    """`sightline serve` with a config, of another checkout if wanted. Yields its port and the URL of its metrics."""
+    """Run `sightline serve` with this config, optionally of another checkout. Yields the port and the metrics' URL."""
     path, port = folder / "endpoint.yaml", free_port()
     path.write_text(yaml.safe_dump({"label_sets": {"shapes": list(LABELS)}, **config}))
     command = [sys.executable, "-m", "sightline", "serve", str(path), "--port", str(port)]
@@ -100,7 +103,7 @@ def load(
     path: str = "/v1/classify",
     warm: float = 2.0,
 ) -> dict[str, Any]:
-    """Load from a process of its own, counted after `warm` seconds."""
+    """Generate load from another process. Requests of the first `warm` seconds do not count."""
     file = folder / "body.json"
     file.write_bytes(body)
     command = [sys.executable, "-m", "benchmarks.load", f"127.0.0.1:{port}", path, str(file)]
@@ -111,7 +114,7 @@ def load(
 
 
 def batch_fill(url: str) -> float:
-    """Mean images in a forward pass over the batch size, since the server started, as Prometheus reads it."""
+    """Return the mean of images per forward pass / batch size since the server started, read from its metrics."""
     with urllib.request.urlopen(url) as response:
         lines = [line for line in response.read().decode().splitlines() if 'kind="image"' in line]
     total, count = (
@@ -122,13 +125,13 @@ def batch_fill(url: str) -> float:
 
 
 def photo_body(width: int = 640, height: int = 480) -> bytes:
-    """A classification of a JPEG, as JSON."""
+    """Return the JSON body of a classification request with a JPEG photo."""
     photo = base64.b64encode(make_photo(np.random.default_rng(0), width, height)).decode()
     return json.dumps({"image": f"data:image/jpeg;base64,{photo}", "label_set": "shapes"}).encode()
 
 
 def print_load(title: str, result: dict[str, Any], note: str = "") -> None:
-    """One line of the report."""
+    """Print one line of the report."""
     print(
         f"{title:38} {result['rate']:8.2f} /s   p50 {result['p50']:7.1f} ms   p99 {result['p99']:7.1f} ms  "
         f"{result['statuses']}  {note}",
@@ -139,7 +142,7 @@ def print_load(title: str, result: dict[str, Any], note: str = "") -> None:
 def measure_tiny(
     folder: Path, seconds: float, old: Path | None, counts: list[int], ingresses: list[int], size: str
 ) -> None:
-    """HTTP-bound: the shipped checkpoint, taking turns with the bare app and another version of this endpoint."""
+    """Benchmark with the tiny checkpoint, where HTTP is the limit, in turn with the bare app and another version."""
     width, height = size.split("x")
     body = photo_body(int(width), int(height))
     rates: dict[str, list[float]] = {"bare": [], "old": [], "ours": []}
@@ -164,7 +167,7 @@ def measure_tiny(
                     if count == counts[-1] and number == ingresses[0]:
                         rates["ours"].append(result["rate"])
     cores, ours = len(os.sched_getaffinity(0)), statistics.mean(rates["ours"])
-    print(f"{ours / cores:.0f} requests/s a core, with the load on the same {cores} cores")
+    print(f"{ours / cores:.0f} requests/s per core, with the load generator on the same {cores} cores")
     for name, title in (("bare", "the bare app's"), ("old", "the other version's")):
         if rates[name]:
             print(f"the endpoint has {ours / statistics.mean(rates[name]):.2f} times {title} rate")
@@ -183,7 +186,7 @@ print(encoder_rate(Encoder(pin_model(ModelConfig(source=sys.argv[1], compile=sys
 
 @contextmanager
 def infinity(program: str, directory: Path, folder: Path) -> Iterator[int]:
-    """infinity-emb with a checkpoint's weights, as its documentation starts it. Yields its port."""
+    """Run infinity-emb with a checkpoint's weights, as its documentation says. Yields the port."""
     port = free_port()
     command = [program, "v2", "--model-id", str(directory), "--served-model-name", "base", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--engine", "torch", "--batch-size", "16"]
@@ -203,7 +206,7 @@ def infinity(program: str, directory: Path, folder: Path) -> Iterator[int]:
 
 
 def measure_base(folder: Path, seconds: float, compile: bool, program: str | None) -> None:
-    """Model-bound: siglip-base-patch16-256's architecture with random weights."""
+    """Benchmark with random weights of siglip-base-patch16-256's architecture, where the model is the limit."""
     directory = folder / "base"
     init_checkpoint(directory, "base")
     cores = str(len(os.sched_getaffinity(0)))
@@ -212,10 +215,10 @@ def measure_base(folder: Path, seconds: float, compile: bool, program: str | Non
         command = [sys.executable, "-c", _ALONE, str(directory), str(compile), cores]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    # Two full batches are always there, and each answer comes well before its deadline. The count begins when batches
-    # have filled, and lasts for thirty of them in all.
+    # Enough clients for two full batches at all times, but few enough that responses meet their deadline. Counting
+    # starts when batches are full, and lasts for thirty batches in total.
     limits = [alone()]
-    clients = max(2 * CPU_BATCH, min(CLIENTS, int(ANSWER_SECONDS * limits[0])))
+    clients = max(2 * CPU_BATCH, min(CLIENTS, int(RESPONSE_SECONDS * limits[0])))
     warm, seconds = 3 * CPU_BATCH / limits[0], max(seconds, 30 * CPU_BATCH / limits[0]) / ROUNDS
     rates = []
     for _ in range(ROUNDS):
@@ -232,12 +235,12 @@ def measure_base(folder: Path, seconds: float, compile: bool, program: str | Non
         body = json.dumps({"model": "base", "input": [image], "modality": "image"}).encode()
         with infinity(program, directory, folder) as port:
             theirs = load(port, body, folder, seconds, clients, path="/embeddings", warm=warm)
-        note = f"the endpoint has {ours / theirs['rate']:.1f} times that" if theirs["rate"] else "none answered"
+        note = f"the endpoint has {ours / theirs['rate']:.1f} times that" if theirs["rate"] else "no success"
         print_load(f"infinity-emb, {clients} clients", theirs, note)
 
 
 def measure_labels(folder: Path) -> None:
-    """The label cache: the same 1,000 labels ten times."""
+    """Benchmark of the label cache: the same 1,000 labels ten times."""
     photo = base64.b64encode(make_photo(np.random.default_rng(0))).decode()
     labels = [f"{color} thing number {n}" for n in range(250) for color in ("red", "green", "blue", "black")]
     body = json.dumps({"image": photo, "labels": labels, "top_k": 5}).encode()
@@ -247,28 +250,28 @@ def measure_labels(folder: Path) -> None:
                 f"http://127.0.0.1:{port}/v1/classify", body, {"Content-Type": "application/json"}
             )
             with urllib.request.urlopen(request) as response:
-                answer, timing = json.load(response), response.headers["server-timing"]
-            print(f"request {number:2}: {answer['usage']['prompt_tokens']:6} text tokens   {timing}")
+                result, timing = json.load(response), response.headers["server-timing"]
+            print(f"request {number:2}: {result['usage']['prompt_tokens']:6} text tokens   {timing}")
 
 
 def measure_overload(folder: Path, seconds: float) -> None:
-    """Four times as many clients as are let in, each asking again at once whatever it was told."""
-    holds = 64
-    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 2 * holds}  # a request of one image counts as two
+    """Benchmark with four times as many clients as the endpoint admits, which send the next request immediately."""
+    admitted = 64
+    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 2 * admitted}  # a request with one image counts as two
     body = photo_body()
     with endpoint(folder, limits=limits) as (port, _):
         print_load("before, one client", load(port, body, folder, 5, clients=1))
-        load(port, body, folder, seconds / 4, clients=4 * holds)
-        before = resident_megabytes()  # under load: caches and buffers have grown to what such a load needs
-        print_load(f"{4 * holds} clients", load(port, body, folder, seconds, clients=4 * holds))
+        load(port, body, folder, seconds / 4, clients=4 * admitted)
+        before = resident_megabytes()  # under load, when caches and buffers have grown to what this load needs
+        print_load(f"{4 * admitted} clients", load(port, body, folder, seconds, clients=4 * admitted))
         after = resident_megabytes()
         print_load("afterwards, one client", load(port, body, folder, 5, clients=1))
     for title, megabytes in before.items():
-        print(f"{title:38} {megabytes:8.0f} MB after a quarter, {after.get(title, 0):.0f} MB at the end")
+        print(f"{title:38} {megabytes:8.0f} MB after a quarter of the time, {after.get(title, 0):.0f} MB at the end")
 
 
 def resident_megabytes() -> dict[str, float]:
-    """Memory of the proxy and of the replicas that this process started, by title."""
+    """Return the resident memory in MB of the proxy and the replicas that this process started, by process title."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -283,11 +286,11 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["tiny", "base", "labels", "overload"])
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--old", type=Path, help="A checkout of another version, to take turns with.")
+    parser.add_argument("--old", type=Path, help="A checkout of another version to compare with.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, CLIENTS])
     parser.add_argument("--ingresses", type=int, nargs="+", default=[1])
-    parser.add_argument("--size", default="640x480", help="The photo's width and height, for tiny.")
-    parser.add_argument("--infinity", help="The program of an infinity-emb in an environment of its own.")
+    parser.add_argument("--size", default="640x480", help="Width and height of the photo, for tiny.")
+    parser.add_argument("--infinity", help="The program infinity_emb, in its own virtual environment.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.what == "tiny":

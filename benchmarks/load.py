@@ -1,13 +1,14 @@
-"""A load generator that costs little: raw HTTP/1.1 on kept connections, each sending its next request on an answer.
+"""A load generator that needs little CPU time: raw HTTP/1.1 on persistent connections.
 
-A connection that the server closes is opened again, as HAProxy's are when it takes a new configuration. If it owed an
-answer that is status 0.
+Each connection sends its next request when the response to the previous one has arrived. A connection that the server
+closes is opened again; HAProxy closes connections when it loads a new configuration. A request without a response
+counts as status 0.
 
     python -m benchmarks.load HOST:PORT PATH BODY_FILE CLIENTS WARM_SECONDS SECONDS
 
-Prints JSON: successes/s, their latencies in milliseconds, and all statuses, counted once the load has run for
-WARM_SECONDS: a server of large batches takes some of them until they are full. Real clients cost more, and this
-machine's cores are the server's too.
+Prints JSON: successes/s, their latencies in milliseconds, and the counts of all statuses. Requests of the first
+WARM_SECONDS do not count, because a server with large batches needs some batches until they are full. Real clients need
+more CPU time than this one, and it runs on the server's cores.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 RETRY_SECONDS = 0.1
-"""After this a connection that was refused is tried again."""
+"""Seconds until a refused connection is tried again."""
 
 
 class _Client(asyncio.Protocol):
-    """One connection. It parses as much of an answer as it takes to know where it ends."""
+    """One connection. It parses only as much of a response as is needed to find its end."""
 
     def __init__(self, load: _Load) -> None:
         self.load = load
         self.buffer = bytearray()
         self.sent = 0.0
-        self.owed = False
+        self.pending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -49,7 +50,7 @@ class _Client(asyncio.Protocol):
         if len(self.buffer) < end + 4 + length:
             return
         del self.buffer[: end + 4 + length]
-        self.owed = False
+        self.pending = False
         self.load.count(int(head[9:12]), time.perf_counter() - self.sent)
         if b"connection: close" in head or time.perf_counter() >= self.load.end:
             self.transport.close()
@@ -57,12 +58,12 @@ class _Client(asyncio.Protocol):
             self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.owed:
+        if self.pending:
             self.load.count(0, 0.0)
         self.load.connect()
 
     def _send(self) -> None:
-        self.owed = True
+        self.pending = True
         self.sent = time.perf_counter()
         self.transport.write(self.load.request)
 
@@ -77,7 +78,7 @@ class _Load:
         self.latencies: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.open = clients
+        self.open_connections = clients
         self.done = asyncio.Event()
 
     def count(self, status: int, seconds: float) -> None:
@@ -92,17 +93,17 @@ class _Load:
                 self.first = now
 
     def rate(self) -> float:
-        """Successes/s, from the last one before the count to the last one in it.
+        """Return successes/s, from the last success before counting started to the last counted success.
 
-        A model answers a batch at a time: by the clock a batch more or less would be counted.
+        A model answers one batch at a time, so with fixed times the result would depend on one batch more or less.
         """
         return len(self.latencies) / (self.last - self.first) if self.latencies else 0.0
 
     def connect(self) -> None:
-        """A connection more, in the place of one that was lost, or none when the time is over."""
+        """Open a connection to replace one that was lost, unless the time is over."""
         if time.perf_counter() >= self.end:
-            self.open -= 1
-            if not self.open:
+            self.open_connections -= 1
+            if not self.open_connections:
                 self.done.set()
             return
         loop = asyncio.get_running_loop()
@@ -120,7 +121,7 @@ class _Load:
 async def send_load(
     host: str, port: int, path: str, body: bytes, clients: int, warm: float, seconds: float
 ) -> dict[str, Any]:
-    """Keep `clients` requests in flight for `warm` and then for `seconds`, and sum those up."""
+    """Keep `clients` requests in flight for `warm` and then `seconds`, and return the summary of the latter."""
     request = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
