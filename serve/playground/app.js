@@ -1,32 +1,32 @@
-// The page's behaviour: an image and labels in, scores out. It asks its own server alone.
+// The page's behaviour: takes an image and labels, shows scores. It connects to its own server only.
 
-import { drawSample, picture, takePicture, watchPicture } from "./picture.js";
-import { findMissing, identifyQuestion, readQuestion, setLabelSets, showQuestion, suggestLabels, writeCommand } from "./question.js";
+import { drawSample, image, setImage, watchImageInputs } from "./image.js";
+import { findMissing, identifyQuery, readQuery, setLabelSets, showQuery, suggestLabels, writeCommand } from "./query.js";
 import { showBusy, showScores, showStale, showTiming, showVector, vector } from "./results.js";
-import { Refused, call, hasKey, keepKey, setKey } from "./server.js";
+import { ApiError, call, hasKey, keepKey, setKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 
-let model = null; // the server's, of GET /v1/models
-let asked = null; // the question that the scores on show answer
-let runs = 0;
-let afterKey = null; // what a 401 interrupted
+let model = null; // the server's model, from GET /v1/models
+let shownQuery = null; // identifies the query whose scores are shown
+let latestRun = 0;
+let retry = null; // what to repeat after the user has entered an API key
 
-const showError = (words) => ($("error").textContent = words);
+const showError = (message) => ($("error").textContent = message);
 
-/** Everything that depends on the form. */
+/** Update everything that depends on the form. */
 function refresh() {
-  showQuestion();
+  showQuery();
   $("curl").textContent = writeCommand(hasKey());
-  showStale(identifyQuestion() !== asked);
+  showStale(identifyQuery() !== shownQuery);
 }
 
-/** What the server runs and which label sets it knows. Whether it told. */
+/** Read the server's model and label sets. Returns whether that succeeded. */
 async function readServer() {
   try {
     const [models, sets] = await Promise.all([call("v1/models"), call("v1/label-sets")]);
-    model = models.answer.data[0];
-    setLabelSets(sets.answer.data);
+    model = models.body.data[0];
+    setLabelSets(sets.body.data);
   } catch (error) {
     explainError(error, readServer);
     return false;
@@ -38,49 +38,49 @@ async function readServer() {
   return true;
 }
 
-/** Send the question in the form, and show the answer. */
+/** Send the form's query, and show the scores and the embedding. */
 async function classify() {
   for (const id of ["file", "labels", "threshold", "top-k"]) $(id).removeAttribute("aria-invalid");
   const missing = findMissing();
   if (missing) {
-    const [field, words] = missing;
+    const [field, message] = missing;
     field.closest("details")?.setAttribute("open", "");
     field.setAttribute("aria-invalid", "true");
     field.focus();
-    showError(words);
+    showError(message);
     return;
   }
-  const run = ++runs; // an answer that comes after a newer question is of no interest
+  const run = ++latestRun; // a response that arrives after a newer query was sent is ignored
   showError("");
   showBusy(true);
   try {
     if (!model && !(await readServer())) return;
-    const [question, identity, { name, uri }] = [readQuestion(), identifyQuestion(), picture];
+    const [query, identity, { name, uri }] = [readQuery(), identifyQuery(), image];
     const started = performance.now();
-    const { answer, headers } = await call("v1/classify", { images: [uri], ...question });
-    if (run !== runs) return;
+    const { body, headers } = await call("v1/classify", { images: [uri], ...query });
+    if (run !== latestRun) return;
     showTiming(performance.now() - started, headers.get("Server-Timing"));
-    showScores(answer.data[0].labels, name, question.activation === "softmax");
-    asked = identity;
+    showScores(body.data[0].labels, name, query.activation === "softmax");
+    shownQuery = identity;
     refresh();
     const input = [{ image: uri }];
     const embedded = await call("v1/embeddings", { model: model.id, input, encoding_format: "float" });
-    if (run === runs) showVector(embedded.answer.data[0].embedding);
+    if (run === latestRun) showVector(embedded.body.data[0].embedding);
   } catch (error) {
-    if (run === runs) explainError(error, classify);
+    if (run === latestRun) explainError(error, classify);
   } finally {
-    if (run === runs) showBusy(false);
+    if (run === latestRun) showBusy(false);
   }
 }
 
-/** Show what went wrong; for a missing key, ask for it, and do `then` when it is there. */
+/** Show an error. If the API key is missing or unknown, ask for a key, and call `then` after the server accepted it. */
 function explainError(error, then) {
-  if (!(error instanceof Refused)) throw error;
+  if (!(error instanceof ApiError)) throw error;
   if (error.status !== 401) {
     showError(error.message);
     return;
   }
-  afterKey = then;
+  retry = then;
   $("access").hidden = false;
   $("access-error").textContent = hasKey() ? error.message : "";
   $("key").focus();
@@ -101,7 +101,7 @@ $("access-form").addEventListener("submit", async (event) => {
   $("key").value = "";
   $("file").focus();
   refresh();
-  await afterKey();
+  await retry();
 });
 
 $("ask").addEventListener("submit", (event) => {
@@ -115,34 +115,35 @@ $("labels").addEventListener("keydown", (event) => {
 });
 
 $("sample").addEventListener("click", async () => {
-  await takePicture(await drawSample());
+  await setImage(await drawSample());
   suggestLabels();
   refresh();
   await classify();
 });
 
-watchPicture(() => {
+watchImageInputs(() => {
   showError("");
   refresh();
 }, showError);
 
 for (const button of document.querySelectorAll("[data-copy]")) {
-  const words = button.textContent;
+  const title = button.textContent;
   button.addEventListener("click", async () => {
     const text = button.dataset.copy === "vector" ? JSON.stringify(vector) : $("curl").textContent;
-    button.textContent = (await copyText(text)) ? "Copied" : "Select it by hand";
+    button.textContent = (await copyText(text)) ? "Copied" : "Select and copy it yourself";
     button.focus();
     $("status").textContent = button.textContent;
-    setTimeout(() => (button.textContent = words), 2000);
+    setTimeout(() => (button.textContent = title), 2000);
   });
 }
 
-/** Whether it could be copied. Browsers have no clipboard API on pages that came over plain HTTP from afar. */
+/** Copy a text to the clipboard. Returns whether that succeeded. */
 async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
+    // Browsers have no clipboard API on pages that another machine served over plain HTTP.
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);

@@ -1,2 +1,2 @@
-// Swagger UI over this server's own description, with nothing from another host.
+// Swagger UI for this server's OpenAPI description. It loads nothing from another host.
 SwaggerUIBundle({ url: "openapi.json", dom_id: "#reference", deepLinking: true, validatorUrl: null });

@@ -1,10 +1,10 @@
-// What the server answered: scores as bars, the embedding, the time it took.
+// The results: scores as bars, the embedding, and the request's timing.
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS_SHOWN = 12;
 const SCROLL = matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth";
 
-/** The embedding on show, all of it. */
+/** All numbers of the embedding that is shown. */
 export let vector = null;
 
 function make(tag, className, text = "") {
@@ -16,20 +16,20 @@ function make(tag, className, text = "") {
 
 const formatScore = (score) => (score > 0 && score < 0.001 ? "under 0.001" : score.toFixed(3));
 
-/** Labels with scores, best first, of `name`; `softmax` if they share one unit. */
+/** Show labels with scores, best first. `name` is the image's; `softmax` is whether the scores add up to 1. */
 export function showScores(labels, name, softmax) {
   $("waiting").hidden = true;
   $("scores").replaceChildren(...labels.map(makeRow));
   const note = !labels.length
-    ? "No label reached the lowest score that was asked for."
+    ? "No label reached the lowest score."
     : softmax
-      ? "The scores add up to 1 over all labels that were asked."
-      : "Each score stands alone. They run low: 0.1 to 0.5 is usual for a right label.";
+      ? "The scores add up to 1 over all labels of the request."
+      : "Each score is independent of the others. Scores are low: 0.1 to 0.5 is usual for a correct label.";
   $("scores-note").textContent = note;
   $("scores-note").hidden = false;
   const best = labels.slice(0, 3).map(({ label, score }) => `${label} ${formatScore(score)}`);
   $("status").textContent = best.length ? `${name}: ${best.join(", ")}` : note;
-  // On a phone the scores are below the form, out of sight.
+  // On a phone the scores are below the form and not visible.
   if ($("results").getBoundingClientRect().top > 0.7 * innerHeight) $("results").scrollIntoView({ behavior: SCROLL });
 }
 
@@ -42,12 +42,12 @@ function makeRow({ label, score }) {
   meter.setAttribute("aria-valuetext", formatScore(score));
   meter.append(bar);
   row.append(make("span", "score-label", label), make("span", "score-number", formatScore(score)), meter);
-  // Two frames on, so that the bar is drawn empty first and grows.
+  // Set the width two frames later, so that the browser draws an empty bar first and animates it.
   requestAnimationFrame(() => requestAnimationFrame(() => (bar.style.width = `${100 * score}%`)));
   return row;
 }
 
-/** The round trip as this page saw it, in milliseconds, and the server's own account of its part. */
+/** Show the round trip's milliseconds as measured by this page, and the stages from the Server-Timing header. */
 export function showTiming(elapsed, serverTiming) {
   const stages = [...(serverTiming ?? "").matchAll(/(\w+);dur=([\d.]+)/g)]
     .filter(([, stage, ms]) => stage !== "total" && ms >= 0.05)
@@ -56,7 +56,7 @@ export function showTiming(elapsed, serverTiming) {
   $("stages").textContent = stages.length ? `Time on the server: ${stages.join(", ")}.` : "";
 }
 
-/** The first numbers of an embedding. */
+/** Show the first numbers of an embedding. */
 export function showVector(numbers) {
   vector = numbers;
   const first = numbers.slice(0, NUMBERS_SHOWN).map((number) => number.toFixed(4));
@@ -64,14 +64,14 @@ export function showVector(numbers) {
   $("embedding").hidden = false;
 }
 
-/** Whether what is on show answers another question than the one in the form. */
+/** Mark the results as stale if they belong to another query than the form's. */
 export function showStale(stale) {
   $("results").classList.toggle("stale", stale);
 }
 
-/** Whether an answer is under way. */
+/** Show whether a request is in progress. */
 export function showBusy(busy) {
   $("go").setAttribute("aria-disabled", String(busy));
-  $("go").textContent = busy ? "Looking…" : "Score the labels";
+  $("go").textContent = busy ? "Scoring…" : "Score the labels";
   $("results").classList.toggle("busy", busy);
 }

@@ -29,7 +29,7 @@ LABEL_SETS = {
     "shapes": {"names": list(LABELS), "templates": ["a photo of a {label}"], "threshold": 0.05, "top_k": 3},
     "colours": ["red", "green", "blue"],
 }
-ANSWERED = "document.querySelectorAll('.score').length && !document.querySelector('.busy, .stale')"
+SCORED = "document.querySelectorAll('.score').length && !document.querySelector('.busy, .stale')"
 PHONE = (360, 740)
 
 
@@ -40,9 +40,9 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an image for each of some labels, and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images of some labels, a truncated image, and a file that is not an image."""
+    folder = tmp_path_factory.mktemp("images")
     for label in ("blue square", "green star"):
         render(label, random.Random(3), (200, 120)).save(folder / f"{label}.png")
     (folder / "broken.png").write_bytes((folder / "blue square.png").read_bytes()[:150])
@@ -52,7 +52,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: kept among pytest's last three temporary folders."""
+    """The folder for screenshots. pytest keeps its last three temporary folders."""
     return tmp_path_factory.mktemp("screenshots")
 
 
@@ -62,7 +62,7 @@ def open_page(browser: Browser, endpoint: Endpoint, width: int = 1280, height: i
 
 
 def ask(browser: Browser, image: Path, labels: str) -> list[tuple[str, str]]:
-    """Choose an image, type labels, press the button: the labels and scores on show, best first."""
+    """Choose an image, type labels, press the button. Returns the labels and scores that are shown, best first."""
     browser.find("#file").send_keys(str(image))
     browser.wait("document.getElementById('preview').naturalWidth")
     browser.find("#labels").clear()
@@ -72,7 +72,7 @@ def ask(browser: Browser, image: Path, labels: str) -> list[tuple[str, str]]:
 
 
 def read_scores(browser: Browser) -> list[tuple[str, str]]:
-    browser.wait(ANSWERED)
+    browser.wait(SCORED)
     rows = browser.find_all(".score")
     return [
         (row.find_element("class name", "score-label").text, row.find_element("class name", "score-number").text)
@@ -85,21 +85,19 @@ def read_error(browser: Browser) -> str:
     return browser.find("#error").text
 
 
-def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, pictures: Path, shots: Path) -> None:
+def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, images: Path, shots: Path) -> None:
     open_page(browser, endpoint)
     labels = ["red circle", "blue square", "green star", "blue circle"]
-    shown = ask(
-        browser, pictures / "blue square.png", "red circle, blue square\n green star,,\nblue circle, red circle"
-    )
+    shown = ask(browser, images / "blue square.png", "red circle, blue square\n green star,,\nblue circle, red circle")
     assert shown[0][0] == "blue square"
     assert sorted(label for label, _ in shown) == sorted(labels)  # each once
-    # The same numbers as another client gets.
-    files = {"image": (pictures / "blue square.png").read_bytes()}
-    answer = httpx2.post(f"{endpoint.url}/v1/classify", files=files, data={"labels": labels}).json()
-    scores = {item["label"]: item["score"] for item in answer["data"][0]["labels"]}
+    # They are the numbers that another client gets.
+    files = {"image": (images / "blue square.png").read_bytes()}
+    response = httpx2.post(f"{endpoint.url}/v1/classify", files=files, data={"labels": labels}).json()
+    scores = {item["label"]: item["score"] for item in response["data"][0]["labels"]}
     for label, number in shown:
         assert number == ("under 0.001" if scores[label] < 0.001 else f"{scores[label]:.3f}")
-    # The bars say the same to the eye and to a screen reader.
+    # The bars have the same values on the screen and for a screen reader.
     browser.wait("document.getAnimations().length === 0")
     for meter in browser.find_all(".meter"):
         score = scores[meter.get_attribute("aria-label") or ""]
@@ -116,7 +114,7 @@ def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, p
     assert browser.complaints() == []
 
 
-def test_the_sample_is_one_press(browser: Browser, endpoint: Endpoint) -> None:
+def test_the_sample_needs_one_click(browser: Browser, endpoint: Endpoint) -> None:
     open_page(browser, endpoint)
     browser.find("#sample").click()
     shown = read_scores(browser)
@@ -124,9 +122,9 @@ def test_the_sample_is_one_press(browser: Browser, endpoint: Endpoint) -> None:
     assert float(shown[0][1]) > 0.5
 
 
-def test_a_registered_label_set(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+def test_a_registered_label_set(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
-    browser.find("#file").send_keys(str(pictures / "green star.png"))
+    browser.find("#file").send_keys(str(images / "green star.png"))
     browser.find("input[value=set]").click()
     assert "and 40 more" in browser.find("#set-labels").text
     assert not browser.find("#labels").is_displayed()
@@ -136,17 +134,17 @@ def test_a_registered_label_set(browser: Browser, endpoint: Endpoint, pictures: 
     assert len(shown) <= 3
     Select(browser.find("#label-set")).select_by_value("colours")
     assert browser.find("#set-labels").text == "red, green, blue"
-    assert browser.run("document.querySelector('.stale') !== null")  # the scores on show are of another question
+    assert browser.run("document.querySelector('.stale') !== null")  # the scores that are shown belong to another query
     browser.find("#go").click()
     assert read_scores(browser)[0][0] == "green"
 
 
-def test_options(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+def test_options(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
     browser.find("summary").click()
     browser.find("#top-k").send_keys("2")
     browser.find("#softmax").click()
-    shown = ask(browser, pictures / "green star.png", "green star, red star, blue star")
+    shown = ask(browser, images / "green star.png", "green star, red star, blue star")
     assert len(shown) == 2
     assert "add up to 1" in browser.find("#scores-note").text
     browser.find("#threshold").send_keys("1")
@@ -159,13 +157,13 @@ def test_options(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
     assert browser.run("document.activeElement.id") == "threshold"
 
 
-# The outline of what has the focus; of a file input, that of what it covers.
+# The width of the focused element's outline; for a file input, of the element that it covers.
 RING = """((focused) => Math.max(...[focused, focused.parentElement, focused.nextElementSibling].filter(Boolean)
   .map((one) => getComputedStyle(one))
   .map((style) => (style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)))))(document.activeElement)"""
 
 
-def test_keyboard_alone(browser: Browser, endpoint: Endpoint) -> None:
+def test_the_keyboard_is_enough(browser: Browser, endpoint: Endpoint) -> None:
     open_page(browser, endpoint)
     seen: list[str] = []
 
@@ -199,13 +197,13 @@ def test_keyboard_alone(browser: Browser, endpoint: Endpoint) -> None:
     assert read_scores(browser)[0][0] == "red circle"
     tab_to("numbers")
     tab_to("curl")
-    # Back in the form the label sets are chosen with the arrow keys.
+    # The arrow keys switch from own labels to the label sets.
     browser.run("document.querySelector('input[value=own]').focus()")
     press(Keys.ARROW_RIGHT)
     assert browser.find("#label-set").is_displayed()
 
 
-def test_a_phones_width(browser: Browser, endpoint: Endpoint, pictures: Path, tmp_path: Path, shots: Path) -> None:
+def test_the_page_fits_a_phone(browser: Browser, endpoint: Endpoint, images: Path, tmp_path: Path, shots: Path) -> None:
     open_page(browser, endpoint, *PHONE)
 
     def overflow() -> Any:
@@ -214,10 +212,10 @@ def test_a_phones_width(browser: Browser, endpoint: Endpoint, pictures: Path, tm
     assert overflow() == 0
     browser.screenshot(shots / "phone-empty.png")
     long = tmp_path / f"{'a-very-long-name-without-any-space' * 5}.png"
-    shutil.copy(pictures / "green star.png", long)
+    shutil.copy(images / "green star.png", long)
     shown = ask(browser, long, f"green star, {'x' * 200}, a label of many words that has to be broken into lines")
     assert shown[0][0] == "green star"
-    # The scores are below the form: the page goes there by itself. A click on its way would end that.
+    # The scores are below the form, so the page scrolls to them. A click during the scrolling would stop it.
     browser.wait("Math.abs(document.getElementById('results').getBoundingClientRect().top) < innerHeight / 2")
     browser.find("summary").click()
     assert overflow() == 0
@@ -232,26 +230,26 @@ def test_a_phones_width(browser: Browser, endpoint: Endpoint, pictures: Path, tm
     browser.screenshot(shots / "phone-dark.png")
 
 
-def test_errors_are_words(browser: Browser, endpoint: Endpoint, pictures: Path, shots: Path) -> None:
+def test_errors_are_explained(browser: Browser, endpoint: Endpoint, images: Path, shots: Path) -> None:
     open_page(browser, endpoint)
     browser.find("#go").click()
     assert read_error(browser) == "Choose an image first, or try the sample."
     assert browser.run("document.activeElement.id") == "file"
-    browser.find("#file").send_keys(str(pictures / "notes.txt"))
+    browser.find("#file").send_keys(str(images / "notes.txt"))
     browser.wait("document.getElementById('error').textContent.includes('notes.txt is not an image')")
-    browser.find("#file").send_keys(str(pictures / "blue square.png"))
+    browser.find("#file").send_keys(str(images / "blue square.png"))
     browser.find("#go").click()
     browser.wait("document.getElementById('error').textContent.startsWith('Type at least one label')")
-    browser.find("#file").send_keys(str(pictures / "broken.png"))
+    browser.find("#file").send_keys(str(images / "broken.png"))
     browser.wait("document.getElementById('about-image').textContent.startsWith('broken.png')")
     browser.find("#labels").send_keys("red circle")
     browser.find("#go").click()
     browser.wait("document.getElementById('error').textContent.startsWith('The image ends early')")
     browser.screenshot(shots / "error.png")
-    browser.find("#file").send_keys(str(pictures / "blue square.png"))
+    browser.find("#file").send_keys(str(images / "blue square.png"))
     browser.run("document.getElementById('labels').value = [...Array(200).keys()].map(n => 'label ' + n).join()")
     browser.find("#go").click()
-    browser.wait("document.getElementById('error').textContent.includes('at most 100')")
+    browser.wait("document.getElementById('error').textContent.includes('the limit is 100')")
     browser.find("#labels").clear()
     browser.find("#labels").send_keys("blue square, red circle")
     browser.find("#go").click()
@@ -259,11 +257,11 @@ def test_errors_are_words(browser: Browser, endpoint: Endpoint, pictures: Path, 
     assert browser.find("#error").text == ""
 
 
-def test_a_server_that_is_gone(browser: Browser, pictures: Path) -> None:
-    with run_endpoint(make_config(label_sets={})) as gone:
-        open_page(browser, gone)
+def test_a_stopped_server_is_reported(browser: Browser, images: Path) -> None:
+    with run_endpoint(make_config(label_sets={})) as stopped:
+        open_page(browser, stopped)
         assert not browser.find("#source").is_displayed()  # no label set is registered
-        browser.find("#file").send_keys(str(pictures / "blue square.png"))
+        browser.find("#file").send_keys(str(images / "blue square.png"))
         browser.find("#labels").send_keys("blue square")
     browser.find("#go").click()
     assert read_error(browser) == "The server cannot be reached. Is it still running?"
@@ -281,16 +279,16 @@ def test_an_api_key(browser: Browser, tmp_path: Path, shots: Path) -> None:
         browser.find("#key").send_keys("sl-wrong", Keys.ENTER)
         browser.wait("document.getElementById('access-error').textContent === 'This API key is not known'")
         assert browser.run("sessionStorage.length") == 0
-        browser.find("#key").send_keys(key, Keys.ENTER)  # what was wrong is selected, so typing replaces it
+        browser.find("#key").send_keys(key, Keys.ENTER)  # the wrong key is selected, so typing replaces it
         browser.wait("document.getElementById('access').hidden && !document.getElementById('source').hidden")
         browser.find("#sample").click()
         assert read_scores(browser)[0][0] == "red circle"
         assert browser.run("[localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]
-        # The command names the variable and not the key.
+        # The command contains the variable's name instead of the key.
         assert "$SIGHTLINE_API_KEY" in browser.find("#curl").text
         assert key not in browser.run("document.documentElement.outerHTML")
         browser.driver.refresh()
-        browser.wait("!document.getElementById('model').hidden")  # the tab knows it still
+        browser.wait("!document.getElementById('model').hidden")  # the tab still has the key
         for _ in range(3):
             browser.find("#sample").click()
             browser.wait("document.getElementById('go').getAttribute('aria-disabled') === 'false'")
@@ -299,12 +297,12 @@ def test_an_api_key(browser: Browser, tmp_path: Path, shots: Path) -> None:
         assert "Try again in" in error
 
 
-def test_nothing_leaves_the_host(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+def test_the_page_loads_nothing_from_other_hosts(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
-    ask(browser, pictures / "blue square.png", "blue square")
+    ask(browser, images / "blue square.png", "blue square")
     browser.wait("!document.getElementById('embedding').hidden")
-    asked = browser.requests()
-    assert {url.removeprefix(endpoint.url) for url in asked} >= {
+    urls = browser.requests()
+    assert {url.removeprefix(endpoint.url) for url in urls} >= {
         "/",
         "/playground/style.css",
         "/playground/app.js",
@@ -313,14 +311,14 @@ def test_nothing_leaves_the_host(browser: Browser, endpoint: Endpoint, pictures:
         "/v1/classify",
         "/v1/embeddings",
     }
-    assert [url for url in asked if not url.startswith((f"{endpoint.url}/", "data:", "blob:"))] == []
-    assert browser.complaints() == []  # the page's policy had nothing to refuse
+    assert [url for url in urls if not url.startswith((f"{endpoint.url}/", "data:", "blob:"))] == []
+    assert browser.complaints() == []  # the content security policy blocked nothing
     headers = httpx2.get(endpoint.url).headers
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
 
 
-def test_the_reference_needs_no_other_host(browser: Browser, endpoint: Endpoint, shots: Path) -> None:
+def test_the_reference_loads_nothing_from_other_hosts(browser: Browser, endpoint: Endpoint, shots: Path) -> None:
     open_page(browser, endpoint)
     browser.find("nav a").click()
     browser.wait("document.querySelectorAll('.opblock').length >= 8")
@@ -334,11 +332,13 @@ def test_the_reference_needs_no_other_host(browser: Browser, endpoint: Endpoint,
     assert browser.complaints() == []
 
 
-def test_the_curl_line_does_the_same(browser: Browser, endpoint: Endpoint, pictures: Path, tmp_path: Path) -> None:
+def test_the_curl_command_gets_the_same_scores(
+    browser: Browser, endpoint: Endpoint, images: Path, tmp_path: Path
+) -> None:
     require("curl", None if shutil.which("curl") else "apt-get install curl")
     open_page(browser, endpoint)
     image = tmp_path / 'it\'s; a, "blue" $HOME.png'
-    shutil.copy(pictures / "blue square.png", image)
+    shutil.copy(images / "blue square.png", image)
     browser.find("summary").click()
     browser.find("#threshold").send_keys("0.0001")
     labels = ["blue square", "@home", "<b>", 'it\'s `ls` $(ls) "quoted"', "semi;type=colon", "back\\slash", "grün"]
@@ -356,13 +356,13 @@ def test_the_curl_line_does_the_same(browser: Browser, endpoint: Endpoint, pictu
     assert [item["label"] for item in json.loads(done.stdout)["data"][0]["labels"]] == [label for label, _ in shown]
 
 
-def test_copying(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+def test_texts_are_copied_to_the_clipboard(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
     browser.command(
         "Browser.grantPermissions",
         {"origin": endpoint.url.rstrip("/"), "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
     )
-    ask(browser, pictures / "blue square.png", "blue square")
+    ask(browser, images / "blue square.png", "blue square")
     browser.wait("!document.getElementById('embedding').hidden")
     browser.find("[data-copy=vector]").click()
     browser.wait("document.querySelector('[data-copy=vector]').textContent === 'Copied'")
@@ -376,7 +376,7 @@ def test_copying(browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
     assert browser.run("navigator.clipboard.readText()") == browser.run("document.getElementById('curl').textContent")
 
 
-GIVE = """(async (kind, data, name) => {
+INSERT_FILE = """(async (kind, data, name) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
   const transfer = new DataTransfer();
   transfer.items.add(new File([bytes], name, { type: "image/png" }));
@@ -388,24 +388,24 @@ GIVE = """(async (kind, data, name) => {
   for (const step of ["dragenter", "dragover"]) {
     document.body.dispatchEvent(new DragEvent(step, { ...options, dataTransfer: transfer }));
   }
-  if (!document.getElementById("drop").classList.contains("over")) throw new Error("the drop zone shows nothing");
+  if (!document.getElementById("drop").classList.contains("over")) throw new Error("the drop zone is not highlighted");
   document.body.dispatchEvent(new DragEvent("drop", { ...options, dataTransfer: transfer }));
-  if (document.getElementById("drop").classList.contains("over")) throw new Error("the drop zone stays lit");
+  if (document.getElementById("drop").classList.contains("over")) throw new Error("the drop zone stays highlighted");
 })(...arguments)"""
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])
-def test_pasting_and_dropping(kind: str, browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+def test_an_image_can_be_pasted_and_dropped(kind: str, browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
-    data = base64.b64encode((pictures / "green star.png").read_bytes()).decode()
-    browser.run(GIVE, kind, data, "given.png")
-    browser.wait("document.getElementById('about-image').textContent.startsWith('given.png, 200')")
+    data = base64.b64encode((images / "green star.png").read_bytes()).decode()
+    browser.run(INSERT_FILE, kind, data, "inserted.png")
+    browser.wait("document.getElementById('about-image').textContent.startsWith('inserted.png, 200')")
     browser.find("#labels").send_keys("red star, green star")
     browser.find("#go").click()
     assert read_scores(browser)[0][0] == "green star"
 
 
-# The contrast ratio of WCAG 2, over the nearest background that is painted.
+# The contrast ratio of WCAG 2, against the nearest opaque background.
 CONTRAST = """(() => {
   const parse = (color) => color.match(/[\\d.]+/g).map(Number);
   const luminance = ([r, g, b]) => {
@@ -432,23 +432,23 @@ CONTRAST = """(() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast(scheme: str, browser: Browser, endpoint: Endpoint, pictures: Path) -> None:
+def test_text_has_contrast(scheme: str, browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-    ask(browser, pictures / "blue square.png", "blue square, red circle")
+    ask(browser, images / "blue square.png", "blue square, red circle")
     browser.wait("!document.getElementById('embedding').hidden")
     browser.find("#labels").clear()
     browser.find("#go").click()
     read_error(browser)
     browser.find("#labels").send_keys("blue square, red circle")
     browser.find("#go").click()
-    browser.wait(ANSWERED)
+    browser.wait(SCORED)
     browser.run("document.getElementById('error').textContent = 'An error.'")
     ratios = browser.run(CONTRAST)
     assert {"error", "go", "timing", "score-label", "score-number", "sample", "numbers"} <= set(ratios)
     assert {name: round(ratio, 2) for name, ratio in ratios.items() if ratio < 4.5} == {}
 
 
-def test_reduced_motion(browser: Browser, endpoint: Endpoint) -> None:
+def test_reduced_motion_disables_the_animation(browser: Browser, endpoint: Endpoint) -> None:
     open_page(browser, endpoint, prefers_reduced_motion="reduce")
     browser.find("#sample").click()
     read_scores(browser)

@@ -1,12 +1,12 @@
-// What is asked of the image: labels or a label set, and the options. As a request's fields, and as a curl command.
+// The form's query: labels or a label set, and options. As the fields of a request, and as a curl command.
 
-import { picture } from "./picture.js";
+import { image } from "./image.js";
 
 const $ = (id) => document.getElementById(id);
 const LABELS_SHOWN = 24;
 const SAMPLE_LABELS = ["red circle", "blue circle", "red square", "green triangle"];
 
-/** The label sets that the server knows. */
+/** The server's registered label sets. */
 let sets = [];
 
 export function setLabelSets(known) {
@@ -17,43 +17,43 @@ export function setLabelSets(known) {
 
 const usesSet = () => sets.length > 0 && document.querySelector("[name=source]:checked").value === "set";
 
-/** The labels that were typed, each once, in order. */
+/** Return the labels in the text field, each once, in order. */
 function readLabels() {
   return [...new Set($("labels").value.split(/[,\n]/).map((label) => label.trim()).filter(Boolean))];
 }
 
-/** Labels that suit the sample, unless there are some. */
+/** Fill in labels for the sample, unless the text field has labels. */
 export function suggestLabels() {
   if (!readLabels().length) $("labels").value = SAMPLE_LABELS.join(", ");
 }
 
-/** The request's fields but for the image. */
-export function readQuestion() {
-  const question = usesSet() ? { label_set: $("label-set").value } : { labels: readLabels() };
-  if ($("threshold").value !== "") question.threshold = Number($("threshold").value);
-  if ($("top-k").value !== "") question.top_k = Number($("top-k").value);
-  if ($("softmax").checked) question.activation = "softmax";
-  return question;
+/** Return the request's fields except the image. */
+export function readQuery() {
+  const query = usesSet() ? { label_set: $("label-set").value } : { labels: readLabels() };
+  if ($("threshold").value !== "") query.threshold = Number($("threshold").value);
+  if ($("top-k").value !== "") query.top_k = Number($("top-k").value);
+  if ($("softmax").checked) query.activation = "softmax";
+  return query;
 }
 
-/** What tells one question from another, the image included. */
-export const identifyQuestion = () => JSON.stringify([picture?.url, readQuestion()]);
+/** Return a string that identifies the query and its image. */
+export const identifyQuery = () => JSON.stringify([image?.url, readQuery()]);
 
-/** The field that must be filled before asking makes sense, and words; or null. */
+/** Return the first field that is empty or wrong, with a message; null if the form is complete. */
 export function findMissing() {
-  if (!picture) return [$("file"), "Choose an image first, or try the sample."];
+  if (!image) return [$("file"), "Choose an image first, or try the sample."];
   if (!usesSet() && !readLabels().length) return [$("labels"), "Type at least one label: what might the image show?"];
   if (!$("threshold").validity.valid) return [$("threshold"), "The lowest score is a number from 0 to 1."];
-  if (!$("top-k").validity.valid) return [$("top-k"), "“At most” is a whole number from 1 up."];
+  if (!$("top-k").validity.valid) return [$("top-k"), "“At most” is a whole number, 1 or more."];
   return null;
 }
 
-/** Bring the form's hints, and the fields that belong to the chosen source, up to date. */
-export function showQuestion() {
+/** Update the form's hints, and show the fields of the chosen source of labels. */
+export function showQuery() {
   $("own").hidden = usesSet();
   $("set").hidden = !usesSet();
   const count = readLabels().length;
-  $("labels-help").textContent = count ? `${count} ${count === 1 ? "label" : "labels"}` : "Separate them with commas or lines.";
+  $("labels-help").textContent = count ? `${count} ${count === 1 ? "label" : "labels"}` : "Separate labels with commas or line breaks.";
   const set = usesSet() ? sets.find((one) => one.id === $("label-set").value) : null;
   $("threshold").placeholder = set?.threshold ? `${set.threshold}, the set’s` : "any";
   $("top-k").placeholder = set?.top_k ? `${set.top_k}, the set’s` : "all labels";
@@ -63,22 +63,22 @@ export function showQuestion() {
   }
 }
 
-/** The shell command that asks the same, with the image as a file in the working directory. */
+/** Return the shell command for the same request. It reads the image from a file in the working directory. */
 export function writeCommand(withKey) {
-  const question = readQuestion();
-  if (question.labels && !question.labels.length) question.labels = SAMPLE_LABELS.slice(0, 2); // an example for now
-  const name = picture?.name ?? "image.jpg";
-  // curl's own quoting inside -F: else a ; or , ends the file's name.
+  const query = readQuery();
+  if (query.labels && !query.labels.length) query.labels = SAMPLE_LABELS.slice(0, 2); // an example until labels are typed
+  const name = image?.name ?? "image.jpg";
+  // Inside -F curl has its own quoting: without it a ; or , would end the file's name.
   const file = /[;,\s"\\]/.test(name) ? `"${name.replace(/[\\"]/g, "\\$&")}"` : name;
   const parts = [`curl ${quote(new URL("v1/classify", document.baseURI).href)}`];
   if (withKey) parts.push('-H "Authorization: Bearer $SIGHTLINE_API_KEY"');
   parts.push(`-F ${quote(`image=@${file}`)}`);
-  for (const [field, value] of Object.entries(question)) {
-    // Unlike -F, --form-string does not read a value that starts with @ or < as a file's name.
+  for (const [field, value] of Object.entries(query)) {
+    // --form-string, unlike -F, does not take a value that starts with @ or < for a file's name.
     for (const one of [value].flat()) parts.push(`--form-string ${quote(`${field}=${one}`)}`);
   }
   return parts.join(" \\\n  ");
 }
 
-/** One word for a POSIX shell. */
+/** Quote a text as one word of a POSIX shell. */
 const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);

@@ -1,30 +1,30 @@
-// The image that is asked about: chosen, photographed, pasted, dropped or drawn.
+// The form's image: a chosen file, a photo, a pasted or dropped image, or the drawn sample.
 
 const $ = (id) => document.getElementById(id);
 
-/** What was given last, as {name, uri, url}: a data: URI to send and a blob: URL to show. Null at first. */
-export let picture = null;
+/** The latest image as {name, uri, url}: `uri` is a data: URI to send, `url` a blob: URL to show. Null at first. */
+export let image = null;
 
-/** Call `onChange` when there is another image, and `onError` with words when a file is none. */
-export function watchPicture(onChange, onError) {
-  const take = (file) => takePicture(file).then(onChange, (error) => onError(error.message));
+/** Call `onChange` when the image has changed, and `onError` with a message when a file is not an image. */
+export function watchImageInputs(onChange, onError) {
+  const take = (file) => setImage(file).then(onChange, (error) => onError(error.message));
 
   for (const input of [$("file"), $("camera")]) {
     input.addEventListener("change", () => {
       if (input.files.length) take(input.files[0]);
     });
-    // The same file chosen again is a new choice.
+    // Without this, choosing the same file again would cause no change event.
     input.addEventListener("click", () => (input.value = ""));
   }
 
   document.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
-    if (!file) return; // text for the labels, most likely
+    if (!file) return; // probably text for the labels
     event.preventDefault();
     take(file);
   });
 
-  // Anywhere on the page will do. Each element on the way sends its own enter and leave, hence the count.
+  // A file can be dropped anywhere on the page. Each element under the pointer sends enter and leave events, so count them.
   let entered = 0;
   for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     document.addEventListener(kind, (event) => {
@@ -39,32 +39,32 @@ export function watchPicture(onChange, onError) {
   }
 }
 
-/** Make a file the image and show it. Throws an `Error` with words when it cannot be one. */
-export async function takePicture(file) {
+/** Use a file as the image, and show it. Throws an `Error` with a message if the file is not an image. */
+export async function setImage(file) {
   if (file.type && !file.type.startsWith("image/")) {
     throw new Error(`${file.name} is not an image. Choose a JPEG, PNG, WebP, GIF, BMP or TIFF.`);
   }
   const uri = await readDataUri(file);
-  if (picture) URL.revokeObjectURL(picture.url);
-  picture = { name: file.name || "image.png", uri, url: URL.createObjectURL(file) };
-  showPicture(file.size);
+  if (image) URL.revokeObjectURL(image.url);
+  image = { name: file.name || "image.png", uri, url: URL.createObjectURL(file) };
+  showPreview(file.size);
 }
 
 function readDataUri(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} could not be read. Was it moved since it was chosen?`));
+    reader.onerror = () => reject(new Error(`${file.name} could not be read. Was it moved after you chose it?`));
     reader.readAsDataURL(file);
   });
 }
 
-function showPicture(bytes) {
-  const { name, url } = picture;
+function showPreview(bytes) {
+  const { name, url } = image;
   const size = bytes < 1e6 ? `${Math.ceil(bytes / 1e3)}\u00a0kB` : `${(bytes / 1e6).toFixed(1)}\u00a0MB`;
   const preview = $("preview");
   $("drop").classList.add("full");
-  $("no-picture").hidden = true;
+  $("no-image").hidden = true;
   $("no-preview").hidden = true;
   $("about-image").textContent = `${name}, ${size}`;
   preview.onload = () => {
@@ -80,7 +80,7 @@ function showPicture(bytes) {
   preview.src = url;
 }
 
-/** A red circle on grey: something to try with, of the kind that the checkpoint that ships with Sightline knows. */
+/** Draw the sample, a red circle on grey. The checkpoint that ships with Sightline knows such images. */
 export function drawSample() {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = 256;
