@@ -24,7 +24,7 @@ from serve.tokens import TokenVocabulary
 READY_SECONDS = 5.0
 """Time limit for the model to respond to a health check."""
 DEATH_SECONDS = 10.0
-"""Seconds for which an ingress is not ready after one of its batch runners ended: the next may end for the same reason."""
+"""Seconds for which an ingress is not ready after a batch runner ended: others may end for the same reason."""
 WARM_SECONDS = 60.0
 """Deadline of the image that starts a decoder process."""
 

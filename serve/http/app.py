@@ -1,8 +1,8 @@
-"""The HTTP application: middleware and routes over a `serve.service.Service`."""
+"""The HTTP application: middlewares and routes over a `serve.service.Service`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -15,30 +15,43 @@ from starlette.responses import JSONResponse
 
 from serve.admission.auth import KeyRing
 from serve.config import EndpointConfig
-from serve.http.bodies import JsonRoute
 from serve.http.errors import CODES, ApiError
-from serve.http.middleware import Middleware
+from serve.http.json_body import JsonRoute
+from serve.http.middleware.stack import MiddlewareStack
 from serve.http.validation import describe_validation
 from serve.model import Model
 from serve.routes.cohere import add_cohere_routes
 from serve.routes.huggingface import add_huggingface_routes
 from serve.routes.openai import add_openai_routes
-from serve.routes.pages import add_pages
-from serve.routes.prometheus import add_scrape
+from serve.routes.pages import add_page_routes
+from serve.routes.prometheus import add_metrics_route
 from serve.routes.tagging import add_tagging_routes
 from serve.service import Service
 
+ROUTES: tuple[Callable[[FastAPI, Service], None], ...] = (
+    add_openai_routes,
+    add_tagging_routes,
+    add_huggingface_routes,
+    add_cohere_routes,
+    add_page_routes,
+    add_metrics_route,
+)
+"""What registers the routes, one function for each module of `serve.routes`, in the order of the API reference."""
 DESCRIPTION = (
-    "Image tagging and embedding with SigLIP. Every answer that is not a success is OpenAI's error envelope; every "
-    "answer carries the fingerprint of model and label set, and a Server-Timing header.\n\n"
+    "Image tagging and embedding with SigLIP. Every response that is not a success is OpenAI's error envelope. Every "
+    "response has the fingerprint of model and label set, and a Server-Timing header.\n\n"
     "Error codes:\n\n" + "\n".join(f"* `{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items())
 )
+"""The introduction of the API reference."""
+CORS_SECONDS = 600
+"""Seconds for which a browser may cache the CORS headers of a preflight response."""
 
 
 def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False) -> FastAPI:
-    """The HTTP application over a model, here or behind a handle. It is warm when its lifespan has started.
+    """Make the HTTP application. It is ready for requests once its lifespan has started.
 
-    Behind Ray Serve's HAProxy the connections are HAProxy's, and a header tells whose requests they carry.
+    `model` may be in this process or behind a Ray Serve handle. With `behind_haproxy`, connections come from Ray
+    Serve's HAProxy, and a header has the address of the client.
     """
     service = Service(config, model)
     keys = KeyRing(config.auth.keys_file) if config.auth.keys_file else None
@@ -62,33 +75,31 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
     )
     app.state.service = service
     app.router.route_class = JsonRoute
-    add_openai_routes(app, service)
-    add_tagging_routes(app, service)
-    add_huggingface_routes(app, service)
-    add_cohere_routes(app, service)
-    add_pages(app, service)
-    if config.metrics_route:
-        add_scrape(app)
-    app.add_exception_handler(ApiError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(Middleware, service=service, keys=keys, behind_haproxy=behind_haproxy)
+    for add_routes in ROUTES:
+        add_routes(app, service)
+    app.add_exception_handler(ApiError, _pass_on)
+    app.add_exception_handler(RequestValidationError, _pass_on)
+    app.add_exception_handler(HTTPException, _pass_on)
+    app.add_middleware(MiddlewareStack, service=service, keys=keys, behind_haproxy=behind_haproxy)
     if config.cors.origins:
-        # Outermost, because a browser asks first, without a key, whether it may ask.
+        # Outermost, because a browser sends its preflight request without an API key.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["*"],
-            max_age=600,
+            max_age=CORS_SECONDS,
         )
-    _forget_422(app.openapi())
+    _remove_422(app.openapi())
     return app
 
 
-def _forget_422(schema: dict[str, Any]) -> None:
-    """Take out FastAPI's own answer to requests that do not validate, which nobody gets here. The schema is cached."""
+def _remove_422(schema: dict[str, Any]) -> None:
+    """Remove FastAPI's own response to invalid requests from the OpenAPI schema, which FastAPI caches.
+
+    This server never sends that response: invalid requests get 400 and the error envelope.
+    """
     for item in schema["paths"].values():
         for operation in item.values():
             operation["responses"].pop("422", None)
@@ -96,8 +107,8 @@ def _forget_422(schema: dict[str, Any]) -> None:
         schema["components"]["schemas"].pop(name, None)
 
 
-def _refuse(_request: Request, error: Exception) -> JSONResponse:
-    """Every refusal goes up to `serve.http.middleware`, which writes all of them."""
+def _pass_on(_request: Request, error: Exception) -> JSONResponse:
+    """Raise every error as an `ApiError`: `serve.http.middleware.error_envelope` sends all error responses."""
     if isinstance(error, RequestValidationError):
         raise describe_validation(error.errors()) from None
     if isinstance(error, HTTPException) and not isinstance(error, ApiError):

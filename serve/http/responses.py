@@ -1,4 +1,4 @@
-"""Answers: models to JSON, and the errors that each route documents."""
+"""Responses of the routes: pydantic models as JSON, and the OpenAPI documentation of errors and bodies."""
 
 from __future__ import annotations
 
@@ -10,58 +10,61 @@ from starlette.responses import Response
 
 from serve.context import RequestContext
 from serve.http.errors import CODES
+from serve.http.middleware.request_context import get_context
 from serve.schemas import Error
 
 ALWAYS = (401, 403)
+"""Error statuses of every route."""
 BUSY = (408, 413, 415, 429, 500, 503)
-"""Statuses of any route, and those of routes that read a body and may wait for the model."""
+"""Error statuses of routes that read a body and may wait for the model."""
+IMAGE_BODY: dict[str, Any] = {"type": "string", "format": "binary"}
+"""The OpenAPI schema of an image file."""
 
 
 class PydanticResponse(Response):
-    """A model as JSON. It was built here, so it is not validated once more."""
+    """A pydantic model as JSON. The server made the model, so it is not validated again, as FastAPI would."""
 
     media_type = "application/json"
 
-    def __init__(self, answer: BaseModel, status: int = 200) -> None:
-        super().__init__(answer.model_dump_json(), status)
+    def __init__(self, content: BaseModel, status: int = 200) -> None:
+        super().__init__(content.model_dump_json(), status)
 
 
 def context_of(request: Request) -> RequestContext:
-    """What `serve.http.middleware` knows of this request."""
-    context: RequestContext = request.scope["state"]["context"]
-    return context
+    """The request's context, made by `serve.http.middleware.request_context`."""
+    return get_context(request.scope)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for a route: its own error statuses and, if it has a body, those of all such routes."""
+    """OpenAPI's `responses` of a route: its own error statuses and those that its kind of route always has.
+
+    A route that lists 400 has a body, so it also gets the statuses of `BUSY`.
+    """
     wanted = {*statuses, *ALWAYS, *(BUSY if 400 in statuses else ())}
-    answers: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for status in sorted(wanted):
         codes = {code: meaning for code, (known, meaning) in CODES.items() if known == status}
         examples = {
             code: {"value": {"error": {"message": meaning, "type": "...", "param": None, "code": code}}}
             for code, meaning in codes.items()
         }
-        answers[status] = {
+        responses[status] = {
             "model": Error,
             "description": "; ".join(f"`{code}`: {meaning}" for code, meaning in codes.items()),
             "content": {"application/json": {"examples": examples}},
         }
-    return answers
+    return responses
 
 
-def body_of(model: type[BaseModel], **others: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's `requestBody` of a route that reads it by itself: JSON of a model, and other types by their schemas."""
+def body_of(model: type[BaseModel], **other_types: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI's `requestBody` of a route that reads its body itself: JSON of `model`, and schemas of other types."""
     content = {"application/json": {"schema": _inline(model.model_json_schema())}}
-    content |= {kind: {"schema": schema} for kind, schema in others.items()}
+    content |= {kind: {"schema": schema} for kind, schema in other_types.items()}
     return {"requestBody": {"required": True, "content": content}}
 
 
-IMAGE_BODY: dict[str, Any] = {"type": "string", "format": "binary"}
-
-
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with what it refers to in place: OpenAPI looks for definitions elsewhere than pydantic puts them."""
+    """Replace each `$ref` of a JSON schema by its definition: pydantic's `$defs` are not where OpenAPI expects them."""
     definitions = schema.pop("$defs", {})
 
     def walk(node: Any) -> Any:
@@ -73,5 +76,5 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
             return walk(definitions[node["$ref"].rpartition("/")[2]])
         return {key: walk(value) for key, value in node.items() if key != "discriminator"}
 
-    found: dict[str, Any] = walk(schema)
-    return found
+    inlined: dict[str, Any] = walk(schema)
+    return inlined

@@ -1,4 +1,4 @@
-"""Requests that do not fit their model, in words."""
+"""Validation errors of pydantic and FastAPI as one `ApiError`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from serve.http.errors import ApiError
 
 
 def describe_validation(errors: Sequence[Any]) -> ApiError:
-    """pydantic's or FastAPI's complaints as one error. It names the field, and shows nothing of what was sent."""
-    first = max(errors, key=lambda error: len(error["loc"]))  # of a union's branches, the one that got furthest
+    """Turn validation errors into one error that names the field. It contains nothing of the request's values."""
+    first = max(errors, key=lambda error: len(error["loc"]))  # of a union's branches, the one that matched most
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(part for part in where if not _is_branch(part)) or None
     if first["type"] in ("json_invalid", "json_type"):
         return ApiError("invalid_json", f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     if first["loc"] == ("body",) and isinstance(first.get("input"), bytes):
-        return ApiError("unsupported_media_type", "send the body as application/json, and say so in Content-Type")
+        return ApiError("unsupported_media_type", "send the body as application/json and name it in Content-Type")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no such field"
@@ -24,5 +24,5 @@ def describe_validation(errors: Sequence[Any]) -> ApiError:
 
 
 def _is_branch(part: str) -> bool:
-    """Whether a part of a location names a branch of a union, such as `str` or `list[union[...]]`, and no field."""
+    """Whether a part of a location is a branch of a union, such as `str` or `list[union[...]]`, and not a field."""
     return part in ("str", "int", "float", "bool") or part.startswith(("list[", "tuple[")) or part[:1].isupper()

@@ -12,9 +12,10 @@ from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, RootModel
 
 from serve.context import RequestContext
-from serve.http.bodies import ANY_IMAGE, read_files, read_json
 from serve.http.errors import ApiError
+from serve.http.json_body import read_json
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
+from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.label_sets.scoring import score_labels
 from serve.schemas import PIXEL, LabelQuery, Labels, LabelScore, Lenient, ResponseModel, Strings
 from serve.service import Service
@@ -103,7 +104,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         image itself: `candidate_labels` and `hypothesis_template` are in the query then.
         """
         context = context_of(request)
-        found = await read_files(request, service.config.limits)
+        found = await read_uploads(request, service.config.limits)
         if found is not None:
             [image, *others], fields = found
             if others:

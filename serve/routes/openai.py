@@ -12,9 +12,10 @@ from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from serve.fetch.images import is_data_uri
-from serve.http.bodies import ANY_IMAGE, read_files, read_json
 from serve.http.errors import ApiError
+from serve.http.json_body import read_json
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
+from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
 from serve.schemas import IMAGE_HELP, PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Usage
 from serve.service import Service
@@ -298,7 +299,7 @@ def _read_conversation(messages: list[Message]) -> Source:
 
 async def _read_request(request: Request, service: Service) -> tuple[str | None, str | None, list[Source]]:
     """A request's model, its encoding, and what it wants embedded. Raises `ApiError`."""
-    found = await read_files(request, service.config.limits)
+    found = await read_uploads(request, service.config.limits)
     if found is None:
         body = await read_json(request, EmbeddingRequest, ANY_IMAGE, "multipart/form-data")
         service.check_dimensions(body.dimensions, "dimensions")

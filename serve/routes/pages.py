@@ -1,4 +1,4 @@
-"""What is not the API: the page at `/`, its documentation, and health."""
+"""Routes that are not the API: the playground at `/`, the API reference at `/docs`, and health checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -16,21 +16,21 @@ from serve.service import Service
 
 PLAYGROUND = Path(__file__).parents[1] / "playground"
 READY_SECONDS = 1.0
-"""For how long an answer of `/readyz` holds: probing it costs the model next to nothing."""
+"""Seconds for which a successful readiness check is reused, so that frequent checks cost the model almost nothing."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page loads nothing from elsewhere, and nothing that was smuggled into it runs."""
+"""Content-Security-Policy: the page loads nothing from other hosts, and injected scripts do not run."""
 DOCS_POLICY = POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Swagger UI styles what it draws in place."""
+"""Swagger UI uses inline styles."""
 SWAGGER_UI = str(files("fastapi_offline") / "static")
-"""Swagger UI's files. FastAPI's own page would load them from a host on the internet, which a cluster may not reach."""
+"""Swagger UI's files. FastAPI's own page would load them from the internet, which a cluster may not reach."""
 
 
-def add_pages(app: FastAPI, service: Service) -> None:
+def add_page_routes(app: FastAPI, service: Service) -> None:
     """Register the routes."""
-    checked = 0.0
+    last_ready = 0.0
 
     @app.get("/", include_in_schema=False)
     async def playground() -> Response:
@@ -43,21 +43,21 @@ def add_pages(app: FastAPI, service: Service) -> None:
     app.mount("/docs/ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
     app.mount("/playground", StaticFiles(directory=PLAYGROUND, check_dir=False), name="playground")
 
-    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)  # where other servers have it
+    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)  # the path that other servers use
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=Health, tags=["health"])
     async def check_alive() -> PydanticResponse:
-        """Liveness: this process answers."""
+        """Liveness: this process responds."""
         return PydanticResponse(Health(status="ok"))
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=Health, responses=documented(503), tags=["health"])
-    async def check_ready(request: Request) -> PydanticResponse:
-        """Readiness: warm (the model is loaded and label sets are embedded), and the model answers now."""
-        nonlocal checked
-        if time.monotonic() - checked > READY_SECONDS:
+    async def check_ready() -> PydanticResponse:
+        """Readiness: the model is loaded, the label sets are embedded, and the model responds now."""
+        nonlocal last_ready
+        if time.monotonic() - last_ready > READY_SECONDS:
             await service.check_ready()
-            checked = time.monotonic()
+            last_ready = time.monotonic()
         return PydanticResponse(Health(status="ready"))
 
 

@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, QueryParams
 
 from serve.config import EndpointLimits
-from serve.http.bodies import ANY_IMAGE, read_files, read_json
 from serve.http.errors import ApiError
+from serve.http.json_body import read_json
 from serve.http.responses import PydanticResponse, body_of, context_of, documented
+from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.http.validation import describe_validation
 from serve.label_sets.scoring import score_labels
 from serve.schemas import (
@@ -241,7 +242,7 @@ Parsed = tuple[LabelQuery, str | None, list[str], list[bytes], list[str]]
 
 async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
     """A request's body, JSON, an image or a form. Raises `ApiError`."""
-    found = await read_files(request, limits)
+    found = await read_uploads(request, limits)
     if found is not None:
         return _read_fields(*found)
     body = await read_json(request, ClassifyRequest, ANY_IMAGE, "multipart/form-data")

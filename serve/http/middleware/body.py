@@ -1,0 +1,98 @@
+"""Reading a request's body, with limits."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.admission.controller import AdmissionController, Permit
+from serve.config import EndpointLimits
+from serve.http.errors import ApiError
+from serve.http.middleware.error_envelope import ClientGone
+from serve.http.middleware.request_context import get_context
+from serve.http.structure import check_structure
+
+
+class BodyMiddleware:
+    """Reads and unpacks the whole body, checks its size and structure, and then calls the route with it.
+
+    It never holds more than `limits.body_bytes` of a body. Content-Encoding may be gzip or none.
+    """
+
+    def __init__(self, app: ASGIApp, limits: EndpointLimits, admission: AdmissionController) -> None:
+        self._app = app
+        self._limits = limits
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context, headers = get_context(scope), Headers(scope=scope)
+        body = await self._read(headers, receive, context.held)
+        context.body_received = True
+        check_structure(body, headers.get("content-type", ""), self._limits)
+        await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, headers: Headers, receive: Receive, held: Permit) -> bytes:
+        """The whole body, unpacked. Raises `ApiError`, and `ClientGone` when the connection was closed."""
+        limit = self._limits.body_bytes
+        too_large = ApiError("body_too_large", f"the body has more than {limit} bytes: send fewer or smaller images")
+        unpacker = _make_unpacker(headers.get("content-encoding", ""))
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise too_large
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            if unpacker is not None:
+                last = not message.get("more_body", False)
+                # In a thread: a few kilobytes may unpack to the whole limit, which takes tens of milliseconds.
+                chunk = await asyncio.to_thread(_unpack, unpacker, chunk, limit + 1 - size, last)
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            self._admission.add_bytes(held, len(chunk))
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _make_unpacker(encoding: str) -> Any:
+    """A decompressor for a Content-Encoding, None for an unpacked body. Raises `ApiError` for an unknown encoding."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    raise ApiError("unsupported_media_type", f"Content-Encoding: send gzip or no encoding, not {encoding[:40]!r}")
+
+
+def _unpack(unpacker: Any, chunk: bytes, limit: int, last: bool) -> bytes:
+    """Unpack a chunk to at most `limit` bytes. Raises `ApiError`, also if the gzip is incomplete after the `last`."""
+    try:
+        unpacked: bytes = unpacker.decompress(chunk, limit)
+    except zlib.error:
+        raise ApiError("invalid_request", "the body is not gzip, although Content-Encoding says so") from None
+    if last and len(unpacked) < limit and not unpacker.eof:
+        raise ApiError("invalid_request", "the body's gzip ends early")
+    return unpacked
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns a body that was read already, and then the messages that come after it."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
