@@ -9,8 +9,8 @@ from urllib.parse import unquote_to_bytes
 import pybase64
 
 from serve.fetch.fetcher import Fetcher, FetchRefused
-from serve.http.bodies import LARGE
 from serve.http.errors import ApiError
+from serve.http.json_body import LARGE
 
 REQUEST_CONNECTIONS = 8
 """URLs of one request that are fetched at the same time."""
