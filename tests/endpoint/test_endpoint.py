@@ -399,6 +399,7 @@ def test_the_label_cache_is_bounded() -> None:
         assert tokens == [48, 0, 48, 16, 0], "of the first set, two prompts of three were kept"
 
 
+@pytest.mark.alone
 def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     assert endpoint.client.get("/healthz").json() == {"status": "ok"}
     assert endpoint.client.get("/readyz").json() == {"status": "ready"}
@@ -406,7 +407,7 @@ def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("serve.routes.pages.READY_SECONDS", 0.0)
     release = threading.Event()
     forward = endpoint.model.actor.encoder._forward
-    endpoint.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
+    endpoint.model.actor.encoder._forward = lambda pixels: (release.wait(120), forward(pixels))[1]
     try:
         stuck = threading.Thread(target=endpoint.post, args=("/v1/classify", {"image": PNG, "label_set": "shapes"}))
         stuck.start()
@@ -443,7 +444,7 @@ def test_a_deadline_drops_the_work_before_the_model(endpoint: Endpoint) -> None:
 
     def slow(pixels: Any) -> Any:
         batches.append(len(pixels))
-        release.wait(20)
+        release.wait(120)
         return forward(pixels)
 
     encoder._forward = slow
@@ -523,7 +524,7 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
     release = threading.Event()
     with run_endpoint(make_config(limits=limits)) as running:
         forward = running.model.actor.encoder._forward
-        running.model.actor.encoder._forward = lambda pixels: (release.wait(20), forward(pixels))[1]
+        running.model.actor.encoder._forward = lambda pixels: (release.wait(120), forward(pixels))[1]
         answers: list[httpx.Response] = []
 
         def ask() -> None:
@@ -533,7 +534,7 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
         try:
             for thread in threads:
                 thread.start()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while running.service.admission.held.items < 8 and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert running.service.admission.held.items == 8, "four requests of two items are in flight"

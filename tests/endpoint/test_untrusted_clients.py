@@ -101,6 +101,7 @@ HOSTILE_BODIES: dict[str, tuple[str, str, bytes]] = {
 }  # fmt: skip
 
 
+@pytest.mark.alone
 def test_a_small_wrong_body_stalls_nobody() -> None:
     """Each is refused in the time that a scan of it takes: seconds, and gigabytes, before.
 
@@ -119,6 +120,7 @@ def test_a_small_wrong_body_stalls_nobody() -> None:
         assert endpoint.post("/v1/classify", ASK).status_code == 200
 
 
+@pytest.mark.alone
 def test_a_slow_upload_and_bad_images_make_nobody_wait() -> None:
     """Seconds in which a client sends its body are no work, and a request that was refused was none for the model."""
     bad = {"image": base64.b64encode(b"GIF89a").decode(), "label_set": "shapes"}
@@ -141,6 +143,7 @@ def make_bomb(side: int) -> str:
     return data_uri(buffer.getvalue(), "image/webp")
 
 
+@pytest.mark.alone
 def test_bombs_are_refused_and_delay_nobody_else(tmp_path: Path) -> None:
     with run_for_two(tmp_path) as (endpoint, greedy, modest):
         large = greedy.post("/v1/classify", json={**ASK, "image": make_bomb(8000)})
@@ -173,6 +176,7 @@ def slow_down(endpoint: Endpoint, seconds: float) -> list[int]:
     return batches
 
 
+@pytest.mark.alone
 def test_a_greedy_key_does_not_delay_a_modest_one(tmp_path: Path) -> None:
     request = {"images": [data_uri(PNG)] * 64, "label_set": "shapes"}
     with run_for_two(tmp_path) as (endpoint, greedy, modest):
@@ -201,6 +205,7 @@ def test_quotas_count_items(tmp_path: Path) -> None:
         assert modest.post("/v1/classify", json=images).status_code == 200
 
 
+@pytest.mark.alone
 def test_a_large_label_set_gets_done_by_coming_again() -> None:
     """What was embedded before a deadline is kept, by prompt: so sets that overlap share it too."""
     with run_endpoint(make_config()) as endpoint:
@@ -230,6 +235,7 @@ def test_a_large_label_set_gets_done_by_coming_again() -> None:
         assert endpoint.post("/v1/classify", overlapping).json()["usage"]["prompt_tokens"] == 16
 
 
+@pytest.mark.alone
 def test_tarpits_of_one_key_hold_up_no_other(tmp_path: Path) -> None:
     answers = {
         "/good.png": reply(PNG, Content_Type="image/png"),
@@ -250,6 +256,7 @@ def test_tarpits_of_one_key_hold_up_no_other(tmp_path: Path) -> None:
 
 
 # Connections that are cut off in the middle of a flood are collected late.
+@pytest.mark.alone
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_is_fetched_counts_while_it_comes(tmp_path: Path) -> None:
     """Sixteen answers that end never, each below its own limit, are ended by that of all together."""
