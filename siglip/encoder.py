@@ -1,51 +1,45 @@
-"""A checkpoint at work: its weights loaded, images and texts embedded."""
+"""The encoder: a loaded checkpoint that embeds images and texts."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from torch import nn
 
-from siglip.checkpoint import Architecture, CheckpointError, PinnedModel, quiet_transformers
+from siglip.checkpoint import CheckpointError, PinnedModel, quiet_transformers
 from siglip.config import ImageSpec, ModelConfig
 from siglip.cpu import CoreThreads
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
-from siglip.towers.text import TextTower
-from siglip.towers.vit import VisionTower
+from siglip.tensors import view_as_tensor
+from siglip.torch_internals import freeze_weights, multiplies_bfloat16
+from siglip.weights import load_model
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 8, 64
 CORE_ROWS = 4
-"""What a CPU's core takes of a batch at a time: what is between two operations stays in its caches, and the last part
-is soon over. The base model's images in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4, 13.3, 13.2 and 13.0/s.
-Of a small model's batch each core takes one part."""
+"""Rows of a batch that a CPU core computes at a time. Activations then stay in the core's caches, and all cores finish a
+batch at nearly the same time. Images/s of the base model in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4,
+13.3, 13.2 and 13.0. A small model's batch is divided into one part for each core."""
 TEXT_BATCH = 64
-"""Texts in one forward pass. Cutting a list at multiples of it changes no batch, and so no number."""
+"""Texts in one forward pass. Splitting a list at multiples of this number changes no batch, and so no embedding."""
 
 
 class Encoder:
-    """A SigLIP checkpoint, loaded and ready: images and texts in, unit vectors out.
+    """A loaded SigLIP checkpoint: embeds images and texts as vectors of unit norm.
 
-    Runs on the GPU when this process was given one (`gpus`), else on the CPU with the threads that torch was given
-    before. It knows nothing of labels' meaning, thresholds, Ray or files.
+    Runs on the GPU if this process was given one (`gpus`), and otherwise on the CPU with the number of threads that
+    torch is set to. It knows nothing of labels' meaning, thresholds, Ray or files.
 
-    A compiled model has one graph for each batch size: `batch_size`, and of `sizes` those that are smaller. A batch is
-    filled up to the next of them.
+    A compiled model has one graph for each batch size: `batch_size`, and those of `sizes` that are smaller. A batch is
+    padded to the next of these sizes.
 
     Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
     `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`, `concurrency` (threads that may call
-    `embed_images` at the same time: on several cores two, so that those that are done with a batch begin the next one).
-    The other methods are one thread's.
+    `embed_images` at the same time: two on several cores, so that a core that has finished its part of one batch starts
+    with the next batch). The other methods may be called by one thread only.
 
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
     """
@@ -62,7 +56,7 @@ class Encoder:
             quiet_transformers()
         try:
             self._tokenizer = self._rule.load_tokenizer(directory) if texts else None
-        except Exception as error:  # each tokenizer library raises types of its own on bad files
+        except Exception as error:  # each tokenizer library raises its own types for bad files
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"model.source: {config.source}: its tokenizer: {reason}") from error
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
@@ -89,32 +83,30 @@ class Encoder:
         )
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
-        """uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Any N, also 0: it is cut into batches here."""
+        """Embed images: uint8 (N, S, S, 3) to float32 (N, D) of unit norm. N may be 0, or more than a batch."""
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
-        with warnings.catch_warnings():  # of a job's pixels, which lie in Ray's store: here they are only read
-            warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)
-            rows = torch.from_numpy(np.ascontiguousarray(pixels))
+        rows = view_as_tensor(np.ascontiguousarray(pixels))  # a job's pixels are in Ray's store, which is read-only
         batches = (self._prepare_batch(batch) for batch in torch.split(rows, self.batch_size))
         embeddings = self._cores.run(self._forward, batches)[: len(rows)]
         return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
     def _prepare_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        """A batch on the device; a last one filled up to a size that has a graph."""
+        """Move a batch to the device. If the model is compiled, pad it to a size that has a graph."""
         count = len(batch)
         if self.compiled and count not in self._sizes:
-            # Another shape would compile again in the middle of the work.
+            # Another shape would be compiled now, during the work.
             fits = next(size for size in self._sizes if size > count)
             batch = torch.cat([batch, batch.new_zeros(fits - count, *batch.shape[1:])])
         if self.device.type == "cuda":
-            # Pinned and asynchronous: the copy of one batch runs while the one before is computed.
+            # Pinned and asynchronous: a batch is copied while the previous batch is computed.
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         return batch
 
     def warm_up(self) -> None:
-        """First batches, which compile or pick kernels, of black images.
+        """Embed batches of black images, so that torch compiles the model or chooses its kernels.
 
-        Raises `siglip.checkpoint.CheckpointError` when what comes out is not finite.
+        Raises `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
         """
         size = self.spec.size
         for count in self._sizes if self.compiled else [self.batch_size]:
@@ -124,7 +116,7 @@ class Encoder:
             _check_finite(self.embed_images(black[: self.batch_size]), "images")
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """Texts to float32 (N, D) of unit norm. Text beyond the model's length is cut off."""
+        """Embed texts: float32 (N, D) of unit norm. Tokens beyond the model's text length are cut off."""
         if self._text is None:
             raise RuntimeError("this encoder was loaded without its text tower")
         if not texts:
@@ -138,10 +130,10 @@ class Encoder:
         return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Canonical text to token ids, int64 (N, text_length).
+        """Token ids of texts in their canonical form, int64 (N, text_length).
 
-        Always padded to the full length and without an attention mask: SigLIP was trained so, and scores the last
-        position. Shorter padding gives other, wrong, scores without an error.
+        Always padded to the full length and without an attention mask: SigLIP was trained so, and its embedding is the
+        last position's. Shorter padding gives wrong scores without an error.
         """
         if self._tokenizer is None:
             raise RuntimeError("this encoder was loaded without its tokenizer")
@@ -155,17 +147,20 @@ class Encoder:
         return np.asarray(encoded["input_ids"], dtype=np.int64)
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Each canonical text's tokens and its end, int64 (N,). What is over `text_length` the model never sees."""
+        """Number of tokens of each text in its canonical form, int64 (N,), with the end token.
+
+        The model does not see tokens beyond `text_length`.
+        """
         if self._tokenizer is None:
             raise RuntimeError("this encoder was loaded without its tokenizer")
         ids = self._tokenizer([self._rule.canonicalize(text) for text in texts], truncation=False)["input_ids"]
         return np.asarray([len(one) for one in ids], dtype=np.int64)
 
     def embed_labels(self, labels: LabelSet) -> Floats:
-        """A label set to float32 (L, D) of unit norm: each label's prompts embedded, averaged, normalised again.
+        """Embed a label set: float32 (L, D) of unit norm, each label's prompts embedded, averaged, normalised again.
 
         Raises `siglip.labels.LabelError` when the model cannot tell the labels apart, and
-        `siglip.checkpoint.CheckpointError` when what comes out is not finite.
+        `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
         """
         labels.check(self._rule)
         prompts = labels.prompts(self._rule)
@@ -184,40 +179,26 @@ class Encoder:
         return torch.nn.functional.normalize(self._text(ids).float(), dim=-1)
 
     def _embed_first(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`_forward` for a shape that it is compiled for by this."""
-        from torch._inductor import config as inductor
-
-        # Weights are constants here: freezing packs them once into the layout that the matrix kernels want. Said where
-        # it compiles, because inductor's settings are each thread's own.
-        with inductor.patch(freezing=self.device.type == "cpu"):
+        """`_forward` for the first batch of a shape, which compiles it."""
+        with freeze_weights(self.device.type == "cpu"):
             return self._forward(pixels)
 
 
-class Siglip(nn.Module):
-    """Both towers, and the scale and bias of their cosines: a checkpoint's whole weights."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.text_model = TextTower(architecture.text_config)
-        self.vision_model = VisionTower(architecture.vision_config)
-        self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
-
-
 def check_machine(config: ModelConfig, gpus: float) -> None:
-    """Raise what an `Encoder` would raise of the machine that it is on; loads nothing."""
+    """Raise the errors that an `Encoder` would raise about this machine. Loads nothing."""
     choose_device(config, gpus)
     choose_compile(config)
 
 
 class DeviceError(CheckpointError):
-    """The device that a model was promised does not work. The message is one line that says what to check."""
+    """The device that a model was given does not work. The message is one line that says what to check."""
 
 
 def choose_device(config: ModelConfig, gpus: float) -> torch.device:
-    """The device for a process that was given so many GPUs.
+    """The device for a process that was given `gpus` GPUs.
 
-    Raises `DeviceError` where one was given or asked for and CUDA does not work: on a CPU the work would be done a
-    hundred times slower, without a word.
+    Raises `DeviceError` when a GPU was given or configured and CUDA does not work: on the CPU the work would take a
+    hundred times as long, without any message.
     """
     works = torch.cuda.is_available()
     if config.device == "cpu" or (config.device == "auto" and not works and not gpus):
@@ -236,79 +217,26 @@ def choose_device(config: ModelConfig, gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def load_model(directory: Path, source: str, architecture: Architecture, *, texts: bool = True) -> Siglip:
-    """A checkpoint's weights in float32, whatever type they have there; in one file or in shards.
-
-    Without `texts` the text tower's are not read, and stay on torch's `meta` device. Raises `CheckpointError`, naming
-    the first few, for weights that are missing, not the model's, of another shape, or not finite. Position ids, which
-    older versions of transformers saved, are no weights.
-    """
-    with torch.device("meta"):
-        model = Siglip(architecture)
-    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _list_weights(directory)]
-            found = {name: file for file in files for name in list(file.keys()) if not name.endswith(".position_ids")}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in found.items()}
-            fit = [name for name in wanted if shapes.get(name) == wanted[name]]
-            # Copied, for what is mapped from a file changes, or is gone, with the file.
-            weights = {
-                name: found[name].get_tensor(name).to(torch.float32, copy=True)
-                for name in fit
-                if texts or not name.startswith("text_model.")
-            }
-    except Exception as error:  # safetensors raises types of its own on bad files, and of Python on bad names
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"model.source: {source}: {reason}") from error
-    problems = {
-        "missing": wanted.keys() - found.keys(),
-        "of another shape": (wanted.keys() & found.keys()) - set(fit),
-        "not this model's": found.keys() - wanted.keys(),
-        "not finite": [name for name, weight in weights.items() if not weight.isfinite().all()],
-    }
-    wrong = [f"{what}: {_show_names(sorted(names))}" for what, names in problems.items() if names]
-    if wrong:
-        raise CheckpointError(
-            f"model.source: {source}: its weights are not those of its config.json ({'; '.join(wrong)})"
-        )
-    model.load_state_dict(weights, strict=False, assign=True)
-    return model.requires_grad_(False).eval()
-
-
-def _list_weights(directory: Path) -> list[Path]:
-    """A checkpoint's safetensors files, by its index where there is no whole one."""
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if whole.exists() or not index.exists():
-        return [whole]
-    named: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [directory / name for name in sorted(set(named.values()))]
-
-
-def _show_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(names[:2]) + more
-
-
 def _check_finite(vectors: Floats, what: str) -> None:
-    """Finite weights may still overflow."""
+    """Raise `CheckpointError` unless all values are finite. Finite weights may still overflow."""
     if not np.isfinite(vectors).all():
-        raise CheckpointError(f"model.source: the model's embeddings of {what} are not finite: its weights are no good")
+        raise CheckpointError(f"model.source: the model's embeddings of {what} are not finite: its weights are broken")
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where it is multiplied natively: on a CPU without it, it is emulated and slower."""
+    """The dtype to compute in. `auto` is bfloat16 where the hardware multiplies it, because emulation is slower."""
     if config.dtype != "auto":
         return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
 def choose_batch_size(pinned: PinnedModel, device: torch.device, cores: CoreThreads) -> int:
-    """What is asked for, in equal parts for a CPU's cores. `auto` is enough rows to fill the matrix units, and no more:
-    the last batch of a job has fewer."""
+    """Images in one forward pass: the configured number, rounded up to equal parts for the CPU's cores.
+
+    `auto` is just enough rows to use the matrix units fully, because the last batch of a job has fewer rows.
+    """
     size = pinned.config.batch_size
     if size == "auto":
         on_cpu = SMALL_CPU_BATCH if pinned.is_small else max(CPU_BATCH, cores.count)
@@ -317,7 +245,7 @@ def choose_batch_size(pinned: PinnedModel, device: torch.device, cores: CoreThre
 
 
 def choose_compile(config: ModelConfig) -> bool:
-    """`auto` compiles when a C++ compiler is there; callers with short jobs resolve it to False before."""
+    """Whether to compile. `auto` compiles where there is a C++ compiler; callers with short jobs set it to False."""
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if config.compile is True and not has_compiler:
         raise CheckpointError("model.compile: true needs a C++ compiler: install g++, or set it to auto or false")

@@ -1,14 +1,13 @@
-"""Encoded bytes to the pixels that the model sees, or a reason why not.
+"""Decoding: encoded bytes to the pixels that the model takes, or a reason for the rejection.
 
-This is the one place where an image is decoded. Both doors use it, the batch job and the endpoint, each
-through `siglip.images.decoder`, which runs it in a process of its own.
+All images are decoded here. The batch job and the endpoint call this code through `siglip.images.decoder`, which runs
+it in a process of its own.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import io
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -18,14 +17,16 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from siglip.config import ImageSpec, Limits
+from siglip.images.pillow_internals import hide_exif, set_orientation
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""The formats that are opened, and HEIF where its extra is installed. Pillow registers over forty, most of them rarely
-fuzzed."""
+"""The formats that are opened, and HEIF where its extra is installed. Pillow registers over forty. Most of the others
+are rarely tested against hostile files."""
 
 DecodeMode = Literal["auto", "exact", "fast"]
 _SHRINK: dict[DecodeMode, tuple[int, int]] = {"auto": (4, 4), "exact": (0, 1), "fast": (2, 8)}
-"""How many times the model's size libjpeg must leave of each side, and by how much it may shrink at most."""
+"""By mode: each side that libjpeg leaves must be at least so many times the model's size, and it may shrink at most by
+so much."""
 
 _SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
 _HEIF_SUFFIXES = frozenset(["heic", "heif"])
@@ -34,7 +35,7 @@ _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 
 @cache
 def readable_suffixes() -> frozenset[str]:
-    """The suffixes, in lower case and without a dot, of what can be decoded on this machine."""
+    """The file suffixes, in lower case and without a dot, of formats that this machine can decode."""
     return _SUFFIXES | _HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") else _SUFFIXES
 
 
@@ -54,11 +55,11 @@ REASONS: dict[str, str] = {
     "truncated_archive": "the tar ends early: images after this point are lost",
     "corrupt_archive": "the tar or Parquet file cannot be read from this point on",
 }
-"""Every reason that a reject row can carry, with its meaning. Nothing else is ever written."""
+"""Every reason that a reject row can have, with its meaning."""
 
 
 class ImageRejected(Exception):
-    """An image that cannot be tagged. `reason` is a key of `REASONS`, `detail` is for people."""
+    """An image that cannot be tagged. `reason` is a key of `REASONS`. `detail` is a text for people."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         if reason not in REASONS:
@@ -80,8 +81,8 @@ class Decoded:
     """One decoded image.
 
     `pixels` is uint8 (S, S, 3), RGB, not yet scaled to the model's range. `width` and `height` are those of the
-    upright image, after its EXIF orientation was applied. `thumbnail` is a JPEG or None. `seconds` are those that a
-    decoder's process took, and 0 where none is known.
+    upright image, after its EXIF orientation was applied. `thumbnail` is a JPEG or None. `seconds` is the time that a
+    decoder process took, and 0 where it is not known.
     """
 
     pixels: np.ndarray
@@ -99,70 +100,72 @@ def decode_image(
     thumbnail: int | None = None,
     out: np.ndarray | None = None,
 ) -> Decoded:
-    """Decode `data` and squash it to the model's square, in `out` if that is given.
+    """Decode `data` and resize it to the model's square, without keeping the aspect ratio; in `out` if that is given.
 
-    Orientation by EXIF is applied where it can be read, and EXIF that cannot is passed over; alpha is composited on
-    white, palettes and CMYK are converted, 16-bit samples are rescaled to 8 bits, and of an animation the first frame
-    counts. Colour profiles are ignored, as they are in the reference.
+    EXIF orientation is applied; EXIF that cannot be parsed is ignored. Alpha is composited on white, palettes and CMYK
+    are converted to RGB, and 16-bit samples are rescaled to 8 bits. Of an animation the first frame is used. Colour
+    profiles are ignored, as SigLIP's reference preprocessing ignores them.
 
-    libjpeg can shrink a JPEG to a half, a quarter or an eighth while it decodes, for less work. `auto` lets it, to no
-    less than a quarter and four times the model's size: of photos, drawings and pages of text the embedding's cosine to
-    that of `exact` was 0.99998 or more (of checkerboards a few pixels fine, 0.9998). `fast` lets it go to twice the
-    model's size, which shows a little.
+    libjpeg can shrink a JPEG to a half, a quarter or an eighth while it decodes, which is less work. `exact` does not
+    use that. `auto` shrinks to no less than a quarter, and to no less than four times the model's size: for photos,
+    drawings and pages of text the cosine of the embedding to that of `exact` was 0.99998 or more (for checkerboards
+    with fields of a few pixels, 0.9998). `fast` shrinks to no less than twice the model's size, which changes
+    embeddings a little more. `thumbnail` is the longer side, in pixels, of a JPEG thumbnail that is made too.
 
-    It does not guard against a decoder that crashes or hangs: `siglip.images.decoder` does.
+    This function does not guard against a decoder that crashes or hangs: `siglip.images.decoder` does. Pillow warns
+    about odd files through Python's `warnings`; these warnings are not suppressed here, because that would change the
+    state of the whole process. Where they are turned into errors, such a file is rejected as `corrupt`.
 
     Raises `ImageRejected`.
     """
-    from siglip.images.resize import QUARTER_TURNS, resize  # torch: not in processes that decode nothing themselves
+    from siglip.images.resize import QUARTER_TURNS, resize  # needs torch: not for processes that only call a decoder
 
     if not data:
         raise ImageRejected("empty")
     if len(data) > limits.max_bytes:
         raise ImageRejected("too_many_bytes", f"{len(data)} bytes, over {limits.max_bytes}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = _open(data)
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
-            orientation = _read_orientation(image)
-            shrink = _choose_shrink(image, mode, spec.size, thumbnail or 0)
-            pixels = _decode_jpeg(image, data, shrink)
-            if pixels is None:
-                if shrink > 1:
-                    image.draft("RGB", (width // shrink, height // shrink))
-                image.load()
-                pixels = np.asarray(_to_rgb(image))
-            if orientation in QUARTER_TURNS:
-                width, height = height, width
-            square = resize(pixels, (spec.size, spec.size), spec.resample, orientation, out)
-            small = _encode_thumbnail(pixels, orientation, thumbnail) if thumbnail else None
-        except ImageRejected:
-            raise
-        except UnidentifiedImageError:
-            raise ImageRejected("not_an_image", f"starts with {data[:8].hex()}") from None
-        except Image.DecompressionBombError as error:
-            raise ImageRejected("too_many_pixels", str(error)) from None
-        except (OSError, EOFError) as error:
-            raise ImageRejected("truncated" if _ends_early(data, error) else "corrupt", str(error)) from None
-        except MemoryError:
-            raise ImageRejected("corrupt", "the decoder ran out of memory") from None
-        except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
-            raise ImageRejected("corrupt", f"{type(error).__name__}: {error}") from None
+    try:
+        image = _open(data)
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
+        orientation = _read_orientation(image)
+        shrink = _choose_shrink(image, mode, spec.size, thumbnail or 0)
+        pixels = _decode_jpeg(image, data, shrink)
+        if pixels is None:
+            if shrink > 1:
+                image.draft("RGB", (width // shrink, height // shrink))
+            image.load()
+            pixels = np.asarray(_to_rgb(image))
+        if orientation in QUARTER_TURNS:
+            width, height = height, width
+        square = resize(pixels, (spec.size, spec.size), spec.resample, orientation, out)
+        small = _encode_thumbnail(pixels, orientation, thumbnail) if thumbnail else None
+    except ImageRejected:
+        raise
+    except UnidentifiedImageError:
+        raise ImageRejected("not_an_image", f"starts with {data[:8].hex()}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning where those are errors
+        raise ImageRejected("too_many_pixels", str(error)) from None
+    except (OSError, EOFError) as error:
+        raise ImageRejected("truncated" if _ends_early(data, error) else "corrupt", str(error)) from None
+    except MemoryError:
+        raise ImageRejected("corrupt", "the decoder ran out of memory") from None
+    except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
+        raise ImageRejected("corrupt", f"{type(error).__name__}: {error}") from None
     return Decoded(square, width, height, small)
 
 
 def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """Resize an image that Pillow holds, as `decode_image` does it with a file's: upright, RGB, uint8 (S, S, 3).
+    """Resize an image that Pillow holds as `decode_image` does with a file's: upright, RGB, uint8 (S, S, 3).
 
     `image` is not changed. Raises `ImageRejected`, also for a file that Pillow has opened and cannot read.
     """
     from siglip.images.resize import resize
 
     try:
-        copy = image.copy()  # loads the image; a copy has no file format, of which `_read_orientation` knows more
+        # The copy is loaded, and has no file format, so `_read_orientation` treats it like any other image.
+        copy = image.copy()
         orientation = _read_orientation(copy)
         pixels = np.asarray(_to_rgb(copy))
     except (OSError, EOFError) as error:
@@ -171,13 +174,13 @@ def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
 
 
 def _ends_early(data: bytes, error: Exception) -> bool:
-    """Whether the file is short. Pillow says so in its message, or raises EOFError; of a WebP it does not know."""
+    """Whether the file is cut short. Pillow's message says so, or it raises EOFError; for a WebP it says neither."""
     short_riff = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     return short_riff or isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
 def _open(data: bytes) -> Image.Image:
-    """The image, of which nothing is decoded yet. Raises `UnidentifiedImageError`, or `ImageRejected` for a HEIC."""
+    """Open an image without decoding it. Raises `UnidentifiedImageError`, or `ImageRejected` for a HEIC."""
     formats = FORMATS
     if data[4:8] == b"ftyp":
         brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))}
@@ -189,24 +192,23 @@ def _open(data: bytes) -> Image.Image:
         try:
             return Image.open(io.BytesIO(data), formats=formats)
         except UnidentifiedImageError:
-            # These two parse EXIF when they open a file. Without its item the image is the same: upright or not is
-            # said by a property of the image.
-            head, media, rest = data.partition(b"mdat")
-            if b"infe" not in head or b"Exif" not in head:
+            without_exif = hide_exif(data)
+            if without_exif is None:
                 raise
-            return Image.open(io.BytesIO(head.replace(b"Exif", b"exi_") + media + rest), formats=formats)
+            return Image.open(io.BytesIO(without_exif), formats=formats)
     return Image.open(io.BytesIO(data), formats=formats)
 
 
 @cache
 def _register_heif() -> None:
-    """Only when a HEIC comes: the library is large, and most jobs never see one."""
+    """Load the HEIF library. Called with the first HEIC only: the library is large, and most jobs have none."""
     from pillow_heif import register_heif_opener
 
     register_heif_opener(thumbnails=False)
 
 
 def _choose_shrink(image: Image.Image, mode: DecodeMode, size: int, thumbnail: int) -> int:
+    """The factor by which libjpeg is to shrink the image: 1, 2, 4 or 8."""
     if not isinstance(image, JpegImageFile):
         return 1
     sides, most = _SHRINK[mode]
@@ -215,11 +217,11 @@ def _choose_shrink(image: Image.Image, mode: DecodeMode, size: int, thumbnail: i
 
 
 def _decode_jpeg(image: Image.Image, data: bytes, shrink: int) -> np.ndarray | None:
-    """A JPEG's pixels, uint8 (H, W, 3), straight from libjpeg; None for what is to be left to Pillow.
+    """Decode a JPEG with libjpeg directly, to uint8 (H, W, 3). None for an image that Pillow must decode.
 
-    They are Pillow's, in two thirds of its time: it has libjpeg write them line by line, spreads each over four bytes,
-    and numpy puts them together again. What is not a JPEG of three colours or of greys is left to it, and what libjpeg
-    has something to say about: whether that is an image is Pillow's to decide.
+    The pixels are those of Pillow, in two thirds of its time: Pillow has libjpeg write line by line, widens each pixel
+    to four bytes, and NumPy packs them again. Pillow decodes images that are not a JPEG in RGB or grey, and images
+    about which libjpeg reports a problem: Pillow then decides whether they are valid.
     """
     if not isinstance(image, JpegImageFile) or image.mode not in ("RGB", "L"):
         return None
@@ -234,18 +236,17 @@ def _decode_jpeg(image: Image.Image, data: bytes, shrink: int) -> np.ndarray | N
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8: how the image is still to be turned. Loads it, unless it is a JPEG, TIFF or HEIF.
+    """The EXIF orientation, 1 to 8, that is still to be applied. Loads the image unless it is a JPEG, TIFF or HEIF.
 
-    Whatever is no orientation, and EXIF that cannot be parsed, is 1. A HEIF is 1, because its reader has turned it;
-    so is a TIFF, because Pillow turns it while loading. Pillow parses all EXIF of a TIFF for that, and must not fail
-    at it: here it is left with the one tag.
+    The result is 1 for an orientation that is not valid, and for EXIF that cannot be parsed. It is 1 for a HEIF too,
+    because its plugin has turned the image, and for a TIFF, because Pillow turns the image while it loads it.
     """
     from siglip.images.resize import ORIENTATIONS
 
     if image.format == "HEIF":
         return 1
     if not isinstance(image, (TiffImagePlugin.TiffImageFile, JpegImageFile)):
-        # A PNG loads itself to find EXIF behind its pixels, and a second loading of a broken one gives black ones.
+        # A PNG loads itself to find EXIF after its pixels. A second load of a broken PNG would give black pixels.
         image.load()
     try:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -257,15 +258,12 @@ def _read_orientation(image: Image.Image) -> int:
         orientation = 1
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return orientation
-    exif = Image.Exif()
-    if orientation != 1:
-        exif[ExifTags.Base.Orientation] = orientation
-    image.getexif = lambda: exif  # type: ignore[method-assign]
+    set_orientation(image, orientation)
     return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Opaque, 8-bit RGB: the image that SigLIP's own preprocessing would be given."""
+    """Opaque 8-bit RGB, as SigLIP's own preprocessing would get it."""
     if image.mode in ("I", "F"):
         raise ImageRejected("unsupported_pixels", f"mode {image.mode}")
     if image.mode.startswith("I;16"):

@@ -26,6 +26,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from functools import cache
 from struct import Struct
@@ -200,6 +201,7 @@ def _become_decoder(connection: int, memory: int, settings: bytes, policy: int, 
 
 def _prepare_process(connection: int, memory: int, policy: int, server: int) -> None:
     """Make a forked or spawned process a decoder: its own descriptors, signals, title and scheduling policy."""
+    warnings.simplefilter("ignore")  # Pillow's about odd files; this process runs no other code that could warn
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,81 @@
+"""Loading a checkpoint's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from siglip.checkpoint import Architecture, CheckpointError
+from siglip.towers.text import TextTower
+from siglip.towers.vit import VisionTower
+
+
+class Siglip(nn.Module):
+    """Both towers, and the scale and bias of the logits: all weights of a checkpoint, by its names."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.text_model = TextTower(architecture.text_config)
+        self.vision_model = VisionTower(architecture.vision_config)
+        self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
+
+
+def load_model(directory: Path, source: str, architecture: Architecture, *, texts: bool = True) -> Siglip:
+    """Load a checkpoint's weights as float32, from one safetensors file or from shards, of any stored dtype.
+
+    Without `texts` the text tower's weights are not read, and stay on torch's `meta` device. Position ids, which older
+    versions of transformers saved, are ignored. Raises `CheckpointError` for weights that are missing, not the model's,
+    of another shape, or not finite; the message names the first few.
+    """
+    with torch.device("meta"):
+        model = Siglip(architecture)
+    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _list_weights(directory)]
+            found = {name: file for file in files for name in list(file.keys()) if not name.endswith(".position_ids")}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in found.items()}
+            fit = [name for name in wanted if shapes.get(name) == wanted[name]]
+            # Copied, because a tensor that is mapped from a file changes or disappears with the file.
+            weights = {
+                name: found[name].get_tensor(name).to(torch.float32, copy=True)
+                for name in fit
+                if texts or not name.startswith("text_model.")
+            }
+    except Exception as error:  # safetensors raises its own types for bad files, and Python's for bad names
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"model.source: {source}: {reason}") from error
+    problems = {
+        "missing": wanted.keys() - found.keys(),
+        "of another shape": (wanted.keys() & found.keys()) - set(fit),
+        "not this model's": found.keys() - wanted.keys(),
+        "not finite": [name for name, weight in weights.items() if not weight.isfinite().all()],
+    }
+    wrong = [f"{what}: {_show_names(sorted(names))}" for what, names in problems.items() if names]
+    if wrong:
+        raise CheckpointError(
+            f"model.source: {source}: its weights are not those of its config.json ({'; '.join(wrong)})"
+        )
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _list_weights(directory: Path) -> list[Path]:
+    """The paths of a checkpoint's safetensors files: the single file, or the shards that its index names."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole]
+    named: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [directory / name for name in sorted(set(named.values()))]
+
+
+def _show_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
