@@ -13,21 +13,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.inputs.plan import SEGMENT_SHARDS, Segment, list_shards
 from pipelines.inputs.rows import Input
-from pipelines.output.commit import count_labels, put_commit, write_file
+from pipelines.output.commit import put_commit
 from pipelines.output.fingerprint import claim_output, describe_labels
-from pipelines.output.label_columns import make_label_columns
+from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
-from pipelines.output.layout import SCHEMA_VERSION, OutputFormat, finish_output
-from pipelines.output.parts import PartWriter
+from pipelines.output.output import Output
+from pipelines.output.plan import SEGMENT_SHARDS, Segment, list_shards
+from pipelines.output.schema import DATA_SCHEMA_VERSION, OutputFormat
+from pipelines.output.writer import OutputWriter
 from siglip.config import ModelConfig
 from siglip.families import siglip
-from siglip.heads import Head, build_head, tag_embeddings
+from siglip.heads import LinearHead, build_head, tag_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
-from storage.schemes import open_store
-from storage.store import StoreOptions, join
 
 SCALE = Scale(117.33, -12.93)
 """That of siglip-base-patch16-256, which the SigLIP paper starts at 10 and -10 and training ends near."""
@@ -55,14 +54,13 @@ class MadeUp:
     key: Callable[[int], str] = "image {:08d}".format
 
 
-def write_output(root: str, made: MadeUp) -> Head:
+def write_output(root: str, made: MadeUp) -> LinearHead:
     """Write a finished output, as a run of `sightline tag` leaves it. Returns its head."""
-    options = StoreOptions()
-    store = open_store(root, options)
+    output = Output(root)
     head = build_head(made.labels, made.texts, made.scale, made.weights)
     columns = pa.schema([])
     fingerprint = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": DATA_SCHEMA_VERSION,
         "model.weights": made.weights,
         **describe_labels(made.labels, siglip),
         "embedding_dtype": made.dtype,
@@ -70,11 +68,11 @@ def write_output(root: str, made: MadeUp) -> Head:
         "parquet.columns": {},
         "parquet.schema": base64.b64encode(columns.serialize()).decode(),
     }
-    text = claim_output(store, root, fingerprint)
+    text = claim_output(output, fingerprint)
     prompts = made.labels.prompts(siglip)
-    claim_labels(store, root, LabelTable(made.labels, head, prompts, made.model, made.weights, siglip.NAME, made.scale))
+    claim_labels(output, LabelTable(made.labels, head, prompts, made.model, made.weights, siglip.NAME, made.scale))
     counts = [(len(made.embed(shard)), len(made.reject(shard))) for shard in range(made.shards)]
-    _write_plan(root, counts)
+    _write_plan(output, counts)
     format_ = OutputFormat(
         head.vectors.shape[1],
         "float16" if made.dtype == "float16" else "float32",
@@ -82,8 +80,8 @@ def write_output(root: str, made: MadeUp) -> Head:
         columns,
         bands=made.labels.has_bands(),
     )
-    writer = PartWriter(root, options, format_, text)
-    refs = list(list_shards(store, root))
+    writer = OutputWriter(output, format_, text)
+    refs = list(list_shards(output))
     first = 0
     for number, ref in enumerate(refs):
         data = _make_rows(made, head, format_, number, first)
@@ -103,19 +101,15 @@ def write_output(root: str, made: MadeUp) -> Head:
             ],
             schema=format_.rejects_schema(),
         )
-        files = [
-            entry
-            for kind, table in (("data", data), ("rejects", rejects))
-            for entry in write_file(store, writer, kind, ref, [table])
-        ]
+        files = writer.write_file("data", ref.name, [data]) + writer.write_file("rejects", ref.name, [rejects])
         told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
-        put_commit(store, writer, ref, data.num_rows + len(reasons), files, told)
+        put_commit(writer, ref, data.num_rows + len(reasons), files, told)
     run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}
-    finish_output(store, root, fingerprint, [ref.shard for ref in refs], run, [])
+    output.finish(fingerprint, [ref.shard for ref in refs], run, [])
     return head
 
 
-def _make_rows(made: MadeUp, head: Head, format_: OutputFormat, shard: int, first: int) -> pa.Table:
+def _make_rows(made: MadeUp, head: LinearHead, format_: OutputFormat, shard: int, first: int) -> pa.Table:
     vectors = made.embed(shard)
     count = len(vectors)
     stored = vectors.astype(np.float16) if made.dtype == "float16" else vectors
@@ -137,12 +131,11 @@ def _make_rows(made: MadeUp, head: Head, format_: OutputFormat, shard: int, firs
     return pa.table({name: columns[name] for name in format_.data_schema().names}).cast(format_.data_schema())
 
 
-def _write_plan(root: str, counts: Sequence[tuple[int, int]]) -> None:
-    store = open_store(root, StoreOptions())
+def _write_plan(output: Output, counts: Sequence[tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(-(-len(counts) // SEGMENT_SHARDS)):
             segment = Segment(Path(folder), number)
             for shard in range(number * SEGMENT_SHARDS, min(len(counts), (number + 1) * SEGMENT_SHARDS)):
                 uri = f"made/{shard:06d}.tar"
                 segment.add([Input("tar", uri, uri, 1, "made-up", rows=sum(counts[shard]))])
-            store.put(join(root, "plan", f"{number:06d}.parquet"), segment.close().read_bytes())
+            output.put_if_absent(f"plan/{number:06d}.parquet", segment.close().read_bytes())

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from pipelines.config import absolute
 from pipelines.output.fingerprint import read_columns
 from pipelines.output.labels import LabelTable, read_label_table
-from pipelines.output.layout import OutputFormat, list_commits, read_json
-from siglip.heads import Head
+from pipelines.output.layout import FINGERPRINT, MANIFEST
+from pipelines.output.output import Output
+from pipelines.output.schema import OutputFormat
+from siglip.heads import LinearHead
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.files import StoreFile
-from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join
 
@@ -66,7 +67,7 @@ class TaggedOutput:
         return self.table.labels
 
     @property
-    def head(self) -> Head:
+    def head(self) -> LinearHead:
         """The head that scored the embeddings: `head.scores(read_embeddings(batch))` gives float32 (N, L) scores."""
         return self.table.head
 
@@ -103,7 +104,7 @@ class TaggedOutput:
         for file in self._files("data"):
             yield from self._read(file, columns, rows)
 
-    def scores(self, head: Head | None = None) -> Iterator[Floats]:
+    def scores(self, head: LinearHead | None = None) -> Iterator[Floats]:
         """Yield the scores of all labels for all images, float32 (N, L) for each batch, in one pass.
 
         Uses the output's own head unless `head` is given.
@@ -202,9 +203,9 @@ def open_output(uri: str) -> TaggedOutput:
     """
     root = absolute(uri).rstrip("/")
     try:
-        store = open_store(root, StoreOptions.from_environment())
-        manifest, fingerprint = _read_state(store, root)
-        table = read_label_table(store, root)
+        output = Output(root, StoreOptions.from_environment())
+        manifest, fingerprint = _read_state(output)
+        table = read_label_table(output)
     except Unreachable:
         raise
     except NotFound as error:
@@ -215,7 +216,7 @@ def open_output(uri: str) -> TaggedOutput:
         raise ConfigError(f"{root}: labels.parquet and fingerprint.json name different models")
     if not any(file["path"].startswith("data/") for file in manifest["files"]):
         raise ConfigError(f"{root} contains no tagged image")
-    return TaggedOutput(root, store, manifest, fingerprint, table)
+    return TaggedOutput(root, output.store, manifest, fingerprint, table)
 
 
 def read_embeddings(batch: pa.RecordBatch) -> Floats:
@@ -237,12 +238,12 @@ def shard_of(path: str) -> str:
     return path.rpartition("/")[2].rpartition("-")[0].partition(".")[0]
 
 
-def _read_state(store: Store, root: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    manifest = read_json(store, join(root, "manifest.json"))
-    fingerprint = read_json(store, join(root, "fingerprint.json"))
-    commits = list_commits(store, root)
+def _read_state(output: Output) -> tuple[dict[str, Any], dict[str, Any]]:
+    manifest = output.read_json(MANIFEST)
+    fingerprint = output.read_json(FINGERPRINT)
+    commits = output.commits()
     told = manifest["shards"], manifest["generations"]
     whole = manifest["planned_shards"] == manifest["shards"] and (len(commits), sum(commits.values())) == told
     if manifest["waiting"] or not whole:
-        raise ConfigError(f"{root} is not finished: run `sightline tag` again to tag the remaining shards")
+        raise ConfigError(f"{output.uri} is not finished: run `sightline tag` again to tag the remaining shards")
     return manifest, fingerprint

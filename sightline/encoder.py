@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import siglip.encoder
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
 from siglip.config import DType, Limits, ModelConfig
-from siglip.heads import Head, build_head
+from siglip.heads import LinearHead, build_head
 from siglip.images.decode import DecodeMode, ImageRejected, decode_image, resize_image
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats
@@ -127,7 +127,7 @@ class Encoder:
             raise TypeError("texts: expected a list of strings, such as ['a red car']")
         return self._encoder.embed_texts(list(texts))
 
-    def head(self, labels: LabelSet | Sequence[str]) -> Head:
+    def head(self, labels: LabelSet | Sequence[str]) -> LinearHead:
         """Embed a label set once, to score many embeddings: `encoder.head(labels).scores(encoder.images(images))`.
 
         A list of names gets the default template of a job's configuration. Raises `ConfigError` for labels that the

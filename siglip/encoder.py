@@ -20,8 +20,8 @@ from siglip.weights import load_model
 
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 8, 64
 CORE_ROWS = 4
-"""Rows of a batch that a CPU core computes at a time. Activations then stay in the core's caches, and all cores finish a
-batch at nearly the same time. Images/s of the base model in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4,
+"""Rows of a batch that a CPU core computes at a time. Activations then stay in the core's caches, and the cores finish
+a batch at nearly the same time. Images/s of the base model in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4,
 13.3, 13.2 and 13.0. A small model's batch is divided into one part for each core."""
 TEXT_BATCH = 64
 """Texts in one forward pass. Splitting a list at multiples of this number changes no batch, and so no embedding."""

@@ -13,7 +13,7 @@ from siglip.scoring import Floats, Scale, Selection, multiply, select, sigmoid, 
 
 
 @dataclass(frozen=True)
-class Head:
+class LinearHead:
     """A linear classifier on embeddings of unit norm, one row for each of L labels.
 
     `vectors` is float32 (L, D) of unit norm: the prompts' embedding of a zero-shot label, the direction of a probe's
@@ -39,7 +39,7 @@ class Head:
         return scores
 
 
-def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> Head:
+def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> LinearHead:
     """A label set for a model: `texts` are its prompts' averages (L, D), of which a probe's row is not looked at.
 
     `weights` is the model's digest, `siglip.checkpoint.PinnedModel.identity`. Raises `LabelError` for a probe that was
@@ -60,7 +60,7 @@ def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> H
         gain.append(slope)
         offset.append(bias)
     groups = tuple(labels.positions(members) for members in labels.groups.values())
-    return Head(vectors, np.asarray(gain, np.float32), np.asarray(offset, np.float32), groups)
+    return LinearHead(vectors, np.asarray(gain, np.float32), np.asarray(offset, np.float32), groups)
 
 
 def check_probes(labels: LabelSet, weights: str, width: int) -> None:
@@ -73,7 +73,7 @@ def check_probes(labels: LabelSet, weights: str, width: int) -> None:
             )
 
 
-def tag_embeddings(embeddings: Floats, labels: LabelSet, head: Head) -> Selection:
+def tag_embeddings(embeddings: Floats, labels: LabelSet, head: LinearHead) -> Selection:
     """Embeddings (N, D) against a label set and its head: labels over their thresholds, best first."""
     return select(head.scores(embeddings), np.asarray(labels.thresholds(), np.float32), labels.top_k)
 

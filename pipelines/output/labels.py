@@ -1,7 +1,8 @@
-"""`labels.parquet`: what an output's labels are made of, so that its embeddings can be scored again without the model.
+"""`labels.parquet`: an output's label set with its head, with which embeddings can be scored without the model.
 
-A row for each label: `name`, `prompts` as the model saw them, `threshold`, `accept`, and its row of the head: `vector`,
-`gain`, `offset`. The label set as it was written, its groups among it, and the model's settings stand in the metadata.
+The file has one row for each label: `name`, `prompts` (the texts as the model got them), `threshold`, `accept`, and the
+label's row of the head: `vector`, `gain`, `offset`. The file's metadata holds the label set as the user wrote it, with
+its groups, and the model's settings.
 """
 
 from __future__ import annotations
@@ -16,27 +17,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipelines.output.layout import LABELS
+from pipelines.output.output import Output
 from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig
-from siglip.heads import Head, build_head
+from siglip.heads import LinearHead, build_head
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
-from storage.store import Store, StoreError, join
+from storage.store import StoreError
 
-_NAME = "labels.parquet"
 _KEY = b"sightline.labels"
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """An output's label set with its head, the canonical prompts of each label, and the model that embedded them.
+    """An output's label set with its head, the prompts of each label, and the model that embedded them.
 
-    `model` is as the run was configured: its source may since be gone. `weights` is the model's digest, `family` a key
-    of `siglip.families.FAMILIES`, `scale` the checkpoint's own.
+    `model` is the configuration of the run that made the table: its source may no longer exist. `weights` is the digest
+    of the model's weights, `family` is a key of `siglip.families.FAMILIES`, and `scale` is the checkpoint's.
     """
 
     labels: LabelSet
-    head: Head
+    head: LinearHead
     prompts: list[list[str]]
     model: ModelConfig
     weights: str
@@ -45,35 +47,35 @@ class LabelTable:
 
 
 def make_label_table(labels: LabelSet, texts: Floats, scale: Scale, model: PinnedModel) -> LabelTable:
-    """What a run is about to ask: `texts` are the embeddings (L, D) of the label set's prompts, averaged.
+    """Build the table of a label set from `texts`, the averaged prompt embeddings, float32 (L, D).
 
-    Raises `siglip.labels.LabelError` for a probe of another model.
+    Raises `siglip.labels.LabelError` for a probe that was trained on another model's embeddings.
     """
     head = build_head(labels, texts, scale, model.identity)
     prompts = labels.prompts(model.rule)
     return LabelTable(labels, head, prompts, model.config, model.identity, model.rule.NAME, scale)
 
 
-def claim_labels(store: Store, output: str, table: LabelTable) -> LabelTable:
-    """Put an output's label table, or take the one there: all runs over an output score with the same numbers.
+def claim_labels(output: Output, table: LabelTable) -> LabelTable:
+    """Write the label table of a new output, or read the one that is there. Return the stored table.
 
-    The fingerprint has seen to it that labels and model are the same; another device's last bits may not be.
+    All runs that write to an output thus score with the same numbers. The fingerprint makes sure that the labels and the
+    model are the same, but another device may compute embeddings with other last bits.
     """
-    if store.put_if_absent(join(output, _NAME), _to_bytes(table)):
+    if output.put_if_absent(LABELS, _to_bytes(table)):
         return table
-    return read_label_table(store, output)
+    return read_label_table(output)
 
 
-def read_label_table(store: Store, output: str) -> LabelTable:
-    """An output's label table. Raises `storage.store.NotFound` where there is none, `StoreError` if it is damaged."""
-    uri = join(output, _NAME)
-    data = store.read(uri)
+def read_label_table(output: Output) -> LabelTable:
+    """Read an output's label table. Raises `storage.store.NotFound` if it has none, `StoreError` if it is damaged."""
+    data = output.read(LABELS)
     try:
         table = pq.read_table(io.BytesIO(data))
         about = json.loads(table.schema.metadata[_KEY])
         labels = LabelSet.model_validate(about["labels"])
         vectors = table["vector"].combine_chunks()
-        head = Head(
+        head = LinearHead(
             np.array(vectors.flatten().to_numpy().reshape(len(vectors), -1), np.float32),
             np.array(table["gain"].to_numpy(), np.float32),
             np.array(table["offset"].to_numpy(), np.float32),
@@ -83,7 +85,7 @@ def read_label_table(store: Store, output: str) -> LabelTable:
         prompts, scale = table["prompts"].to_pylist(), Scale(*about["scale"])
         return LabelTable(labels, head, prompts, model, about["weights"], about["family"], scale)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, ValidationError) as error:
-        raise StoreError(f"{uri} is damaged: {error}") from error
+        raise StoreError(f"{output.uri_of(LABELS)} is damaged: {error}") from error
 
 
 def _to_bytes(table: LabelTable) -> bytes:

@@ -1,4 +1,4 @@
-"""The stage with the model: `siglip.actor.SiglipActor` on blocks of Arrow. Pixels end here."""
+"""The tagger: the stage that runs the model, `siglip.actor.SiglipActor`, on Arrow blocks of decoded images."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from pipelines.output.label_columns import make_label_columns
 from siglip.actor import SiglipActor
 from siglip.checkpoint import PinnedModel
 from siglip.config import prefer_throughput
-from siglip.heads import Head, tag_embeddings
+from siglip.heads import LinearHead, tag_embeddings
 from siglip.labels import LabelSet
 
 
 @dataclass(frozen=True)
 class TaggerConfig:
-    """What an actor needs: the model that the run was started with, and the label set with its head."""
+    """The configuration of an actor: the run's model, the label set with its head, and the actor's CPU threads and GPUs."""
 
     model: PinnedModel
     labels: LabelSet
-    head: Head
+    head: LinearHead
     threads: int
     gpus: float
 
 
 class Tagger:
-    """The actor pool's class. Refuses to start on other weights than the run's, or on a CPU where it was given a GPU.
+    """The class of the actor pool. Ray Data creates one instance in each actor.
 
-    Raises `siglip.checkpoint.CheckpointError`.
+    Raises `siglip.checkpoint.CheckpointError` if the weights are not the run's, or if the actor was given a GPU and would
+    run on a CPU.
     """
 
     def __init__(self, config: TaggerConfig) -> None:
@@ -45,7 +46,10 @@ class Tagger:
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """A reader's block without its pixels, and with labels, scores and embedding for each row that had some."""
+        """Return a reader's block without its pixels, with labels, scores and embedding added for each row that had pixels.
+
+        Raises `RuntimeError` if an embedding is not finite.
+        """
         started = time.time()
         valid = pc.is_valid(block["pixels"])
         width, size = self._config.model.width, self._config.model.spec.size
@@ -73,9 +77,9 @@ class Tagger:
 
 
 def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """The images of a binary column as uint8 (N, S, S, 3), without copying where it is one chunk.
+    """Return the images of a binary column as uint8 (N, S, S, 3), with S = `size`. Copies only if there are several chunks.
 
-    Nulls are no images: they take no bytes, and N is the number of the others.
+    Nulls are rows without an image. They take no bytes and are left out, so N is the number of the other rows.
     """
     chunks = []
     for chunk in column.chunks:

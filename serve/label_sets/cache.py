@@ -10,7 +10,7 @@ import numpy as np
 from serve.lru_cache import LRUCache
 from serve.model import ModelAbout
 from siglip.families import FAMILIES
-from siglip.heads import Head, build_head
+from siglip.heads import LinearHead, build_head
 from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
@@ -30,7 +30,7 @@ class EmbeddedLabelSet:
     labels: LabelSet
     names: list[str]
     digest: str
-    head: Head
+    head: LinearHead
     thresholds: Floats
     has_bands: bool
 

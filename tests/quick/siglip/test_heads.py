@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipelines.output.label_columns import make_label_columns
 from siglip.families import siglip
-from siglip.heads import Head, build_head, name_bands, tag_embeddings
+from siglip.heads import LinearHead, build_head, name_bands, tag_embeddings
 from siglip.labels import LabelError, LabelSet, Probe
 from siglip.scoring import Floats, Scale, score_pairs, sigmoid, softmax
 from tests.support.vectors import draw_vectors
@@ -21,7 +21,7 @@ SCALE = Scale(117.33, -12.93)
 WIDTH = 96
 
 
-def head_of(texts: Floats, **labels: Any) -> tuple[LabelSet, Head]:
+def head_of(texts: Floats, **labels: Any) -> tuple[LabelSet, LinearHead]:
     made = LabelSet.model_validate(labels)
     return made, build_head(made, texts, SCALE, "model")
 
