@@ -179,6 +179,7 @@ def test_what_is_not_defined_is_null(output: TaggedOutput) -> None:
     assert told["labels"][0]["recall"]["value"] is None
 
 
+@pytest.mark.slow
 def test_a_probe_learns_what_prompts_do_not_say(output: TaggedOutput) -> None:
     """Label 0 is right for another direction than its prompt's, label 1 for its prompt's, label 2 has no answers."""
     vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
@@ -207,6 +208,7 @@ def test_a_probe_learns_what_prompts_do_not_say(output: TaggedOutput) -> None:
     assert "fewer than 10 answers are right" in short.reason
 
 
+@pytest.mark.slow
 def test_commands_end_to_end(output: TaggedOutput, tmp_path: Path) -> None:
     truth = make_truth(output, 7)
     names = output.labels.label_names()

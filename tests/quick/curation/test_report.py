@@ -119,6 +119,7 @@ def test_no_label_or_key_becomes_code_and_nothing_is_loaded(output: TaggedOutput
     assert "limited by model" in text
 
 
+@pytest.mark.slow
 def test_a_thousand_labels_make_ten_pages_of_at_most_ten_mebibytes(tmp_path: Path) -> None:
     output = make(tmp_path / "made", 1000, thumbnail=noise, shards=1)
     written = write_report(output, compute_statistics(output), tmp_path / "out" / "report.html")

@@ -102,6 +102,7 @@ def test_a_handful_still_stands_for_all(output: TaggedOutput, per_label: int) ->
     assert draw_sample(output, per_label).weight.sum() == pytest.approx(3 * SHARDS * ROWS)
 
 
+@pytest.mark.slow
 def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     output: TaggedOutput, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:

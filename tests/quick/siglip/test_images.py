@@ -214,6 +214,7 @@ def hostile_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
     return Decoder(SPEC, Limits(max_seconds=2))
 
 
+@pytest.mark.alone
 def test_a_crash_or_a_hang_costs_one_image(hostile_decoder: Decoder) -> None:
     widths = [20, 13, 21, 14, 22, 13, 23]
     outcomes = hostile_decoder.decode([encode(make_rgb(width, 30)) for width in widths])
