@@ -1,7 +1,8 @@
-"""How right an output's labels are: multi-label first, with intervals, and where truth itself is suspect.
+"""Evaluation of an output's labels against ground truth: precision, recall, F1, average precision, with intervals.
 
-The figures are scikit-learn's. Where truth was sampled, each answer counts with its weight, so that they are estimates
-of the whole output and not of what somebody looked at.
+Also top-k accuracy, confused labels, and answers that may themselves be wrong. The metrics are defined as scikit-learn
+defines them. Each answer counts with its weight, so that answers about a sample estimate the metrics of the whole
+output, and not those of the sample.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from siglip.scoring import Floats
 
 Doubles = NDArray[np.float64]
 RESAMPLES = 500
-_LEAST_RESAMPLES, _WORK = 100, 1e9
-"""Resamples are fewer where resamples times answers would be more than this, and not fewer than that."""
-_REACH = 1.96
-"""Standard deviations of a normal distribution to either side of its middle that hold 95 % of it."""
-_PAIRS, _SUSPECTS = 20, 100
-_TOP = (1, 5)
+_MIN_RESAMPLES, _MAX_CELLS = 100, 1e9
+"""Bounds of the bootstrap's cost: fewer resamples are drawn when resamples times answers would exceed `_MAX_CELLS`, but
+never fewer than `_MIN_RESAMPLES`."""
+_NORMAL_QUANTILE = 1.96
+"""95 % of a normal distribution are within this many standard deviations of its mean."""
+_MAX_CONFUSIONS, _MAX_SUSPECTS = 20, 100
+_TOP_K = (1, 5)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure between 0 and 1, and its interval of 95 %: 1.96 standard deviations of its resamples to either side.
+    """A metric between 0 and 1 and its 95 % interval: the value plus and minus 1.96 standard deviations of resamples.
 
-    NaN where it is not defined: the precision of a label never given, or the recall of one that is never right.
+    NaN when the metric is not defined: the precision of a label that is never predicted, or the recall of a label that
+    is never right.
     """
 
     value: float
@@ -47,7 +50,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """One label's figures at its threshold. `answers` were given, `right` of them that it is."""
+    """One label's metrics at its threshold. `right` of its `answers` say that the label is right."""
 
     label: str
     answers: int
@@ -60,7 +63,10 @@ class LabelQuality:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often `given` was given, and wrong, where `right` is right: a count of images, weighted."""
+    """A pair of confused labels: the label `given` is predicted but wrong, and the label `right` is right.
+
+    `images` is the weighted number of such images. `cosine` is that of the two labels' vectors in the head.
+    """
 
     right: str
     given: str
@@ -70,8 +76,11 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An answer that the model contradicts. `margin` is by how many standard deviations its logit lies beyond what is
-    usual for the opposite answer."""
+    """An answer that the model contradicts, and that may be wrong.
+
+    `margin` is how far the answer's logit lies beyond the mean logit of the label's opposite answers, in standard
+    deviations of those.
+    """
 
     id: str
     key: str
@@ -83,9 +92,10 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found. `top` is by k, where an image has one label. `mean` is over labels, `micro` over answers.
+    """The metrics of an output's labels. `mean` metrics are means over labels, `micro` metrics pool all answers.
 
-    `mean_average_precision` is over the labels that are right somewhere and wrong somewhere.
+    `mean_average_precision` is the mean over the labels that have both right and wrong answers. `top` is the top-k
+    accuracy by k; it is empty unless exactly one label is right for each image.
     """
 
     images: int
@@ -101,7 +111,7 @@ class Evaluation:
     suspects: list[Suspect] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what is not defined is null."""
+        """Return the metrics for JSON: undefined values become null."""
 
         def clean(value: Any) -> Any:
             if isinstance(value, dict):
@@ -115,24 +125,31 @@ class Evaluation:
 
 
 def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
-    """Compare truth with what the output's head says of the same images.
+    """Compare ground truth with the predictions of the output's head for the same images.
 
-    A label is given where its score reaches its threshold: `top_k`, which may keep it from being written, is left out.
-    Resamples are a Bayesian bootstrap's over images (Rubin 1981); what the model would do on other images than those of
-    this output the intervals do not say. Means over labels move one way when weights are drawn, so that percentiles of
-    the resamples may lie beside the figure itself: the interval is of their spread.
+    A label is predicted when its score reaches its threshold. `top_k`, which may keep a predicted label out of the
+    output, is ignored.
+
+    Intervals come from a Bayesian bootstrap over images (Rubin 1981). They describe images of this output, not other
+    images. An interval is the value plus and minus 1.96 standard deviations of the resamples, and not a percentile
+    interval: random weights shift a mean over labels in one direction, so that a percentile interval may not contain
+    the value.
     """
     scores = output.head.scores(truth.embeddings)
     thresholds = np.asarray(output.labels.thresholds(), np.float32)
     names = output.labels.label_names()
-    mine = scores[truth.image, truth.label]
-    given = mine >= thresholds[truth.label]
-    draws = _draw(len(truth.positions), min(resamples, max(_LEAST_RESAMPLES, int(_WORK / len(mine)))), seed)
-    counts = _count(truth, given, len(names), draws)
-    curves = [_rank(truth, mine, asked, draws) for asked in group_answers(truth, len(names))]
-    precision, recall, f1 = _figures(*counts)
-    totals = [part.sum(axis=1, keepdims=True) for part in counts]
-    micro_precision, micro_recall, micro_f1 = (_estimate(figure[:, 0]) for figure in _figures(*totals))
+    answered = scores[truth.image, truth.label]
+    predicted = answered >= thresholds[truth.label]
+    draws = _draw_bootstrap_weights(
+        len(truth.positions), min(resamples, max(_MIN_RESAMPLES, int(_MAX_CELLS / len(answered)))), seed
+    )
+    counts = _count_outcomes(truth, predicted, len(names), draws)
+    average_precision = [
+        _average_precision(truth, answered, answers, draws) for answers in group_answers(truth, len(names))
+    ]
+    precision, recall, f1 = _precision_recall_f1(*counts)
+    totals = [count.sum(axis=1, keepdims=True) for count in counts]
+    micro_precision, micro_recall, micro_f1 = (_estimate(metric[:, 0]) for metric in _precision_recall_f1(*totals))
     asked = np.bincount(truth.label, minlength=len(names))
     right = np.bincount(truth.label[truth.right], minlength=len(names))
     labels = [
@@ -143,34 +160,36 @@ def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, see
             _estimate(precision[:, row]),
             _estimate(recall[:, row]),
             _estimate(f1[:, row]),
-            _estimate(curves[row]),
+            _estimate(average_precision[row]),
         )
         for row, name in enumerate(names)
         if asked[row]
     ]
-    told = np.flatnonzero(asked)
+    labelled = np.flatnonzero(asked)
     return Evaluation(
         len(truth.positions),
         len(truth.image),
         labels,
-        _estimate(_mean(np.asarray(curves).T[:, told])),
-        _estimate(_mean(f1[:, told])),
+        _estimate(_mean_over_labels(np.asarray(average_precision).T[:, labelled])),
+        _estimate(_mean_over_labels(f1[:, labelled])),
         micro_precision,
         micro_recall,
         micro_f1,
-        top={k: _estimate(_top(truth, scores, k, draws)) for k in _TOP if k < len(names)} if truth.exclusive else {},
-        confusions=_confuse(output, truth, scores, thresholds) if truth.complete else [],
-        suspects=find_suspects(output, truth)[:_SUSPECTS],
+        top={k: _estimate(_top_k_accuracy(truth, scores, k, draws)) for k in _TOP_K if k < len(names)}
+        if truth.exclusive
+        else {},
+        confusions=_find_confusions(output, truth, scores, thresholds) if truth.complete else [],
+        suspects=find_suspects(output, truth)[:_MAX_SUSPECTS],
     )
 
 
 def find_suspects(output: TaggedOutput, truth: Truth) -> list[Suspect]:
-    """Answers that the model contradicts, worst first.
+    """Find answers that the model contradicts, the strongest contradiction first.
 
-    One is suspect as confident learning has it (Northcutt, Jiang and Chuang 2021): the model is at least as sure of
-    the opposite as it is, on average, where the opposite was answered. They are ranked by how far beyond that average
-    the logit lies, in the standard deviations of that label's opposite answers, so that labels with large scores do not
-    fill the list. A label that was always answered alike has no suspects.
+    The criterion is that of confident learning (Northcutt, Jiang and Chuang 2021): an answer is suspect when the
+    model's logit for it is at least as extreme as the mean logit of the label's opposite answers. Suspects are ranked
+    by the distance from that mean in standard deviations of the opposite answers, so that labels with large scores do
+    not fill the list. A label whose answers are all alike has no suspects.
     """
     logits = truth.logits(output).astype(np.float64)
     scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
@@ -197,19 +216,22 @@ def find_suspects(output: TaggedOutput, truth: Truth) -> list[Suspect]:
     ]
 
 
-def _draw(images: int, resamples: int, seed: int) -> Doubles:
-    """What each image counts for in each resample, (1 + R, M): the first row is the images as they are.
+def _draw_bootstrap_weights(images: int, resamples: int, seed: int) -> Doubles:
+    """Draw the weight of each image in each resample, (1 + R, M). The first row is ones: the data without resampling.
 
-    No weight is 0. Were whole images drawn, a label that is right in one image only would be missing from a third of
-    the resamples, and a mean over labels would be of other labels than the figure.
+    Weights are Dirichlet-distributed and never 0. If whole images were drawn with replacement, a label that is right in
+    one image only would be missing from a third of the resamples, and their mean over labels would be over other labels
+    than the metric's.
     """
     drawn = np.random.default_rng(seed).dirichlet(np.ones(images), size=resamples) * images
     return np.concatenate([np.ones((1, images)), drawn])
 
 
-def _count(truth: Truth, given: NDArray[np.bool_], labels: int, draws: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """True positives, false positives and false negatives by resample and label, weighted: (1 + R, L) each."""
-    kinds = (given & truth.right, given & ~truth.right, ~given & truth.right)
+def _count_outcomes(
+    truth: Truth, predicted: NDArray[np.bool_], labels: int, draws: Doubles
+) -> tuple[Doubles, Doubles, Doubles]:
+    """Count weighted true positives, false positives and false negatives: (1 + R, L) each, by resample and label."""
+    kinds = (predicted & truth.right, predicted & ~truth.right, ~predicted & truth.right)
     counted = []
     for kind in kinds:
         cells = np.zeros((len(truth.positions), labels))
@@ -218,20 +240,20 @@ def _count(truth: Truth, given: NDArray[np.bool_], labels: int, draws: Doubles) 
     return counted[0], counted[1], counted[2]
 
 
-def _figures(hits: Doubles, false: Doubles, missed: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """Precision, recall and F1, as scikit-learn's `precision_recall_fscore_support` has them; NaN where not defined."""
+def _precision_recall_f1(hits: Doubles, false: Doubles, missed: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Precision, recall and F1 as in scikit-learn's `precision_recall_fscore_support`, but NaN where not defined."""
     with np.errstate(invalid="ignore"):
         return hits / (hits + false), hits / (hits + missed), 2 * hits / (2 * hits + false + missed)
 
 
 def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
-    """For each label which answers are about it, in order."""
+    """For each label, the indices of the answers about it, in their order."""
     order = np.argsort(truth.label, kind="stable")
     return np.split(order, np.searchsorted(truth.label[order], np.arange(1, labels)))
 
 
-def _rank(truth: Truth, scores: Floats, asked: NDArray[np.intp], draws: Doubles) -> Doubles:
-    """The average precision of a label's answers by resample, (1 + R,), as scikit-learn has it: ties are one rank."""
+def _average_precision(truth: Truth, scores: Floats, asked: NDArray[np.intp], draws: Doubles) -> Doubles:
+    """The average precision of one label in each resample, (1 + R,), as in scikit-learn: equal scores share a rank."""
     right = truth.right[asked]
     if right.all() or not right.any():
         return np.full(len(draws), math.nan)
@@ -243,8 +265,8 @@ def _rank(truth: Truth, scores: Floats, asked: NDArray[np.intp], draws: Doubles)
     return np.asarray((np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1) / hits[:, -1], np.float64)
 
 
-def _top(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
-    """By resample the share of images whose one right label is among the k best, weighted: (1 + R,)."""
+def _top_k_accuracy(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
+    """The weighted share of images whose right label has one of the k highest scores, in each resample: (1 + R,)."""
     right = np.flatnonzero(truth.right)
     label, image = truth.label[right], truth.image[right]
     mine = scores[image]
@@ -253,16 +275,20 @@ def _top(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
     return np.asarray((weights * (better < k)).sum(axis=1) / weights.sum(axis=1), np.float64)
 
 
-def _confuse(output: TaggedOutput, truth: Truth, scores: Floats, thresholds: Floats) -> list[Confusion]:
-    """The pairs of labels that are taken for each other most often. With one label an image, the best one is given."""
+def _find_confusions(output: TaggedOutput, truth: Truth, scores: Floats, thresholds: Floats) -> list[Confusion]:
+    """Find the pairs of labels that are confused most often.
+
+    Predicted labels are those whose score reaches the threshold, or, when exactly one label is right for each image,
+    the label with the highest score.
+    """
     names, vectors = output.labels.label_names(), output.head.vectors
     right = np.zeros((len(truth.positions), len(names)), bool)
     right[truth.image, truth.label] = truth.right
     weight = np.zeros(len(truth.positions))
     weight[truth.image] = truth.weight
-    given = scores >= scores.max(axis=1, keepdims=True) if truth.exclusive else scores >= thresholds
-    pairs = (right * weight[:, None]).T @ (given & ~right)
-    found = np.argsort(-pairs, axis=None, kind="stable")[:_PAIRS]
+    predicted = scores >= scores.max(axis=1, keepdims=True) if truth.exclusive else scores >= thresholds
+    pairs = (right * weight[:, None]).T @ (predicted & ~right)
+    found = np.argsort(-pairs, axis=None, kind="stable")[:_MAX_CONFUSIONS]
     return [
         Confusion(names[one], names[other], float(pairs[one, other]), float(vectors[one] @ vectors[other]))
         for one, other in (divmod(int(flat), len(names)) for flat in found)
@@ -270,21 +296,21 @@ def _confuse(output: TaggedOutput, truth: Truth, scores: Floats, thresholds: Flo
     ]
 
 
-def _mean(figures: Doubles) -> Doubles:
-    """By resample the mean over the labels for which the figure is defined."""
-    defined = ~np.isnan(figures)
+def _mean_over_labels(metric: Doubles) -> Doubles:
+    """The mean over the labels for which the metric is defined, in each resample: (1 + R, L) to (1 + R,)."""
+    defined = ~np.isnan(metric)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(defined, figures, 0).sum(axis=1) / defined.sum(axis=1), np.float64)
+        return np.asarray(np.where(defined, metric, 0).sum(axis=1) / defined.sum(axis=1), np.float64)
 
 
-def _estimate(figures: Doubles) -> Estimate:
-    """The first is the figure, the others its resamples."""
-    value = float(figures[0])
-    reach = _REACH * float(np.std(figures[1:]))
-    low, high = np.clip([value - reach, value + reach], 0, 1)
+def _estimate(metric: Doubles) -> Estimate:
+    """An estimate from a metric (1 + R,): the first item is its value, the others are its resamples."""
+    value = float(metric[0])
+    half_width = _NORMAL_QUANTILE * float(np.std(metric[1:]))
+    low, high = np.clip([value - half_width, value + half_width], 0, 1)
     return Estimate(value, float(low), float(high))
 
 
 def rank_labels(labels: Sequence[LabelQuality]) -> list[LabelQuality]:
-    """The labels whose F1 is lowest first; those of which nothing is known last."""
+    """Sort labels by F1, the lowest first. Labels with an undefined F1 come last."""
     return sorted(labels, key=lambda one: (math.isnan(one.f1.value), one.f1.value))

@@ -192,7 +192,7 @@ class _StratumReservoirs:
         )
 
     def _prune(self) -> None:
-        """Keep `capacity` images of each stratum, and note the largest number kept: later candidates must not exceed it."""
+        """Keep `capacity` images of each stratum. The largest number kept is the limit for later candidates."""
         columns: list[NDArray[Any]] = [np.concatenate(chunks) for chunks in zip(*self._candidates, strict=True)]
         order = np.lexsort((columns[1], columns[0]))
         columns = [column[order] for column in columns]

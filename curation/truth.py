@@ -1,4 +1,4 @@
-"""Truth: what people say of an output's images, in any of the ways in which it is written down."""
+"""Ground truth: people's answers about an output's images, read from JSONL, CSV, Parquet or a Label Studio export."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from storage.settings import ConfigError
 RIGHT, WRONG, UNSURE, TAKEN_BACK = "right", "wrong", "unsure", "taken back"
 ANSWERS = (RIGHT, WRONG, UNSURE, TAKEN_BACK)
 SEPARATOR = "|"
-_NAMES = (ID, "sha256", "key")
-_SHOWN = 3
+_ID_COLUMNS = (ID, "sha256", "key")
+_MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Answers about M images of an output: whether a label is right for an image, with the answer's weight.
+    """A answers about M images of an output: whether a label is right for an image, and the weight of the answer.
 
-    `positions` (M,) are the images' numbers in the output's order and `embeddings` (M, D) theirs. Answer i is about image
-    `image[i]` of these and label `label[i]` of the output's set; `right[i]` says what it was. `weight[i]` is how many
-    images of the output the answer stands for, 1 where nobody drew a sample. `complete`: each of the images has an
-    answer for each label. `exclusive`: of each image exactly one label is right.
+    `positions` (M,) are the images' indices in the output's order, `ids` and `keys` their names, and `embeddings`
+    (M, D) their embeddings, float32 of unit norm. Answer i is about image `image[i]` of these M and label `label[i]` of
+    the output's label set; `right[i]` is True when the label is right. `weight[i]` is the number of images of the
+    output that the answer stands for, 1 without a sample. `complete`: each image has an answer about each label.
+    `exclusive`: exactly one label is right for each image.
     """
 
     positions: NDArray[np.int64]
@@ -51,42 +52,48 @@ class Truth:
     exclusive: bool = False
 
     def logits(self, output: TaggedOutput) -> Floats:
-        """For each answer the model's logit, with the output's own head: float32 (A,)."""
+        """The logit of each answer's image and label by the output's own head: float32 (A,)."""
         return np.asarray(output.head.logits(self.embeddings)[self.image, self.label], np.float32)
 
 
 def read_truth(path: Path, output: TaggedOutput) -> Truth:
-    """Read answers from JSONL, CSV, Parquet or Label Studio's JSON export, and find their images in the output.
+    """Read ground truth from JSONL, CSV, Parquet or a Label Studio JSON export, and find its images in the output.
 
-    Images are named by `id` (as `sightline sample` writes it), `sha256` or `key`, whichever column is there. Either a
-    row is an answer, with `label` and `answer` (right, wrong, unsure, taken back): the last one about an image and a
-    label counts, and one that is unsure or taken back says nothing. Or a row is an image, with `labels`, a list or
-    names with | between them, and every other label is wrong; or with one `label` and no `answer`, and the labels
-    exclude each other. `weight` may be beside any of them.
+    Images are named by the column `id` (as `sightline sample` writes it), `sha256` or `key`; the first that exists is
+    used. The other columns decide what a row is:
 
-    Two images with the same bytes are one to `sha256`: the first. Raises `ConfigError`, and names the first few, for
-    unknown images and labels; for a key that several images have; for wrong columns, and where no answer is left.
+    * `label` and `answer` (right, wrong, unsure, taken back): a row is an answer. The last answer about an image and a
+      label counts. An answer that is unsure or taken back is left out.
+    * `labels`, a list or names separated by |: a row is an image. These labels are right and all others are wrong.
+    * `label` without `answer`: a row is an image with exactly one right label.
+
+    A column `weight` is optional. When several images have the same `sha256`, the first is meant.
+
+    Raises `ConfigError` for unknown images or labels (the message names the first few), for a key that several images
+    have, for wrong columns, and when no answer says right or wrong.
     """
     rows, columns = _load(path)
-    name = next((name for name in _NAMES if name in columns), None)
+    name = next((name for name in _ID_COLUMNS if name in columns), None)
     if name is None:
-        raise ConfigError(f"{path}: no column that names the images: one of {', '.join(_NAMES)}")
-    images = [_text(path, row.get(name), name) for row in rows]
+        raise ConfigError(f"{path}: no column that names the images: add one of {', '.join(_ID_COLUMNS)}")
+    images = [_read_text(path, row.get(name), name) for row in rows]
     weights = [_read_weight(path, row.get("weight")) for row in rows]
     known = {label: index for index, label in enumerate(output.labels.label_names())}
     if "answer" in columns:
         answers, complete, exclusive = _read_answers(path, rows, images, weights, known), False, False
     elif "labels" in columns:
-        named = [_split(path, row.get("labels")) for row in rows]
-        answers, complete, exclusive = _complete(path, images, named, weights, known), True, False
+        named = [_split_labels(path, row.get("labels")) for row in rows]
+        answers, complete, exclusive = _expand_labels(path, images, named, weights, known), True, False
     elif "label" in columns:
-        one = [[_text(path, row.get("label"), "label")] for row in rows]
-        answers, complete, exclusive = _complete(path, images, one, weights, known), True, True
+        one = [[_read_text(path, row.get("label"), "label")] for row in rows]
+        answers, complete, exclusive = _expand_labels(path, images, one, weights, known), True, True
     else:
-        raise ConfigError(f"{path}: no column `labels`, and none of `label` and `answer`: see curation/README.md")
+        raise ConfigError(
+            f"{path}: no column `labels` or `label`: see curation/README.md for the columns of a truth file"
+        )
     if not len(answers.right):
-        raise ConfigError(f"{path}: no answer in it that says right or wrong")
-    positions = _locate(path, output, name, answers.images)
+        raise ConfigError(f"{path}: no answer in this file says right or wrong")
+    positions = _find_positions(path, output, name, answers.images)
     found = output.take(positions, [ID, "key", "embedding"])
     embeddings = np.concatenate([read_embeddings(batch) for batch in found.select(["embedding"]).to_batches()])
     ids, keys = found[ID].to_pylist(), found["key"].to_pylist()
@@ -106,7 +113,7 @@ def read_truth(path: Path, output: TaggedOutput) -> Truth:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers about images by name: as in `Truth`, with `image` an index of `images`."""
+    """Answers as in `Truth`, before the images are found in the output: `image` is an index into the names `images`."""
 
     images: list[str]
     image: NDArray[np.int64]
@@ -118,12 +125,12 @@ class _Answers:
 def _read_answers(
     path: Path, rows: list[dict[str, Any]], images: list[str], weights: list[float], known: dict[str, int]
 ) -> _Answers:
-    _check_known(path, {_text(path, row.get("label"), "label") for row in rows}, known)
+    _check_known(path, {_read_text(path, row.get("label"), "label") for row in rows}, known)
     found: dict[tuple[str, int], tuple[bool, float]] = {}
     for row, image, weight in zip(rows, images, weights, strict=True):
         answer, about = row.get("answer"), (image, known[str(row["label"])])
         if answer not in ANSWERS:
-            raise ConfigError(f"{path}: an answer is {answer!r}, and not one of {', '.join(ANSWERS)}")
+            raise ConfigError(f"{path}: an answer is {answer!r}: use one of {', '.join(ANSWERS)}")
         found.pop(about, None)
         if answer in (RIGHT, WRONG):
             found[about] = answer == RIGHT, weight
@@ -137,13 +144,15 @@ def _read_answers(
     )
 
 
-def _complete(
+def _expand_labels(
     path: Path, images: list[str], named: list[list[str]], weights: list[float], known: dict[str, int]
 ) -> _Answers:
     _check_known(path, {name for names in named for name in names}, known)
     twice = [image for image, count in Counter(images).items() if count > 1]
     if twice:
-        raise ConfigError(f"{path}: {_some(twice)}: is there twice, and a row is all that is true of an image")
+        raise ConfigError(
+            f"{path}: several rows for one image: {_list_some(twice)}. Write one row with all labels of the image"
+        )
     right = np.zeros((len(images), len(known)), bool)
     for row, names in enumerate(named):
         right[row, [known[name] for name in names]] = True
@@ -152,8 +161,8 @@ def _complete(
     return _Answers(images, image, label, right.reshape(-1), np.repeat(np.asarray(weights), len(known)))
 
 
-def _locate(path: Path, output: TaggedOutput, name: str, wanted: list[str]) -> NDArray[np.int64]:
-    """Find images in one pass over their names: their numbers in the output's order."""
+def _find_positions(path: Path, output: TaggedOutput, name: str, wanted: list[str]) -> NDArray[np.int64]:
+    """Find the positions of images by name, in one pass over the output's column `name`."""
     values = pa.array(wanted, pa.string())
     positions = np.full(len(wanted), -1, np.int64)
     first = 0
@@ -164,54 +173,58 @@ def _locate(path: Path, output: TaggedOutput, name: str, wanted: list[str]) -> N
         again = (positions[found] >= 0) | (np.bincount(found, minlength=len(wanted))[found] > 1)
         if name == "key" and again.any():
             double = wanted[int(found[again][0])]
-            raise ConfigError(f"{path}: several images have the key {double!r}: name them by {ID} or sha256")
+            raise ConfigError(f"{path}: several images have the key {double!r}: name the images by {ID} or sha256")
         for row, index in zip(rows[::-1], found[::-1], strict=True):
-            if positions[index] < 0 or positions[index] >= first:  # of images with the same bytes, the first
+            if positions[index] < 0 or positions[index] >= first:  # of several images with the same bytes, the first
                 positions[index] = first + row
         first += len(batch)
     missing = [image for image, position in zip(wanted, positions, strict=True) if position < 0]
     if missing:
-        raise ConfigError(f"{path}: {len(missing)} of {len(wanted)} images are not in {output.uri}: {_some(missing)}")
+        raise ConfigError(
+            f"{path}: {len(missing)} of {len(wanted)} images are not in {output.uri}: {_list_some(missing)}"
+        )
     return positions
 
 
 def _load(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
-    """The file's rows, and the columns that any of them may have. Raises `ConfigError`."""
+    """Read the file's rows, and the names of their columns. Raises `ConfigError`."""
     if not path.is_file():
-        raise ConfigError(f"{path} is no file")
+        raise ConfigError(f"{path} is not a file")
     try:
         if path.suffix == ".parquet":
-            return _rows(pq.read_table(path))
+            return _read_rows(pq.read_table(path))
         if path.suffix == ".csv":
-            # Inferred types would make a number of the key 0012.
-            types = dict.fromkeys((*_NAMES, "label", "labels", "answer"), pa.string()) | {"weight": pa.float64()}
-            return _rows(pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types)))
+            # Inferred types would read the key 0012 as the number 12.
+            types = dict.fromkeys((*_ID_COLUMNS, "label", "labels", "answer"), pa.string()) | {"weight": pa.float64()}
+            return _read_rows(
+                pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
+            )
         if path.suffix == ".json":
             return read_answers(path), {ID, "label", "answer"}
         if path.suffix in (".jsonl", ".ndjson"):
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             if not all(isinstance(line, dict) for line in lines):
-                raise ConfigError(f"{path}: a line is no JSON object")
+                raise ConfigError(f"{path}: a line is not a JSON object")
             return lines, {name for line in lines for name in line}
     except ConfigError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    raise ConfigError(f"{path}: answers are read from .jsonl, .csv, .parquet or Label Studio's .json")
+    raise ConfigError(f"{path}: a truth file is .jsonl, .csv, .parquet or Label Studio's .json")
 
 
-def _rows(table: pa.Table) -> tuple[list[dict[str, Any]], set[str]]:
+def _read_rows(table: pa.Table) -> tuple[list[dict[str, Any]], set[str]]:
     return table.to_pylist(), set(table.column_names)
 
 
-def _split(path: Path, value: Any) -> list[str]:
+def _split_labels(path: Path, value: Any) -> list[str]:
     names = value.split(SEPARATOR) if isinstance(value, str) else value or []
     if not isinstance(names, list):
-        raise ConfigError(f"{path}: labels are {value!r}, and neither a list of names nor text")
+        raise ConfigError(f"{path}: labels are {value!r}: write a list of names, or names separated by {SEPARATOR}")
     return [str(name).strip() for name in names if str(name).strip()]
 
 
-def _text(path: Path, value: Any, column: str) -> str:
+def _read_text(path: Path, value: Any, column: str) -> str:
     if value is None or not str(value):
         raise ConfigError(f"{path}: a row has no {column}")
     return str(value)
@@ -223,16 +236,16 @@ def _read_weight(path: Path, value: Any) -> float:
     except (TypeError, ValueError):
         weight = math.nan
     if not (np.isfinite(weight) and weight > 0):
-        raise ConfigError(f"{path}: a weight is {value}, and not over 0")
+        raise ConfigError(f"{path}: a weight is {value}: weights must be greater than 0")
     return weight
 
 
 def _check_known(path: Path, names: set[str], known: dict[str, int]) -> None:
     unknown = sorted(names - known.keys())
     if unknown:
-        raise ConfigError(f"{path}: no such label in the output's label set: {_some(unknown)}")
+        raise ConfigError(f"{path}: labels that are not in the output's label set: {_list_some(unknown)}")
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
+def _list_some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(repr(name) for name in names[:_MAX_NAMES]) + more

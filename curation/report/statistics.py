@@ -109,7 +109,7 @@ class _TopExamples:
         self._positions = np.zeros(0, np.int64)
 
     def add(self, first: int, values: Floats) -> None:
-        """Add N images, the first of them at position `first`. `values` is (N, L), with -inf for images to leave out."""
+        """Add N images, the first of them at position `first`. `values` is (N, L); -inf leaves an image out."""
         rows, columns = np.nonzero(values > self._limit)
         all_values = np.concatenate([self._values, values[rows, columns]])
         all_labels = np.concatenate([self._labels, columns])

@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.outputs import MadeUp, write_output
 from curation.calibration import (
-    JUDGED,
+    JUDGE_QUANTILE,
     _round_down,
     calibrate,
-    count_needed,
+    count_answers_needed,
     count_workload,
-    effective,
+    effective_weights,
     fit_platt,
     make_label_set,
     wilson_bound,
@@ -36,20 +36,20 @@ WIDTH, SHARDS, ROWS = 16, 6, 1000
 
 def test_wilsons_bound() -> None:
     # statsmodels.stats.proportion.proportion_confint(9, 10, 0.1, "wilson") and (52, 52), (0, 10).
-    assert wilson_bound(0.9, 10, JUDGED) == pytest.approx(0.6523, abs=1e-4)
-    assert wilson_bound(1.0, 52, JUDGED) >= 0.95 > wilson_bound(1.0, 51, JUDGED)
-    assert wilson_bound(0.0, 10, JUDGED) == pytest.approx(0)
-    assert count_needed(1.0, 0.95) == 52
-    assert count_needed(1.0, 0.9) == 25
-    assert count_needed(0.95, 0.95) is None
-    needed = count_needed(0.97, 0.95)
+    assert wilson_bound(0.9, 10, JUDGE_QUANTILE) == pytest.approx(0.6523, abs=1e-4)
+    assert wilson_bound(1.0, 52, JUDGE_QUANTILE) >= 0.95 > wilson_bound(1.0, 51, JUDGE_QUANTILE)
+    assert wilson_bound(0.0, 10, JUDGE_QUANTILE) == pytest.approx(0)
+    assert count_answers_needed(1.0, 0.95) == 52
+    assert count_answers_needed(1.0, 0.9) == 25
+    assert count_answers_needed(0.95, 0.95) is None
+    needed = count_answers_needed(0.97, 0.95)
     assert needed is not None
-    assert wilson_bound(0.97, needed, JUDGED) >= 0.95 > wilson_bound(0.97, needed - 1, JUDGED)
+    assert wilson_bound(0.97, needed, JUDGE_QUANTILE) >= 0.95 > wilson_bound(0.97, needed - 1, JUDGE_QUANTILE)
 
 
 def test_equal_weights_are_no_weights_and_unequal_ones_count_less() -> None:
-    assert effective(np.full(10, 7.0)).sum() == pytest.approx(10)
-    assert effective(np.array([1.0, 1, 1, 97])).sum() == pytest.approx(100**2 / (97**2 + 3))
+    assert effective_weights(np.full(10, 7.0)).sum() == pytest.approx(10)
+    assert effective_weights(np.array([1.0, 1, 1, 97])).sum() == pytest.approx(100**2 / (97**2 + 3))
 
 
 def test_platt_is_logistic_regression_and_leans_on_the_prior_where_answers_are_few() -> None:
@@ -123,6 +123,7 @@ def judge(output: TaggedOutput, labels: LabelSet, truth: Truth) -> dict[str, tup
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "noise"), [(0.9, 0.03), (0.95, 0.0), (0.8, 0.05)])
 def test_the_precision_is_kept_on_held_out_answers(
     made: tuple[TaggedOutput, Floats], target: float, noise: float
