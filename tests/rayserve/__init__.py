@@ -1,1 +1,1 @@
-"""Tests of the endpoint on a real Ray Serve."""
+"""Tests of the endpoint on a real Ray Serve: they start Ray and take minutes."""

@@ -1,4 +1,4 @@
-"""The endpoint on a cluster whose nodes come and go: Ray's own autoscaler, the one that KubeRay runs beside a head."""
+"""The endpoint on a cluster with Ray's autoscaler, which KubeRay also uses: the number of nodes follows the load."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.ray_cluster import STORE_BYTES, RayCluster
 NODE = {"resources": {"CPU": 2, "object_store_memory": STORE_BYTES}, "node_config": {}}
 DELAYS = {"upscale_delay_s": 1, "downscale_delay_s": 3}
 UP_SECONDS, DOWN_SECONDS = 90, 120
-"""For replicas to be asked for, a node to start, and processes that load torch on a busy machine; and for it all to go,
-with `idle_timeout_minutes`, after clients have left."""
+"""Timeouts. Scaling up: replicas are requested, a node starts, processes load torch on a busy machine. Scaling down:
+replicas and the node are removed after the clients have left and `idle_timeout_minutes` have passed."""
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def cluster() -> Iterator[RayCluster]:
 
 
 @pytest.mark.alone
-def test_nodes_come_with_load_and_go_with_it(cluster: RayCluster, tmp_path: Path) -> None:
-    """One node has room for a replica and an ingress. Clients make both grow, which takes another node."""
+def test_nodes_follow_the_load(cluster: RayCluster, tmp_path: Path) -> None:
+    """A node has room for one replica and one ingress. The load makes both deployments grow, onto a second node."""
     settings = yaml.safe_load((ROOT / "configs/serve.yaml").read_text())
     port = free_port()
     settings["http_options"] = {"host": "127.0.0.1", "port": port}
-    settings["proxy_location"] = "HeadOnly"  # the nodes share one address here, and one port
+    settings["proxy_location"] = "HeadOnly"  # here the nodes share one address and therefore one port
     (application,) = settings["applications"]
     application["import_path"] = "tests.support.slow_endpoint:build"
     scaling = {"min": 1, "max": 2, "num_cpus": 1, **DELAYS}
@@ -43,7 +43,7 @@ def test_nodes_come_with_load_and_go_with_it(cluster: RayCluster, tmp_path: Path
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
 
     def count() -> tuple[int, int, int]:
-        """Workers, and running replicas of the model and of the ingress."""
+        """Return the numbers of worker nodes, of running model replicas and of running ingresses."""
         found = cluster.ask("/api/serve/applications/")["applications"].get("sightline", {})
         assert found.get("status") != "DEPLOY_FAILED", found["message"]
         replicas = [
@@ -52,22 +52,22 @@ def test_nodes_come_with_load_and_go_with_it(cluster: RayCluster, tmp_path: Path
         ]
         return len(cluster.alive()) - 1, replicas[0], replicas[1]
 
-    def wait(wanted: tuple[int, int, int], seconds: float) -> float:
+    def wait_for(wanted: tuple[int, int, int], seconds: float) -> float:
         start = time.monotonic()
         while count() != wanted:
             assert time.monotonic() - start < seconds, f"{count()} and not {wanted} after {seconds} s"
             time.sleep(0.5)
         return time.monotonic() - start
 
-    wait((1, 0, 0), 60)
+    wait_for((1, 0, 0), 60)
     done = cluster.run("serve", "deploy", "--address", cluster.dashboard, str(tmp_path / "serve.yaml"))
     assert done.returncode == 0, done.stderr
-    wait((1, 1, 1), 180)
+    wait_for((1, 1, 1), 180)
     url = f"http://127.0.0.1:{port}"
     with load(url, 80) as found:
-        wait((2, 2, 2), UP_SECONDS)
-    with load(url, 1) as after:  # a client stays while replicas and the node go
-        wait((1, 1, 1), DOWN_SECONDS)
+        wait_for((2, 2, 2), UP_SECONDS)
+    with load(url, 1) as after:  # one client keeps sending while replicas and the node are removed
+        wait_for((1, 1, 1), DOWN_SECONDS)
     assert [*found.errors, *after.errors] == []
     assert found.statuses().keys() <= {200, 429}, found.statuses()
     assert after.statuses().keys() == {200}, after.statuses()

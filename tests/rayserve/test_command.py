@@ -1,4 +1,4 @@
-"""`sightline serve` as a user runs it."""
+"""The command `sightline serve` as a user runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_command_serves_and_stops(tmp_path: Path) -> None:
-    """The whole of it in its own process: warm when it says so, metrics, logs, proxies' errors, Ctrl-C."""
+    """The command in its own process: the ready line, responses, metrics, logs and Ctrl-C."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = tmp_path / "endpoint.yaml"
@@ -31,8 +31,8 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
         assert line.startswith(f"ready: http://127.0.0.1:{port} "), line
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             assert client.get("/readyz").status_code == 200
-            ask = {"texts": ["a"], "images": [], "x": 1}
-            assert client.post("/v1/similarity", json=ask).json()["error"]["code"] == "invalid_request"
+            unknown = {"texts": ["a"], "images": [], "x": 1}
+            assert client.post("/v1/similarity", json=unknown).json()["error"]["code"] == "invalid_request"
             assert client.get("/v1/models", headers={"x-request-id": "find-me-again"}).status_code == 200
         metrics = re.findall(r"metrics: (http\S+)\)", line)[0]
         deadline = 60
@@ -44,10 +44,10 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
         assert wanted
         sent = {name for name in wanted if name in text}
         assert sent >= {"ray_sightline_requests_total", "ray_sightline_in_flight"}, wanted - sent
-        # The same on the API's own port, because this config asks for it.
-        beside = httpx.get(f"http://127.0.0.1:{port}/metrics")
-        assert beside.headers["content-type"].startswith("text/plain; version=0.0.4")
-        assert {name for name in wanted if name in beside.text} >= sent
+        # The API's own port has the same metrics, because this config sets metrics_route.
+        own = httpx.get(f"http://127.0.0.1:{port}/metrics")
+        assert own.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert {name for name in wanted if name in own.text} >= sent
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90)

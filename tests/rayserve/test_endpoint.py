@@ -33,7 +33,7 @@ BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 
 @pytest.fixture(scope="module")
 def served(local_ray: None) -> Iterator[str]:
-    """Ray Serve with two model replicas. Yields its URL."""
+    """The endpoint on Ray Serve with two model replicas. Yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     rayserve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -43,29 +43,30 @@ def served(local_ray: None) -> Iterator[str]:
 
 
 class Load:
-    """Clients that ask one thing after another, and what they were answered."""
+    """The responses and errors that the clients of `load` got."""
 
     def __init__(self) -> None:
-        self.answers: list[httpx.Response] = []
+        self.responses: list[httpx.Response] = []
         self.errors: list[Exception] = []
 
     def statuses(self) -> Counter[int]:
-        return Counter(answer.status_code for answer in self.answers)
+        return Counter(response.status_code for response in self.responses)
 
 
 @contextmanager
 def load(url: str, clients: int, body: dict[str, Any] = BODY) -> Iterator[Load]:
+    """Clients that each send one request after another until the block ends. Yields their responses and errors."""
     found, stop = Load(), threading.Event()
 
-    def ask() -> None:
+    def send() -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
             while not stop.is_set():
                 try:
-                    found.answers.append(client.post("/v1/classify", json=body))
+                    found.responses.append(client.post("/v1/classify", json=body))
                 except httpx.HTTPError as error:
                     found.errors.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    threads = [threading.Thread(target=send) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -78,29 +79,29 @@ def load(url: str, clients: int, body: dict[str, Any] = BODY) -> Iterator[Load]:
 
 
 def find_replicas(deployment: str) -> list[psutil.Process]:
-    """A deployment's processes."""
+    """Return the processes of a deployment's replicas."""
     return find_workers(f"ray::ServeReplica:sightline:{deployment}")
 
 
-def test_it_answers_as_without_ray(served: str) -> None:
+def test_it_responds_as_without_ray(served: str) -> None:
     with httpx.Client(base_url=served, timeout=60) as client:
-        answer = client.post("/v1/classify", json={**BODY, "threshold": 0, "top_k": 64})
-        assert answer.status_code == 200
-        assert len(answer.headers.get_list("x-request-id")) == 1
-        assert all(f"{stage};dur=" in answer.headers["server-timing"] for stage in ("decode", "batch", "forward"))
+        response = client.post("/v1/classify", json={**BODY, "threshold": 0, "top_k": 64})
+        assert response.status_code == 200
+        assert len(response.headers.get_list("x-request-id")) == 1
+        assert all(f"{stage};dur=" in response.headers["server-timing"] for stage in ("decode", "batch", "forward"))
         assert client.get("/readyz").status_code == 200
         named = client.get("/v1/models", headers={"x-request-id": "mine"})
         assert named.headers.get_list("x-request-id") == ["mine"]
     with run_endpoint(make_config()) as local:
         here = local.post("/v1/classify", {**BODY, "threshold": 0, "top_k": 64}).json()
-    there = answer.json()
+    there = response.json()
     assert there["fingerprint"] == here["fingerprint"]
     scores = [{row["label"]: row["score"] for row in body["data"][0]["labels"]} for body in (there, here)]
     np.testing.assert_allclose([scores[0][name] for name in scores[1]], list(scores[1].values()), rtol=1e-4)
 
 
-def test_a_batch_of_real_images_gets_through(served: str, tmp_path: Path) -> None:
-    """Images of 256 x 256 and batches as a GPU takes them: twelve megabytes a call, where Ray Serve's own take four."""
+def test_a_large_batch_reaches_the_model(served: str, tmp_path: Path) -> None:
+    """64 images of 256 x 256 pixels make a call of 12 MB; Ray Serve refuses 4 MiB and more inside a message."""
     colors = ("red", "blue", "green")
     images = [data_uri(shape_png(f"{colors[n % 3]} circle", n)) for n in range(64)]
     model = {"source": str(make_siglip(tmp_path / "model")), "dtype": "float32", "batch_size": 256}
@@ -112,8 +113,8 @@ def test_a_batch_of_real_images_gets_through(served: str, tmp_path: Path) -> Non
             assert together.status_code == 200, together.text
             alone = client.post("/v1/classify", json={"images": images[63:], "labels": ["red", "blue"]})
         scores = [
-            sorted((one["label"], one["score"]) for one in answer.json()["data"][-1]["labels"])
-            for answer in (together, alone)
+            sorted((one["label"], one["score"]) for one in response.json()["data"][-1]["labels"])
+            for response in (together, alone)
         ]
         assert len(together.json()["data"]) == 64
         for one, other in zip(*scores, strict=True):
@@ -123,15 +124,15 @@ def test_a_batch_of_real_images_gets_through(served: str, tmp_path: Path) -> Non
         rayserve.run(build(make_config(**REPLICAS)), name="sightline")
 
 
-def test_another_model_takes_the_place_of_one_without_a_mixture(served: str, tmp_path: Path) -> None:
-    """Ingresses and replicas are replaced at the same time: each answer has the numbers of the model that it names."""
+def test_an_update_to_another_model_never_mixes_the_models(served: str, tmp_path: Path) -> None:
+    """Ingresses and replicas are replaced at the same time. Each response has the scores of the model that it names."""
     init_checkpoint(tmp_path / "model", "tiny", seed=3)
     image, texts = data_uri(shape_png("red circle")), ["red circle", "blue star"]
     body = {"image": image, "labels": texts}
     new = {"source": str(tmp_path / "model"), "dtype": "float32", "batch_size": 16}
 
-    def scores(answer: httpx.Response) -> tuple[float, ...]:
-        labels = {one["label"]: one["score"] for one in answer.json()["data"][0]["labels"]}
+    def scores(response: httpx.Response) -> tuple[float, ...]:
+        labels = {one["label"]: one["score"] for one in response.json()["data"][0]["labels"]}
         return tuple(labels[text] for text in texts)
 
     with httpx.Client(base_url=served, timeout=60) as client:
@@ -142,53 +143,53 @@ def test_another_model_takes_the_place_of_one_without_a_mixture(served: str, tmp
         after = [client.post("/v1/classify", json=body) for _ in range(20)]
         rayserve.run(build(make_config(**REPLICAS)), name="sightline")
         again = [client.post("/v1/classify", json=body) for _ in range(20)]
-    assert {answer.status_code for answer in [before, *after, *again]} == {200}
-    known = {answer.json()["fingerprint"]["model"]: scores(answer) for answer in (before, after[0])}
+    assert {response.status_code for response in [before, *after, *again]} == {200}
+    known = {response.json()["fingerprint"]["model"]: scores(response) for response in (before, after[0])}
     assert len(known) == 2
     assert found.statuses().keys() <= {200, 503}, found.statuses()
-    for answer in [*found.answers, *after, *again]:
-        if answer.status_code == 200:
-            assert scores(answer) == pytest.approx(known[answer.json()["fingerprint"]["model"]], abs=1e-4)
-    assert {answer.json()["fingerprint"]["model"] for answer in after} == {after[0].json()["fingerprint"]["model"]}
-    assert {answer.json()["fingerprint"]["model"] for answer in again} == {before.json()["fingerprint"]["model"]}
+    for response in [*found.responses, *after, *again]:
+        if response.status_code == 200:
+            assert scores(response) == pytest.approx(known[response.json()["fingerprint"]["model"]], abs=1e-4)
+    assert {response.json()["fingerprint"]["model"] for response in after} == {after[0].json()["fingerprint"]["model"]}
+    assert {response.json()["fingerprint"]["model"] for response in again} == {before.json()["fingerprint"]["model"]}
 
 
-def test_a_killed_replica_costs_what_it_held(served: str) -> None:
+def test_a_killed_replica_fails_only_the_requests_that_it_held(served: str) -> None:
     with load(served, 8) as found:
         time.sleep(1)
-        before = len(found.answers)
+        before = len(found.responses)
         assert before
         victim = find_replicas("model")[0]
         os.kill(victim.pid, signal.SIGKILL)
         time.sleep(6)
-        after = len(found.answers)
+        after = len(found.responses)
     assert not found.errors
     assert found.statuses().keys() <= {200, 503}
-    failed = [answer for answer in found.answers if answer.status_code == 503]
+    failed = [response for response in found.responses if response.status_code == 503]
     assert len(failed) <= 8, "no more than it held"
-    for answer in failed:
-        assert answer.json()["error"]["code"] == "unavailable"
-        assert int(answer.headers["retry-after"]) >= 1
-    assert after > before + 8, "the other replica goes on"
+    for response in failed:
+        assert response.json()["error"]["code"] == "unavailable"
+        assert int(response.headers["retry-after"]) >= 1
+    assert after > before + 8, "the other replica keeps responding"
 
 
-def test_a_killed_ingress_is_503_too(served: str) -> None:
+def test_a_killed_ingress_fails_only_the_requests_that_it_held(served: str) -> None:
     with load(served, 8) as found:
         time.sleep(1)
         [victim] = find_replicas("ingress")
         os.kill(victim.pid, signal.SIGKILL)
         for _ in range(300):
             time.sleep(0.1)
-            if found.answers[-1].status_code == 200 and find_replicas("ingress") not in ([], [victim]):
+            if found.responses[-1].status_code == 200 and find_replicas("ingress") not in ([], [victim]):
                 break
-    # Of an answer that has begun nobody can make another.
+    # A response that has begun cannot be replaced by an error response.
     assert len(found.errors) <= 8, "no more than it held"
     assert all(isinstance(error, httpx.RemoteProtocolError) for error in found.errors), found.errors
     assert found.statuses().keys() <= {200, 503, 429}, found.statuses()
-    for answer in found.answers:
-        if answer.status_code != 200:
-            assert answer.json()["error"]["code"] in ("unavailable", "overloaded")
-            assert int(answer.headers["retry-after"]) >= 1
+    for response in found.responses:
+        if response.status_code != 200:
+            assert response.json()["error"]["code"] in ("unavailable", "overloaded")
+            assert int(response.headers["retry-after"]) >= 1
 
 
 def test_an_update_under_load_fails_no_request(served: str) -> None:
@@ -198,12 +199,12 @@ def test_an_update_under_load_fails_no_request(served: str) -> None:
         rayserve.run(build(make_config(label_sets=sets, **REPLICAS)), name="sightline")
         time.sleep(1)
     assert not found.errors
-    assert found.statuses().keys() == {200}, [a.text for a in found.answers if a.status_code != 200][:3]
-    assert len(found.answers[0].json()["data"][0]["labels"]) == 1
-    assert len(found.answers[-1].json()["data"][0]["labels"]) == 2, "the new label set is served"
+    assert found.statuses().keys() == {200}, [a.text for a in found.responses if a.status_code != 200][:3]
+    assert len(found.responses[0].json()["data"][0]["labels"]) == 1
+    assert len(found.responses[-1].json()["data"][0]["labels"]) == 2, "the new label set is served"
 
 
-def test_overload_is_answered_and_passes(served: str) -> None:
+def test_overload_is_refused_and_ends(served: str) -> None:
     limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8}
     rayserve.run(build(make_config(limits=limits, **REPLICAS)), name="sightline")
     with httpx.Client(base_url=served, timeout=60) as client:
@@ -216,19 +217,19 @@ def test_overload_is_answered_and_passes(served: str) -> None:
         late = ingress.memory_info().rss
     assert not found.errors
     assert found.statuses().keys() == {200, 429}, found.statuses()
-    for answer in found.answers:
-        if answer.status_code == 429:
-            assert answer.json()["error"]["code"] == "overloaded"
-            assert int(answer.headers["retry-after"]) >= 1
+    for response in found.responses:
+        if response.status_code == 429:
+            assert response.json()["error"]["code"] == "overloaded"
+            assert int(response.headers["retry-after"]) >= 1
     assert late < early + 50e6
     with httpx.Client(base_url=served, timeout=60) as client:
         after = [client.post("/v1/classify", json=BODY) for _ in range(10)]
-    assert {answer.status_code for answer in after} == {200}
+    assert {response.status_code for response in after} == {200}
     assert np.median([a.elapsed.total_seconds() for a in after]) < 10 * np.median(calm) + 0.5
 
 
-def test_work_of_clients_that_have_gone_is_dropped(served: str) -> None:
-    """Many images, asked and left at once: the next client does not wait for them."""
+def test_requests_of_disconnected_clients_are_dropped(served: str) -> None:
+    """Twenty clients send many images and disconnect at once. The next client does not wait for these images."""
     rayserve.run(build(make_config(**REPLICAS)), name="sightline")
     images = [BODY["image"]] * 64
     with httpx.Client(base_url=served, timeout=60) as client:
@@ -240,23 +241,23 @@ def test_work_of_clients_that_have_gone_is_dropped(served: str) -> None:
         start = time.monotonic()
         assert client.post("/v1/classify", json=BODY).status_code == 200
         took = time.monotonic() - start
-    assert took < 10 * full.elapsed.total_seconds(), "twenty requests that nobody waits for were not computed"
+    assert took < 10 * full.elapsed.total_seconds(), "the twenty requests without a client were not computed"
 
 
-def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first requests of an ingress are left while the model has them: images, and labels that another wants too."""
+def test_a_disconnecting_client_does_not_fail_other_requests(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients disconnect while the model computes their requests. One has labels that another client needs."""
     monkeypatch.setattr(serve.rayserve.replica, "ModelServer", slow_model(1.0))
     rayserve.delete("sightline")
     rayserve.run(build(make_config(**REPLICAS)), name="sightline")
-    new = {"image": BODY["image"], "labels": ["one that nobody asked", "and another"]}
+    new = {"image": BODY["image"], "labels": ["a label of no other test", "and another"]}
     with httpx.Client(base_url=served, timeout=20) as client:
         other: list[httpx.Response] = []
 
-        def ask_too() -> None:
+        def send_too() -> None:
             time.sleep(0.3)
             other.append(client.post("/v1/classify", json=new))
 
-        wait = threading.Thread(target=ask_too)
+        wait = threading.Thread(target=send_too)
         wait.start()
         for body in (new, BODY, {"model": "tiny", "input": "a text"}):
             with pytest.raises(httpx.ReadTimeout):
@@ -264,31 +265,31 @@ def test_a_client_that_leaves_takes_nobody_with_it(served: str, monkeypatch: pyt
         wait.join()
         assert other[0].status_code == 200, other[0].text
         for body in (BODY, new, BODY):
-            answer = client.post("/v1/classify", json=body)
-            assert answer.status_code == 200, answer.text
+            response = client.post("/v1/classify", json=body)
+            assert response.status_code == 200, response.text
         assert client.get("/readyz").status_code == 200
 
 
-def test_it_grows_under_load_and_shrinks_after(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Serve counts calls, of which an ingress has few under way, each with a batch in it."""
+def test_replicas_follow_the_load(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Serve counts ongoing calls. An ingress has only few of them, because each call carries a batch."""
     monkeypatch.setattr(serve.rayserve.replica, "ModelServer", slow_model(0.5))
     scaling = {"min": 1, "max": 2, "num_cpus": 1, "upscale_delay_s": 1, "downscale_delay_s": 3}
     rayserve.delete("sightline")
     rayserve.run(build(make_config(replicas=scaling, ingress={**scaling, "decoders": 1})), name="sightline")
     assert [len(find_replicas(name)) for name in ("model", "ingress")] == [1, 1]
 
-    def until(count: int, seconds: float) -> None:
+    def wait_for(count: int, seconds: float) -> None:
         end = time.monotonic() + seconds
         while [len(find_replicas(name)) for name in ("model", "ingress")] != [count, count]:
             assert time.monotonic() < end, f"not {count} replicas each in {seconds} s"
             time.sleep(0.5)
 
     with load(served, 80) as found:
-        until(2, 60)
+        wait_for(2, 60)
     assert not found.errors
     assert found.statuses().keys() <= {200, 429}, found.statuses()
     assert found.statuses()[200] > found.statuses()[429]
-    until(1, 60)
+    wait_for(1, 60)
     with httpx.Client(base_url=served, timeout=60) as client:
         assert client.post("/v1/classify", json=BODY).status_code == 200
 

@@ -1,4 +1,4 @@
-"""`sightline serve` behind Ray Serve's HAProxy: who is let in, and how it stops."""
+"""`sightline serve` behind Ray Serve's HAProxy: access without API keys, slow clients, and draining."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from json import dumps
 
 import httpx
+import pytest
 
 from serve.rayserve.internals import ingress_ports
 from tests.support.endpoint import EXAMPLE, data_uri, shape_png
@@ -20,11 +23,19 @@ from tests.support.ports import free_port
 from tests.support.ray_cluster import SIGHTLINE
 
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
+CLIENTS = 40
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The command on ::1, ready. Yields its process and its port."""
+    with run_command("::1") as running:
+        yield running
 
 
 @contextmanager
-def serve(host: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, ready. Yields its process and its URL."""
+def run_command(host: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the command until the block ends. Yields its process and its port."""
     port = free_port()
     command = [SIGHTLINE, "serve", str(EXAMPLE), "--host", host, "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name not in ingress_ports(port)}
@@ -33,56 +44,66 @@ def serve(host: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("ready: "), line or process.communicate(timeout=60)[1]
-        yield process, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield process, port
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=90)
 
 
-def test_strangers_forgers_and_dawdlers_and_a_stop_that_loses_nothing() -> None:
-    with serve("::1") as (process, url):
-        port = int(url.rpartition(":")[2])
-        with httpx.Client(base_url=url, headers={"Host": "localhost"}) as client:
-            assert client.get("/v1/models").status_code == 200
-            # What a client claims of its peer is overwritten, so that nobody can be kept out, or let in, by it.
-            assert client.get("/v1/models", headers={"x-sightline-peer": "192.0.2.1"}).status_code == 200
-            for forwarded in ("x-forwarded-for", "x-real-ip", "forwarded"):
-                answer = client.get("/v1/models", headers={forwarded: "127.0.0.1"})
-                assert answer.json()["error"]["code"] == "loopback_only"
-            answer = client.get("/v1/models", headers={"Host": "rebound.example"})
-            assert answer.json()["error"]["code"] == "loopback_only"
-        # An ingress that is asked past HAProxy is told of no peer, and answers nobody.
-        first, last = map(int, ingress_ports(port).values())
-        direct = [number for number in range(first, min(first + 10, last)) if speaks_http(number)]
-        assert direct, "the ingress listens on one of this endpoint's ports"
-        for number in direct:
-            answer = httpx.get(f"http://127.0.0.1:{number}/v1/models")
-            assert answer.json()["error"]["code"] == "loopback_only"
-        # Headers that never end hold a connection for a bounded time.
-        with socket.create_connection(("::1", port)) as slow:
-            slow.settimeout(30)
-            slow.sendall(b"GET / HTTP/1.1\r\nHost: ")
-            assert b" 408 " in slow.recv(1000)
-        found: Counter[object] = Counter()
+def test_only_local_clients_are_answered(served: tuple[subprocess.Popen[str], int]) -> None:
+    with httpx.Client(base_url=f"http://[::1]:{served[1]}", headers={"Host": "localhost"}) as client:
+        assert client.get("/v1/models").status_code == 200
+        # HAProxy overwrites what a client claims about its address, so the claim changes nothing.
+        assert client.get("/v1/models", headers={"x-sightline-peer": "192.0.2.1"}).status_code == 200
+        for forwarded in ("x-forwarded-for", "x-real-ip", "forwarded"):
+            response = client.get("/v1/models", headers={forwarded: "127.0.0.1"})
+            assert response.json()["error"]["code"] == "loopback_only"
+        response = client.get("/v1/models", headers={"Host": "rebound.example"})
+        assert response.json()["error"]["code"] == "loopback_only"
 
-        def ask() -> None:
-            try:
-                found[
-                    httpx.post(f"{url}/v1/classify", json=BODY, headers={"Host": "localhost"}, timeout=60).status_code
-                ] += 1
-            except httpx.HTTPError as error:
-                found[repr(error)] += 1
 
-        threads = [threading.Thread(target=ask) for _ in range(40)]
-        for thread in threads:
-            thread.start()
-        while not found:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join(90)
-        assert found[200] == 40, found
-        assert process.wait(60) == 0
+def test_an_ingress_refuses_requests_that_bypass_haproxy(served: tuple[subprocess.Popen[str], int]) -> None:
+    """Such requests have no header with the peer's address."""
+    first, last = map(int, ingress_ports(served[1]).values())
+    direct = [number for number in range(first, min(first + 10, last)) if speaks_http(number)]
+    assert direct, "the ingress listens on one of this endpoint's ports"
+    for number in direct:
+        response = httpx.get(f"http://127.0.0.1:{number}/v1/models")
+        assert response.json()["error"]["code"] == "loopback_only"
+
+
+def test_headers_that_never_end_are_refused(served: tuple[subprocess.Popen[str], int]) -> None:
+    with socket.create_connection(("::1", served[1])) as slow:
+        slow.settimeout(30)
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        assert b" 408 " in slow.recv(1000)
+
+
+def test_stopping_loses_no_request(served: tuple[subprocess.Popen[str], int]) -> None:
+    """All requests that were sent before the signal get their responses. It is the last test of the fixture."""
+    process, port = served
+    body, headers = dumps(BODY), {"Host": "localhost", "Content-Type": "application/json"}
+    connections = [HTTPConnection("::1", port, timeout=60) for _ in range(CLIENTS)]
+    for connection in connections:
+        connection.request("POST", "/v1/classify", body, headers)
+    found: Counter[object] = Counter()
+
+    def receive(connection: HTTPConnection) -> None:
+        try:
+            found[connection.getresponse().status] += 1
+        except (OSError, HTTPException) as error:
+            found[repr(error)] += 1
+
+    threads = [threading.Thread(target=receive, args=[connection]) for connection in connections]
+    for thread in threads:
+        thread.start()
+    while not found:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(90)
+    assert found == {200: CLIENTS}
+    assert process.wait(60) == 0
 
 
 def speaks_http(port: int) -> bool:

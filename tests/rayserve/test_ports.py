@@ -1,4 +1,4 @@
-"""`sightline serve` without keys promises loopback: nothing that it starts listens elsewhere."""
+"""`sightline serve` without API keys listens on loopback only, in all the processes that it starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_loopback(host: str) -> bool:
 
 
 def list_listening(process: psutil.Process) -> set[tuple[str, int, str]]:
-    """Host, port and name for each listening socket; none of a process that has just ended (Ray starts such)."""
+    """Return host, port and process name of each listening socket. Empty if the process has just ended."""
     try:
         return {
             (connection.laddr.ip, connection.laddr.port, process.name())
@@ -43,12 +43,12 @@ def test_everything_listens_on_loopback() -> None:
     )
     assert server.stdout
     try:
-        said = ""
+        output = ""
         for line in server.stdout:
-            said += line
+            output += line
             if f":{port}" in line:
                 break
-        assert server.poll() is None, said
+        assert server.poll() is None, output
         assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
         main = psutil.Process(server.pid)
         listening = set().union(*(list_listening(process) for process in [main, *main.children(recursive=True)]))
