@@ -1,7 +1,7 @@
-"""New labels, thresholds, templates or bands for an output, from its embeddings: no image is read again.
+"""New labels, thresholds, templates or bands for an output, from its stored embeddings. No image is read.
 
-What comes out is an output like any other. It has the plan of the one before, so that its shards are the same, and the
-fingerprint that `sightline tag` would give it: the nightly job can go on in it, with the new label set.
+The result is an output like any other. It has the plan of its source, so its shards are the same, and the fingerprint
+that `sightline tag` would give it with the new label set: a nightly job can continue in it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
@@ -23,16 +23,15 @@ from ray.data import TaskPoolStrategy
 
 from curation.tagged_output import TaggedOutput, read_embeddings
 from pipelines.cluster import RETRIES, connect, data_context, iterate_rows
-from pipelines.column_chunks import replace_columns
-from pipelines.config import JobConfig, RayConfig
-from pipelines.inputs.plan import ShardRef, list_segments, list_shards
-from pipelines.output.commit import ENCODING, count_labels, file_metadata, put_commit, put_file
+from pipelines.config import RayConfig, absolute
+from pipelines.output.commit import put_commit
 from pipelines.output.fingerprint import claim_output, describe_labels
-from pipelines.output.label_columns import make_label_columns
+from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
-from pipelines.output.layout import finish_output, list_commits, read_commit
-from pipelines.output.parts import PartWriter
-from pipelines.run_report import Progress
+from pipelines.output.output import Output
+from pipelines.output.plan import ShardRef, list_shards
+from pipelines.output.writer import OutputWriter
+from pipelines.progress import Progress
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES
@@ -40,21 +39,22 @@ from siglip.heads import build_head, check_probes, tag_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.mirror import Mirror
-from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import Store, StoreError, StoreOptions, join
+from storage.store import StoreError, StoreOptions
 
 SHARDS_A_TASK = 16
+"""The most shards in a Ray task, if there are enough tasks for all workers."""
 _SHARDS_AT_ONCE = 2
-"""In a task: one waits for the store while another is scored."""
+"""Shards that a task processes at the same time: one waits for the store while the other is scored."""
 _BATCH_ROWS = 1024
+"""Rows that are scored at once."""
 
 
 @dataclass(frozen=True)
 class Retagged:
-    """How a retagging ended: of this run alone `rows`, and of them those whose labels or bands are `changed`.
+    """The result of a retagging. `shards`, `rows` and `changed` are of this run, `manifest` is of the whole output.
 
-    `shards` is how many were done now, 0 where nothing was left to do.
+    `shards` is 0 if there was nothing left to do. `changed` counts the rows whose labels or bands are different now.
     """
 
     shards: int
@@ -65,18 +65,18 @@ class Retagged:
 
 @dataclass(frozen=True)
 class RetagConfig:
-    """What a task needs: where the rows come from, and what they become."""
+    """The configuration of a retag task: the output to read, the writer of the new one, and the new label table."""
 
-    source: str
-    options: StoreOptions
-    writer: PartWriter
+    source: Output
+    writer: OutputWriter
     table: LabelTable
 
 
 def find_texts(output: TaggedOutput, labels: LabelSet) -> Floats | None:
-    """The averages (L, D) of a label set's prompts, if the output was asked each of its labels with the same ones.
+    """Return the averaged prompt embeddings of a label set, float32 (L, D), if the output holds all of them.
 
-    So that other thresholds, bands, groups or calibrations, fewer labels or another order need no model.
+    Then no model is needed: for other thresholds, bands, groups or calibrations, for fewer labels or another order.
+    Returns None if the label set has a label with prompts that no label of the output has.
     """
     old = output.table
     known = {
@@ -84,16 +84,16 @@ def find_texts(output: TaggedOutput, labels: LabelSet) -> Floats | None:
         for row, (prompts, label) in enumerate(zip(old.prompts, old.labels.names, strict=True))
         if label.probe is None
     }
-    empty = np.zeros(output.width, np.float32)  # a probe's
+    empty = np.zeros(output.width, np.float32)  # for probes, which have no prompts
     rows = [known.get(tuple(prompts)) if prompts else empty for prompts in labels.prompts(FAMILIES[old.family])]
     return None if any(row is None for row in rows) else np.asarray(rows, np.float32)
 
 
 def embed_labels(output: TaggedOutput, labels: LabelSet, config: ModelConfig) -> Floats:
-    """A label set's averages (L, D) by the model that made an output's embeddings.
+    """Embed a label set's prompts with the model of an output. Return their averages, float32 (L, D).
 
-    Raises `ConfigError` when `config` names another one, `siglip.checkpoint.CheckpointError` when it cannot be used,
-    `siglip.labels.LabelError`.
+    Raises `ConfigError` if `config` names a different model, `siglip.checkpoint.CheckpointError` if the model cannot be
+    used, and `siglip.labels.LabelError`.
     """
     from siglip.encoder import Encoder
 
@@ -116,21 +116,20 @@ def retag_output(
     model: ModelConfig | None = None,
     address: str | None = None,
 ) -> Retagged:
-    """Write `target`: the output's images, each once, with the labels that a label set gives to its embeddings.
+    """Write `target`: the output's images with the labels that a label set gives to their embeddings.
 
-    With float32 embeddings they are what `sightline tag` would give, to the last bit with the output's own label set;
-    with float16 ones scores are off by up to about 1e-3. Killed at any moment and called again, it does what is left;
-    so it does when the output has grown. `model` stands in for the one that the output names, which is asked for labels
-    that the output was not; `address` is a Ray to join.
+    With float32 embeddings, the result is what `sightline tag` would write; with the output's own label set, to the last
+    bit. With float16 embeddings, scores differ by up to about 1e-3. A call that was killed can be repeated, and does
+    what is left; a call after the output has grown does the new shards.
 
-    Raises `ConfigError` when the target is the output itself or was made with other settings, and for another model;
-    `CheckpointError`, `LabelError`, `StoreError`.
+    `model` replaces the model that the output names, and is loaded only for prompts that the output does not hold.
+    `address` is the address of a Ray cluster to join. Raises `ConfigError` if the target is the output itself, was made
+    with other settings, or if the model is a different one; `CheckpointError`, `LabelError`, `StoreError`.
     """
     rule, options = FAMILIES[output.table.family], StoreOptions.from_environment()
-    config = JobConfig(input=(output.uri,), output=target, labels=labels, ray=RayConfig(address=address))
-    target = config.output
-    if target == output.uri:
-        raise ConfigError(f"{target} is the output itself: the new one stands beside it")
+    source, new = Output(output.uri, options), Output(absolute(target).rstrip("/"), options)
+    if new.uri == output.uri:
+        raise ConfigError(f"{new.uri} is the output itself: give another folder for the new one")
     labels.check(rule)
     check_probes(labels, output.weights, output.width)
     texts = find_texts(output, labels)
@@ -141,78 +140,87 @@ def retag_output(
     table = replace(output.table, labels=labels, head=head, prompts=labels.prompts(rule))
     kept = {key: value for key, value in output.fingerprint.items() if not key.startswith("labels.")}
     fingerprint = {**kept, **describe_labels(labels, rule)}
-    store = open_store(target, options)
-    text = claim_output(store, target, fingerprint)
-    table = claim_labels(store, target, table)
-    for segment in list_segments(output.store, output.uri):
-        store.put_if_absent(join(target, "plan", segment.uri.rpartition("/")[2]), output.store.read(segment.uri))
-    there, wanted = list_commits(store, target), list_commits(output.store, output.uri)
-    planned = [replace(ref, generation=wanted[ref.shard]) for ref in list_shards(store, target) if ref.shard in wanted]
-    pending = [ref for ref in planned if there.get(ref.shard, -1) < ref.generation]
+    text = claim_output(new, fingerprint)
+    table = claim_labels(new, table)
+    for segment in source.segments():
+        path = source.path_of(segment.uri)
+        new.put_if_absent(path, source.read(path))
+    done, wanted = new.commits(), source.commits()
+    planned = [replace(ref, generation=wanted[ref.shard]) for ref in list_shards(new) if ref.shard in wanted]
+    pending = [ref for ref in planned if done.get(ref.shard, -1) < ref.generation]
     rows = changed = 0
     if pending:
         progress.say("starting Ray")
         format_ = replace(output.format, bands=labels.has_bands())
-        task = RetagConfig(output.uri, options, PartWriter(target, options, format_, text), table)
-        with connect(config) as cluster, data_context(cluster):
+        task = RetagConfig(source, OutputWriter(new, format_, text), table)
+        with connect(RayConfig(address=address)) as cluster, data_context(cluster):
             progress.start(len(pending), sum(ref.rows for ref in pending))
             for receipt in iterate_rows(_build_dataset(pending, task, cluster.count_tasks(len(pending)))):
                 rows, changed = rows + receipt["rows"], changed + receipt["changed"]
                 progress.update(rows=receipt["rows"], shards=1)
     run = {"retagged_from": output.uri, "rows": rows, "changed": changed}
     names = [ref.shard for ref in planned]
-    return Retagged(len(pending), rows, changed, finish_output(store, target, fingerprint, names, run, []))
+    return Retagged(len(pending), rows, changed, new.finish(fingerprint, names, run, []))
 
 
 def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
-    """Commit one shard anew. Returns its tagged rows, and those of them that changed.
+    """Retag and commit one shard. Return its number of tagged rows, and how many of them changed.
 
-    Holds one of the shard's files in memory at a time. May be done again at any time: the first commit stands. Raises
-    `StoreError` when a file is not the one that the shard's record names.
+    Memory holds one of the shard's files as it is stored, and one row group decoded. May be repeated at any time: the
+    first commit is kept. Raises `StoreError` if a file is not the one that the shard's commit record names.
     """
-    source, target = open_store(config.source, config.options), config.writer.open()
-    record = read_commit(source, config.source, ref.shard, ref.generation)
-    written, rows, changed = [], 0, 0
-    labels: Counter[str] = Counter()
+    record = config.source.read_commit(ref.shard, ref.generation)
+    counts = _Counts()
+    written = []
     for file in record["files"]:
-        kind, _, _ = file["path"].partition("/")
-        data = _read(source, join(config.source, file["path"]), file["sha256"])
-        if kind == "data":
-            data, counts, differ = retag_file(data, config)
-            labels.update(counts)
-            rows, changed = rows + file["rows"], changed + differ
+        data = pa.BufferReader(_read_checked(config.source, file))
+        if file["path"].startswith("data/"):
+            written += config.writer.write_file("data", ref.name, _retag_groups(data, config, counts))
         else:
-            schema = config.writer.format.rejects_schema().with_metadata(file_metadata(config.writer))
-            data = replace_columns(data, pa.table({}), schema)
-        written.append(put_file(target, config.writer, kind, ref, file["rows"], data))
-    told = {"reasons": record["reasons"], "labels": dict(labels), "skipped": record.get("skipped", {})}
-    put_commit(target, config.writer, ref, record["rows_in"], written, told)
-    return rows, changed
+            rejects = pq.read_table(data).cast(config.writer.format.rejects_schema())
+            written += config.writer.write_file("rejects", ref.name, [rejects])
+    told = {"reasons": record["reasons"], "labels": dict(counts.labels), "skipped": record.get("skipped", {})}
+    put_commit(config.writer, ref, record["rows_in"], written, told)
+    return counts.rows, counts.changed
 
 
-def retag_file(data: bytes, config: RetagConfig) -> tuple[bytes, dict[str, int], int]:
-    """A file of `data/` with the labels, scores and bands that its embeddings have now, the rest as the bytes it was.
+@dataclass
+class _Counts:
+    """The rows of a shard, how many of them changed, and how many images have each label as their best one."""
 
-    With how many images carry each label, and how many rows changed.
-    """
-    schema = config.writer.format.data_schema().with_metadata(file_metadata(config.writer))
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        wanted = [name for name in ("embedding", "labels", "bands") if name in file.schema_arrow.names]
-        before = file.read(wanted)
+    rows: int = 0
+    changed: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+
+
+def _retag_groups(data: pa.BufferReader, config: RetagConfig, counts: _Counts) -> Iterator[pa.Table]:
+    """Yield the row groups of a data file with new labels, scores and bands. Adds to `counts`."""
+    with pq.ParquetFile(data) as file:
+        for group in range(file.num_row_groups):
+            before = file.read_row_group(group)
+            after = _retag_rows(before, config)
+            counts.rows += after.num_rows
+            counts.changed += count_changes(before, after)
+            counts.labels.update(count_labels(after["labels"]))
+            yield after
+
+
+def _retag_rows(before: pa.Table, config: RetagConfig) -> pa.Table:
+    """Return rows with the labels, scores and bands that their embeddings get, in the schema of the new output."""
+    schema = config.writer.format.data_schema()
     made: dict[str, list[pa.Array]] = {}
     for batch in before.select(["embedding"]).to_batches(_BATCH_ROWS):
         chosen = tag_embeddings(read_embeddings(batch), config.table.labels, config.table.head)
         for name, column in make_label_columns(chosen, config.table.labels, np.ones(len(batch), bool)).items():
-            made.setdefault(name, []).append(column.cast(schema.field(name).type))
-    after = pa.table({name: pa.chunked_array(columns) for name, columns in made.items()})
-    new = replace_columns(data, after, schema, **ENCODING)
-    return new, count_labels(after["labels"]), count_changes(before, after)
+            made.setdefault(name, []).append(column)
+    columns = {name: pa.chunked_array(made[name]) if name in made else before[name] for name in schema.names}
+    return pa.table(columns).cast(schema)
 
 
 def count_changes(before: pa.Table, after: pa.Table) -> int:
-    """The rows whose labels, or their order, or their bands where both have them, are others.
+    """Count the rows whose labels, the order of their labels, or their bands differ. A different score does not count.
 
-    A score that moved without that is no change.
+    Bands are only compared if both tables have them.
     """
     differs = np.zeros(before.num_rows, bool)
     for name in ("labels", "bands"):
@@ -222,10 +230,10 @@ def count_changes(before: pa.Table, after: pa.Table) -> int:
 
 
 def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
-    """For each row whether two lists of strings differ."""
+    """Compare two columns of string lists row by row. Returns bool (N,), true where the lists differ."""
     counts = one.value_lengths().to_numpy(), other.value_lengths().to_numpy()
     differs = counts[0] != counts[1]
-    # Where the lengths agree, the items stand side by side.
+    # In the rows with lists of equal length, the items of the two columns are aligned.
     items = [
         column.flatten().filter(pa.array(~np.repeat(differs, count)))
         for column, count in zip((one, other), counts, strict=True)
@@ -236,17 +244,21 @@ def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
     return np.asarray(differs)
 
 
-def _read(store: Store, uri: str, sha256: str) -> bytes:
-    data = store.read(uri)
-    if hashlib.sha256(data).hexdigest() != sha256:
+def _read_checked(output: Output, file: dict[str, Any]) -> bytes:
+    """Read a file of a shard, given by its entry in the commit record. Raises `StoreError` if its SHA-256 differs."""
+    data = output.read(file["path"])
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise StoreError(
-            f"{uri} is not the file that its shard's commit record names: it was written over, or is damaged"
+            f"{output.uri_of(file['path'])} is not the file that its shard's commit record names: it was overwritten, or "
+            "is damaged"
         )
     return data
 
 
 def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:
-    """A receipt for each shard. A task does several shards, because one is done sooner than a task is started."""
+    """Build the dataset whose rows are receipts, one for each shard. A task processes several shards, because starting a
+    task takes longer than retagging a shard.
+    """
 
     def retag(block: pa.Table) -> Iterator[pa.Table]:
         refs = [ShardRef(**row) for row in block.to_pylist()]

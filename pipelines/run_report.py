@@ -1,31 +1,23 @@
-"""What a run did and how long each stage took; and what it tells while it runs."""
+"""The report of a run: how many images it processed, how long each stage took, and which stage limited it."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 STAGES = ("read", "decode", "queue", "model", "write")
 
 
-class Progress(Protocol):
-    """What a run tells while it runs."""
-
-    def start(self, shards: int, rows: int) -> None:
-        """Work begins: this many shards, and about this many images."""
-
-    def say(self, message: str) -> None:
-        """A step that takes a while."""
-
-    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
-        """So much more is done: rows written, of them rejected, shards committed, shards left to the next run."""
-
-
 @dataclass
 class RunReport:
-    """What one run measured. `lost` is about how many images went with broken archives, beyond their reject rows."""
+    """The counts and times of one run.
+
+    `started` and `working` are the Unix times of the start and of the first decoded image. `rows` are images read,
+    `tagged` and `rejected` of them. `lost` estimates the images that broken archives held beyond their reject row.
+    `shards` counts commits. `seconds` are the seconds of work by stage, over all workers.
+    """
 
     started: float = field(default_factory=time.time)
     working: float = float("inf")
@@ -38,7 +30,7 @@ class RunReport:
     actors: set[str] = field(default_factory=set)
 
     def add(self, receipt: dict[str, Any]) -> None:
-        """Take a receipt in."""
+        """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`)."""
         self.tagged += receipt["tagged"]
         self.rejected += receipt["rejected"]
         self.rows += receipt["tagged"] + receipt["rejected"]
@@ -48,11 +40,15 @@ class RunReport:
             self.seconds[stage] += receipt[f"{stage}_s"]
 
     def rejected_fraction(self) -> float:
-        """The share of this run's images that were rejected. An archive that broke counts with what it held."""
+        """Return the rejected part of this run's images, from 0 to 1. The images of a broken archive count as rejected."""
         return (self.rejected + self.lost) / max(1, self.rows + self.lost)
 
     def summarize(self, readers: int, decoders: int) -> dict[str, Any]:
-        """For the manifest. What limited the run is the stage whose workers were busiest; waiting is no work."""
+        """Return the report for the manifest. `readers` and `decoders` are the workers of these stages.
+
+        `limited_by` is the stage whose workers were busy for the largest part of the time. `queue` is waiting time, so it
+        is never the limit.
+        """
         now = time.time()
         working = min(self.working, now)
         wall = max(now - working, 1e-9)

@@ -1,4 +1,8 @@
-"""The fingerprint: what made an output. It stands in the output, in its manifest and in every file's metadata."""
+"""The fingerprint of an output: the model, the label set and the settings that made it.
+
+It is stored in `fingerprint.json`, in the manifest and in the metadata of every Parquet file. Two runs may write to the
+same output only if their fingerprints are equal.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,21 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.config import JobConfig
-from pipelines.output.layout import SCHEMA_VERSION, read_json
+from pipelines.output.layout import FINGERPRINT
+from pipelines.output.output import Output
+from pipelines.output.schema import DATA_SCHEMA_VERSION
 from siglip.checkpoint import PinnedModel
 from siglip.labels import LabelSet, TextRule
 from storage.settings import ConfigError
-from storage.store import NotFound, Store, join
+from storage.store import NotFound
 
-_NAME = "fingerprint.json"
 _COLUMNS = "parquet.schema"
-"""The types of passed columns, as Arrow writes them. Other versions write other bytes for the same types."""
+"""The key of the passed-through columns' schema in Arrow's IPC format. Different versions of Arrow may write different
+bytes for equal schemas, so schemas are compared and not bytes."""
 
 
 def describe_labels(labels: LabelSet, rule: TextRule) -> dict[str, Any]:
-    """The fields of a fingerprint that a label set decides."""
+    """Return the fields of a fingerprint that depend on the label set."""
     accepts = {"labels.accepts": labels.accepts()} if labels.has_bands() else {}
     return {
         "labels.digest": labels.digest(rule)[:16],
@@ -34,10 +40,10 @@ def describe_labels(labels: LabelSet, rule: TextRule) -> dict[str, Any]:
 
 
 def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) -> dict[str, Any]:
-    """The fields that two runs over one output must agree in."""
+    """Return the fields that must be equal for two runs that write to the same output."""
     renamed = {source: name for source, name in config.parquet.columns.items() if source != name}
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": DATA_SCHEMA_VERSION,
         "model.weights": model.identity,
         "model.image_size": model.spec.size,
         "model.resample": model.spec.resample,
@@ -53,48 +59,45 @@ def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) 
     }
 
 
-def read_fingerprint(store: Store, output: str) -> dict[str, Any] | None:
-    """The fingerprint of an output, or None of a new one."""
+def read_fingerprint(output: Output) -> dict[str, Any] | None:
+    """Read an output's fingerprint. Return None for a new output, which has none."""
     try:
-        return read_json(store, join(output, _NAME))
+        return output.read_json(FINGERPRINT)
     except NotFound:
         return None
 
 
 def read_columns(fingerprint: dict[str, Any]) -> pa.Schema:
-    """The types of an output's passed columns."""
+    """Return the types of the passed-through columns."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(fingerprint[_COLUMNS])))
 
 
-def claim_output(store: Store, output: str, fingerprint: dict[str, Any]) -> str:
-    """Write the fingerprint into a new output, or check that the one there is the same. Returns the one there, as text.
+def claim_output(output: Output, fingerprint: dict[str, Any]) -> str:
+    """Write the fingerprint of a new output, or check that the stored one is equal. Return the stored one as text.
 
-    It is written before the first plan and never again: what two runs disagree about is settled by who came first.
-    Raises `ConfigError`, naming the fields that differ: an output holds the work of one model and one label set.
+    The fingerprint is written before the first plan, and never again: if two runs differ, the first one wins. Raises
+    `ConfigError` that names the fields in which the stored fingerprint differs.
     """
-    uri = join(output, _NAME)
     text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
-    if store.put_if_absent(uri, text.encode()):
+    if output.put_if_absent(FINGERPRINT, text.encode()):
         return text
-    check_fingerprint(read_json(store, uri), fingerprint, output)
-    return store.read(uri).decode()
+    check_fingerprint(output.read_json(FINGERPRINT), fingerprint, output.uri)
+    return output.read(FINGERPRINT).decode()
 
 
-def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], output: str) -> None:
-    """Raises `ConfigError`, naming the fields in which an output's fingerprint is another."""
+def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], uri: str) -> None:
+    """Raise `ConfigError` that names the fields in which an output's stored fingerprint, `found`, differs."""
     differing = [key for key in sorted({*found, *fingerprint} - {_COLUMNS}) if found.get(key) != fingerprint.get(key)]
     if not differing and not read_columns(found).equals(read_columns(fingerprint)):
         differing = ["parquet.columns"]
     if not differing:
         return
     changes = "; ".join(
-        f"{key}: {_short(found.get(key))} there, {_short(fingerprint.get(key))} now" for key in differing
+        f"{key}: {_shorten(found.get(key))} there, {_shorten(fingerprint.get(key))} now" for key in differing
     )
-    raise ConfigError(
-        f"output: {output} was made with other settings ({changes}): change them back or give a new output"
-    )
+    raise ConfigError(f"output: {uri} was made with other settings ({changes}): change them back or give a new output")
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

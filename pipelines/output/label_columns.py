@@ -1,4 +1,4 @@
-"""The columns `labels`, `scores` and `bands`, made of what was selected without a Python object for each."""
+"""The columns `labels`, `scores` and `bands`, built from arrays without a Python object for each value."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from siglip.heads import name_bands
@@ -14,9 +15,10 @@ from siglip.scoring import Selection
 
 
 def make_label_columns(chosen: Selection, labels: LabelSet, valid: NDArray[np.bool_]) -> dict[str, pa.Array]:
-    """The columns of as many rows as `valid` has: null where it is False, and there `chosen` has no image.
+    """Build the columns `labels` and `scores`, and `bands` if the label set has bands.
 
-    `bands` is among them where the label set has bands.
+    `valid` is bool (N,) for the N rows. `chosen` holds the labels of the rows where `valid` is true, in their order;
+    the other rows get nulls.
     """
     counts = np.zeros(len(valid), np.int64)
     counts[valid] = chosen.counts
@@ -28,6 +30,18 @@ def make_label_columns(chosen: Selection, labels: LabelSet, valid: NDArray[np.bo
         bands = name_bands(chosen.labels, chosen.scores, labels)
         columns["bands"] = _make_lists(pa.array(bands, pa.string()), counts, valid)
     return columns
+
+
+def count_labels(labels: pa.ChunkedArray) -> dict[str, int]:
+    """Count the images of each label. Only an image's best label counts, so the counts add up to the tagged images."""
+    column = labels.combine_chunks()
+    best = pc.list_element(column.filter(pc.greater(pc.list_value_length(column), 0)), 0)
+    return count_values(pa.chunked_array([best]))
+
+
+def count_values(column: pa.ChunkedArray) -> dict[str, int]:
+    """Count how often each value occurs in a column of strings."""
+    return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
 
 
 def _name(names: Sequence[str], chosen: NDArray[np.intp]) -> pa.Array:

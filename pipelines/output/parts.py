@@ -1,13 +1,12 @@
-"""Parts: the rows of shards in work, as sinks write them, and the receipts that tell the driver of them.
+"""Parts: files with some rows of a shard in progress. They keep the model's work until the shard is committed.
 
-Parts are what makes the model's work safe before a shard is complete. They lie beside `data/`, never in it.
+Parts are in `parts/`, never in `data/`. A shard's rows are numbered; a part's rows are described by *runs*, a flat list
+[start, stop, start, stop, ...] of half-open ranges of row numbers.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -16,21 +15,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.inputs.rows import WaitReason
-from pipelines.output.layout import OutputFormat
-from storage.schemes import open_store
-from storage.store import Store, StoreOptions, join
+from storage.store import Store
 
-MARKER = -1
-"""The `row` of a shard's last line, which has no image: its `ending` says how the reading of the shard ended."""
+SUMMARY_ROW = -1
+"""The number of the row that ends a shard. It has no image; its `summary` column holds the `ShardSummary`."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How the reading of a shard ended.
+class ShardSummary:
+    """The result of reading a shard, known when the reader has reached the shard's end.
 
-    At its end: `rows` are runs of the row numbers that its parts must hold, `rows_in` is how many rows the shard has,
-    `skipped` counts members of tars that are no images, `lost` is about how many images broken archives held. Or with
-    trouble of the store: `wait` is the reason, `detail` the store's words.
+    `rows` are the runs of the rows that the shard's parts must hold, and `rows_in` is the number of rows in the shard.
+    `skipped` counts members of tars that are no images. `lost` estimates the images that broken archives held. If the
+    store failed, `wait` is the reason and `detail` the store's message, and the shard is left to the next run.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -41,44 +38,20 @@ class Ending:
     detail: str = ""
 
     def to_json(self) -> str:
-        """As it travels with the marker row."""
+        """Return the text for the `summary` column of blocks and receipts."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Ending:
-        """The ending that a marker row carries."""
+    def from_json(cls, text: str) -> ShardSummary:
+        """Parse the text of a `summary` column."""
         return cls(**json.loads(text))
 
 
-@dataclass(frozen=True)
-class PartWriter:
-    """Where and in what format a job writes. Travels to the sink and to the commit tasks."""
-
-    output: str
-    options: StoreOptions
-    format: OutputFormat
-    fingerprint: str
-
-    def open(self) -> Store:
-        """The output's store."""
-        return open_store(self.output, self.options)
-
-    def write(self, shard: str, rows: pa.Table) -> str:
-        """Write rows of a shard, named as in `shard_name`, as a part. Returns its URI."""
-        schema = self.format.part_schema()
-        table = pa.table({name: rows[name].cast(schema.field(name).type) for name in schema.names}, schema=schema)
-        buffer = io.BytesIO()
-        with pa.ipc.new_file(buffer, schema) as writer:
-            writer.write_table(table)
-        uri = join(self.output, "parts", shard, f"{uuid.uuid4().hex}.arrow")
-        self.open().put(uri, buffer.getvalue())
-        return uri
-
-
 def read_parts(store: Store, parts: Mapping[str, Sequence[int]]) -> Iterator[pa.Table]:
-    """The rows of parts, each row once, in order: a replayed task may have written some twice.
+    """Read parts, given as URIs with the runs of their rows. Yield each row once, in order of row numbers.
 
-    `parts` are their URIs with the runs of the rows in each. At most those that overlap are in memory at a time.
+    A replayed task may have written rows that another part holds too. Only parts whose rows overlap are in memory at
+    the same time.
     """
     ordered = sorted(parts, key=lambda part: parts[part][0])
     waiting: list[pa.Table] = []
@@ -96,7 +69,7 @@ def read_parts(store: Store, parts: Mapping[str, Sequence[int]]) -> Iterator[pa.
 
 
 def encode_rows(rows: NDArray[np.int64]) -> list[int]:
-    """Row numbers as flat [start, stop, start, stop, ...] runs: a block's rows are one run, or a few."""
+    """Return the runs of row numbers, int64 (N,) in any order. The rows of a block are one run, or a few."""
     if not len(rows):
         return []
     ordered = np.unique(rows)
@@ -107,13 +80,13 @@ def encode_rows(rows: NDArray[np.int64]) -> list[int]:
 
 
 def decode_rows(runs: Sequence[int]) -> NDArray[np.int64]:
-    """The row numbers that flat runs stand for, in order."""
+    """Return the row numbers of runs, in order, as int64 (N,)."""
     spans = [np.arange(runs[i], runs[i + 1]) for i in range(0, len(runs), 2)]
     return np.concatenate([np.zeros(0, np.int64), *spans])
 
 
 def covers(runs: Sequence[Sequence[int]], wanted: Sequence[int]) -> bool:
-    """Whether runs, from several receipts and perhaps overlapping, hold every row of the runs that are wanted."""
+    """Tell whether runs of several receipts, which may overlap, together hold every row of the runs `wanted`."""
     merged: list[list[int]] = []
     for start, stop in sorted((run[i], run[i + 1]) for run in runs for i in range(0, len(run), 2)):
         if merged and start <= merged[-1][1]:

@@ -1,8 +1,8 @@
-"""Rejected rows taken up again: which, and what they are of.
+"""Retrying rejected rows: which rows of a committed shard are read again, and with which row numbers.
 
-Rows of a shard are numbered as they are read. A later reading of some of its inputs finds their old numbers in the
-shard's own files, by source and in order; rows that were not there before, such as those of a tar that was missing, get
-new numbers behind all others.
+Rows of a shard are numbered in reading order. When some of its inputs are read again, their row numbers are looked up
+in the shard's own files, by source and in order. Rows that were not there at the first reading, such as those of a tar
+that was missing, get new numbers after all others.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.plan import ShardRef
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
-from pipelines.output.layout import read_commit, read_commits
-from storage.store import Changed, Store, join
+from pipelines.output.output import Output
+from pipelines.output.plan import ShardRef
+from storage.store import Changed
 
 
 @dataclass
 class Retry:
-    """A committed shard's rows: the numbers of each source's, in order, and those that are taken up again. `rows_in`
-    grows with rows that were not there before.
+    """The rows of a committed shard: row numbers by source, in order, and the numbers `wanted` that are retried.
+
+    `rows_in` is the number of rows in the shard. It grows when a retry finds rows that were not there before.
     """
 
     numbers: dict[str, list[int]]
@@ -35,24 +36,27 @@ class Retry:
 
 
 def list_retries(
-    store: Store, output: str, planned: Sequence[ShardRef], commits: Mapping[str, int], reasons: Collection[str]
+    output: Output, planned: Sequence[ShardRef], commits: Mapping[str, int], reasons: Collection[str]
 ) -> Iterator[ShardRef]:
-    """The committed shards with rows rejected for one of the reasons (for any, if there are none), as shards to do."""
+    """Yield the committed shards that have rows rejected for one of the reasons, as shards to process.
+
+    Without reasons, every rejected row counts. Each shard has the generation after its commit's.
+    """
     refs = {ref.shard: ref for ref in planned if ref.shard in commits}
-    for record in read_commits(store, output, {shard: commits[shard] for shard in refs}):
+    for record in output.read_commits({shard: commits[shard] for shard in refs}):
         rows = sum(count for reason, count in record["reasons"].items() if not reasons or reason in reasons)
         if rows:
             shard = record["shard"]
             yield replace(refs[shard], rows=rows, generation=commits[shard] + 1)
 
 
-def find_retry(store: Store, output: str, ref: ShardRef, reasons: Collection[str]) -> Retry:
-    """InputStats up the rows of a shard to be done again."""
-    record = read_commit(store, output, ref.shard, ref.generation - 1)
+def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry:
+    """Look up which rows of a shard are to be retried: those rejected for one of the reasons, or all rejected rows."""
+    record = output.read_commit(ref.shard, ref.generation - 1)
     tables = []
     for file in record["files"]:
         names = ["row", "source", *(["reason"] if file["path"].startswith("rejects/") else [])]
-        table = pq.read_table(io.BytesIO(store.read(join(output, file["path"]))), columns=names)
+        table = pq.read_table(io.BytesIO(output.read(file["path"])), columns=names)
         tables.append(table.replace_schema_metadata(None))
     rows = pa.concat_tables(tables, promote_options="default").sort_by("row")
     numbers: dict[str, list[int]] = {}
@@ -65,7 +69,10 @@ def find_retry(store: Store, output: str, ref: ShardRef, reasons: Collection[str
 def read_retried(
     planned: Sequence[Input], retry: Retry, reading: Reading, skipped: Skipped
 ) -> Iterator[tuple[int, Row]]:
-    """The rows that are taken up again, with their numbers. Raises `StoreError`, as reading does."""
+    """Yield the rows that are retried, with their row numbers.
+
+    Raises `StoreError` as reading does, and `Changed` if an input has fewer rows than at the first reading.
+    """
     inputs = [item for item in planned if not retry.wanted.isdisjoint(retry.numbers.get(item.uri, ()))]
     seen: Counter[str] = Counter()
     for item, row in read_inputs(inputs, reading, skipped):

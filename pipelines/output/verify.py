@@ -1,4 +1,4 @@
-"""Recomputing an output from its files: is every planned row there, once?"""
+"""Verification of an output: reads all its files, and checks that every planned row is there exactly once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.inputs.plan import list_shards
-from pipelines.output.commit import FINGERPRINT_KEY
-from pipelines.output.layout import list_commits, list_output_files, owner_of, read_commit
+from pipelines.output.layout import FINGERPRINT, MANIFEST, owner_of
+from pipelines.output.output import Output
+from pipelines.output.plan import list_shards
+from pipelines.output.writer import FINGERPRINT_KEY
 from storage.settings import ConfigError
-from storage.store import NotFound, Store, StoreError, join
+from storage.store import NotFound, StoreError
 
 _THREADS = 4
 _PROBLEMS_LISTED = 20
@@ -26,12 +27,11 @@ _PROBLEMS_LISTED = 20
 
 @dataclass
 class Report:
-    """What `verify` found. Everything but `shards` and `committed`, of them, is counted in the files, not taken from a
-    record.
+    """The result of a verification. Row counts come from the data and reject files, not from commit records.
 
-    `duplicates` are rows that stand in the output more than once, `missing` rows that were read and are not there,
-    or are expected of shards that are not committed. `orphans` are files that no commit names. `problems` says all of
-    it in words, the first few.
+    `shards` counts planned shards, and `committed` those of them that are committed. `duplicates` are rows that are in
+    the output more than once. `missing` are rows that were read and are not there, and the expected rows of shards that
+    are not committed. `orphans` are files that no commit names. `problems` describes the first 20 problems in words.
     """
 
     ok: bool = False
@@ -48,18 +48,18 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     def note(self, problem: str) -> None:
-        """Add a problem: it makes the output not ok."""
+        """Add a problem. An output with a problem is not ok."""
         if len(self.problems) < _PROBLEMS_LISTED:
             self.problems.append(problem)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report as a dictionary that JSON can hold."""
         return asdict(self)
 
 
 @dataclass
 class _Shard:
-    """What one shard's files hold. `read` is false when its commit record cannot be read."""
+    """The counts of one shard's files. `read` is false if its commit record cannot be read."""
 
     read: bool = True
     rows_in: int = 0
@@ -71,17 +71,17 @@ class _Shard:
     problems: list[str] = field(default_factory=list)
 
 
-def verify_output(store: Store, output: str, *, remove_orphans: bool = False) -> Report:
-    """Read every file of an output and count. Each file's bytes are compared with the digest that was committed.
+def verify_output(output: Output, *, remove_orphans: bool = False) -> Report:
+    """Read every file of an output and count its rows. Compare each file's SHA-256 with the one in its commit record.
 
-    Raises `ConfigError` when there is no output, `StoreError` when it cannot be read.
+    Raises `ConfigError` if there is no output, `StoreError` if the output cannot be read.
     """
-    planned = list(list_shards(store, output))
+    planned = list(list_shards(output))
     if not planned:
-        raise ConfigError(f"{output}: there is no plan here, so this is no output of `sightline tag`")
+        raise ConfigError(f"{output.uri}: there is no plan here, so this is no output of `sightline tag`")
     report = Report(shards=len(planned))
-    fingerprint = store.read(join(output, "fingerprint.json"))
-    commits = list_commits(store, output)
+    fingerprint = output.read(FINGERPRINT)
+    commits = output.commits()
     report.committed = len(commits)
     for ref in planned:
         if ref.shard not in commits:
@@ -91,7 +91,7 @@ def verify_output(store: Store, output: str, *, remove_orphans: bool = False) ->
         report.note(f"commit of {shard}, which is not in the plan")
     named: set[str] = set()
     unread = 0
-    for found in _check_all(store, output, commits, fingerprint):
+    for found in _check_all(output, commits, fingerprint):
         report.rows_in += found.rows_in
         report.rows_tagged += found.tagged
         report.rows_rejected += found.rejected
@@ -99,69 +99,70 @@ def verify_output(store: Store, output: str, *, remove_orphans: bool = False) ->
         report.missing += found.missing
         report.files += len(found.files)
         unread += not found.read
-        named.update(join(output, path) for path in found.files)
+        named.update(found.files)
         for problem in found.problems:
             report.note(problem)
-    manifest = _check_manifest(store, output, report)
-    _check_orphans(store, output, report, named, manifest, unread=unread, remove=remove_orphans)
+    manifest = _check_manifest(output, report)
+    unsure = _doubt(named, manifest, unread)
+    _check_orphans(output, report, named, remove=remove_orphans, unsure=unsure)
     if report.rows_tagged + report.rows_rejected != report.rows_in:
         report.note(f"{report.rows_in} rows in, {report.rows_tagged} tagged and {report.rows_rejected} rejected")
     report.ok = not report.problems and not report.missing and not report.duplicates
     return report
 
 
-def _check_orphans(
-    store: Store,
-    output: str,
-    report: Report,
-    named: set[str],
-    manifest: set[str] | None,
-    *,
-    unread: int,
-    remove: bool,
-) -> None:
-    """Files that no commit names. They are removed, if asked, only when it is certain that they are nobody's.
+def _doubt(named: set[str], manifest: set[str] | None, unread: int) -> str:
+    """Return why it is unsafe to delete files that no commit names, or an empty string if it is safe.
 
-    Not while a commit record cannot be read, or is gone although the manifest names its files. Only files with names
-    that a run gives. `manifest` is None when there is one that cannot be read.
+    `manifest` are the files that the manifest names, or None if there is a manifest that cannot be read. `unread` is
+    the number of commit records that cannot be read.
     """
-    unsure = ""
     if unread:
-        unsure = f"{unread} commit records cannot be read"
-    elif manifest is None:
-        unsure = "manifest.json cannot be read"
-    elif manifest - named:
-        unsure = f"manifest.json names {len(manifest - named)} files that no commit names"
-    for uri in list_output_files(store, output):
-        if uri in named:
+        return f"{unread} commit records cannot be read"
+    if manifest is None:
+        return "manifest.json cannot be read"
+    if manifest - named:
+        return f"manifest.json names {len(manifest - named)} files that no commit names"
+    return ""
+
+
+def _check_orphans(output: Output, report: Report, named: set[str], *, remove: bool, unsure: str) -> None:
+    """Count or delete the files that no commit names. Only files with names that Sightline writes are deleted."""
+    for path in output.files():
+        if path in named:
             continue
-        if owner_of(output, uri) is None:
-            # Readers of the folder skip names that begin with a dot or an underscore.
-            if uri.endswith(".parquet") and not uri.rpartition("/")[2].startswith((".", "_")):
-                report.note(f"{uri} was written by no run: move it elsewhere, who reads the folder reads it too")
+        if owner_of(path) is None:
+            # Readers of Parquet folders skip names that begin with a dot or an underscore.
+            if path.endswith(".parquet") and not path.rpartition("/")[2].startswith((".", "_")):
+                report.note(
+                    f"{output.uri_of(path)} was written by no run: move it elsewhere, because readers of the folder "
+                    "read it too"
+                )
             continue
         if remove and not unsure:
-            store.delete(uri)
+            output.delete(path)
             report.orphans_removed += 1
         else:
             report.orphans += 1
             why = f"nothing is removed, because {unsure}" if remove else "remove it with --remove-orphans"
-            report.note(f"{uri} belongs to no commit: {why if remove else why + ' when no run is under way'}")
+            report.note(
+                f"{output.uri_of(path)} belongs to no commit: {why if remove else why + ' when no run is under way'}"
+            )
 
 
-def _check_all(store: Store, output: str, commits: Mapping[str, int], fingerprint: bytes) -> Iterator[_Shard]:
-    """Every committed shard, a few at a time: no more than those are in memory."""
+def _check_all(output: Output, commits: Mapping[str, int], fingerprint: bytes) -> Iterator[_Shard]:
+    """Check every committed shard in a few threads. Memory holds only the files of the shards being checked."""
     shards = sorted(commits)
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(shards), 4 * _THREADS):
             group = shards[start : start + 4 * _THREADS]
-            yield from pool.map(lambda shard: _check_shard(store, output, shard, commits[shard], fingerprint), group)
+            yield from pool.map(lambda shard: _check_shard(output, shard, commits[shard], fingerprint), group)
 
 
-def _check_shard(store: Store, output: str, shard: str, generation: int, fingerprint: bytes) -> _Shard:
+def _check_shard(output: Output, shard: str, generation: int, fingerprint: bytes) -> _Shard:
     found = _Shard()
     try:
-        record = read_commit(store, output, shard, generation)
+        record = output.read_commit(shard, generation)
     except StoreError as error:
         found.read = False
         found.missing = 1
@@ -174,7 +175,7 @@ def _check_shard(store: Store, output: str, shard: str, generation: int, fingerp
     rows = [np.zeros(0, np.int64)]
     for file in files:
         found.files.append(file["path"])
-        numbers = _check_file(store, join(output, file["path"]), file, fingerprint, found)
+        numbers = _check_file(output, file, fingerprint, found)
         rows.append(numbers)
         if file["path"].startswith("data/"):
             found.tagged += len(numbers)
@@ -192,11 +193,12 @@ def _check_shard(store: Store, output: str, shard: str, generation: int, fingerp
     return found
 
 
-def _check_file(store: Store, uri: str, file: dict[str, Any], fingerprint: bytes, found: _Shard) -> np.ndarray:
-    """The row numbers in one file, after checking its bytes. Empty when it is not there or broken."""
+def _check_file(output: Output, file: dict[str, Any], fingerprint: bytes, found: _Shard) -> np.ndarray:
+    """Check one file's bytes and return its row numbers, int64 (N,): none if the file is missing or broken."""
     nothing = np.zeros(0, np.int64)
+    uri = output.uri_of(file["path"])
     try:
-        data = store.read(uri)
+        data = output.read(file["path"])
     except NotFound:
         found.problems.append(f"{uri} is missing")
         return nothing
@@ -213,16 +215,15 @@ def _check_file(store: Store, uri: str, file: dict[str, Any], fingerprint: bytes
     return np.asarray(table["row"].to_numpy())
 
 
-def _check_manifest(store: Store, output: str, report: Report) -> set[str] | None:
-    """A finished output has a manifest that says what the files say. The files it names; None if it is broken."""
-    uri = join(output, "manifest.json")
-    if store.stat(uri) is None:
+def _check_manifest(output: Output, report: Report) -> set[str] | None:
+    """Compare the manifest with the counts. Return the paths of the files that it names, or None if it is broken."""
+    if not output.exists(MANIFEST):
         report.note("there is no manifest.json: the last run did not finish; run `sightline tag` again")
         return set()
     try:
-        manifest = json.loads(store.read(uri))
+        manifest = json.loads(output.read(MANIFEST))
         said = {name: manifest[name] for name in ("shards", "rows_in", "rows_tagged", "rows_rejected")}
-        files = {join(output, file["path"]) for file in manifest["files"]}
+        files = {file["path"] for file in manifest["files"]}
     except (ValueError, KeyError, TypeError) as error:
         report.note(f"manifest.json is broken: {error}")
         return None

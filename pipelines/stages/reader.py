@@ -1,8 +1,8 @@
-"""The first stage: a shard's images, read, decoded and numbered, as blocks of Arrow.
+"""The reader: the stage that reads, decodes and numbers a shard's images, and returns them as Arrow blocks.
 
-A shard's rows travel as blocks of one schema. Pixels are a binary column, empty for a rejected row, so that a
-rejected row costs the model nothing. The last row of every shard is a marker without an image: it says how the reading
-ended, and how many rows the shard has, which for a tar is known only at its end.
+All blocks have the schema `pipelines.output.schema.OutputFormat.block_schema`. The column `pixels` is null for rejected
+rows, so that they cost the model nothing. The last row of every shard has no image. It holds the shard's summary: for
+example the number of rows, which for a tar is known only at its end.
 """
 
 from __future__ import annotations
@@ -19,32 +19,35 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.plan import ShardRef, read_shard_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped, wait_reason
-from pipelines.output.layout import COLUMN_PREFIX, shard_name
-from pipelines.output.parts import MARKER, Ending, encode_rows
+from pipelines.output.output import Output
+from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
+from pipelines.output.plan import ShardRef, read_shard_inputs
 from pipelines.output.retry import find_retry, read_retried
+from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import DecoderRing
-from storage.schemes import open_store
 from storage.store import StoreError
 
-YIELD_BYTES = 8 * 2**20
+BLOCK_PIXEL_BYTES = 8 * 2**20
+"""A block that a reader returns has about this many bytes of pixels. Ray Data joins blocks up to its target size."""
 AHEAD, AHEAD_BYTES = 8, 8 * 2**20
-"""Rows that are read before a decoder is done with the first of them, for each decoder."""
+"""For each decoder, the most rows and encoded bytes that are read ahead while it decodes an earlier image."""
 
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """What a reader needs beside the shard: everything small, and the same for all shards.
+    """The configuration of a reader: small, picklable, and the same for all shards of a run.
 
-    A shard has `decoders` processes that decode, or one for each `rows_per_decoder` rows if those are more, as far as
-    the machine has cores: one large tar is read by one task, and decoded by as many as are its share of the job.
-    `retry` are the reasons of the rejects that a shard of a later generation takes up again; none for all.
+    `spec` and `mode` say how to resize and decode images, `thumbnail` is the longer side of thumbnails or None. A shard
+    has `decoders` decoder processes, or one for each `rows_per_decoder` rows if that is more, up to the number of cores.
+    So a large tar, which one task reads, is decoded by as many processes as its share of the job. `retry` are the
+    reasons of the rejected rows that a shard of a later generation retries; if empty, all rejected rows.
     """
 
-    output: str
+    output: Output
+    format: OutputFormat
     reading: Reading
     spec: ImageSpec
     limits: Limits
@@ -55,38 +58,15 @@ class ReaderConfig:
     rows_per_decoder: int = 2**31
 
     def count_decoders(self, rows: int) -> int:
-        """Decoder processes for a shard of about so many rows, on the machine that this is."""
+        """Return the number of decoder processes for a shard of about `rows` rows on this machine."""
         return max(self.decoders, min(count_cores(), round(rows / self.rows_per_decoder)))
-
-    def block_schema(self) -> pa.Schema:
-        """A block's columns on the way from the reader to the actor."""
-        fields = [
-            ("shard", pa.string()),
-            ("row", pa.int64()),
-            ("ending", pa.string()),
-            ("key", pa.string()),
-            ("source", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("sha256", pa.string()),
-            ("metadata", pa.string()),
-            ("thumbnail", pa.binary()),
-            ("stage", pa.string()),
-            ("reason", pa.string()),
-            ("detail", pa.string()),
-            ("read_s", pa.float32()),
-            ("decode_s", pa.float32()),
-            ("ready_at", pa.float64()),
-            ("pixels", pa.large_binary()),
-        ]
-        passed = [field.with_name(COLUMN_PREFIX + field.name) for field in self.reading.columns]
-        return pa.schema([*fields, *passed])
 
 
 def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
-    """Read and decode the shards of a block (one, as the job makes them), a table of a few MB at a time.
+    """Read and decode the shards of a block, which are `ShardRef` records (the job puts one in each block).
 
-    What the store cannot give now ends its shard with a marker that says so, and harms no other.
+    Yields tables of a few MB. If the store cannot deliver a shard's input now, that shard ends with a summary that says
+    so; other shards are not affected.
     """
     prefer_throughput()
     for record in refs.to_pylist():
@@ -94,7 +74,7 @@ def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
 
 
 def prepare_reader(config: ReaderConfig) -> None:
-    """Have this worker's decoders before there is a shard for them. Returns when they are ready."""
+    """Start this worker's decoder processes before a shard needs them. Returns when they are ready."""
     prefer_throughput()
     ring = _decoder_ring(config.spec, config.limits, config.mode, config.thumbnail)
     ring.resize(config.decoders)
@@ -102,18 +82,17 @@ def prepare_reader(config: ReaderConfig) -> None:
 
 
 def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
-    schema, shard = config.block_schema(), shard_name(ref.shard, ref.generation)
-    per_table = max(1, YIELD_BYTES // (3 * config.spec.size**2))
-    store = open_store(config.output, config.reading.store)
-    # The plan and the commits are the output's own: trouble with them is the run's, not the shard's.
-    inputs = list(read_shard_inputs(store, ref))
+    schema = config.format.block_schema()
+    per_table = max(1, BLOCK_PIXEL_BYTES // (3 * config.spec.size**2))
+    # Outside of the `try`: a plan or a commit record that cannot be read ends the run, and not only this shard.
+    inputs = list(read_shard_inputs(config.output.store, ref))
     numbers: list[int] = []
     lost = 0
     skipped = Skipped()
     rows_in: Callable[[], int]
     rows: Iterator[tuple[int, Row]]
     if ref.generation:
-        retry = find_retry(store, config.output, ref, config.retry)
+        retry = find_retry(config.output, ref, config.retry)
         rows, rows_in = read_retried(inputs, retry, config.reading, skipped), lambda: retry.rows_in
     else:
         rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
@@ -122,14 +101,14 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)
             lost += row.lost
-            block.lines.append({"shard": shard, "row": number, "ready_at": time.time(), **line})
+            block.lines.append({"shard": ref.name, "row": number, "ready_at": time.time(), **line})
             if len(block.lines) == per_table:
                 yield block.flush()
         runs = encode_rows(np.asarray(numbers, np.int64))
-        ending = Ending(runs, rows_in(), dict(skipped.counts), lost)
+        summary = ShardSummary(runs, rows_in(), dict(skipped.counts), lost)
     except StoreError as error:
-        ending = Ending(wait=wait_reason(error), detail=str(error))
-    block.lines.append({"shard": shard, "row": MARKER, "ending": ending.to_json()})
+        summary = ShardSummary(wait=wait_reason(error), detail=str(error))
+    block.lines.append({"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()})
     yield block.flush()
 
 
@@ -139,7 +118,7 @@ def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator
 
 
 class _Block:
-    """Rows on their way into a table, and the pixels of those that have some: one after another, where they stay."""
+    """A table being filled: its rows as dictionaries, and the pixels in one array, into which decoders' results are copied."""
 
     def __init__(self, schema: pa.Schema, rows: int, size: int) -> None:
         self._schema = schema
@@ -149,13 +128,13 @@ class _Block:
         self.lines: list[dict[str, Any]] = []
 
     def take(self, ring: DecoderRing) -> Decoded | ImageRejected:
-        """The ring's oldest image, its pixels behind those that are here."""
+        """Take the oldest image from the ring. Its pixels are appended to the block's."""
         outcome = ring.take(self._images[self._filled])
         self._filled += isinstance(outcome, Decoded)
         return outcome
 
     def flush(self) -> pa.Table:
-        """The rows as a table, and room for as many again."""
+        """Return the rows as a table, and start a new block."""
         columns = {column.name: self._column(column) for column in self._schema}
         self.lines, self._images, self._filled = [], np.empty(self._shape, np.uint8), 0
         return pa.table(columns, schema=self._schema)
@@ -170,7 +149,7 @@ class _Block:
         return pa.array(values, column.type)
 
     def _pixels(self) -> pa.Array:
-        """A null takes no bytes: so rejected rows leave no holes, and the images of a table are one array."""
+        """Return the pixels as a binary column. Nulls take no bytes, so the images of a table are one contiguous array."""
         has = np.fromiter(("width" in line for line in self.lines), bool, len(self.lines))
         ends = np.cumsum(has) * int(np.prod(self._shape[1:]))
         offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int64))
@@ -183,7 +162,7 @@ class _Block:
 def _decode(
     rows: Iterator[tuple[int, Row]], config: ReaderConfig, block: _Block, decoders: int
 ) -> Iterator[tuple[int, Row, dict[str, Any]]]:
-    """Rows with what they became, their pixels in the block. While decoders work on some, the next are read."""
+    """Yield rows with their columns; pixels go to `block`. The next rows are read while decoders work on earlier ones."""
     ring = _decoder_ring(config.spec, config.limits, config.mode, config.thumbnail)
     ring.resize(decoders)
     ahead: deque[tuple[int, Row, float]] = deque()
@@ -192,7 +171,7 @@ def _decode(
     while ahead or more:
         while more and (not ahead or (len(ahead) < decoders * AHEAD and size < decoders * AHEAD_BYTES)):
             start = time.perf_counter()
-            number, row = next(rows, (MARKER, None))
+            number, row = next(rows, (SUMMARY_ROW, None))
             if row is None:
                 more = False
                 break
@@ -208,7 +187,7 @@ def _decode(
 
 
 def _take(ring: DecoderRing, block: _Block, row: Row, read_s: float) -> dict[str, Any]:
-    """A row's columns: what was read, and what the decoder made of it."""
+    """Return the columns of a row, from what was read and from the decoder's result."""
     line: dict[str, Any] = {
         "key": row.key,
         "source": row.source,
@@ -231,5 +210,5 @@ def _take(ring: DecoderRing, block: _Block, row: Row, read_s: float) -> dict[str
 
 @cache
 def _decoder_ring(spec: ImageSpec, limits: Limits, mode: DecodeMode, thumbnail: int | None) -> DecoderRing:
-    """This worker's decoders: their child processes serve one shard after another."""
+    """Return this worker's decoder processes, which are kept from one shard to the next."""
     return DecoderRing(spec, limits, mode, thumbnail)

@@ -1,4 +1,4 @@
-"""The last stage: blocks of rows to part files, and a receipt for each part."""
+"""The sink: writes blocks of rows to part files, and returns a receipt for each part."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import time
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.output.parts import MARKER, PartWriter, encode_rows
+from pipelines.output.parts import SUMMARY_ROW, encode_rows
+from pipelines.output.writer import OutputWriter
 
 RECEIPT_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
         ("part", pa.string()),
         ("rows", pa.list_(pa.int64())),
-        ("ending", pa.string()),
+        ("summary", pa.string()),
         ("tagged", pa.int64()),
         ("rejected", pa.int64()),
         ("actors", pa.list_(pa.string())),
@@ -26,24 +27,30 @@ RECEIPT_SCHEMA = pa.schema(
         ("started_at", pa.float64()),
     ]
 )
+"""The columns of a receipt, which tells the driver what was written for a shard.
+
+`part` is the part's URI and `rows` the runs of its rows; `part` is null if the block has only the shard's summary.
+`summary` is a `pipelines.output.parts.ShardSummary`, in the receipt for a shard's last row. `actors` names the actors
+that computed the rows, the `_s` columns are seconds of work, and `started_at` is when the first image was decoded.
+"""
 
 
-def write_parts(block: pa.Table, writer: PartWriter) -> pa.Table:
-    """The sink: a block's rows to one part file for each shard in it, and a receipt for each part."""
+def write_parts(block: pa.Table, writer: OutputWriter) -> pa.Table:
+    """Write one part for each shard in a block. Return a table with a receipt for each part."""
     receipts = []
     for shard in pc.unique(block["shard"]).to_pylist():
         rows = block.filter(pc.equal(block["shard"], shard))
-        marker = rows.filter(pc.equal(rows["row"], MARKER))
-        rows = rows.filter(pc.greater(rows["row"], MARKER))
+        summary = rows.filter(pc.equal(rows["row"], SUMMARY_ROW))
+        rows = rows.filter(pc.greater(rows["row"], SUMMARY_ROW))
         start = time.perf_counter()
-        part = writer.write(shard, rows) if rows.num_rows else None
+        part = writer.write_part(shard, rows) if rows.num_rows else None
         rejected = pc.count(rows["reason"]).as_py()
         receipts.append(
             {
                 "shard": shard,
                 "part": part,
                 "rows": encode_rows(rows["row"].to_numpy()),
-                "ending": marker["ending"][0].as_py() if marker.num_rows else None,
+                "summary": summary["summary"][0].as_py() if summary.num_rows else None,
                 "tagged": rows.num_rows - rejected,
                 "rejected": rejected,
                 "actors": pc.unique(rows["actor"]).to_pylist(),

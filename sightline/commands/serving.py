@@ -84,7 +84,7 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
         import ray
         from ray import serve as rayserve
 
-        from pipelines.cluster import keep_sigterm
+        from pipelines.ray_internals import keep_sigterm
         from pipelines.worker_path import own_code_first
         from serve.app import build
 

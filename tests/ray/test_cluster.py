@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pyarrow.dataset
 
+from pipelines.output.output import Output
 from pipelines.output.verify import verify_output
 from sightline.demo.dataset import CONFIG, encode_image
 from sightline.demo.shapes import LABELS
-from storage.schemes import open_store
-from storage.store import StoreOptions
 from tests.support.ray_cluster import SIGHTLINE, Node, RayCluster
 from tests.support.workers import read_titles
 
@@ -88,7 +87,7 @@ def test_nodes_decode_or_embed_and_may_be_lost_or_join(ray_cluster: RayCluster, 
         driver.kill()
     assert driver.returncode == 0, said
     assert before < TARS
-    report = verify_output(open_store(str(output), StoreOptions()), str(output))
+    report = verify_output(Output(str(output)))
     assert report.ok, report.problems
     assert (report.rows_in, report.rows_tagged, report.rows_rejected) == (len(keys), len(keys) - TARS, TARS)
     found = [

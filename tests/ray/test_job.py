@@ -29,10 +29,12 @@ from datasets import load_dataset
 from PIL import Image
 
 from curation.tagged_output import open_output
-from pipelines.cluster import Cluster, connect
+from pipelines.cluster import connect
 from pipelines.config import JobConfig, load_config
 from pipelines.job import Outcome, run_job
+from pipelines.output.output import Output
 from pipelines.output.verify import Report, verify_output
+from pipelines.sizing import Cluster
 from sightline.demo.dataset import CONFIG, encode_image, render_dataset
 from sightline.demo.shapes import LABELS
 from siglip.checkpoint import TINY
@@ -74,7 +76,7 @@ def run(config: JobConfig) -> Outcome:
 
 
 def verify(config: JobConfig) -> Report:
-    return verify_output(open_store(config.output, StoreOptions()), config.output)
+    return verify_output(Output(config.output))
 
 
 def demo_config(folder: Path, **overrides: Any) -> JobConfig:
@@ -192,7 +194,7 @@ def test_a_second_run_does_nothing_and_new_inputs_are_added(
         path.write_bytes(encode_image(rng, LABELS[number]))
     shutil.copy(Path(config.input[0], "shards/shapes-000.tar"), Path(config.input[0], "shards/shapes-new.tar"))
     with monkeypatch.context() as patch:
-        patch.delattr("pipelines.job._embed_labels")  # a nightly run finds the labels' embeddings in the output
+        patch.delattr("pipelines.preparation._embed_labels")  # a nightly run finds the labels' embeddings in the output
         added = run(config)
     assert (added.plan.inputs, added.manifest["run"]["rows"]) == (4, 103)
     assert set(before) < set(Path(config.output).rglob("*.parquet"))
@@ -218,14 +220,13 @@ def test_a_second_run_does_nothing_and_new_inputs_are_added(
 
 def test_verify_notices_everything(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
     original = Path(demo[0].output)
-    store = open_store(str(tmp_path))
 
     def broken(name: str) -> Path:
         shutil.copytree(original, tmp_path / name)
         return tmp_path / name
 
     def check(path: Path, **options: bool) -> Report:
-        return verify_output(store, str(path), **options)
+        return verify_output(Output(str(path)), **options)
 
     assert check(broken("copy")).ok
     victim = broken("deleted file")
@@ -410,7 +411,7 @@ def test_decoders_are_loaded_while_the_model_is(tmp_path: Path, demo: tuple[JobC
 def test_an_actor_that_no_node_has_room_for_is_said(
     tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.job.ACTOR_START_SECONDS", 2)
+    monkeypatch.setattr("pipelines.preparation.ACTOR_START_SECONDS", 2)
     config = demo_config(tmp_path, **{"input": demo[0].input, "actors.num_cpus": 4096})
     with pytest.raises(ConfigError, match="no node had room for one of 4096 CPUs, 0 GPUs"):
         run_job(config, Quiet())
@@ -430,8 +431,8 @@ def test_labels_may_take_longer_than_room_may(
         def remote(self, *arguments: Any) -> ray.ObjectRef[None]:
             return ray.put(None)
 
-    monkeypatch.setattr("pipelines.job.ACTOR_START_SECONDS", 0.05)
-    monkeypatch.setattr("pipelines.job._check_machine", Room())
+    monkeypatch.setattr("pipelines.preparation.ACTOR_START_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.preparation._check_machine", Room())
     config = demo_config(tmp_path, **{"input": demo[0].input})
     run_job(config, Quiet())
     assert verify(config).ok
@@ -453,7 +454,7 @@ def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monke
     command += ["--output", f"{bucket}/out", *(word for key in keys for word in ("--set", f"{key}={keys[key]}"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert verify_output(store, f"{bucket}/out").ok
+    assert verify_output(Output(f"{bucket}/out", options)).ok
     [data] = store.list(f"{bucket}/out/data")
     [row] = pq.read_table(io.BytesIO(store.read(data.uri))).to_pylist()
     assert (row["key"], row["source"]) == ("album #1/a 100%.jpg", f"{bucket}/images/album #1/a 100%.jpg")
@@ -466,7 +467,7 @@ def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monke
     command += ["--labels", str(tmp_path / "labels.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert verify_output(store, f"{bucket}/retagged").ok
+    assert verify_output(Output(f"{bucket}/retagged", options)).ok
     [batch] = open_output(f"{bucket}/retagged").batches(["id", "labels", "scores", "thumbnail"])
     [again] = batch.to_pylist()
     assert again["id"] == "000000-000000/0"

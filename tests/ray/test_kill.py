@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipelines.output.output import Output
 from pipelines.output.verify import verify_output
 from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
@@ -104,7 +105,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(s3_env: Radosgw, tmp_pa
     story = f"{kinds} ended with {codes}\n"
     done = run_sightline("tag", str(config))
     assert done.returncode == 0, story + log.read_text() + done.stderr
-    report = verify_output(store, join(root, "out"))
+    report = verify_output(Output(join(root, "out"), StoreOptions.from_environment()))
     assert report.ok, (story, report.problems)
     assert (report.rows_in, report.rows_rejected) == (TARS * PER_TAR + LOOSE, TARS)
     assert (report.orphans, report.duplicates, report.missing) == (0, 0, 0)

@@ -23,15 +23,14 @@ from curation.retag import count_changes, retag_output
 from curation.tagged_output import open_output, read_embeddings
 from pipelines.config import JobConfig, load_config
 from pipelines.job import run_job
+from pipelines.output.output import Output
 from pipelines.output.verify import verify_output
 from sightline.cli import app
 from sightline.demo.dataset import CONFIG, render_dataset
 from siglip.checkpoints.architectures import init_checkpoint
 from siglip.labels import LabelSet
 from siglip.scoring import select
-from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import StoreOptions
 from tests.ray.test_job import Quiet
 from tests.support.jobs import SHARE
 from tests.support.workers import choose_workers
@@ -82,7 +81,7 @@ def rows(output: Path, kind: str = "data") -> pa.Table:
 
 
 def check_verified(output: Path) -> None:
-    report = verify_output(open_store(str(output), StoreOptions()), str(output))
+    report = verify_output(Output(str(output)))
     assert report.ok, report.problems
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.output.output import Output
 from pipelines.output.verify import verify_output
 from sightline.demo.dataset import CONFIG
-from storage.schemes import open_store
-from storage.store import StoreOptions
 from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.support.ray_cluster import SIGHTLINE, RayCluster
 
@@ -65,7 +64,7 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(
     said = driver.communicate(timeout=240)[0]
     assert driver.returncode == 0, said
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    report = verify_output(open_store(str(output), StoreOptions()), str(output))
+    report = verify_output(Output(str(output)))
     assert report.ok, report.problems
     assert report.rows_in == TARS * PER_TAR
 

@@ -17,8 +17,9 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.config import JobConfig, load_config
-from pipelines.job import extend_plan
+from pipelines.output.output import Output
 from pipelines.output.verify import Report, verify_output
+from pipelines.preparation import extend_plan
 from sightline.cli import app
 from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
@@ -60,7 +61,7 @@ class Place:
     def plan(self, **keys: Any) -> None:
         """List and plan the inputs, and do nothing more."""
         config = self.config(**keys)
-        extend_plan(config, self.options, self.store, pin_model(config.model))
+        extend_plan(config, Output(self.output, self.options), pin_model(config.model))
 
     def tag(self, *arguments: str, **keys: Any) -> subprocess.CompletedProcess[str]:
         """`sightline tag` in this process, on the `local_ray` of the tests."""
@@ -69,7 +70,7 @@ class Place:
 
     def verify(self) -> Report:
         """`sightline verify`."""
-        return verify_output(self.store, self.output)
+        return verify_output(Output(self.output, self.options))
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """All rows that the folder `data` or `rejects` holds, whether committed or not."""

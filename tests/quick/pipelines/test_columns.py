@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.config import OWN_COLUMNS, JobConfig, ParquetConfig
+from pipelines.config import JobConfig, ParquetConfig
 from pipelines.inputs import parquet
 from pipelines.inputs.columns import PassedColumns, unify
 from pipelines.inputs.rows import Input, Reading, Skipped
-from pipelines.output.layout import OutputFormat
+from pipelines.output.schema import OWN_COLUMNS, OutputFormat
 from storage.settings import ConfigError
 from storage.store import StoreOptions
 

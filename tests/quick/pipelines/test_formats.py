@@ -24,9 +24,9 @@ from pipelines.inputs import tar
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.listing import PlanReport
-from pipelines.inputs.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
-from storage.schemes import open_store
+from pipelines.output.output import Output
+from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
 from storage.settings import ConfigError
 from storage.store import Changed, InvalidUri, NotFound, Store, StoreOptions
 from tests.support.images import encode, make_rgb
@@ -38,19 +38,20 @@ def extend_plan(config: JobConfig, options: StoreOptions) -> tuple[PlanReport, p
     """What a run does before it reads: the report, and the types of the passed columns."""
     columns = PassedColumns(config.parquet.columns)
     with tempfile.TemporaryDirectory() as folder:
-        draft = draft_plan(config, options, columns, Path(folder))
-        assert publish_plan(draft, open_store(config.output, options), config.output)
+        output = Output(config.output, options)
+        draft = draft_plan(config, output, columns, Path(folder))
+        assert publish_plan(draft, output)
     return draft.report, columns.schema()
 
 
 def read_all(config: JobConfig, options: StoreOptions, skipped: Skipped) -> list[Row]:
     """Plan what is new and read everything that is planned."""
     _, columns = extend_plan(config, options)
-    store = open_store(config.output, options)
+    output = Output(config.output, options)
     limit = config.limits.max_bytes
     reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing)
-    refs = list_shards(store, config.output)
-    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(store, ref), reading, skipped)]
+    refs = list_shards(output)
+    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(output.store, ref), reading, skipped)]
 
 
 class Folder:
@@ -423,7 +424,7 @@ def test_odd_files_in_a_folder(folder: Folder) -> None:
 
 
 def test_a_plan_has_as_many_files_as_it_needs(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.inputs.plan.SEGMENT_SHARDS", 3)
+    monkeypatch.setattr("pipelines.output.plan.SEGMENT_SHARDS", 3)
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": [JPEG] * 20}), buffer, row_group_size=2)
     folder.write("a.parquet", buffer.getvalue())
@@ -431,8 +432,7 @@ def test_a_plan_has_as_many_files_as_it_needs(folder: Folder, monkeypatch: pytes
         folder.write(f"b/{number:02}.jpg", JPEG)
     report = folder.plan(rows_per_shard=2)
     assert (report.inputs, report.shards, report.rows) == (21, 20, 40)
-    store = open_store(str(folder.output), OPTIONS)
-    refs = list(list_shards(store, str(folder.output)))
+    refs = list(list_shards(Output(str(folder.output), OPTIONS)))
     by_file = Counter(ref.segment.rpartition("/")[2] for ref in refs)
     # The parts of one input stay together: a planning that ends between two files must not lose the later ones.
     assert list(by_file.values()) == [10, 3, 3, 3, 1]
@@ -451,6 +451,7 @@ def test_the_same_inputs_give_the_same_order(folder: Folder) -> None:
     assert [key if key.endswith(".jpg") else f"{key[3:]:0>3}.tar" for key in keys] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_files_over_100_mb(folder: Folder, kind: str) -> None:
     noise = np.random.default_rng(0)

@@ -13,42 +13,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.committer import ShardTracker
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.plan import ShardRef, draft_plan, list_shards, publish_plan
-from pipelines.output import commit
-from pipelines.output.commit import Ledger, commit_shard
+from pipelines.output import writer
+from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
-from pipelines.output.layout import OutputFormat, finish_output, list_commits, owner_of, read_commit
-from pipelines.output.parts import Ending, PartWriter, covers, encode_rows, read_parts
+from pipelines.output.layout import owner_of
+from pipelines.output.output import Output
+from pipelines.output.parts import ShardSummary, covers, encode_rows, read_parts
+from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.output.schema import OutputFormat
 from pipelines.output.verify import verify_output
+from pipelines.output.writer import OutputWriter
 from pipelines.stages.sink import RECEIPT_SCHEMA
 from siglip.checkpoint import pin_model
 from storage.local import LocalStore
 from storage.settings import ConfigError
-from storage.store import StoreError, StoreOptions
+from storage.store import StoreError
 from tests.support.images import encode, make_rgb
 
 FINGERPRINT = '{"a": 1}'
 FORMAT = OutputFormat(2, "float32", False, pa.schema([]))
 
 
-class Output:
-    """An output with a plan of one shard for each loose image pair, and what commits it."""
+class Place:
+    """An output with a plan of three shards with two images each, and helpers that write parts and commit them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root / "output"
-        self.store = LocalStore()
+        self.output = Output(str(self.root))
+        self.store = self.output.store
         (root / "input").mkdir()
         for number in range(6):
             (root / f"input/{number}.png").write_bytes(encode(make_rgb(9, 9, number)))
         self.config = JobConfig(input=str(root / "input"), output=str(self.root), labels=["a"], rows_per_shard=2)
         self.claim(FINGERPRINT)
         (root / "draft").mkdir()
-        draft = draft_plan(self.config, StoreOptions(), PassedColumns({}), root / "draft")
-        assert publish_plan(draft, self.store, str(self.root))
-        self.refs = list(list_shards(self.store, str(self.root)))
-        self.writer = PartWriter(str(self.root), StoreOptions(), FORMAT, FINGERPRINT)
+        draft = draft_plan(self.config, self.output, PassedColumns({}), root / "draft")
+        assert publish_plan(draft, self.output)
+        self.refs = list(list_shards(self.output))
+        self.writer = OutputWriter(self.output, FORMAT, FINGERPRINT)
         self.runs: dict[str, list[int]] = {}
 
     def claim(self, text: str) -> None:
@@ -71,48 +76,48 @@ class Output:
         }
         schema = FORMAT.part_schema()
         columns = {f.name: pa.array(values.get(f.name, [None] * count), f.type) for f in schema}
-        part = self.writer.write(ref.shard, pa.table(columns, schema=schema))
+        part = self.writer.write_part(ref.shard, pa.table(columns, schema=schema))
         self.runs[part] = encode_rows(np.array(rows))
         return part
 
     def commit(self, ref: ShardRef, *parts: str, rows_in: int = 2) -> dict[str, Any]:
         runs = {part: self.runs.get(part, [0, rows_in]) for part in parts}
-        return commit_shard(self.writer, ref, runs, Ending([0, rows_in], rows_in))
+        return commit_shard(self.writer, ref, runs, ShardSummary([0, rows_in], rows_in))
 
     def finish(self) -> dict[str, Any]:
         names = [ref.shard for ref in self.refs]
-        return finish_output(self.store, str(self.root), {}, names, {}, [])
+        return self.output.finish({}, names, {}, [])
 
     def files(self, kind: str) -> list[str]:
         return sorted(path.name for path in (self.root / kind).rglob("*") if path.is_file())
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return Output(tmp_path)
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
 
 
-def test_a_commit_done_again_is_the_same_commit(output: Output) -> None:
-    [ref, *_] = output.refs
-    parts = [output.part(ref, [0, 1], rejected=(1,)), output.part(ref, [1], rejected=(1,))]
-    first = output.commit(ref, *parts)
+def test_a_commit_done_again_is_the_same_commit(place: Place) -> None:
+    [ref, *_] = place.refs
+    parts = [place.part(ref, [0, 1], rejected=(1,)), place.part(ref, [1], rejected=(1,))]
+    first = place.commit(ref, *parts)
     assert (first["rows_in"], first["rows_tagged"], first["rows_rejected"]) == (2, 1, 1)
-    assert output.files("parts") == []
+    assert place.files("parts") == []
     # The task's process died after it had removed the parts: Ray runs it again.
-    assert output.commit(ref, *parts) == first
+    assert place.commit(ref, *parts) == first
     # It died between the record and the parts.
-    left = output.part(ref, [0, 1])
-    assert output.commit(ref, left) == first
-    assert output.files("parts") == []
-    assert len(output.files("data")) == len(output.files("rejects")) == 1
+    left = place.part(ref, [0, 1])
+    assert place.commit(ref, left) == first
+    assert place.files("parts") == []
+    assert len(place.files("data")) == len(place.files("rejects")) == 1
 
 
-def test_runs_at_once_commit_once(output: Output) -> None:
-    [ref, *_] = output.refs
-    mine, others = [output.part(ref, [0, 1])], [output.part(ref, [0, 1])]
+def test_runs_at_once_commit_once(place: Place) -> None:
+    [ref, *_] = place.refs
+    mine, others = [place.part(ref, [0, 1])], [place.part(ref, [0, 1])]
     records: list[dict[str, Any]] = []
     threads = [
-        threading.Thread(target=lambda parts=parts: records.append(output.commit(ref, *parts)))
+        threading.Thread(target=lambda parts=parts: records.append(place.commit(ref, *parts)))
         for parts in (mine, others)
     ]
     for thread in threads:
@@ -120,78 +125,78 @@ def test_runs_at_once_commit_once(output: Output) -> None:
     for thread in threads:
         thread.join()
     assert records[0] == records[1]
-    assert output.files("data") == [records[0]["files"][0]["path"].removeprefix("data/")]
-    assert output.files("parts") == []
+    assert place.files("data") == [records[0]["files"][0]["path"].removeprefix("data/")]
+    assert place.files("parts") == []
 
 
-def test_a_run_that_finishes_leaves_others_what_they_need(output: Output) -> None:
-    one, two, three = output.refs
-    output.commit(one, output.part(one, [0, 1]))
-    late = output.part(one, [0, 1])  # of a run that is behind
-    retried = output.part(ShardRef(f"{one.shard}.1", one.segment, one.group, 2, 0), [0])
-    pending = output.part(two, [0, 1])
-    manifest = output.finish()
+def test_a_run_that_finishes_leaves_others_what_they_need(place: Place) -> None:
+    one, two, three = place.refs
+    place.commit(one, place.part(one, [0, 1]))
+    late = place.part(one, [0, 1])  # of a run that is behind
+    retried = place.part(ShardRef(f"{one.shard}.1", one.segment, one.group, 2, 0), [0])
+    pending = place.part(two, [0, 1])
+    manifest = place.finish()
     assert (manifest["planned_shards"], manifest["shards"]) == (3, 1)
     assert not Path(late).exists()  # its shard is committed: nobody needs it
     assert Path(pending).exists()
     assert Path(retried).exists()  # of the next generation, perhaps under way
-    assert output.commit(one, late)["shard"] == one.shard
-    assert output.commit(two, pending)["rows_tagged"] == 2
-    assert list_commits(output.store, str(output.root)) == {one.shard: 0, two.shard: 0}
+    assert place.commit(one, late)["shard"] == one.shard
+    assert place.commit(two, pending)["rows_tagged"] == 2
+    assert place.output.commits() == {one.shard: 0, two.shard: 0}
     with pytest.raises(StoreError):  # parts that are gone without a commit: the run must not go on as if
-        output.commit(three, str(output.root / "parts" / three.shard / f"{'0' * 32}.arrow"))
+        place.commit(three, str(place.root / "parts" / three.shard / f"{'0' * 32}.arrow"))
 
 
-def test_a_later_generation_replaces_rejects_and_keeps_the_rest(output: Output) -> None:
-    [ref, *_] = output.refs
-    output.commit(ref, output.part(ref, [0, 1, 2], rejected=(0, 2)), rows_in=3)
+def test_a_later_generation_replaces_rejects_and_keeps_the_rest(place: Place) -> None:
+    [ref, *_] = place.refs
+    place.commit(ref, place.part(ref, [0, 1, 2], rejected=(0, 2)), rows_in=3)
     again = ShardRef(ref.shard, ref.segment, ref.group, 1, 1)
-    part = output.part(ShardRef(f"{ref.shard}.1", "", 0, 0), [2, 3, 4], rejected=(4,))
-    record = commit_shard(output.writer, again, {part: [2, 5]}, Ending([2, 5], 5))
+    part = place.part(ShardRef(f"{ref.shard}.1", "", 0, 0), [2, 3, 4], rejected=(4,))
+    record = commit_shard(place.writer, again, {part: [2, 5]}, ShardSummary([2, 5], 5))
     assert (record["rows_in"], record["rows_tagged"], record["rows_rejected"]) == (5, 3, 2)
     assert record["labels"] == {"a": 3}
     assert record["reasons"] == {"corrupt": 2}
-    assert list_commits(output.store, str(output.root)) == {ref.shard: 1}
-    assert len(output.files("rejects")) == 2
-    for other in output.refs[1:]:
-        output.commit(other, output.part(other, [0, 1]))
-    manifest = output.finish()
-    assert len(output.files("rejects")) == 1  # the earlier generation's is gone
+    assert place.output.commits() == {ref.shard: 1}
+    assert len(place.files("rejects")) == 2
+    for other in place.refs[1:]:
+        place.commit(other, place.part(other, [0, 1]))
+    manifest = place.finish()
+    assert len(place.files("rejects")) == 1  # the earlier generation's is gone
     assert (manifest["rows_in"], manifest["generations"]) == (9, 1)
-    report = verify_output(output.store, str(output.root))
+    report = verify_output(place.output)
     assert report.ok, report.problems
-    part = output.part(ShardRef(f"{ref.shard}.2", "", 0, 0), [4])
+    part = place.part(ShardRef(f"{ref.shard}.2", "", 0, 0), [4])
     with pytest.raises(RuntimeError, match="would lose rows"):
-        commit_shard(output.writer, ShardRef(ref.shard, "", 0, 1, 2), {part: [4, 5]}, Ending([4, 5], 7))
+        commit_shard(place.writer, ShardRef(ref.shard, "", 0, 1, 2), {part: [4, 5]}, ShardSummary([4, 5], 7))
 
 
 @pytest.mark.parametrize("damage", ["not json", "{}", '{"shard": "000000-000000", "files": []}', "", "gone"])
-def test_nothing_is_removed_while_a_commit_cannot_be_read(output: Output, damage: str) -> None:
-    for ref in output.refs:
-        output.commit(ref, output.part(ref, [0, 1], rejected=(1,)))
-    output.finish()
-    (output.root / "data/notes of mine.parquet").write_bytes(b"mine")
-    (output.root / "data/000000-000000-0123456789ab.parquet").write_bytes(b"left over")
-    (output.root / "parts/mine").mkdir(parents=True)
-    (output.root / "parts/mine/file.arrow").write_bytes(b"mine")
-    commit = output.root / "commits" / f"{output.refs[0].shard}.json"
+def test_nothing_is_removed_while_a_commit_cannot_be_read(place: Place, damage: str) -> None:
+    for ref in place.refs:
+        place.commit(ref, place.part(ref, [0, 1], rejected=(1,)))
+    place.finish()
+    (place.root / "data/notes of mine.parquet").write_bytes(b"mine")
+    (place.root / "data/000000-000000-0123456789ab.parquet").write_bytes(b"left over")
+    (place.root / "parts/mine").mkdir(parents=True)
+    (place.root / "parts/mine/file.arrow").write_bytes(b"mine")
+    commit = place.root / "commits" / f"{place.refs[0].shard}.json"
     whole = commit.read_bytes()
     commit.unlink() if damage == "gone" else commit.write_text(damage)
-    before = {str(path) for path in output.root.rglob("*") if path.is_file()}
-    report = verify_output(output.store, str(output.root), remove_orphans=True)
+    before = {str(path) for path in place.root.rglob("*") if path.is_file()}
+    report = verify_output(place.output, remove_orphans=True)
     assert not report.ok
     assert report.orphans_removed == 0
     assert any("nothing is removed" in problem for problem in report.problems)
-    assert {str(path) for path in output.root.rglob("*") if path.is_file()} == before
+    assert {str(path) for path in place.root.rglob("*") if path.is_file()} == before
     if damage != "gone":
         with pytest.raises(StoreError, match=r"000000-000000\.json"):
-            output.finish()
-        assert {str(path) for path in output.root.rglob("*") if path.is_file()} == before
+            place.finish()
+        assert {str(path) for path in place.root.rglob("*") if path.is_file()} == before
     commit.write_bytes(whole)
-    report = verify_output(output.store, str(output.root), remove_orphans=True)
+    report = verify_output(place.output, remove_orphans=True)
     assert report.orphans_removed == 1
-    assert (output.root / "data/notes of mine.parquet").exists()
-    assert (output.root / "parts/mine/file.arrow").exists()
+    assert (place.root / "data/notes of mine.parquet").exists()
+    assert (place.root / "parts/mine/file.arrow").exists()
     assert [problem for problem in report.problems if "written by no run" in problem]
 
 
@@ -210,56 +215,61 @@ def test_nothing_is_removed_while_a_commit_cannot_be_read(output: Output, damage
     ],
 )
 def test_files_are_ours_by_their_whole_name(name: str, owner: tuple[str, int] | None) -> None:
-    assert owner_of("s3://bucket/out", f"s3://bucket/out/{name}") == owner
+    assert owner_of(name) == owner
+    output = Output("s3://bucket/out")
+    assert output.path_of(output.uri_of(name)) == name
 
 
 def test_the_first_configuration_owns_an_output(tmp_path: Path) -> None:
-    store, root = LocalStore(), str(tmp_path / "out")
+    root = str(tmp_path / "out")
+    output = Output(root)
     columns = pa.schema([("score", pa.float64()), ("tags", pa.list_(pa.string()))])
     model = pin_model(JobConfig(input="/i", output=root, labels=["a"]).model)
     fingerprints = {
         label: make_fingerprint(JobConfig(input="/i", output=root, labels=[label]), model, columns) for label in "ab"
     }
-    text = claim_output(store, root, fingerprints["a"])
+    text = claim_output(output, fingerprints["a"])
     with pytest.raises(ConfigError, match=r"labels\.names"):  # although nothing is planned yet
-        claim_output(store, root, fingerprints["b"])
-    assert store.read(f"{root}/fingerprint.json").decode() == text
+        claim_output(output, fingerprints["b"])
+    assert output.read("fingerprint.json").decode() == text
     # Another version of Arrow writes the same types in other bytes: the same output, under its first text.
     newer = {**fingerprints["a"]}
     with_metadata = columns.with_metadata({"written": "by another version"})
     newer["parquet.schema"] = base64.b64encode(with_metadata.serialize()).decode()
     assert newer != fingerprints["a"]
-    assert claim_output(store, root, newer) == text
+    assert claim_output(output, newer) == text
     assert read_columns(json.loads(text)).equals(columns)
     other = make_fingerprint(JobConfig(input="/i", output=root, labels=["a"]), model, columns.remove(1))
     with pytest.raises(ConfigError, match=r"parquet\.columns"):
-        claim_output(store, root, other)
+        claim_output(output, other)
 
 
-def receipt(shard: str, rows: list[int], ending: Ending | None = None) -> dict[str, Any]:
+def receipt(shard: str, rows: list[int], summary: ShardSummary | None = None) -> dict[str, Any]:
     values = {
         "shard": shard,
         "part": f"{shard}/{rows}" if rows else None,
         "rows": encode_rows(np.asarray(rows, np.int64)),
     }
-    return dict.fromkeys(RECEIPT_SCHEMA.names) | values | {"ending": ending.to_json() if ending else None}
+    return dict.fromkeys(RECEIPT_SCHEMA.names) | values | {"summary": summary.to_json() if summary else None}
 
 
 def test_a_shard_is_complete_when_its_rows_are_there() -> None:
     refs = {name: ShardRef(name, "", 0, 4) for name in ("a", "b", "c")}
-    ledger = Ledger(dict(refs))
-    assert ledger.add(receipt("a", [2, 3])) is None
-    assert ledger.add(receipt("a", [], Ending([0, 4], 4))) is None  # the marker overtook rows
-    assert ledger.add(receipt("a", [1, 2])) is None
-    assert ledger.add(receipt("a", [0])) is not None
-    assert ledger.take("a") == (refs["a"], {"a/[2, 3]": [2, 4], "a/[1, 2]": [1, 3], "a/[0]": [0, 1]})
-    assert ledger.add(receipt("a", [0])) is None  # a replayed task's
-    assert ledger.add(receipt("b", [7, 9])) is None
-    assert ledger.add(receipt("b", [], Ending([7, 8, 9, 10], 12))) is not None  # some rows of a shard, taken up again
-    assert ledger.add(receipt("c", [0])) is None
-    ending = ledger.add(receipt("c", [], Ending(wait="missing", detail="x")))
-    assert ending is not None
-    assert ending.wait == "missing"
+    tracker = ShardTracker(dict(refs))
+    assert tracker.add(receipt("a", [2, 3])) is None
+    assert tracker.add(receipt("a", [], ShardSummary([0, 4], 4))) is None  # the marker overtook rows
+    assert tracker.add(receipt("a", [1, 2])) is None
+    assert tracker.add(receipt("a", [0])) is not None
+    assert tracker.take("a") == (refs["a"], {"a/[2, 3]": [2, 4], "a/[1, 2]": [1, 3], "a/[0]": [0, 1]})
+    assert tracker.add(receipt("a", [0])) is None  # a replayed task's
+    assert tracker.add(receipt("b", [7, 9])) is None
+    assert (
+        tracker.add(receipt("b", [], ShardSummary([7, 8, 9, 10], 12))) is not None
+    )  # some rows of a shard, taken up again
+    assert tracker.add(receipt("c", [0])) is None
+    summary = tracker.add(receipt("c", [], ShardSummary(wait="missing", detail="x")))
+    assert summary is not None
+    assert summary.wait == "missing"
 
 
 @pytest.mark.parametrize(
@@ -279,30 +289,30 @@ def test_covers(runs: list[list[int]], wanted: list[int], expected: bool) -> Non
     assert covers(runs, wanted) is expected
 
 
-def test_parts_that_overlap_hold_each_row_once(output: Output) -> None:
-    [ref, *_] = output.refs
+def test_parts_that_overlap_hold_each_row_once(place: Place) -> None:
+    [ref, *_] = place.refs
     for rows in (
         [[2, 3, 4], [0, 1, 2]],
         [[0, 1, 4, 5], [2, 3, 6]],
         [[0, 1, 2, 3], [1], [2, 3, 4]],
         [[3, 1], [0, 2, 3]],
     ):
-        parts = {output.part(ref, some): encode_rows(np.array(some)) for some in rows}
-        found = [row for table in read_parts(output.store, parts) for row in table["row"].to_pylist()]
+        parts = {place.part(ref, some): encode_rows(np.array(some)) for some in rows}
+        found = [row for table in read_parts(place.store, parts) for row in table["row"].to_pylist()]
         assert found == sorted({row for some in rows for row in some})
-    assert [*read_parts(output.store, {})] == []
+    assert [*read_parts(place.store, {})] == []
 
 
 @pytest.mark.parametrize("spooled", [2**10, 2**26], ids=["on the disk", "in memory"])
 def test_a_large_shard_is_committed_a_row_group_at_a_time(
-    output: Output, spooled: int, monkeypatch: pytest.MonkeyPatch
+    place: Place, spooled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "_SPOOLED_BYTES", spooled)
-    [ref, *_] = output.refs
+    monkeypatch.setattr(writer, "_SPOOLED_BYTES", spooled)
+    [ref, *_] = place.refs
     rejected = tuple(range(0, 10_000, 97))
     starts = np.random.default_rng(0).permutation(np.arange(0, 10_000, 250))
-    parts = [output.part(ref, list(range(start, min(start + 260, 10_000))), rejected) for start in starts.tolist()]
-    most, held, read = 0, 0, output.store.read
+    parts = [place.part(ref, list(range(start, min(start + 260, 10_000))), rejected) for start in starts.tolist()]
+    most, held, read = 0, 0, place.store.read
 
     class Part(bytes):
         """A part's bytes, until the last row that points into them is gone."""
@@ -323,24 +333,24 @@ def test_a_large_shard_is_committed_a_row_group_at_a_time(
             most = max(most, held)
             return Part(data)
 
-    monkeypatch.setattr(PartWriter, "open", lambda self: Counting())
-    record = output.commit(ref, *parts, rows_in=10_000)
+    monkeypatch.setattr(Output, "store", Counting())
+    record = place.commit(ref, *parts, rows_in=10_000)
     assert (record["rows_tagged"], record["rows_rejected"]) == (10_000 - len(rejected), len(rejected))
     assert most <= 20, f"{most} of {len(parts)} parts at a time, where a row group is 16"
-    file = pq.ParquetFile(output.root / record["files"][0]["path"])
+    file = pq.ParquetFile(place.root / record["files"][0]["path"])
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert groups == [4096, 4096, 10_000 - len(rejected) - 2 * 4096]
     assert file.read(["row"])["row"].to_pylist() == [row for row in range(10_000) if row not in rejected]
-    for other in output.refs[1:]:
-        output.commit(other, output.part(other, [0, 1]))
-    output.finish()
-    assert verify_output(output.store, str(output.root)).problems == []
+    for other in place.refs[1:]:
+        place.commit(other, place.part(other, [0, 1]))
+    place.finish()
+    assert verify_output(place.output).problems == []
 
 
-def test_a_commit_record_that_is_another_shards_is_damaged(output: Output) -> None:
-    one, two, _ = output.refs
-    output.commit(one, output.part(one, [0, 1]))
-    commits = output.root / "commits"
+def test_a_commit_record_that_is_another_shards_is_damaged(place: Place) -> None:
+    one, two, _ = place.refs
+    place.commit(one, place.part(one, [0, 1]))
+    commits = place.root / "commits"
     (commits / f"{two.shard}.json").write_bytes((commits / f"{one.shard}.json").read_bytes())
     with pytest.raises(StoreError, match="damaged"):
-        read_commit(output.store, str(output.root), two.shard)
+        place.output.read_commit(two.shard)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from pipelines.config import ActorsConfig, JobConfig
+from pipelines.config import JobConfig
 from sightline.cli import app
 from storage.settings import list_keys
 from tests.support.images import encode, make_rgb
@@ -144,21 +144,3 @@ def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str],
     last = result.stderr.strip().splitlines()[-1]
     assert (result.exit_code, "'score' is string in" in last, "b.parquet" in last) == (2, True, True), last
     assert not (tmp_path / "output").exists()
-
-
-def test_a_pool_without_a_gpu_is_as_large_as_the_machine_and_the_model_want() -> None:
-    assert [ActorsConfig().spread(cores, small=False).smallest for cores in (1, 2, 3, 8, 64)] == [1, 1, 1, 4, 8]
-    small = [ActorsConfig().spread(cores, small=True) for cores in (1, 2, 8, 64)]
-    assert [(pool.smallest, pool.num_cpus) for pool in small] == [(1, 1), (1, 1), (2, 1), (8, 1)]
-    asked = ActorsConfig(max=3)
-    assert asked.spread(64, small=True) == asked, "whoever says something is believed"
-
-
-def test_readers_share_the_cores_of_a_machine_of_their_own() -> None:
-    def spread(**keys: Any) -> list[tuple[int, int]]:
-        config = JobConfig.model_validate({"input": "in", "output": "out", "labels": ["cat"], **keys})
-        return [config.spread_readers(cores) for cores in (1, 2, 3, 16)]
-
-    assert spread() == [(1, 1), (1, 2), (2, 2), (8, 2)]
-    assert spread(rows_per_shard=200) == [(1, 1), (2, 1), (3, 1), (16, 1)], "another goes on between two small shards"
-    assert spread(ray={"readers": 5}) == [(5, 1)] * 4, "whoever says something is believed"

@@ -1,8 +1,8 @@
-"""Inputs packed into shards. A plan is written before any work, and only ever appended to.
+"""The plan: inputs packed into shards. It is written before any work, and later runs only append to it.
 
-Each planning appends files `plan/000000.parquet` and so on, with one row group for each shard: a reader fetches its own
-row group and nothing else, and neither side ever holds the whole plan. A file has a bounded number of shards, because
-whoever wants one row group must read what the file says of all of them.
+Each run that finds new inputs appends plan files (`plan/000000.parquet` and so on) with one row group for each shard. A
+reader fetches only the row group of its shard, and no process holds the whole plan in memory. The number of shards in a
+plan file is bounded, because a reader of one row group must read the file's footer, which describes all of them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.listing import KnownInputs, PlanReport, list_new
 from pipelines.inputs.rows import Input
+from pipelines.output.layout import shard_name
+from pipelines.output.output import Output
 from storage.files import StoreFile
-from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import Entry, Store, StoreOptions, join
+from storage.store import Entry, Store
 
 SEGMENT_SHARDS, SEGMENT_INPUTS = 256, 500_000
-"""A plan file is full at so many shards or inputs: its footer is about 0.3 MB then, and its content about 30 MB."""
+"""The most shards and inputs in a plan file. A full one has a footer of about 0.3 MB and a content of about 30 MB."""
 
 _SCHEMA = pa.schema(
     [
@@ -46,10 +47,11 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardRef:
-    """Where a shard's inputs stand: a row group of a plan file. This is all that the driver holds of a shard.
+    """A shard to process: the row group `group` of the plan file `segment` holds its inputs.
 
-    `rows` is how many images are expected: an estimate where there are tars. `generation` is that of the commit to be
-    made: 0 at first, more where rejected rows are taken up again.
+    The driver holds nothing else of a shard. `rows` is the expected number of images, an estimate if tars are among the
+    inputs. `generation` is the generation that the commit will have: 0 at first, and one more each time that rejected
+    rows are retried.
     """
 
     shard: str
@@ -58,10 +60,15 @@ class ShardRef:
     rows: int
     generation: int = 0
 
+    @property
+    def name(self) -> str:
+        """The name of this generation of the shard, as file names, blocks and receipts have it."""
+        return shard_name(self.shard, self.generation)
+
 
 @dataclass
 class Draft:
-    """New inputs, packed into plan files that lie in a local folder and are not yet part of the output."""
+    """Plan files in a local folder, not yet part of the output. `first` is the number of the first file."""
 
     report: PlanReport
     columns: PassedColumns
@@ -69,19 +76,19 @@ class Draft:
     files: list[Path]
 
 
-def draft_plan(config: JobConfig, options: StoreOptions, columns: PassedColumns, folder: Path) -> Draft:
-    """List the inputs, and pack what is not yet planned into new shards. Writes nothing but local files in `folder`.
+def draft_plan(config: JobConfig, output: Output, columns: PassedColumns, folder: Path) -> Draft:
+    """List the inputs, and pack those that are not planned into new shards. Writes only local files, in `folder`.
 
-    Raises `ConfigError` when the configuration does not fit an input, or when there is nothing at all to do.
+    Adds the passed-through columns of new inputs to `columns`. Raises `ConfigError` when the configuration does not fit
+    an input, or when there is no input at all.
     """
     report = PlanReport()
-    store = open_store(config.output, options)
-    segments = list_segments(store, config.output)
+    segments = output.segments()
     known = KnownInputs(folder / "known.sqlite")
     try:
         for segment in segments:
-            known.add(_read_versions(store, segment))
-        inputs = list_new(config, options, known, columns, report)
+            known.add(_read_versions(output.store, segment))
+        inputs = list_new(config, output.options, known, columns, report)
         draft = Draft(report, columns, len(segments), [])
         draft.files += _write_segments(config, folder, len(segments), inputs, report)
     finally:
@@ -93,25 +100,22 @@ def draft_plan(config: JobConfig, options: StoreOptions, columns: PassedColumns,
     return draft
 
 
-def publish_plan(draft: Draft, store: Store, output: str) -> bool:
-    """Append a draft to the output's plan. False when another run appended meanwhile: its plan may hold the same
-    inputs, so a new draft must be made. What was appended before that stays, and is known to the next draft.
+def publish_plan(draft: Draft, output: Output) -> bool:
+    """Append a draft to the output's plan. Return False if another run has appended to the plan since the draft.
+
+    That run may have planned the same inputs, so the caller must make a new draft. Files of this draft that were
+    appended before stay in the plan, and the new draft takes them into account.
     """
     for number, path in enumerate(draft.files, draft.first):
-        if not store.put_if_absent(join(output, "plan", f"{number:06d}.parquet"), path.read_bytes()):
+        if not output.put_if_absent(f"plan/{number:06d}.parquet", path.read_bytes()):
             return False
     return True
 
 
-def list_segments(store: Store, output: str) -> list[Entry]:
-    """The plan files of an output, in the order in which they were written."""
-    return sorted((e for e in store.list(join(output, "plan")) if e.uri.endswith(".parquet")), key=lambda e: e.uri)
-
-
-def list_shards(store: Store, output: str) -> Iterator[ShardRef]:
-    """Every planned shard, in order."""
-    for segment in list_segments(store, output):
-        with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
+def list_shards(output: Output) -> Iterator[ShardRef]:
+    """Yield all planned shards, in order."""
+    for segment in output.segments():
+        with StoreFile(output.store, segment) as raw, pq.ParquetFile(raw) as file:
             groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             rows = file.read(columns=["rows"])["rows"].combine_chunks()
         number, start = segment.uri.rpartition("/")[2].removesuffix(".parquet"), 0
@@ -121,7 +125,7 @@ def list_shards(store: Store, output: str) -> Iterator[ShardRef]:
 
 
 def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
-    """The inputs of one shard."""
+    """Yield the inputs of a shard. Raises `ConfigError` if the plan file is missing."""
     segment = store.stat(ref.segment)
     if segment is None:
         raise ConfigError(f"{ref.segment} is gone: the plan is part of the output and must stay with it")
@@ -132,7 +136,7 @@ def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
 
 
 def _read_versions(store: Store, segment: Entry) -> Iterator[tuple[str, str]]:
-    """The URIs and versions of a plan file's inputs."""
+    """Yield the URI and version of each input in a plan file."""
     with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
         for batch in file.iter_batches(16_384, columns=["kind", "uri", "size", "etag"]):
             uris, etags = batch["uri"].to_pylist(), batch["etag"].to_pylist()
@@ -145,9 +149,10 @@ def _read_versions(store: Store, segment: Entry) -> Iterator[tuple[str, str]]:
 def _write_segments(
     config: JobConfig, folder: Path, first: int, inputs: Iterable[Input], report: PlanReport
 ) -> Iterator[Path]:
-    """Pack inputs into shards of about `rows_per_shard` rows, and shards into files. Adds to `report`.
+    """Pack inputs into shards of about `rows_per_shard` rows, and shards into plan files. Adds to `report`.
 
-    The parts of one input never stand in two files: a planning that ends between them would lose the later ones.
+    All parts of one input are in one plan file: a run that is killed between two files would lose the later parts,
+    because the next run takes the input for planned.
     """
     segment = Segment(folder, first)
     pending: list[Input] = []
@@ -174,17 +179,17 @@ def _write_segments(
 
 
 class Segment:
-    """A plan file while it is written."""
+    """A plan file that is being written to a local folder."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self.shards = self._inputs = 0
         self._path = folder / f"{number:06d}.parquet"
-        # Readers look rows up by their place: statistics would only make the footer longer.
+        # No reader filters by value, so statistics would only make the footer longer.
         self._writer = pq.ParquetWriter(self._path, _SCHEMA, compression="zstd", write_statistics=False)
 
     def add(self, inputs: list[Input]) -> None:
-        """Write a shard."""
+        """Write a shard as the next row group."""
         columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
         for planned in inputs:
             columns["shard"].append(f"{self.number:06d}-{self.shards:06d}")
@@ -195,10 +200,10 @@ class Segment:
         self._inputs += len(inputs)
 
     def is_full(self) -> bool:
-        """Whether the next shard belongs into another file."""
+        """Tell whether the next shard belongs in a new file."""
         return self.shards >= SEGMENT_SHARDS or self._inputs >= SEGMENT_INPUTS
 
     def close(self) -> Path:
-        """Finish the file."""
+        """Finish the file and return its path."""
         self._writer.close()
         return self._path

@@ -1,0 +1,134 @@
+"""The driver's part of committing: which shards are complete, and Ray tasks that commit them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from pipelines.cluster import COMMIT_CPUS, RETRIES
+from pipelines.inputs.listing import Waiting
+from pipelines.output.commit import commit_shard
+from pipelines.output.parts import ShardSummary, covers
+from pipelines.output.plan import ShardRef
+from pipelines.output.writer import OutputWriter
+from pipelines.progress import Progress
+from pipelines.run_report import RunReport
+
+Parts = dict[str, list[int]]
+"""The URIs of a shard's parts, each with the runs of the rows that the part holds."""
+
+
+@dataclass
+class ShardTracker:
+    """Tracks the shards in progress by their receipts, and finds out when a shard is complete.
+
+    `pending` are the shards that are not complete, by name. Memory holds a few numbers for each part of the shards in
+    progress. Receipts of shards that were taken are ignored; a replayed task may send them.
+    """
+
+    pending: dict[str, ShardRef]
+    parts: dict[str, Parts] = field(default_factory=dict)
+    summaries: dict[str, ShardSummary] = field(default_factory=dict)
+
+    def add(self, receipt: dict[str, Any]) -> ShardSummary | None:
+        """Add a receipt. Return the shard's summary if all rows are now written, or if the shard has to wait.
+
+        Receipts may come in any order, and the one with the summary need not be the last.
+        """
+        shard = receipt["shard"]
+        if shard not in self.pending:
+            return None
+        if receipt["part"]:
+            self.parts.setdefault(shard, {})[receipt["part"]] = receipt["rows"]
+        if receipt["summary"] is not None:
+            self.summaries[shard] = ShardSummary.from_json(receipt["summary"])
+        summary = self.summaries.get(shard)
+        if summary is None:
+            return None
+        complete = bool(summary.wait) or covers([*self.parts.get(shard, {}).values()], summary.rows)
+        return summary if complete else None
+
+    def take(self, shard: str) -> tuple[ShardRef, Parts]:
+        """Return a shard with its parts, and forget them."""
+        self.summaries.pop(shard, None)
+        return self.pending.pop(shard), self.parts.pop(shard, {})
+
+
+class Committer:
+    """Turns receipts into commits while the dataset runs. The commits themselves are Ray tasks.
+
+    `count_at_once` returns how many commits may run at once: the number of shards that are read at once. A commit that
+    finds no idle worker makes Ray start one, which takes longer than the commit itself.
+
+    `waiting` are the shards that the store could not deliver. None of their rows are committed.
+    """
+
+    def __init__(
+        self,
+        pending: Iterable[ShardRef],
+        writer: OutputWriter,
+        report: RunReport,
+        progress: Progress,
+        count_at_once: Callable[[], int],
+    ) -> None:
+        self.waiting: list[Waiting] = []
+        self._tracker = ShardTracker({ref.name: ref for ref in pending})
+        self._writer = writer
+        self._remote_writer = ray.put(writer)
+        self._report = report
+        self._progress = progress
+        self._count_at_once = count_at_once
+        self._complete: deque[tuple[ShardRef, Parts, ShardSummary]] = deque()
+        self._in_flight: list[ray.ObjectRef[None]] = []
+        self._set_aside: set[str] = set()
+        self._unused_parts: list[str] = []
+
+    def receive(self, receipt: dict[str, Any]) -> None:
+        """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`), and start a commit if a shard is complete now."""
+        self._report.add(receipt)
+        self._progress.update(rows=receipt["tagged"] + receipt["rejected"], rejects=receipt["rejected"])
+        shard = receipt["shard"]
+        if shard in self._set_aside and receipt["part"]:
+            self._unused_parts.append(receipt["part"])
+        summary = self._tracker.add(receipt)
+        if summary is not None:
+            ref, parts = self._tracker.take(shard)
+            if summary.wait is None:
+                self._report.lost += summary.lost
+                self._complete.append((ref, parts, summary))
+            else:
+                self._set_aside.add(shard)
+                self._unused_parts += parts
+                self.waiting.append(Waiting(shard, summary.wait, summary.detail, ref.rows))
+                self._progress.update(waiting=1)
+        if self._in_flight:
+            done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
+            self._count(done)
+        self._start_commits()
+
+    def finish(self) -> None:
+        """Wait until all complete shards are committed, then delete the parts of shards that wait."""
+        while self._in_flight:
+            done, self._in_flight = ray.wait(self._in_flight)
+            self._count(done)
+            self._start_commits()
+        for part in self._unused_parts:
+            self._writer.output.store.delete(part)
+
+    def _start_commits(self) -> None:
+        while self._complete and len(self._in_flight) < self._count_at_once():
+            self._in_flight.append(_commit.remote(self._remote_writer, *self._complete.popleft()))
+
+    def _count(self, done: list[ray.ObjectRef[None]]) -> None:
+        for _ in ray.get(done):
+            self._report.shards += 1
+            self._progress.update(shards=1)
+
+
+@ray.remote(num_cpus=COMMIT_CPUS, max_retries=RETRIES)
+def _commit(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> None:
+    commit_shard(writer, ref, parts, summary)

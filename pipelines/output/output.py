@@ -1,0 +1,175 @@
+"""`Output`: the folder or S3 prefix that a job writes to, with its commit records and its manifest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipelines.output.layout import MANIFEST, commit_path, owner_of, parse_commit_path
+from storage.schemes import open_store
+from storage.store import Entry, Store, StoreError, StoreOptions, join
+
+MANIFEST_VERSION = 1
+"""Version of the keys of `manifest.json`."""
+
+_THREADS = 16
+"""Commit records that are fetched at the same time."""
+_TOP_LABELS = 100
+"""Labels that the manifest counts."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output: its URI and how to reach its store, which is opened when it is first used.
+
+    An `Output` can be pickled; the copy opens the store again. Paths are relative to the URI, such as
+    `data/000000-000000-0123456789ab.parquet`. Every method raises `storage.store.StoreError` for trouble of the store.
+    """
+
+    uri: str
+    options: StoreOptions = StoreOptions()
+
+    @cached_property
+    def store(self) -> Store:
+        """The store that holds the output."""
+        return open_store(self.uri, self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "options": self.options}
+
+    def uri_of(self, path: str) -> str:
+        """Return the URI of a file of the output."""
+        return join(self.uri, path)
+
+    def path_of(self, uri: str) -> str:
+        """Return the path in the output of a file's URI."""
+        return uri.removeprefix(self.uri.rstrip("/") + "/")
+
+    def read(self, path: str) -> bytes:
+        """Read a file. Raises `storage.store.NotFound` if there is none."""
+        return self.store.read(self.uri_of(path))
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        """Read a JSON object. Raises `NotFound`, or `StoreError` if the file does not hold a JSON object."""
+        uri = self.uri_of(path)
+        try:
+            value = json.loads(self.store.read(uri))
+        except ValueError as error:
+            raise StoreError(f"{uri} is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise StoreError(f"{uri} is not a JSON object")
+        return value
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is a file at this path."""
+        return self.store.stat(self.uri_of(path)) is not None
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Write a file unless there is one. Return True if the file now holds `data`, whoever wrote it."""
+        return self.store.put_if_absent(self.uri_of(path), data)
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        self.store.delete(self.uri_of(path))
+
+    def segments(self) -> list[Entry]:
+        """Return the plan files, in the order in which they were written."""
+        found = (entry for entry in self.store.list(self.uri_of("plan")) if entry.uri.endswith(".parquet"))
+        return sorted(found, key=lambda entry: entry.uri)
+
+    def files(self) -> Iterator[str]:
+        """Yield the paths of all files in `data/`, `rejects/` and `parts/`, whoever wrote them."""
+        for kind in ("data", "rejects", "parts"):
+            for entry in self.store.list(self.uri_of(kind)):
+                yield self.path_of(entry.uri)
+
+    def commits(self) -> dict[str, int]:
+        """Return the committed shards, each with its highest generation."""
+        found: dict[str, int] = {}
+        for entry in self.store.list(self.uri_of("commits")):
+            if parsed := parse_commit_path(entry.uri):
+                shard, generation = parsed
+                found[shard] = max(generation, found.get(shard, 0))
+        return found
+
+    def read_commit(self, shard: str, generation: int = 0) -> dict[str, Any]:
+        """Read a commit record. Raises `NotFound`, or `StoreError` if the record is damaged or another shard's."""
+        path = commit_path(shard, generation)
+        record = self.read_json(path)
+        counts = ("rows_in", "rows_tagged", "rows_rejected")
+        valid = (
+            record.get("shard") == shard
+            and all(isinstance(record.get(name), int) for name in counts)
+            and all(isinstance(record.get(name), dict) for name in ("reasons", "labels"))
+            and isinstance(record.get("files"), list)
+            and all(isinstance(file, dict) and isinstance(file.get("path"), str) for file in record["files"])
+        )
+        if not valid:
+            raise StoreError(f"{self.uri_of(path)} is damaged: it is no commit record of shard {shard}")
+        return record
+
+    def read_commits(self, commits: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        """Yield the commit records of shards at given generations, in order. A few are fetched ahead."""
+        shards = list(commits)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(shards), 4 * _THREADS):
+                group = shards[start : start + 4 * _THREADS]
+                yield from pool.map(lambda shard: self.read_commit(shard, commits[shard]), group)
+
+    def finish(
+        self,
+        fingerprint: dict[str, Any],
+        planned: Iterable[str],
+        run: dict[str, Any],
+        waiting: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Add up the commit records of the planned shards, delete leftover files, write `manifest.json` and return it.
+
+        Leftover files are those of a committed shard that its commit record does not name, of this or an earlier
+        generation. No later commit can name them, because each generation is committed once. All other files may
+        belong to a run in progress and are kept.
+
+        `run` is the report of this run, `waiting` the shards and inputs that could not be read now. Raises `StoreError`
+        when a commit record is damaged; then nothing is deleted.
+        """
+        shards = list(planned)
+        found = self.commits()
+        commits = {shard: found[shard] for shard in shards if shard in found}
+        totals: Counter[str] = Counter(rows_in=0, rows_tagged=0, rows_rejected=0)
+        reasons: Counter[str] = Counter()
+        labels: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        files: list[dict[str, Any]] = []
+        for record in self.read_commits(commits):
+            for name in totals:
+                totals[name] += record[name]
+            reasons.update(record["reasons"])
+            labels.update(record["labels"])
+            skipped.update(record.get("skipped", {}))
+            files += record["files"]
+        named = {file["path"] for file in files}
+        for path in self.files():
+            owner = owner_of(path)
+            if path not in named and owner is not None and owner[1] <= commits.get(owner[0], -1):
+                self.delete(path)
+        manifest = {
+            "schema_version": MANIFEST_VERSION,
+            "fingerprint": fingerprint,
+            "planned_shards": len(shards),
+            "shards": len(commits),
+            "generations": sum(commits.values()),
+            **totals,
+            "reasons": dict(reasons.most_common()),
+            "skipped_members": dict(skipped.most_common()),
+            "top_labels": dict(labels.most_common(_TOP_LABELS)),
+            "waiting": waiting,
+            "run": run,
+            "files": files,
+        }
+        self.store.put(self.uri_of(MANIFEST), json.dumps(manifest, ensure_ascii=False, indent=1).encode())
+        return manifest

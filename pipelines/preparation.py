@@ -1,0 +1,256 @@
+"""What a run does before the first image: plan the inputs, embed the labels, start the decoders."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES
+from pipelines.config import JobConfig
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.listing import PlanReport
+from pipelines.inputs.rows import Reading
+from pipelines.output.fingerprint import (
+    check_fingerprint,
+    claim_output,
+    make_fingerprint,
+    read_columns,
+    read_fingerprint,
+)
+from pipelines.output.labels import LabelTable, claim_labels, make_label_table, read_label_table
+from pipelines.output.output import Output
+from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.output.retry import list_retries
+from pipelines.output.schema import OutputFormat
+from pipelines.output.writer import OutputWriter
+from pipelines.progress import Progress
+from pipelines.ray_internals import READER_ENVIRONMENT
+from pipelines.sizing import Cluster
+from pipelines.stages.reader import ReaderConfig, prepare_reader
+from pipelines.stages.tagger import TaggerConfig
+from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
+from siglip.config import ModelConfig
+from siglip.heads import check_probes
+from siglip.labels import LabelError, LabelSet
+from siglip.scoring import Floats, Scale
+from storage.mirror import Mirror
+from storage.settings import ConfigError
+from storage.store import NotFound, StoreError, StoreOptions, Unreachable
+
+COMPILE_FLOPS = {"cpu": 1e14, "cuda": 3e16}
+"""Amounts of work for which `compile: auto` compiles the model: about 2,300 images of the base model on a CPU, 700,000 on
+a GPU. With less work, the minute that torch.compile takes is not earned back."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do, and what it does it with.
+
+    `shards` are the names of all planned shards, `commits` those that are committed with their generations, and
+    `pending` the shards to process in this run.
+    """
+
+    model: PinnedModel
+    writer: OutputWriter
+    fingerprint: dict[str, Any]
+    plan: PlanReport
+    shards: list[str]
+    commits: Mapping[str, int]
+    pending: list[ShardRef]
+
+    @property
+    def rows(self) -> int:
+        """The expected number of images in the pending shards."""
+        return sum(ref.rows for ref in self.pending)
+
+
+def find_work(config: JobConfig, progress: Progress, retry: Collection[str] | None = None) -> Work:
+    """Load the model's configuration, plan new inputs, and compare the plan with the commits.
+
+    With `retry`, committed shards with rows rejected for one of these reasons (any reason, if empty) are pending too.
+    Raises `ConfigError` for everything that the user must change, `Unreachable` if the store does not answer.
+    """
+    options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
+    with _as_config_errors():
+        output = Output(config.output, options)
+        model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
+        config.labels.check(model.rule)
+        check_probes(config.labels, model.identity, model.width)
+        progress.say("listing the inputs")
+        plan, writer, fingerprint = extend_plan(config, output, model)
+        planned = list(list_shards(output))
+        commits = output.commits()
+        pending = [ref for ref in planned if ref.shard not in commits]
+        if retry is not None:
+            pending += list_retries(output, planned, commits, retry)
+    return Work(model, writer, fingerprint, plan, [ref.shard for ref in planned], commits, pending)
+
+
+def extend_plan(
+    config: JobConfig, output: Output, model: PinnedModel
+) -> tuple[PlanReport, OutputWriter, dict[str, Any]]:
+    """Plan the new inputs, in an output with the fingerprint of this configuration.
+
+    Also returns the output's writer and the fingerprint. Raises `ConfigError` if the output was made with other settings.
+    """
+    wanted = config.parquet.columns
+    while True:
+        found = read_fingerprint(output)
+        # The first run fixes the types of the columns. Another set of columns is refused as a different fingerprint.
+        fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
+        columns = PassedColumns(wanted, fixed)
+        if found and fixed is not None:  # checked before the listing, which may take long
+            check_fingerprint(found, make_fingerprint(config, model, fixed), output.uri)
+        with tempfile.TemporaryDirectory(prefix="sightline-plan-") as folder:
+            draft = draft_plan(config, output, columns, Path(folder))
+            fingerprint = make_fingerprint(config, model, columns.schema())
+            # An output without planned inputs is not claimed: another configuration may still use it.
+            text = claim_output(output, fingerprint) if found or draft.files else ""
+            if publish_plan(draft, output):
+                break
+            # Another run has appended to the plan meanwhile, perhaps the same inputs: compare again.
+    format_ = OutputFormat(
+        model.width,
+        config.embedding_dtype,
+        bool(config.thumbnails),
+        columns.schema(),
+        bands=config.labels.has_bands(),
+    )
+    return draft.report, OutputWriter(output, format_, text), fingerprint
+
+
+def prepare_readers(
+    config: JobConfig, work: Work, cluster: Cluster, retry: Collection[str] | None = None
+) -> ReaderConfig:
+    """Return the readers' configuration, and start decoder processes while the model is loaded.
+
+    Decoders are only started ahead if the number of readers is known, and if readers do not start at once anyway.
+    """
+    output = work.writer.output
+    reading = Reading(
+        output.options,
+        config.limits.max_bytes,
+        config.parquet,
+        work.writer.format.columns,
+        config.on_changed,
+        config.on_missing,
+    )
+    reader = ReaderConfig(
+        output,
+        work.writer.format,
+        reading,
+        work.model.spec,
+        config.limits,
+        config.decode,
+        config.thumbnails,
+        frozenset(retry or ()),
+        decoders=cluster.decoders,
+        rows_per_decoder=max(1, work.rows // cluster.count_decoders()),
+    )
+    if cluster.readers and not cluster.reads_early:
+        for _ in range(cluster.count_tasks(len(work.pending))):
+            _prepare_reader.remote(reader)
+    return reader
+
+
+def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerConfig:
+    """Return the actors' configuration. The first run that writes to an output embeds its label set.
+
+    Labels are embedded by a Ray task with an actor's resources and not by the driver, which may be a small pod without
+    memory for torch. An unusable checkpoint or machine is thus found before any image is read. Raises `ConfigError`.
+    """
+    model, output = work.model, work.writer.output
+    threads, gpus = max(1, int(cluster.actor_cpus)), cluster.actor_gpus
+    table = _find_labels(output)
+    may_lack = gpus or model.config.device == "cuda" or model.config.compile is True
+    if table is None or may_lack:
+        # Only this task has a time limit, which is for finding a node: embedding ten thousand labels may take longer.
+        _run_like_actor(_check_machine, cluster, model.config, gpus, seconds=ACTOR_START_SECONDS)
+    if table is None:
+        texts, scale = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
+        with _as_config_errors():
+            made = make_label_table(config.labels, texts, scale, model)
+        table = claim_labels(output, made)
+    if model.config.compile == "auto":
+        worth_it = work.rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
+        resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
+        model = replace(model, config=resolved)
+    return TaggerConfig(model, config.labels, table.head, threads, gpus)
+
+
+@contextmanager
+def _as_config_errors() -> Iterator[None]:
+    """Turn errors of the store, the checkpoint and the labels into `ConfigError`, except `Unreachable`.
+
+    Before any work these are for the user to correct. A store that does not answer is not.
+    """
+    try:
+        yield
+    except Unreachable:
+        raise
+    except (StoreError, CheckpointError, LabelError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _find_labels(output: Output) -> LabelTable | None:
+    with _as_config_errors():
+        try:
+            return read_label_table(output)
+        except NotFound:
+            return None
+
+
+@ray.remote(num_cpus=READER_CPUS, max_retries=0, runtime_env=READER_ENVIRONMENT)
+def _prepare_reader(config: ReaderConfig) -> None:
+    """Start a worker's decoders. If this task fails, the first shard's task does the same."""
+    import ray.data  # noqa: F401  # the 300 modules that every task of Ray Data imports first
+
+    prepare_reader(config)
+
+
+@ray.remote(max_retries=RETRIES)
+def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
+    import torch
+
+    from siglip.encoder import Encoder
+
+    torch.set_num_threads(threads)
+    config = model.config.model_copy(update={"compile": False})
+    encoder = Encoder(replace(model, config=config), gpus=gpus)
+    encoder.warm_up()
+    return encoder.embed_labels(labels), encoder.scale
+
+
+@ray.remote(max_retries=RETRIES)
+def _check_machine(model: ModelConfig, gpus: float) -> None:
+    from siglip.encoder import check_machine
+
+    check_machine(model, gpus)
+
+
+def _run_like_actor(task: Any, cluster: Cluster, *arguments: Any, seconds: float | None = None) -> Any:
+    """Run a Ray task with the resources of an actor, and return its result.
+
+    Raises `ConfigError` if the task has not ended within `seconds`, which means that no node has room for an actor.
+    """
+    resources = cluster.actors.resources
+    cpus, gpus = cluster.actor_cpus, cluster.actor_gpus
+    result = task.options(num_cpus=cpus, num_gpus=gpus, resources=resources).remote(*arguments)
+    try:
+        return ray.get(result, timeout=seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(result)
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in {"CPUs": cpus, "GPUs": gpus, **resources}.items())
+        raise ConfigError(
+            f"actors: no node had room for one of {wanted} within {seconds:g} seconds: ask for less, or add such a node"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CheckpointError):
+            raise ConfigError(str(error.cause)) from error
+        raise

@@ -1,0 +1,144 @@
+"""What the batch job uses of Ray beyond its documented interface, each item with its reason. No other file of
+`pipelines` relies on such behaviour, except `pipelines.worker_path`, which sets the workers' module search path.
+
+`tests/quick/pipelines/test_ray_internals.py` fails with the item that an installed Ray no longer has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+TESTED_RAY = "2.60.0"
+"""The version of Ray that these items were tested with, as in constraints.txt."""
+
+READER_ENVIRONMENT = {"env_vars": {"SIGHTLINE_STAGE": "read"}}
+"""The runtime environment of reader tasks. Nothing reads the variable.
+
+Ray runs a task in any idle worker with the task's runtime environment. With an environment of their own, readers run in
+workers that have read before, so that there are no more workers with decoder processes than shards read at once. When
+all workers had the same environment, 300 shards left seven decoders of 240 MiB each, of which two were working.
+"""
+
+CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+"""The environment variable with the log level of Ray's core, which `ray.init` reads once."""
+
+DATA_LOGGER = "ray.data"
+"""Ray Data's logger. Before it raises the exception that ends a run, it logs the exception with its stack."""
+
+IGNORED_WARNINGS: dict[str, type[Warning]] = {
+    # The number of retries of a task or actor can only be set through `ray_remote_args`.
+    "ray_remote_args": DeprecationWarning,
+    # The pool may have more actors than there are shards at first: a shard becomes many blocks.
+    "minimum number of concurrent actors": UserWarning,
+}
+"""Warnings of Ray Data that do not apply to the batch job: a part of the text, and the category."""
+
+DATA_SETTINGS = (
+    "target_max_block_size",
+    "enable_progress_bars",
+    "max_errored_blocks",
+    "wait_for_min_actors_s",
+    "max_consecutive_actor_init_deaths",
+)
+"""The attributes of `ray.data.DataContext` that the batch job sets."""
+
+
+@cache
+def warn_untested_ray() -> None:
+    """Print one line on the standard error if the installed Ray is newer than `TESTED_RAY`. Later calls do nothing."""
+    message = describe_untested_ray(version("ray"))
+    if message:
+        print(message, file=sys.stderr)
+
+
+def describe_untested_ray(installed: str) -> str | None:
+    """Return a warning in one line if `installed`, a version of Ray, is newer than `TESTED_RAY`, else None."""
+    if _parse_version(installed) <= _parse_version(TESTED_RAY):
+        return None
+    return (
+        f"warning: Ray {installed} is installed, and Sightline was tested with Ray {TESTED_RAY}: "
+        f"if a job fails inside Ray, install ray=={TESTED_RAY}"
+    )
+
+
+def _parse_version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+@contextmanager
+def keep_sigterm() -> Iterator[None]:
+    """Keep the caller's SIGTERM handler while `ray.init` runs, which installs its own.
+
+    Ray's handler would end the process with exit code 15 and a stack trace. Ray's core also installs a handler below
+    Python's; setting Python's again replaces that one too. Outside the main thread Ray leaves signals alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM and callable(handler):  # SIGTERM came while Ray was starting
+            handler(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def quiet_core() -> Iterator[None]:
+    """Silence Ray's core while `ray.init` runs, and for the length of the process.
+
+    Ray Data keeps its actors' arguments in the object store, and Ray's core logs an error about each of them. The log
+    level that prevents it is announced on the standard error, which is therefore closed meanwhile.
+    """
+    os.environ.setdefault(CORE_LOG_LEVEL, "fatal")
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def quiet_data() -> None:
+    """Silence Ray Data's logger and its warnings that do not apply, for the length of the process.
+
+    The exception that ends a run is raised all the same, and the command shows it in one line.
+    """
+    logging.getLogger(DATA_LOGGER).setLevel(logging.CRITICAL)
+    for text, category in IGNORED_WARNINGS.items():
+        warnings.filterwarnings("ignore", f".*{text}.*", category=category)
+
+
+@contextmanager
+def data_settings(settings: dict[str, Any]) -> Iterator[None]:
+    """Set attributes of Ray Data's context, all among `DATA_SETTINGS`, and restore them afterwards.
+
+    The context belongs to the whole process, which may use Ray Data for something else.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = {name: getattr(context, name) for name in settings}
+    for name, value in settings.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
