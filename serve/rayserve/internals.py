@@ -62,8 +62,8 @@ def describe_untested_ray(installed: str | None = None) -> str | None:
     if _parse_version(installed) <= _parse_version(TESTED_RAY):
         return None
     return (
-        f"warning: Ray {installed} is newer than {TESTED_RAY}, with which this endpoint was tested: it uses private "
-        "names of Ray Serve"
+        f"warning: Ray {installed} is installed, and Sightline was tested with Ray {TESTED_RAY}: "
+        f"if the endpoint fails inside Ray Serve, install ray[serve]=={TESTED_RAY}"
     )
 
 

@@ -118,7 +118,7 @@ def test_the_command_prints_the_warning_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(serving, "endpoint", start)
     result = CliRunner().invoke(app, ["serve", str(ROOT / "configs" / "endpoint.yaml"), "--port", str(free_port())])
     assert "started" in result.stderr
-    assert " ".join(result.stderr.split()).count("Ray 99.1.0 is newer than") == 1
+    assert " ".join(result.stderr.split()).count("Ray 99.1.0 is installed") == 1
 
 
 def test_no_other_file_of_the_endpoint_uses_a_private_name() -> None:
