@@ -1,9 +1,10 @@
-"""How a command ends: errors as one line, and the exit codes that scripts read."""
+"""The end of a command: errors as one line, signals, and the exit codes that scripts read."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +22,11 @@ from storage.settings import ConfigError
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
 GRACE_SECONDS = 20.0
-"""How long Ray may take to shut down after SIGTERM: Kubernetes sends SIGKILL after 30, if not told otherwise."""
+"""How long Ray may take to shut down after SIGTERM. Kubernetes sends SIGKILL 30 s after SIGTERM by default."""
+RAY_DATA_HINTS = re.compile(r"^Failed to .+ after \d+/\d+ attempts", re.MULTILINE)
+"""The first line of the advice that Ray Data adds to an exception's message. The advice is for programmers."""
+RAY_DATA_WRAPPER = "UDF failed to process a data block."
+"""The message of the exception that Ray Data raises from the original one, which only the traceback then shows."""
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -29,13 +34,17 @@ err = Console(stderr=True, soft_wrap=True)
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Errors as one line and an exit code, and signals as an end that leaves no process behind."""
+    """Turn an exception into one line on stderr and an exit code. Turn SIGTERM into an orderly shutdown.
+
+    `ConfigError` ends with 2, Ctrl-C with 130, SIGTERM with 143, and other exceptions with 1. After SIGTERM the process
+    ends within `GRACE_SECONDS` in any case. With SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
+    """
     terminated = threading.Event()
     last_resort = threading.Timer(GRACE_SECONDS, os._exit, [TERMINATED])
     last_resort.daemon = True
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the shutdown
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM would interrupt the shutdown
         logging.disable()  # Ray Data would log the stack at which it was interrupted
         terminated.set()
         last_resort.start()
@@ -53,24 +62,41 @@ def report_errors() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if terminated.is_set():  # Ray makes other errors of what a signal raises within it
+        if terminated.is_set():  # Ray turns an exception that a signal handler raises in its code into its own
             fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
-        cause = getattr(error, "cause", None) or error
-        lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-        fail(f"the run failed: {lines[-1].strip()} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
+        fail(f"the run failed: {summarize_error(error)} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)
         last_resort.cancel()
 
 
+def summarize_error(error: Exception) -> str:
+    """Return the last line of an exception's message, which is the original exception's for an exception of Ray.
+
+    Ray's exceptions have the original one as `cause`, and the worker's traceback as their text.
+    """
+    cause = getattr(error, "cause", None) or error
+    message = _without_hints(str(cause))
+    if message.strip() == RAY_DATA_WRAPPER:
+        original = str(error).partition("The above exception was the direct cause")[0]
+        message = original if original != str(error) else message
+    lines = [line for line in message.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(cause).__name__
+
+
+def _without_hints(message: str) -> str:
+    found = RAY_DATA_HINTS.search(message)
+    return message[: found.start()] if found else message
+
+
 class _Terminated(BaseException):
-    """SIGTERM arrived: unwinds like Ctrl-C, so that Ray is shut down."""
+    """SIGTERM arrived. Raised through all frames as Ctrl-C is, so that Ray is shut down."""
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what is wrong, on one line, and end."""
+    """Print what is wrong to stderr, on one line, and end with an exit code."""
     err.print(f"[red]sightline:[/red] {escape(' '.join(message.split()))}", highlight=False)
     sys.stdout.flush()
     raise typer.Exit(code)
