@@ -1,1 +1,1 @@
-"""The ground floor: the object store, and the reading of YAML settings. Knows nothing of images or models."""
+"""Object stores (local folders, S3) and YAML settings. This package knows nothing of images or models."""

@@ -1,4 +1,4 @@
-"""A stored object as a file."""
+"""Stored objects as Python file objects, with ranged reads and read-ahead."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 from storage.store import Changed, Entry, NotFound, Store, show
 
 READ_BYTES = 8 * 2**20
-"""A `StoreFile`'s largest ranged read. At 8 MB the 30 ms that S3 takes to answer are a small part of the transfer."""
+"""Largest ranged read of a `StoreFile`. With 8 MB the 30 ms until S3 responds are a small part of the transfer."""
 LEAST_BYTES = 64 * 2**10
-"""The smallest. Less costs S3 as much time; Parquet's footer is first read by this much."""
+"""Smallest ranged read. S3 takes as long for fewer bytes. pyarrow first reads this much of a Parquet file's footer."""
 _THREADS = 4
 
 
 class StoreFile(io.RawIOBase):
-    """A stored object as a file: reads by ranges of one ETag, seeks, never sees half an object.
+    """A stored object as a seekable file for reading. All bytes are of the version that `entry` names by its ETag.
 
-    A read gives all it was asked for, up to the object's end. One of more than `chunk_bytes` is fetched in ranges, a
-    few at a time. Whoever reads on from where the last read ended gets ranges that grow with the way already gone, up
-    to `chunk_bytes`, and the next one fetched meanwhile: a tar is streamed, and of a file in which a reader jumps about
-    (Parquet) at most about as much is read for nothing as was read for something.
+    A read returns all requested bytes, up to the end of the object. A read of more than `chunk_bytes` is fetched in
+    several ranges, a few at a time. For sequential reads the ranges grow with the number of bytes already read, up to
+    `chunk_bytes`, and the next range is fetched ahead in the background, so a tar is streamed. Read-ahead never wastes
+    much more than the number of bytes that were requested, also for random access (Parquet).
 
-    Wrap it in `io.BufferedReader` for small reads. For one thread at a time. Raises the store's errors, and `Changed`
-    where the object is shorter than its entry says.
+    Wrap it in `io.BufferedReader` for small reads. One thread may use it at a time. Raises the store's errors, and
+    `Changed` when the object is shorter than its entry says.
     """
 
     def __init__(self, store: Store, entry: Entry, chunk_bytes: int = READ_BYTES) -> None:
         super().__init__()
         if entry.size < 0:
-            raise NotFound(f"{show(entry.uri)} is nothing that can be read")
+            raise NotFound(f"{show(entry.uri)} is not a file that can be read")
         self._chunk_bytes = chunk_bytes
         self._store = store
         self._entry = entry
         self._position = 0
-        self._run = 0  # where the reading without jumps began that `_chunk` is the latest of
+        self._run = 0  # where the current sequential read began; `_chunk` is its latest range
         self._start, self._chunk = 0, b""
         self._ahead: tuple[int, int, Future[bytes]] | None = None
         self._pool = ThreadPoolExecutor(_THREADS)
@@ -86,12 +86,12 @@ class StoreFile(io.RawIOBase):
         super().close()
 
     def _take(self, view: memoryview) -> int:
-        """What is here already of the bytes at the position: 0 where none are."""
+        """Copy bytes at the position that are already in memory, and return their number, which may be 0."""
         if self._ahead and self._ahead[0] <= self._position < self._ahead[1]:
             self._start, end, future = self._ahead
             self._ahead, self._chunk = None, b""
             self._chunk = future.result()
-            self._read_on(end)
+            self._read_ahead(end)
         if not self._start <= self._position < self._start + len(self._chunk):
             return 0
         offset = self._position - self._start
@@ -100,7 +100,7 @@ class StoreFile(io.RawIOBase):
         return len(part)
 
     def _fetch(self, view: memoryview) -> int:
-        """Fetch what is asked for and, of reading without jumps, half as much again as was read so far."""
+        """Fetch the requested bytes; in a sequential read also half as many more as were read so far."""
         begin = self._position
         if begin != self._start + len(self._chunk):
             self._run = begin
@@ -113,11 +113,11 @@ class StoreFile(io.RawIOBase):
         end = min(begin + length, self._entry.size)
         self._start, self._chunk = begin, self._range(begin, end)
         if begin > self._run:
-            self._read_on(end)
+            self._read_ahead(end)
         return self._take(view)
 
     def _fetch_large(self, view: memoryview) -> int:
-        """Fill the view by ranges, `_THREADS` at a time, of which no more than that are held beside it."""
+        """Fill the view from ranges, `_THREADS` at a time. No more than that are in memory besides the view."""
         begin, end = self._position, self._position + len(view)
         starts = deque(range(begin, end, self._chunk_bytes))
         waiting: deque[tuple[int, Future[bytes]]] = deque()
@@ -129,12 +129,13 @@ class StoreFile(io.RawIOBase):
             start, future = waiting.popleft()
             data = future.result()
             view[start - begin : start - begin + len(data)] = data
-        # Who asks for this much knows what is needed: nothing is guessed from it.
+        # The caller of such a large read knows what it needs, so no read-ahead is derived from it.
         self._run = self._start = end
         self._chunk = b""
         return len(view)
 
-    def _read_on(self, begin: int) -> None:
+    def _read_ahead(self, begin: int) -> None:
+        """Start fetching the next range in the background."""
         end = min(begin + min(max((begin - self._run) // 2, LEAST_BYTES), self._chunk_bytes), self._entry.size)
         if begin < end:
             self._ahead = (begin, end, self._pool.submit(self._range, begin, end))

@@ -1,4 +1,4 @@
-"""Folders on a disk that every worker sees."""
+"""The store for local folders, on a disk that every worker sees."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.store import ATTEMPTS, Changed, Entry, Forbidden, InvalidUri, NotFo
 
 _INVALID = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ))
 _FORBIDDEN = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
-# What a disk that other machines hold, or a failing one, answers.
+# Errors of a network file system or a failing disk, which may pass.
 _UNREACHABLE = frozenset(
     (
         errno.EIO,
@@ -39,20 +39,20 @@ _UNREACHABLE = frozenset(
     )
 )
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
-# What `link` answers on a file system that has no hard links.
+# Errors of `link` on a file system without hard links.
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
 _RENAME_NOREPLACE = 1
 
 
 class LocalStore:
-    """Folders on a disk that every worker sees.
+    """Files in folders on a disk that every worker sees. See `storage.store.Store` for the methods.
 
-    A write is a temporary file beside the place, synced, then renamed or linked into it. Trouble of the disk is raised
-    at once: the kernel and its network file systems have retried already.
+    A write goes to a temporary file in the same folder, which is synced and then renamed or linked to its name. Disk
+    errors are raised without a retry, because the kernel and its network file systems have already retried.
     """
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        # One folder's names at a time, and no recursion: trees may be deeper than Python's stack.
+        # No recursion, because folders may be nested deeper than Python's stack. One folder's names at a time.
         root = _local(prefix)
         open_folders: list[tuple[str, tuple[int, int], Iterator[str]]] = []
 
@@ -103,7 +103,7 @@ class LocalStore:
     def read(self, uri: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
         path = _local(uri)
         with _translate(path):
-            # A pipe without a writer would be waited for.
+            # Without O_NONBLOCK, opening a pipe that has no writer would block.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(descriptor)
@@ -117,7 +117,7 @@ class LocalStore:
                 file.seek(start)
                 data = file.read(stop - start)
                 while len(data) < stop - start and (more := file.read(stop - start - len(data))):
-                    data += more  # the kernel gives 2 GiB at most at once
+                    data += more  # the kernel returns at most 2 GiB from one read
                 if len(data) < stop - start or (etag and _etag(os.fstat(descriptor)) != etag):
                     raise Changed(f"{show(path)} changed while it was read")
         return data
@@ -141,24 +141,24 @@ class LocalStore:
                 return self.read(path) == data
             except NotFound:
                 if os.path.lexists(path):
-                    raise StoreError(f"{show(path)} exists and is no file that can be read") from None
+                    raise StoreError(f"{show(path)} exists and is not a file that can be read") from None
                 time.sleep(0.05 * 2**attempt)  # removed since
-        raise StoreError(f"{show(path)}: created and removed again and again by others")
+        raise StoreError(f"{show(path)}: other processes create and remove it repeatedly")
 
     def delete(self, uri: str) -> None:
         path = _local(uri)
         with contextlib.suppress(NotFound), _translate(path):
             os.unlink(path)
-        # S3 has no folders: an empty one means nothing here either.
+        # Object stores have no folders, so an empty folder is removed too.
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(path))
 
 
 def _move_new(temporary: str, path: str) -> None:
-    """Give a finished file its name, unless that is taken. Raises `FileExistsError`.
+    """Give a finished temporary file its name, unless a file has that name: then raise `FileExistsError`.
 
-    By a hard link; on a file system without them by a rename that replaces nothing. Both are atomic, so nobody ever
-    reads half a file, which creating it in place could not promise.
+    Uses a hard link, or on a file system without hard links a rename that never replaces a file. Both are atomic. A
+    file that is created under its final name could be read before it is complete.
     """
     try:
         return os.link(temporary, path)
@@ -174,23 +174,23 @@ def _move_new(temporary: str, path: str) -> None:
         if number not in _NO_LINKS:
             raise OSError(number, os.strerror(number), path)
     raise StoreError(
-        f"{show(path)}: this file system can neither link a file nor rename it without replacing another, so two runs "
-        "could not be told apart: use another disk or s3://"
+        f"{show(path)}: this file system has neither hard links nor renames that never replace a file, so two runs "
+        "could overwrite each other's commits: use another disk or an object store"
     )
 
 
 def _write(path: str, data: bytes | IO[bytes], move: Callable[[str, str], None]) -> os.stat_result:
-    """`data` safely on the disk under a name of its own beside `path`, then moved there. The file's state, once it is.
+    """Write `data` to a temporary file in the folder of `path`, sync it, and `move` it there. Returns its status.
 
-    Another run that ends meanwhile removes folders that it finds empty, and what it takes for a killed run's: then all
-    of it is done again. Raises what `move` raises.
+    A run that ends at the same time may remove the folder while it is empty, or the temporary file, which looks like
+    one of a killed run. Then everything is done again. Raises the errors of `move`.
     """
     folder, name = os.path.split(path)
     if name in ("", ".", ".."):
         raise InvalidUri(f"{show(path)}: no file can have this name")
     attempt = 0
     while True:
-        # The name's beginning, by which a killed run's leftovers are recognised; all of it could be too long with more.
+        # Temporary files of a killed run are recognised by the start of the name. The whole name could get too long.
         temporary = os.path.join(folder, f".{name[:50]}.{uuid.uuid4().hex}.tmp")
         try:
             os.makedirs(folder or ".", exist_ok=True)
@@ -216,16 +216,17 @@ def _write(path: str, data: bytes | IO[bytes], move: Callable[[str, str], None])
 
 @contextlib.contextmanager
 def _translate(path: str, writing: bool = False) -> Iterator[None]:
-    """The operating system's errors as the store's, by their number."""
+    """Raise errors of the operating system as `StoreError`s."""
     try:
         yield
     except OSError as error:
-        raise _trouble(path, error, writing) from error
+        raise _explain(path, error, writing) from error
     except ValueError as error:  # a NUL, or a character that no name on this disk can have
         raise InvalidUri(f"{show(path)}: no file can have this name") from error
 
 
-def _trouble(path: str, error: OSError, writing: bool) -> StoreError:
+def _explain(path: str, error: OSError, writing: bool) -> StoreError:
+    """The store's error for an error of the operating system, by its number."""
     number, what = error.errno or 0, error.strerror or str(error)
     if number in _INVALID:
         return InvalidUri(f"{show(path)}: {what}")

@@ -1,4 +1,4 @@
-"""A prefix of the object store, copied to this machine once and found again."""
+"""Local copies of prefixes in an object store: each version is downloaded once to each machine."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from storage.store import Entry, NotFound, Store, StoreError, StoreOptions
 
 @dataclass(frozen=True)
 class Mirror:
-    """Copies of prefixes in the folder `SIGHTLINE_CACHE` (~/.cache/sightline), each named after its files' ETags.
+    """Local copies of prefixes, in the folder `SIGHTLINE_CACHE` (default ~/.cache/sightline).
 
-    Small and picklable: every node has its own copies. Knows nothing of what is in the files. Nothing is ever removed.
+    A copy's folder is named after the ETags of its files, so another version gets another folder. Copies are never
+    removed. The object is small and picklable, and every node makes its own copies. It does not read the files.
     """
 
     options: StoreOptions
 
     def identify(self, prefix: str, wanted: Callable[[str], bool]) -> str:
-        """A string that changes when one of the wanted files directly under the prefix does. Raises `StoreError`."""
-        return self._look(open_store(prefix, self.options), prefix, wanted)[0]
+        """A string that changes when a wanted file directly under the prefix changes. Raises `StoreError`."""
+        return self._list(open_store(prefix, self.options), prefix, wanted)[0]
 
     def fetch(self, prefix: str, wanted: Callable[[str], bool], now: Callable[[str], bool]) -> tuple[Path, str]:
-        """The folder of the wanted files' copy, of which those that are needed `now` are there; and its identity.
+        """Download the `wanted` files that are needed `now`. Returns the folder of the copy, and its identity.
 
-        Several processes may fetch at once: a file appears under its name when it is whole. Raises `StoreError`.
+        Several processes may fetch at the same time: a file gets its name when it is complete. Raises `StoreError`.
         """
         store = open_store(prefix, self.options)
-        identity, entries = self._look(store, prefix, wanted)
+        identity, entries = self._list(store, prefix, wanted)
         root = Path(os.environ.get("SIGHTLINE_CACHE", "~/.cache/sightline")).expanduser()
         folder = root / identity
         for name, entry in entries.items():
@@ -49,19 +50,19 @@ class Mirror:
                 ) from error
         return folder, identity
 
-    def _look(self, store: Store, prefix: str, wanted: Callable[[str], bool]) -> tuple[str, dict[str, Entry]]:
+    def _list(self, store: Store, prefix: str, wanted: Callable[[str], bool]) -> tuple[str, dict[str, Entry]]:
         root = prefix.rstrip("/") + "/"
         found = {e.uri.removeprefix(root): e for e in store.list(prefix)}
         entries = {name: found[name] for name in sorted(found) if "/" not in name and wanted(name)}
         if not entries:
             raise NotFound(f"{prefix}: there is no checkpoint under this prefix")
-        # With the quotes that S3 puts around ETags: copies that were made before stay valid.
+        # The quotes around ETags are S3's. They are kept so that existing copies stay valid.
         lines = "\n".join(f'{name} "{entry.etag}"' for name, entry in entries.items())
         return hashlib.sha256(lines.encode()).hexdigest(), entries
 
 
 def _copy(store: Store, entry: Entry, target: Path) -> None:
-    """Whole or not at all: half of a file is not left, whatever fails."""
+    """Download an object to a file. After an error no incomplete file is left."""
     file = tempfile.NamedTemporaryFile(dir=target.parent, delete=False)  # noqa: SIM115
     try:
         with file, StoreFile(store, entry) as source:

@@ -1,4 +1,4 @@
-"""URI schemes and the store that holds each: a new object store is one entry in `SCHEMES`."""
+"""URI schemes and their stores. A new object store is one entry in `SCHEMES`; no other module knows the schemes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def _open_s3(options: StoreOptions) -> Store:
 
 
 SCHEMES: dict[str, Callable[[StoreOptions], Store]] = {"file": _open_local, "s3": _open_s3}
-"""Each scheme with the function that opens its store. A path without a scheme is a local one."""
+"""By scheme, the function that opens its store. A path without a scheme is a local path."""
 
 
 def scheme_of(uri: str) -> str | None:
-    """The scheme of a URI, such as `s3`; None for a path without one. The scheme need not be supported."""
+    """The scheme of a URI, such as `s3`, or None for a path without a scheme. It need not be a supported one."""
     found = _SCHEME.match(uri)
     return found[1] if found else None
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI is in an object store rather than on a disk: it has a scheme other than `file`."""
+    """Whether a URI names something in an object store, not on a disk: it has a scheme other than `file`."""
     return scheme_of(uri) not in (None, "file")
 
 

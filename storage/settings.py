@@ -1,4 +1,4 @@
-"""Settings files: YAML checked against a pydantic model, with errors of one line that say what to change."""
+"""Settings files: YAML that is checked against a pydantic model, with one-line errors that say what to change."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class ConfigError(Exception):
-    """Something the user must change before work can start. One line; the command line exits with 2."""
+    """An error in the configuration, which the user must correct. The message is one line; commands exit with 2."""
 
 
 def read_settings(path: Path, example: str) -> dict[str, Any]:
-    """The keys and values of a YAML file, not yet checked. `example` is a line that such a file may hold.
+    """The keys and values of a YAML file, not yet checked. `example` is a valid line, for the error message.
 
     Raises `ConfigError`.
     """
@@ -36,9 +36,9 @@ def read_settings(path: Path, example: str) -> dict[str, Any]:
 
 
 def check_settings(path: Path, raw: Mapping[str, Any], model: type[Settings]) -> Settings:
-    """The keys and values as the model that they stand for.
+    """Check keys and values against `model` and return an instance of it.
 
-    Raises `ConfigError`, one line, naming the key and, for an unknown key, the nearest known one.
+    Raises `ConfigError`, whose line names the wrong key and, for an unknown key, the most similar known key.
     """
     try:
         return model.model_validate(raw)
@@ -47,7 +47,7 @@ def check_settings(path: Path, raw: Mapping[str, Any], model: type[Settings]) ->
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`key.path=value` to the path and the value read as YAML: `actors.max=4`, `labels=[cat, dog]`.
+    """Split `key.path=value` into the path and the value, read as YAML: `actors.max=4`, `labels=[cat, dog]`.
 
     Raises `ConfigError`.
     """
@@ -61,10 +61,10 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def override_key(raw: dict[str, Any], dotted: str, value: Any, model: type[BaseModel]) -> None:
-    """Set the value of a dotted key path of a `model`'s settings, making the mappings on the way.
+    """Set the value of a dotted key path in the settings of a `model`. Missing mappings on the path are created.
 
-    Where a model says which of its keys a bare list or string stands for (`shorthand`), one key beside it can be set:
-    `labels: [a, b]` and `--set labels.top_k=1` mean the same label set with one key changed.
+    A model's `shorthand` is the key that a bare list or string stands for. With it other keys of that model can be set
+    too: with `labels: [a, b]`, `--set labels.top_k=1` changes one key of the same label set.
     """
     *parents, last = dotted.split(".")
     target, here = raw, model
@@ -81,7 +81,7 @@ def override_key(raw: dict[str, Any], dotted: str, value: Any, model: type[BaseM
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation as one line that names the key and what to change."""
+    """The first error of a validation, as one line that names the key and says what to change."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
@@ -96,7 +96,7 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def list_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
-    """Every key as (dotted path, default, description): the documentation of the schema, made from it."""
+    """Every key of a model as (dotted path, default, description), for the documentation."""
     rows = []
     for name, field in model.model_fields.items():
         nested = _nested(field.annotation)

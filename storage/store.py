@@ -1,10 +1,10 @@
-"""The object store: list, ranged read, put, put-if-absent, delete; local folders and s3:// alike.
+"""The interface of an object store: list, ranged read, put, put-if-absent, delete.
 
-Paths are taken literally: a `#`, a `%20` or a space in a name is that character. Nothing is percent-decoded.
+Paths are literal: a `#`, a `%20` or a space in a name is that character. Nothing is percent-decoded.
 
-Every method raises `StoreError` or one of its five kinds and nothing else, whatever the name it is given. Trouble that
-may pass (a refused connection, silence, 5xx, a body that breaks off) is retried `ATTEMPTS` times in all before it is
-raised; see `storage/s3.py` for how long that takes at most.
+Every method raises `StoreError` or one of its five subclasses and nothing else, for every possible name. Errors that
+may pass (a refused connection, a silent one, 5xx, a body that breaks off) are raised after `ATTEMPTS` attempts in all.
+A store's module says how long that takes at most.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHOWN = 400
 
 
 class StoreError(Exception):
-    """The store could not do what was asked, and none of the kinds below says why: no space left, a write refused.
+    """An operation of the store failed. Raised itself for causes without a subclass, such as no space left.
 
     The message is one line that names the URI.
     """
@@ -30,37 +30,40 @@ class NotFound(StoreError):
 
 
 class Forbidden(StoreError):
-    """The credentials are missing, expired or not allowed to do this, or the object is archived."""
+    """The credentials are missing, expired or lack a permission, or the object is archived."""
 
 
 class Changed(StoreError):
-    """The object is no longer the one that was listed: its ETag differs, or it is shorter."""
+    """The object is another version than the listed one: its ETag differs, or it is shorter."""
 
 
 class InvalidUri(StoreError):
-    """This can never be an object's name: another scheme, no bucket, a NUL, too long, a symbolic link to itself."""
+    """No object can have this name: an unknown scheme, no bucket, a NUL, too long, a symbolic link to itself."""
 
 
 class Unreachable(StoreError):
-    """The store does not answer, or answers that it cannot now (5xx, SlowDown), also after retries."""
+    """The store does not respond, or responds that it cannot now (5xx, SlowDown), also after retries."""
 
 
 def show(uri: str) -> str:
-    """A URI for a message: one line, whatever it holds, and not longer than a screen."""
+    """A URI for a message: always one line of printable characters, and cut off after 400."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in uri)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(uri)} characters)"
 
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How to reach S3. Travels to every task; holds no secret."""
+    """How to reach an object store. It is sent to every task, and holds no secret."""
 
     endpoint: str | None = None
     region: str | None = None
 
     @classmethod
     def from_environment(cls, endpoint: str | None = None, region: str | None = None) -> StoreOptions:
-        """What is configured, else what the AWS tools read: spelled out, because workers have another environment."""
+        """The given values, or those of the environment variables that the AWS tools read.
+
+        They are resolved here because the workers of a cluster have another environment.
+        """
         environment = os.environ
         return cls(
             endpoint or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None,
@@ -70,9 +73,9 @@ class StoreOptions:
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing. `etag` is S3's, or size and modification time on a local disk.
+    """One object of a listing. `size` is in bytes. `etag` is the store's, or size and modification time on a disk.
 
-    What a listing finds but cannot be read (a link to nothing, a pipe, a socket, a device) has size -1 and no ETag.
+    A name that is listed but cannot be read (a link to nothing, a pipe, a socket, a device) has size -1 and no ETag.
     """
 
     uri: str
@@ -81,31 +84,35 @@ class Entry:
 
 
 class Store(Protocol):
-    """What the pipeline needs of a store. Every method takes whole URIs and raises `StoreError`."""
+    """An object store. Every method takes whole URIs and raises `StoreError`."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All objects under a folder, at any depth, in no promised order; nothing when there are none.
+        """All objects under a folder, at any depth, in no particular order. Empty when there are none.
 
-        Streams. A listing that cannot be finished raises: half of one never looks like a whole.
+        The listing is streamed. It raises when it cannot be completed, so it never ends early without an error.
         """
 
     def stat(self, uri: str) -> Entry | None:
-        """The object of exactly this name, or None. A folder, a pipe or a device is no object."""
+        """The object with exactly this name, or None. A folder, a pipe or a device is not an object."""
 
     def read(self, uri: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
-        """Bytes [start, stop) of an object, all of it by default; `Changed` when its ETag is another.
+        """Bytes [start, stop) of an object, by default all of it. Raises `Changed` when `etag` is not its ETag.
 
-        Exactly `stop - start` bytes, fewer only where the object itself ends. What is cut short is read again.
+        Returns exactly `stop - start` bytes, fewer only where the object itself ends. A response that is cut short is
+        read again.
         """
 
     def put(self, uri: str, data: bytes | IO[bytes]) -> Entry:
-        """Write an object, whole or not at all, replacing what was there. A file's content from its beginning on."""
+        """Write an object atomically, replacing one of the same name. A file is written from its first byte on."""
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Write an object unless one is there. True when the object there holds `data`, whoever wrote it."""
+        """Write an object unless one has the name. True when the stored object holds `data`, also if another wrote it.
+
+        Atomic: of several writers at the same time exactly one object is stored.
+        """
 
     def delete(self, uri: str) -> None:
-        """Remove an object; it is no error when it is gone."""
+        """Remove an object. It is not an error when there is none."""
 
 
 def join(base: str, *names: str) -> str:

@@ -110,7 +110,7 @@ def test_silence_ends_an_attempt(proxy: FaultProxy, impatient: S3Store, bucket: 
         assert time.monotonic() - begun < 5
     proxy.add(Silence(30), "silent", method="GET|HEAD|LIST|PUT", times=None)
     begun = time.monotonic()
-    with pytest.raises(Unreachable, match="fell silent"):
+    with pytest.raises(Unreachable, match="was silent"):
         impatient.read(entry.uri)
     assert time.monotonic() - begun < 2 * ATTEMPTS
 
@@ -268,7 +268,7 @@ def test_put_if_absent_gives_up(proxy: FaultProxy, store: S3Store, bucket: str) 
         rule.stop()
     assert store.stat(uri) is None
     rule = proxy.add(Answer(501, "NotImplemented"), "never.json", method="PUT")
-    with pytest.raises(StoreError, match="cannot do what was asked"):
+    with pytest.raises(StoreError, match="does not support the request"):
         store.put_if_absent(uri, b"ours")
 
 
