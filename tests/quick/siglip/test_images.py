@@ -1,4 +1,4 @@
-"""Decoding: what an image stands for, what is rejected and why, and that a bad one harms no other."""
+"""Decoding: the pixels of every kind of image, the reasons of rejections, and that a bad image affects no other."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from siglip.images.decode import Decoded, DecodeMode, ImageRejected, decode_imag
 from siglip.images.decoder import Decoder
 from tests.support.images import assert_nearly_same, awkward_cases, encode, make_rgb, plain_cases
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+"""Decoder processes ignore Pillow's warnings too."""
 SPEC = ImageSpec(size=64)
 
 

@@ -18,9 +18,7 @@ from siglip.tensors import view_as_tensor
 @pytest.mark.parametrize("name", ["_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"])
 def test_torch_has_the_resize_operators(name: str) -> None:
     operator = getattr(torch.ops.aten, name, None)
-    assert hasattr(operator, "out"), (
-        f"torch {torch.__version__} has no aten::{name}.out: see siglip/torch_internals.py"
-    )
+    assert hasattr(operator, "out"), f"torch {torch.__version__} has no aten::{name}.out: see siglip/torch_internals.py"
 
 
 @pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
