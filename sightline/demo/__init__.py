@@ -1,1 +1,1 @@
-"""The demo's images."""
+"""The images that `sightline demo` renders, and that tests use."""

@@ -1,4 +1,4 @@
-"""The demo's images: the three kinds of input a user has, and a few files that are broken the way real ones are."""
+"""The demo's dataset: tars, a Parquet file and loose images, and a few files that are broken as real ones are."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from sightline.demo.shapes import LABELS, render
 CONFIG = Path(str(files("configs") / "demo.yaml"))
 
 TARS, PER_TAR = 4, 100
+"""Tars with images and captions, and images in each."""
 PARQUET_ROWS = 120
+"""Rows of the Parquet file."""
 LOOSE = 80
+"""Image files that are in no tar or Parquet file."""
 
 
 def render_dataset(folder: Path, seed: int = 0) -> None:
-    """Render about 600 images under `folder`, always the same ones for a seed, unless it is there already.
+    """Render about 600 images under `folder`. The same seed gives the same images. Does nothing if `folder` exists.
 
-    Four tars with captions, a Parquet file as Hugging Face datasets writes them, loose files in folders with awkward
-    names; among them a tar that ends early, truncated and empty files, text with an image's name, and an image too
-    large to decode.
+    Four tars with captions, a Parquet file as Hugging Face's `datasets` writes it, and loose files in folders with
+    awkward names. Among them are a tar that ends early, a truncated and an empty file, a text file with an image's
+    suffix, and an image over the limit of pixels.
     """
     if folder.exists():
         return
@@ -44,7 +47,7 @@ def render_dataset(folder: Path, seed: int = 0) -> None:
 
 
 def encode_image(rng: random.Random, label: str, format: str = "JPEG") -> bytes:
-    """One encoded image of a label, 96 to 480 pixels wide."""
+    """Render a label's shape, and return the bytes of the image file. It is 96 to 480 pixels wide."""
     width = rng.randint(96, 480)
     image = render(label, rng, (width, int(width * rng.uniform(0.7, 1.4))))
     buffer = io.BytesIO()
@@ -86,7 +89,7 @@ def _write_broken(folder: Path, rng: random.Random) -> None:
     (folder / "truncated.jpg").write_bytes(encode_image(rng, LABELS[0])[:2000])
     (folder / "page.png").write_text("<html>404 not found</html>")
     (folder / "a jpeg really.png").write_bytes(encode_image(rng, LABELS[1]))
-    (folder / "notes.md").write_text("Not an image, and not named like one: skipped, and counted as skipped.\n")
+    (folder / "notes.md").write_text("Neither an image nor named like one, so it is skipped and counted as skipped.\n")
     Image.new("1", (12_000, 9_000)).save(folder / "108 megapixels.png")
     _write_tar(folder / "ends early.tar", rng, 10)
     tar = folder / "ends early.tar"

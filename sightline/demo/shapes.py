@@ -1,4 +1,4 @@
-"""Rendered images of coloured shapes: what the embedded checkpoint was trained on, and what the demo tags."""
+"""Rendered images of coloured shapes: the shipped checkpoint is trained on them, and the demo tags them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "stripe")
 LABELS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
-"""The 64 labels that the embedded checkpoint tells apart."""
+"""The 64 labels that the shipped checkpoint tells apart: each colour with each shape."""
 
 _SUPERSAMPLING = 3
+"""A shape is drawn this many times larger on each side and then reduced, for smooth edges."""
 
 
 def render(label: str, rng: random.Random, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """An RGB image of `size` (width, height) pixels with the label's shape on a grey background.
+    """Draw the label's shape on a grey background: an RGB image of `size` (width, height) pixels.
 
-    Position, scale, rotation, shade and background are drawn from `rng`: the same state gives the same image. The
-    shape is stretched with the image, as it is by SigLIP's own resizing. Raises `ValueError` for other labels.
+    Position, scale, rotation, shade and background are random numbers from `rng`, so the same state of `rng` gives the
+    same image. The shape is stretched to the image's sides, as SigLIP's preprocessing stretches an image. Raises
+    `ValueError` for a label that is not in `LABELS`.
     """
     color, _, shape = label.partition(" ")
     if color not in COLORS or shape not in SHAPES:
-        raise ValueError(f"{label!r} is none of the rendered labels")
+        raise ValueError(f"{label!r} is not one of the rendered labels")
     width, height = (side * _SUPERSAMPLING for side in size)
     grey = rng.randint(95, 190)
     image = Image.new("RGB", (width, height), (grey, grey, grey))
@@ -43,7 +45,7 @@ def render(label: str, rng: random.Random, size: tuple[int, int] = (64, 64)) -> 
     angle = rng.uniform(-0.3, 0.3)
 
     def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        """From the shape's unit square, [-1, 1] both ways, to pixels."""
+        """Map points of the shape's square [-1, 1] x [-1, 1] to pixels."""
         cos, sin = math.cos(angle), math.sin(angle)
         return [
             (width * (x + radius * (cos * px - sin * py)), height * (y + radius * (sin * px + cos * py)))
@@ -58,12 +60,13 @@ def render(label: str, rng: random.Random, size: tuple[int, int] = (64, 64)) -> 
 
 
 def _regular(corners: int, radius: float = 1.0, turn: float = 0.0) -> list[tuple[float, float]]:
+    """Return the corners of a regular polygon around (0, 0), turned by `turn` radians."""
     steps = [2 * math.pi * i / corners + turn for i in range(corners)]
     return [(radius * math.cos(t), radius * math.sin(t)) for t in steps]
 
 
 def _outline(shape: str) -> list[list[tuple[float, float]]]:
-    """The shape's polygons in [-1, 1] x [-1, 1], y down."""
+    """Return the shape's polygons in [-1, 1] x [-1, 1]; y points down."""
     if shape in ("circle", "ring"):
         return [_regular(48)]
     if shape == "square":

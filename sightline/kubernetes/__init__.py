@@ -1,1 +1,1 @@
-"""What runs in a Kubernetes cluster beside the batch job and the endpoint."""
+"""What runs on Kubernetes beside the batch job: the launcher of its RayJobs."""
