@@ -1,1 +1,1 @@
-"""What several folders' tests share."""
+"""Servers, clients, clusters, checkpoints and images that the tests of several folders share."""

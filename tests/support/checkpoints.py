@@ -1,4 +1,4 @@
-"""Small checkpoints of each family for tests, with random weights, in the shape of the real ones' files."""
+"""Small checkpoints of each family with random weights. Their files have the layout of the real checkpoints."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TEXTS = [
     "a very long text " * 40,
     "x" * 300,
 ]
-"""Texts of many scripts; the last two are longer than any model's 64 tokens."""
+"""Texts in many scripts. The last two are longer than 64 tokens, the limit of every model."""
 
 _CORPUS = [text.lower() for text in TEXTS[:-2]] * 20
 _TOWER = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def make_siglip(directory: Path, vision: dict[str, Any] | None = None) -> Path:
-    """As google/siglip-*-i18n: a SentencePiece tokenizer trained on many scripts, bicubic."""
+    """Write a checkpoint like google/siglip-*-i18n: a SentencePiece tokenizer for many scripts, bicubic resizing."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -54,18 +54,24 @@ def make_siglip(directory: Path, vision: dict[str, Any] | None = None) -> Path:
 
 
 def make_so400m(directory: Path) -> Path:
-    """As google/siglip-so400m-patch14-384: patches that do not fill the image, heads of 72, an MLP of odd width."""
+    """Write a checkpoint like google/siglip-so400m-patch14-384.
+
+    Its patches do not fill the image, its attention heads have 72 dimensions, and its MLP has an unusual width.
+    """
     tower = {"hidden_size": 144, "intermediate_size": 538, "num_hidden_layers": 2, "num_attention_heads": 2}
     return make_siglip(directory, {**tower, "image_size": 384, "patch_size": 14})
 
 
 def make_exact_gelu(directory: Path) -> Path:
-    """A checkpoint of somebody's own, with another activation and another epsilon in its image tower."""
+    """Write a checkpoint whose image tower has another activation and another epsilon than the published ones."""
     return make_siglip(directory, {**_TOWER, "image_size": 256, "hidden_act": "gelu", "layer_norm_eps": 1e-2})
 
 
 def make_siglip2(directory: Path, **tokenizer: Any) -> Path:
-    """As google/siglip2-*: Gemma's tokenizer in tokenizer.json, bilinear, a config.json without its defaults."""
+    """Write a checkpoint like google/siglip2-*.
+
+    Gemma's tokenizer is in tokenizer.json, resizing is bilinear, and config.json leaves out what has its default.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
@@ -94,7 +100,7 @@ def make_siglip2(directory: Path, **tokenizer: Any) -> Path:
 
 
 def _write(directory: Path, vision: dict[str, Any], text: dict[str, Any], resample: int) -> None:
-    """Weights, config.json with what is given and nothing else, preprocessor_config.json."""
+    """Write the weights, a config.json with only the given keys, and preprocessor_config.json."""
     import torch
     from transformers import SiglipConfig, SiglipModel
 

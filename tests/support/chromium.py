@@ -1,4 +1,4 @@
-"""A real Chromium for tests of the page."""
+"""A real Chromium, driven by Selenium, for tests of the web pages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FLAGS = (
 
 
 def why_not() -> str | None:
-    """Why there is no browser here, or None."""
+    """Say why this machine cannot run a browser, or return None."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"{', '.join(missing)} not found: apt-get install chromium chromium-driver" if missing else None
 
 
 class Browser:
-    """Chromium, headless, with a new profile."""
+    """A headless Chromium with a new profile in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         options = webdriver.ChromeOptions()
@@ -40,7 +40,10 @@ class Browser:
         self.driver.set_page_load_timeout(SECONDS)
 
     def open(self, url: str, width: int = 1280, height: int = 900, **media: str) -> None:
-        """A page in a window of this size, with media features such as prefers_color_scheme="dark"."""
+        """Open a page in a window of this size, with media features such as prefers_color_scheme="dark".
+
+        Messages and requests of earlier pages are forgotten.
+        """
         self.resize(width, height, **media)
         self.driver.get("about:blank")
         for kind in ("browser", "performance"):
@@ -48,7 +51,7 @@ class Browser:
         self.driver.get(url)
 
     def resize(self, width: int, height: int, **media: str) -> None:
-        """The window's size in CSS pixels; a phone's below 600."""
+        """Set the window's size in CSS pixels. A width below 600 imitates a phone."""
         phone = width < 600
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self.command("Emulation.setDeviceMetricsOverride", size)
@@ -56,40 +59,40 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", {"features": features})
 
     def find(self, selector: str) -> WebElement:
-        """The element."""
+        """Return the first element that matches a CSS selector."""
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def find_all(self, selector: str) -> list[WebElement]:
-        """The elements."""
+        """Return all elements that match a CSS selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, script: str, *arguments: Any) -> Any:
-        """The value of a JavaScript expression as soon as it is true."""
+        """Wait until a JavaScript expression is true, and return its value. Raises after `SECONDS` seconds."""
         return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda _: self.run(script, *arguments), script)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """Return the value of a JavaScript expression. A promise is awaited."""
         return self.driver.execute_script(f"return {script}", *arguments)
 
     def command(self, name: str, parameters: dict[str, Any]) -> Any:
-        """A command of the DevTools protocol."""
+        """Send a command of the DevTools protocol."""
         return self.driver.execute_cdp_cmd(name, parameters)
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Write the whole page, also what is not visible in the window, to a PNG file."""
         shot = self.command("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def requests(self) -> list[str]:
-        """The URLs that were asked for since the page was opened."""
+        """Return the URLs that the browser requested since the page was opened."""
         entries = self.driver.get_log("performance")  # type: ignore[no-untyped-call]
-        messages = [json.loads(entry["message"])["message"] for entry in entries]
-        return [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+        events = [json.loads(entry["message"])["message"] for entry in entries]
+        return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What the browser's console says since the page was opened: errors, violations of the page's policy."""
+        """Return the console's messages since the page was opened: errors, violations of the security policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
     def quit(self) -> None:
-        """End it."""
+        """End the browser and its driver."""
         self.driver.quit()

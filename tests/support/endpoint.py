@@ -1,4 +1,4 @@
-"""The endpoint for tests: the real application and model behind a real HTTP server, without Ray."""
+"""The endpoint without Ray: the real application and model behind a real HTTP server on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ EXAMPLE = Path(__file__).parents[2] / "configs" / "endpoint.yaml"
 
 
 def make_config(**changes: Any) -> EndpointConfig:
-    """The shipped example, in float32 so that batches of any size give the same numbers, with keys changed."""
+    """Return `configs/endpoint.yaml` with some keys changed.
+
+    The model computes in float32, so that batches of any size give the same numbers.
+    """
     raw = read_settings(EXAMPLE, "")
     raw["model"] = {"source": "tiny", "dtype": "float32", "batch_size": 16}
     raw["ingress"] = {"decoders": 1}
@@ -33,7 +36,7 @@ def make_config(**changes: Any) -> EndpointConfig:
 
 
 class Endpoint:
-    """A running endpoint: its URL, a client for it, and the insides that tests look at."""
+    """A running endpoint: its URL, an HTTP client for it, and its service and model, which tests inspect."""
 
     def __init__(self, url: str, client: httpx.Client, service: Service, model: ModelServer) -> None:
         self.url = url
@@ -42,7 +45,7 @@ class Endpoint:
         self.model = model
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        """POST JSON."""
+        """Send a POST request with a JSON body."""
         return self.client.post(path, json=body, **options)
 
 
@@ -50,7 +53,7 @@ class Endpoint:
 def run_endpoint(
     config: EndpointConfig, model: ModelServer | None = None, behind_haproxy: bool = False
 ) -> Iterator[Endpoint]:
-    """Serve on a free port of loopback until the `with` ends."""
+    """Serve on a free port of loopback until the `with` block ends."""
     model = model or ModelServer(config)
     app = make_app(config, model, behind_haproxy)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
@@ -67,12 +70,12 @@ def run_endpoint(
     finally:
         server.should_exit = True
         thread.join(30)
-        server.force_exit = True  # a client that stalls must not keep the port beyond its test
+        server.force_exit = True  # a stalled client must not keep the port after its test
         thread.join(30)
 
 
 def shape_png(label: str = "red circle", seed: int = 1) -> bytes:
-    """A PNG of a coloured shape, which the shipped checkpoint knows."""
+    """Return a PNG of a coloured shape. The shipped checkpoint recognizes these shapes."""
     return encode(render(label, random.Random(seed), (96, 64)))
 
 

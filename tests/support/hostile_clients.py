@@ -1,8 +1,10 @@
-"""Clients that leave, stall, flood, and send bombs and garbage: a process of its own, so that they cost no polite one.
+"""Hostile clients: they disconnect early, stall, flood, and send decompression bombs and garbage.
+
+They run in a process of their own, so that they do not slow down the well-behaved clients of the test.
 
     python -m tests.support.hostile_clients PORT KEY SECONDS
 
-They are many, bounded in number, and end when their time is up.
+Their number is fixed. All end after SECONDS.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ BOMB = (
     bytes.fromhex("524946462600000057454250565038580a0000000000000000")
     + b"\xff\x1f\x00\xff\x1f\x00VP8L\x05\x00\x00\x00/\x00\x00\x00\x00"
 )
-"""A WebP that says it is 8,192 x 8,192."""
+"""A WebP whose header claims 8,192 x 8,192 pixels."""
 
 
-class Mob:
-    """What all of them know."""
+class HostileClients:
+    """The target, the deadline and the count of requests that all hostile clients share."""
 
     def __init__(self, port: int, key: str, seconds: float) -> None:
         self.port = port
         self.key = key
         self.end = time.monotonic() + seconds
         self.random = random.Random(0)
-        self.asked = 0
+        self.requests = 0
 
     def request(self, path: str, body: bytes, kind: str = "application/json", extra: str = "") -> bytes:
         head = (
@@ -44,8 +46,8 @@ class Mob:
         return f"{head}{extra}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
     async def send(self, data: bytes, wait: float) -> None:
-        """Send, and wait for an answer for at most so long; then leave, without a word."""
-        self.asked += 1
+        """Send, wait at most `wait` seconds for a response, then abort the connection."""
+        self.requests += 1
         writer = None
         try:
             reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self.port), 5)
@@ -57,7 +59,7 @@ class Mob:
             if writer is not None:
                 writer.transport.abort()
 
-    async def leave(self) -> None:
+    async def disconnect(self) -> None:
         body = json.dumps({"image": data_uri(shape_png()), "labels": [f"thing {self.random.random()}"]}).encode()
         await self.send(self.request("/v1/classify", body), self.random.random() * 0.1)
 
@@ -69,7 +71,7 @@ class Mob:
         body = json.dumps({"images": [data_uri(shape_png())] * 64, "label_set": "shapes"}).encode()
         await self.send(self.request("/v1/classify", body), 60)
 
-    async def bomb(self) -> None:
+    async def send_bomb(self) -> None:
         uri = f"data:image/webp;base64,{base64.b64encode(BOMB).decode()}"
         kinds = [
             self.request("/v1/classify", json.dumps({"images": [uri] * 64, "labels": ["a"]}).encode()),
@@ -82,7 +84,7 @@ class Mob:
         await self.send(self.random.choice(kinds), 30)
         await asyncio.sleep(0.2)
 
-    async def babble(self) -> None:
+    async def send_garbage(self) -> None:
         noise = self.random.randbytes(self.random.randrange(1, 4000))
         kinds = [
             noise,
@@ -97,26 +99,26 @@ class Mob:
         await asyncio.sleep(0.1)
 
 
-async def run(mob: Mob) -> None:
-    """All of them, until their time is up."""
+async def run(clients: HostileClients) -> None:
+    """Run all clients until the deadline, then print how many requests they sent."""
     kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
-        (mob.leave, 6),
-        (mob.stall, 20),
-        (mob.flood, 6),
-        (mob.bomb, 3),
-        (mob.babble, 4),
+        (clients.disconnect, 6),
+        (clients.stall, 20),
+        (clients.flood, 6),
+        (clients.send_bomb, 3),
+        (clients.send_garbage, 4),
     ]
 
     async def keep(act: Callable[[], Awaitable[None]]) -> None:
-        while time.monotonic() < mob.end:
+        while time.monotonic() < clients.end:
             await act()
 
     tasks = [asyncio.create_task(keep(act)) for act, count in kinds for _ in range(count)]
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.gather(*tasks), max(0.0, mob.end - time.monotonic()) + 5)
-    print(mob.asked)
+        await asyncio.wait_for(asyncio.gather(*tasks), max(0.0, clients.end - time.monotonic()) + 5)
+    print(clients.requests)
 
 
 if __name__ == "__main__":
-    os.nice(5)  # strangers do not come with this machine's cores
-    asyncio.run(run(Mob(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))))
+    os.nice(5)  # in production hostile clients do not use the server's cores
+    asyncio.run(run(HostileClients(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))))

@@ -1,4 +1,4 @@
-"""Images for tests: every awkward kind, and the RGB image that each stands for."""
+"""Test images: every format and mode that needs care, each with the RGB image that decoding it must give."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ from PIL import Image
 
 
 def make_rgb(width: int = 120, height: int = 90, seed: int = 0) -> Image.Image:
-    """A smooth, asymmetric RGB image: any rotation or flip of it is another image."""
+    """Draw a smooth, asymmetric RGB image: every rotation and every flip of it is a different image."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    """The bytes of an image."""
+    """Encode an image, and return the bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def assert_nearly_same(pixels: np.ndarray, expected: np.ndarray, levels: int = 1) -> None:
-    """Resized by torch or by Pillow: the same but for rounding."""
+    """Check that two resized images, one by torch and one by Pillow, differ by rounding only.
+
+    No value differs by more than `levels`, and less than 2% of the values differ at all.
+    """
     difference = np.abs(pixels.astype(int) - expected.astype(int))
     assert difference.max() <= levels
     assert (difference > 0).mean() < 0.02
 
 
 def plain_cases() -> Iterator[tuple[str, bytes, Image.Image]]:
-    """Plain RGB images: (name, bytes, the image as Pillow decodes it)."""
+    """Yield plain RGB images of many sizes: (name, bytes, the image as Pillow decodes it)."""
     for format, options in (("JPEG", {"quality": 90}), ("PNG", {}), ("WEBP", {"quality": 90})):
         for width, height in ((1, 1), (1, 5000), (5000, 1), (17, 31), (64, 64), (256, 256), (640, 427), (1500, 2000)):
             data = encode(make_rgb(width, height), format, **options)
@@ -39,7 +42,7 @@ def plain_cases() -> Iterator[tuple[str, bytes, Image.Image]]:
 
 
 def awkward_cases() -> Iterator[tuple[str, bytes, Image.Image]]:
-    """Images that are not plain RGB: (name, bytes, the RGB image that they stand for)."""
+    """Yield images that are not plain RGB: (name, bytes, the RGB image that decoding must give)."""
     rgb = make_rgb()
     white = Image.new("RGB", rgb.size, "white")
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, rgb.width, dtype=np.uint8), (rgb.height, 1)))

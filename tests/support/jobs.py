@@ -1,4 +1,4 @@
-"""Jobs for tests: inputs, a plan without a run, the command as a user runs it, and what an output then holds."""
+"""Jobs for tests: inputs, planning without a run, the command line, and the rows of the output."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from storage.schemes import open_store
 from storage.store import Store, StoreOptions, join
 
 SHARE = {"actors.num_cpus": 1, "ray.readers": 2}
-"""What a job takes of `local_ray`. Its workers then stay for the next job, which is done in a third of the time: Ray
-keeps as many idle workers as there are CPUs that nobody uses."""
+"""The resources of a job on `local_ray`. Ray keeps as many idle workers as it has unused CPUs. Because a job leaves
+most CPUs unused, its workers stay for the next job, which then takes a third of the time."""
 
 
 class Place:
-    """A folder of a store, local or on S3, with an input and an output in it."""
+    """A folder of a store, local or on S3, with an `input` and an `output` folder in it.
+
+    `folder` is a local folder for the job's YAML file. `keys` are settings of every job of this place.
+    """
 
     def __init__(self, root: str, folder: Path) -> None:
         self.root = root
@@ -48,32 +51,32 @@ class Place:
         return self.store.put(join(self.input, name), data).uri
 
     def configure(self, **keys: Any) -> Path:
-        """The job's YAML file."""
+        """Write the job's YAML file with these settings, and return its path."""
         path = self.folder / "job.yaml"
         base = {"input": self.input, "output": self.output, "labels": list(LABELS), "max_reject_fraction": 1.0}
         path.write_text(yaml.safe_dump({**base, **self.keys, **keys}))
         return path
 
     def config(self, **keys: Any) -> JobConfig:
-        """The job, checked, for `local_ray`."""
+        """Return the validated configuration of a job with these settings that runs on `local_ray`."""
         return load_config(self.configure(**keys), SHARE)
 
     def plan(self, **keys: Any) -> None:
-        """List and plan the inputs, and do nothing more."""
+        """List the inputs and write the plan, without running the job."""
         config = self.config(**keys)
         extend_plan(config, Output(self.output, self.options), pin_model(config.model))
 
     def tag(self, *arguments: str, **keys: Any) -> subprocess.CompletedProcess[str]:
-        """`sightline tag` in this process, on the `local_ray` of the tests."""
+        """Run `sightline tag` in this process, on the `local_ray` of the tests."""
         share = [word for key, value in SHARE.items() for word in ("--set", f"{key}={value}")]
         return run_sightline("tag", str(self.configure(**keys)), *share, *arguments)
 
     def verify(self) -> Report:
-        """`sightline verify`."""
+        """Verify the output, as `sightline verify` does."""
         return verify_output(Output(self.output, self.options))
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """All rows that the folder `data` or `rejects` holds, whether committed or not."""
+        """Return all rows in the folder `data` or `rejects`, also those that are not committed."""
         return [
             row
             for entry in self.store.list(join(self.output, kind))
@@ -81,16 +84,19 @@ class Place:
         ]
 
     def keys_of(self, kind: str) -> Counter[str]:
-        """How often each key stands in a folder."""
+        """Count how often each key occurs in the folder `data` or `rejects`."""
         return Counter(row["key"] for row in self.rows(kind))
 
     def parts(self) -> list[str]:
-        """The part files that lie about."""
+        """Return the URIs of the part files that have not been removed."""
         return [entry.uri for entry in self.store.list(join(self.output, "parts"))]
 
 
 def run_sightline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in this process. A job of its own takes a Ray of its own: four times as long on two cores."""
+    """Run the command line in this process.
+
+    A process of its own would start its own Ray, which takes four times as long.
+    """
     done = CliRunner().invoke(app, arguments)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -98,13 +104,13 @@ def run_sightline(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def make_image(seed: int = 0) -> bytes:
-    """An image of a shape."""
+    """Draw an image of a shape, and return its bytes."""
     rng = random.Random(seed)
     return encode_image(rng, rng.choice(LABELS))
 
 
 def make_tar(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """A tar of these members."""
+    """Build a tar of these members: pairs of name and content."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in members:
@@ -115,7 +121,7 @@ def make_tar(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def make_parquet(columns: dict[str, Any], **options: Any) -> bytes:
-    """A Parquet file of these columns."""
+    """Build a Parquet file of these columns."""
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, **options)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""A real Ray cluster of several nodes on this machine: each a `ray start` with its own folder and resources.
+"""A real Ray cluster of several nodes on this machine. Each node is a `ray start` with its own folder and resources.
 
-Ray's token authentication is on, as it is on Kubernetes. Nodes share a loopback address and the machine's cores; what
-each has is logical. A node is ended by the ids of its processes, and nothing else is.
+Ray's token authentication is on, as on Kubernetes. The nodes share a loopback address and the machine's cores; their
+CPUs and GPUs are numbers that Ray counts. A node is ended by the ids of its processes; no other process is touched.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ START_SECONDS = 60
 
 
 class Node:
-    """One node: its `ray start --block` and the processes that this started."""
+    """One node: its `ray start --block` and the processes below it."""
 
     def __init__(self, name: str, arguments: list[str], env: dict[str, str]) -> None:
         self.name = name
         self.agent_port, self.metrics_port = free_port(), free_port()
-        # Ray's sockets are in there, and a socket's path has at most 107 characters.
+        # The folder contains Ray's sockets, and the path of a socket has at most 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix=f"ray-{name}-", dir="/tmp"))
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folder}"]
         command += [f"--dashboard-agent-listen-port={self.agent_port}", f"--object-store-memory={STORE_BYTES}"]
@@ -46,18 +46,18 @@ class Node:
             self.process = subprocess.Popen([*command, *arguments], env=env, stdout=log, stderr=log)
 
     def processes(self) -> list[psutil.Process]:
-        """The node's processes, `ray start` first."""
+        """Return the node's processes, `ray start` first."""
         with contextlib.suppress(psutil.NoSuchProcess):
             main = psutil.Process(self.process.pid)
             return [main, *main.children(recursive=True)]
         return []
 
     def kill(self) -> None:
-        """SIGKILL to all of it at once, as a machine that loses its power."""
+        """Send SIGKILL to all processes of the node at once, as if the machine lost its power."""
         processes = self.processes()
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()  # none of them sees another die, and none starts a new one
+                process.suspend()  # so that none sees another end, and none starts a new process
         processes += [process for process in self.processes() if process not in processes]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -67,7 +67,7 @@ class Node:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def metrics(self) -> str:
-        """What Prometheus would read from the node now."""
+        """Return the node's metrics in Prometheus' format; an empty string if the node does not respond."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
                 return str(response.read().decode())
@@ -75,15 +75,15 @@ class Node:
             return ""
 
     def log(self) -> str:
-        """What `ray start` printed."""
+        """Return what `ray start` printed."""
         return (self.folder / "start.log").read_text(errors="replace")
 
 
 class RayCluster:
-    """A head that schedules nothing, and the workers that are added. To be used in a `with`.
+    """A cluster: a head node without CPUs, and the workers that a test adds. Use it in a `with` block.
 
-    With `node_types`, which are Ray's own (`available_node_types` of a cluster's YAML), Ray's autoscaler adds nodes of
-    these types by itself and takes them away. They are processes of the head's.
+    With `node_types` (`available_node_types` in a cluster's YAML file) Ray's autoscaler adds and removes nodes of these
+    types. Those nodes are processes below the head.
     """
 
     def __init__(self, env: dict[str, str] | None = None, node_types: dict[str, Any] | None = None) -> None:
@@ -122,32 +122,32 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """For RAY_ADDRESS and `ray.address`."""
+        """The address for RAY_ADDRESS and for `ray.address` in a job."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def dashboard(self) -> str:
-        """The URL of the dashboard, of jobs and of Serve's settings."""
+        """The URL of the dashboard, which is also that of the job API and of Ray Serve's API."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def add_worker(self, name: str, cpus: int, *, gpus: int = 0) -> Node:
-        """A node with these logical resources, when the cluster knows it."""
-        before = self._alive_ids()  # which may count some that were just killed, and will be found out meanwhile
+        """Start a node with these resources, and return it once the cluster counts it."""
+        before = self._alive_ids()  # this may include nodes that were just killed, which the head notices later
         node = self._add(name, [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"])
         self._wait_for_another(before)
         return node
 
     def named(self, name: str) -> Node:
-        """The last node of this name."""
+        """Return the newest node with this name."""
         return next(node for node in reversed(self.nodes) if node.name == name)
 
     def kill(self, node: Node) -> None:
-        """End a node without a word to the others."""
+        """Kill a node without notice to the cluster."""
         node.kill()
         self.nodes.remove(node)
 
     def run(self, *command: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-        """A program that joins the cluster, to its end."""
+        """Run a program that joins the cluster, and wait for its end."""
         return subprocess.run(
             command,
             env={**self.env, "RAY_ADDRESS": self.address, **env},
@@ -158,34 +158,37 @@ class RayCluster:
         )
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        """A program that joins the cluster, under way."""
+        """Start a program that joins the cluster, and return its process."""
         environment = {**self.env, "RAY_ADDRESS": self.address, **env}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def ask(self, path: str) -> Any:
-        """What the dashboard's API answers to a GET, with the cluster's token."""
+        """Send a GET request with the cluster's token to the dashboard's API. Returns the JSON of the response."""
         token = self.env["RAY_AUTH_TOKEN"]
         request = urllib.request.Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
 
     def alive(self) -> list[dict[str, Any]]:
-        """The nodes that the head counts."""
+        """Return the nodes that the head considers alive."""
         nodes = self.ask("/api/v0/nodes")["data"]["result"]["result"]
         return [node for node in nodes if node["state"] == "ALIVE"]
 
     def stop(self) -> None:
-        """End every node."""
+        """Kill every node."""
         while self.nodes:
             self.nodes.pop().kill()
         self._folder.cleanup()
 
     def logs(self) -> str:
-        """What every node printed."""
+        """Return what `ray start` printed on every node."""
         return "\n".join(f"--- {node.name}\n{node.log()}" for node in self.nodes)
 
     def _write_autoscaling(self) -> Path:
-        """What `ray up` would hand to a head whose nodes are processes beside it, and the environment for that."""
+        """Write the autoscaler's configuration, as `ray up` would, and set the environment that it needs.
+
+        The new nodes are processes on this machine, which Ray's fake node provider starts.
+        """
         self.env |= {
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
@@ -240,5 +243,5 @@ class RayCluster:
             except OSError:
                 pass
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no other node after {START_SECONDS} s\n{self.logs()}")
+                raise RuntimeError(f"no new node after {START_SECONDS} s\n{self.logs()}")
             time.sleep(0.2)

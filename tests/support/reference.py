@@ -1,8 +1,8 @@
-"""Datasets as they are planted, and what tagging them must give.
+"""Generated datasets, and the rows that tagging them must give: the oracle of `tests/ray/test_property.py`.
 
-Nothing here reads an archive or knows the job: who plants an image knows its key, its source and whether it can be
-read. `Reference` decodes with Pillow and embeds with transformers. Names of members are made so that a sample's stem
-holds no dot but a first one.
+This module is independent of the job: it does not read archives. It knows key, source and damage of each image because
+it generates them. `Reference` decodes with Pillow and embeds with transformers. The stem of a member's name has no dot
+except a first one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TEMPLATE = "a photo of a {label}"
 
 
 class Reference:
-    """SigLIP as transformers runs it, in float32."""
+    """SigLIP in transformers, in float32, with the shipped tiny checkpoint."""
 
     def __init__(self) -> None:
         from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
@@ -46,7 +46,7 @@ class Reference:
         self.texts = self._unit(self.model.get_text_features(input_ids=ids["input_ids"]))
 
     def __call__(self, data: bytes) -> tuple[int, int, np.ndarray, np.ndarray]:
-        """Width, height, embedding (D), and its cosines to the labels (L)."""
+        """Return width, height, the embedding, float32 (D), and its cosines with the labels, float32 (L)."""
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         if image.mode == "I;16":
             image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
@@ -95,7 +95,7 @@ FORMS: dict[str, Callable[[Image.Image, int], bytes]] = {
     "RGBA PNG": lambda rgb, seed: encode(_with_alpha(rgb, seed)),
     "RGBA WebP": lambda rgb, seed: encode(_with_alpha(rgb, seed), "WEBP", lossless=True, exact=True),
     "LA PNG": lambda rgb, seed: encode(_with_alpha(rgb, seed).convert("LA")),
-    "palette with a hole": lambda rgb, seed: encode(rgb.quantize(16), transparency=3),
+    "palette with a transparent color": lambda rgb, seed: encode(rgb.quantize(16), transparency=3),
     "16-bit PNG": lambda rgb, seed: encode(_deep(rgb, seed)),
     "16-bit TIFF": lambda rgb, seed: encode(_deep(rgb, seed), "TIFF"),
     "turned JPEG": lambda rgb, seed: encode(rgb, "JPEG", exif=_exif(seed % 8 + 1)),
@@ -129,17 +129,17 @@ DAMAGES: dict[str, tuple[Callable[[int], bytes], str]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of one form or damage; the seed says its size and content."""
+    """An image of one form or with one damage. The seed determines its size and content."""
 
     form: str
     seed: int
 
     def data(self) -> bytes:
-        """Its bytes."""
+        """Return the bytes of the image."""
         return _draw(self.form, self.seed)
 
     def planted(self, key: str, source: str, **more: Any) -> Planted:
-        """The row that it must become."""
+        """Return the row that the output must have for this image."""
         reason = DAMAGES[self.form][1] if self.form in DAMAGES else None
         return Planted(key, source, self.data(), reason, **more)
 
@@ -155,7 +155,7 @@ def _draw(form: str, seed: int) -> bytes:
 
 @dataclass(frozen=True)
 class Planted:
-    """One row of the output: tagged if there is no reason, else rejected for it."""
+    """An expected row of the output: tagged if `reason` is None, else rejected with that reason."""
 
     key: str
     source: str
@@ -167,9 +167,7 @@ class Planted:
 
 @dataclass(frozen=True)
 class Source:
-    """Something that lies in the input folder. `arrives` is the step before which it is put there, `away` one during
-    which it is not.
-    """
+    """Files in the input folder. They are written before the step `arrives`, and absent during the step `away`."""
 
     name: str
     arrives: int
@@ -178,7 +176,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """Neighbouring members of a tar: images by extension, and others. With `shadows`, macOS's, each before its file."""
+    """Neighbouring members of a tar with the same stem: images by extension, and other files.
+
+    With `shadows` each file follows a `._` file, as tar on macOS writes them.
+    """
 
     stem: str
     images: tuple[tuple[str, Picture], ...]
@@ -186,7 +187,7 @@ class Sample:
     shadows: bool
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """Names and contents, in order."""
+        """Yield names and contents in order."""
         for extension, content in (*self.images, *self.others):
             name = f"{self.stem}.{extension}"
             folder, slash, file = name.rpartition("/")
@@ -200,8 +201,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Tar(Source):
-    """A tar. `damage` is a share of its bytes behind which it is cut, or the number of a member whose header is not
-    one, or its whole content.
+    """A tar, perhaps damaged.
+
+    `damage` is a float, the share of the bytes after which the tar is cut; an int, the number of the member whose
+    header is overwritten; or bytes, the whole content of the file.
     """
 
     samples: tuple[Sample, ...]
@@ -209,10 +212,10 @@ class Tar(Source):
     damage: float | int | bytes | None
 
     def build(self) -> tuple[bytes, list[tuple[str, int, int]], int, bool]:
-        """Its bytes; its members, each with its start and where all of it that is looked at ends; how many bytes tell;
-        and whether it is cut short.
+        """Return the bytes, the members, the number of readable bytes, and whether the tar is cut short.
 
-        Of an image that is too large only the header is looked at.
+        Each member has the offset where it begins, and the offset where the part of it ends that a reader needs. A
+        reader needs only the header of an image with too many bytes. Offsets are those in the uncompressed tar.
         """
         members: list[tuple[str, int, int]] = []
         buffer = io.BytesIO()
@@ -224,7 +227,7 @@ class Tar(Source):
                     tar.addfile(info, io.BytesIO(content))
                     unread = len(content) if len(content) > MAX_BYTES else 0
                     members.append((name, start, tar.offset - -len(content) % tarfile.BLOCKSIZE - unread))
-            end = tar.offset + tarfile.BLOCKSIZE  # with one block of zeros it is whole
+            end = tar.offset + tarfile.BLOCKSIZE  # a tar with one block of zeros at its end is complete
         data = bytearray(buffer.getvalue())
         if isinstance(self.damage, bytes):
             return self.damage, [], 0, False
@@ -239,11 +242,11 @@ class Tar(Source):
         return packed, members, told, told < end
 
     def files(self) -> dict[str, bytes]:
-        """What lies in the folder."""
+        """Return the files to write, by name."""
         return {self.name: self.build()[0]}
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """Every image whose bytes are all there, and one row that says that the tar is not whole."""
+        """Yield each image whose bytes are complete, and one rejected row if the tar is damaged."""
         data, members, told, short = self.build()
         whole = {name for name, _, end in members if end <= told}
         for sample in self.samples:
@@ -262,14 +265,14 @@ class Tar(Source):
 
 @dataclass(frozen=True)
 class Link:
-    """An object that lists and columns name. One that never arrives is no object."""
+    """An image that lists and Parquet columns name by URI. If `arrives` is None the object never exists."""
 
     name: str
     picture: Picture
     arrives: int | None
 
     def planted(self, key: str, source: str, **more: Any) -> Planted:
-        """The row of who names it, in the end."""
+        """Return the final row of the list entry or table row that names this image."""
         if self.arrives is None:
             return Planted(key, source, None, "missing", **more)
         return self.picture.planted(key, source, **more)
@@ -282,15 +285,18 @@ ODD_URIS = {
     "": "missing",
     "nul\0.jpg": "unreadable",
 }
-"""Names that no object has, each with the reason that it is given."""
+"""URIs that name no object, each with the reason of its rejected row."""
 
 Cell = Picture | Link | str | None
-"""What a row of a Parquet file has: an image, an object that it names, a name that is none, or nothing."""
+"""The image cell of a Parquet row: an image, a link to an object, a URI that names no object, or null."""
 
 
 @dataclass(frozen=True)
 class Parquet(Source):
-    """A Parquet file with images in one of three forms. `numbers` are its column `n`, if it has one."""
+    """A Parquet file with images in one of three forms: bytes, struct or URI.
+
+    `numbers` is the type of its column `n`.
+    """
 
     form: str
     cells: tuple[Cell, ...]
@@ -302,7 +308,7 @@ class Parquet(Source):
         return None if self.numbers is None or row % 5 == 3 else row * 1000
 
     def files(self) -> dict[str, bytes]:
-        """What lies in the folder."""
+        """Return the files to write, by name."""
         up = "../" * (self.name.count("/") + 1)
         uris = [up + cell.name if isinstance(cell, Link) else cell for cell in self.cells]
         contents = [cell.data() if isinstance(cell, Picture) else None for cell in self.cells]
@@ -320,7 +326,7 @@ class Parquet(Source):
         return {self.name: data[: len(data) // 2] if self.broken else data}
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """A row for each of its rows."""
+        """Yield a row for each row of the file, or one rejected row if the file is broken."""
         source = root + self.name
         if self.broken:
             yield Planted(self.name, source, None, "corrupt_archive")
@@ -336,36 +342,36 @@ class Parquet(Source):
 
 @dataclass(frozen=True)
 class Loose(Source):
-    """Images in a folder."""
+    """Loose images in a folder."""
 
     images: tuple[tuple[str, Picture], ...]
 
     def files(self) -> dict[str, bytes]:
-        """What lies in the folder."""
+        """Return the files to write, by name."""
         return {self.name + name: picture.data() for name, picture in self.images}
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """A row for each."""
+        """Yield a row for each image."""
         for name, picture in self.images:
             yield picture.planted(self.name + name, root + self.name + name)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A list of links, and of names that are none, beside the folder `links`. It grows as they `arrive`."""
+    """A list of URIs, a text or CSV file. Each entry is in the file from its step on."""
 
     name: str
     entries: tuple[tuple[Link | str, int], ...]
 
     def content(self, step: int) -> bytes:
-        """The file, before a step."""
+        """Return the content of the file before a step."""
         uris = [e if isinstance(e, str) else e.name for e, arrives in self.entries if arrives <= step]
         if self.name.endswith(".csv"):
             return "\n".join(["id,url", *(f"{len(uri)},{uri}" for uri in uris), ""]).encode()
         return "\n".join(["# a list", "", *uris]).encode()
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """A row for each name, once."""
+        """Yield a row for each URI. A URI that occurs several times has one row."""
         for entry in dict.fromkeys(entry for entry, _ in self.entries):
             uri = entry if isinstance(entry, str) else entry.name
             source = uri if "://" in uri else os.path.join(root, uri)

@@ -1,6 +1,6 @@
-"""The endpoint with a model that takes its time: what makes one grow, on a machine whose model is quick."""
+"""The endpoint with an artificially slow model, so that a few clients suffice to make its replicas scale up."""
 
-# No postponed annotations: see `serve.app`.
+# No `from __future__ import annotations` here: `serve.app` says why.
 
 import asyncio
 from typing import Any
@@ -16,7 +16,10 @@ SECONDS = 0.5
 
 
 def slow_model(seconds: float) -> type[serve.rayserve.replica.ModelServer]:
-    """A model that takes so long for each call, and no cores for it. Ray pickles a local class by value."""
+    """Return a model class that waits `seconds` in each call without using a core.
+
+    The class is local because Ray pickles local classes by value: replicas need not import this module.
+    """
     asleep, quick = asyncio.sleep, serve.rayserve.replica.ModelServer
 
     class SlowModel(quick):  # type: ignore[misc, valid-type]
@@ -32,7 +35,7 @@ def slow_model(seconds: float) -> type[serve.rayserve.replica.ModelServer]:
 
 
 def build(args: EndpointConfig) -> Application:
-    """For a Serve config's `import_path`."""
+    """Build the application. A Serve configuration names this function in `import_path`."""
     quick = serve.rayserve.replica.ModelServer
     serve.rayserve.replica.ModelServer = slow_model(SECONDS)  # type: ignore[misc]
     try:

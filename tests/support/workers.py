@@ -1,4 +1,4 @@
-"""Ray's processes, by the names that Ray gives them: they say what each runs now."""
+"""Find Ray's worker processes by their titles. Ray sets the title to what the worker runs at the moment."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import psutil
 
 
 def read_titles(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
-    """Those that have not ended, each with its title."""
+    """Yield each process that has not ended, with its title."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             yield process, " ".join(process.cmdline())
 
 
 def find_workers(title: str) -> list[psutil.Process]:
-    """Workers of the Ray that this process started whose titles begin so."""
+    """Return the workers below this process whose titles begin with `title`."""
     below = psutil.Process().children(recursive=True)
     return [process for process, found in read_titles(below) if found.startswith(title)]
 
 
 def find_decoders(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """The processes that decode images, without the servers that fork them and have the same command line."""
+    """Return the processes that decode images, without the decoder servers, which have the same command line."""
     found = []
     for process, title in read_titles(processes):
         with contextlib.suppress(psutil.Error):
@@ -32,7 +32,7 @@ def find_decoders(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def choose_workers(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that run a task or an actor, or are a decoder or decoder server of one."""
+    """Return the processes that run a task or an actor of Ray, their decoders and their decoder servers."""
     return [
         process
         for process, title in read_titles(processes)

@@ -1,4 +1,4 @@
-"""A proxy that answers late, as a store that is not on this machine does."""
+"""A TCP proxy that adds latency, so that a store on loopback responds as slowly as a remote one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 
 class DelayProxy:
-    """Passes bytes on as they come, a client's `seconds` later. `at_once`: how many waited together at most."""
+    """A proxy that delays what clients send by `seconds`, and passes responses on at once.
+
+    `at_once` is the largest number of messages that were delayed at the same time.
+    """
 
     def __init__(self, upstream: str, seconds: float) -> None:
         address = urlsplit(upstream)
@@ -25,7 +28,7 @@ class DelayProxy:
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more, and drop what is open."""
+        """Stop listening, and close all connections."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -64,7 +67,7 @@ class DelayProxy:
 
 @contextmanager
 def delay_proxy(upstream: str, seconds: float) -> Iterator[DelayProxy]:
-    """A proxy before `upstream`, an http URL, as long as the `with` lasts."""
+    """Run a proxy in front of `upstream`, an http URL, until the `with` block ends."""
     proxy = DelayProxy(upstream, seconds)
     try:
         yield proxy

@@ -1,10 +1,10 @@
-"""An HTTP proxy on loopback that passes requests on to a real S3 server, and spoils those that a test tells it to.
+"""An HTTP proxy on loopback that forwards requests to a real S3 server, and injects the faults that a test defines.
 
-A rule says which requests (method, a regular expression over `bucket/key`, how many, from which on) and what happens to
-them (an action). The first rule that applies is applied; a request without one passes unchanged. The Host header passes
-too, so what a client signed for the proxy's address verifies behind it.
+A rule selects requests (by method, by a regular expression over `bucket/key`, by count) and has an action for them. The
+first rule that matches a request is applied. A request without a rule is forwarded unchanged. The Host header is
+forwarded too, so that the server accepts signatures that a client made for the proxy's address.
 
-Knows nothing of TLS, of chunked request bodies, or of HTTP/2.
+The proxy does not support TLS, chunked request bodies or HTTP/2.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _HOP_BY_HOP = frozenset(("connection", "keep-alive", "transfer-encoding", "conte
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer with an error. With `passed` the server does what was asked first: only its answer is lost."""
+class ErrorResponse:
+    """Respond with an error. With `passed` the server handles the request first, and only its response is lost."""
 
     status: int
     code: str
@@ -37,14 +37,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reset:
-    """Reset the connection after `after` bytes of the body, or before the answer where it is None."""
+    """Reset the connection after `after` bytes of the body, or before the response if `after` is None."""
 
     after: int | None = None
 
 
 @dataclass(frozen=True)
 class CutShort:
-    """End the body after `after` bytes: by closing the connection, or, `lying`, by a Content-Length of just that."""
+    """End the body after `after` bytes.
+
+    The proxy closes the connection there; with `lying` it sends `after` as the Content-Length instead.
+    """
 
     after: int
     lying: bool = False
@@ -52,7 +55,10 @@ class CutShort:
 
 @dataclass(frozen=True)
 class Silence:
-    """Say nothing for `seconds`, after `after` bytes of the body or before the answer where it is None; then go on."""
+    """Send nothing for `seconds`, then continue.
+
+    The pause is after `after` bytes of the body, or before the response.
+    """
 
     seconds: float
     after: int | None = None
@@ -60,38 +66,39 @@ class Silence:
 
 @dataclass(frozen=True)
 class Trickle:
-    """Send the body at this rate."""
+    """Send the body slowly, at this rate."""
 
     bytes_per_second: int
 
 
 @dataclass(frozen=True)
 class Do:
-    """Call a function with the request's `bucket/key`, then pass the request on."""
+    """Call a function with the request's `bucket/key`, then forward the request."""
 
     function: Callable[[str], object]
 
 
-Action = Answer | Reset | CutShort | Silence | Trickle | Do
+Action = ErrorResponse | Reset | CutShort | Silence | Trickle | Do
 
-FAILS = Answer(500, "InternalError")
-SLOW_DOWN = Answer(503, "SlowDown")
-FORBIDDEN = Answer(403, "AccessDenied")
-ARCHIVED = Answer(403, "InvalidObjectState")
-ABSENT = Answer(404, "NoSuchKey")
-CONFLICT = Answer(409, "ConditionalRequestConflict")
-PRECONDITION = Answer(412, "PreconditionFailed")
-DONE_BUT_FAILS = Answer(500, "InternalError", passed=True)
+FAILS = ErrorResponse(500, "InternalError")
+SLOW_DOWN = ErrorResponse(503, "SlowDown")
+FORBIDDEN = ErrorResponse(403, "AccessDenied")
+ARCHIVED = ErrorResponse(403, "InvalidObjectState")
+ABSENT = ErrorResponse(404, "NoSuchKey")
+CONFLICT = ErrorResponse(409, "ConditionalRequestConflict")
+PRECONDITION = ErrorResponse(412, "PreconditionFailed")
+DONE_BUT_FAILS = ErrorResponse(500, "InternalError", passed=True)
 
 
 @dataclass
 class Rule:
-    """Which requests are spoiled, and how.
+    """Which requests get a fault, and which fault.
 
-    `method` is an HTTP method, or LIST for a listing, whose key is its prefix. `times` counts the requests that are
-    spoiled, the first `skip` that match excepted; None is until `stop`. With `each`, every key has counts of its own.
-    `conditional` takes only writes with If-None-Match; with `once`, nothing is taken before a request was seen whose
-    method and `bucket/key`, with a blank between them, it matches. `done` is how many requests were spoiled.
+    `method` is an HTTP method, or LIST for a listing, whose key is its prefix; several are separated by `|`. `key` is a
+    regular expression over `bucket/key`. The first `skip` matching requests are forwarded, the next `times` get the
+    fault; `times=None` means all until `stop`. With `each`, requests are counted for each key apart. With
+    `conditional`, only writes with If-None-Match match. With `once`, the rule begins after a request whose method and
+    `bucket/key`, separated by a blank, match that regular expression. `done` counts the requests that got the fault.
     """
 
     action: Action
@@ -106,7 +113,7 @@ class Rule:
     matched: Counter[str] = field(default_factory=Counter)
 
     def takes(self, method: str, key: str, conditional: bool) -> bool:
-        """Count a request, and say whether this rule spoils it."""
+        """Count a request, and return whether it gets the fault."""
         if (
             self.once is not None
             or self.times == 0
@@ -127,17 +134,20 @@ class Rule:
         return True
 
     def see(self, method: str, key: str) -> None:
-        """Take note of a request, which may be what the rule waits for."""
+        """Begin the rule if this is the request that `once` describes."""
         if self.once is not None and re.search(self.once, f"{method} {key}"):
             self.once = None
 
     def stop(self) -> None:
-        """Spoil no more."""
+        """End the rule: no further request gets the fault."""
         self.times = 0
 
 
 class FaultProxy:
-    """The proxy, listening from the start. `requests` are all that came: method and `bucket/key`."""
+    """The proxy, which listens from its construction on.
+
+    `requests` has method and `bucket/key` of each request so far.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
@@ -161,28 +171,28 @@ class FaultProxy:
         conditional: bool = False,
         once: str | None = None,
     ) -> Rule:
-        """Spoil requests from now on. Returns the rule, which counts what it did."""
+        """Add a rule for the requests from now on. Returns the rule, which counts its faults."""
         rule = Rule(action, method, key, times, skip, each, conditional, once)
         with self.lock:
             self.rules.append(rule)
         return rule
 
     def clear(self) -> None:
-        """Forget all rules and requests."""
+        """Remove all rules, and forget the requests so far."""
         with self.lock:
             self.rules.clear()
             self.requests.clear()
 
     def find(self, method: str, key: str, conditional: bool) -> Action | None:
-        """What is to happen to a request, which is counted."""
+        """Count a request, and return the action of the first rule that matches it, or None."""
         with self.lock:
             self.requests.append((method, key))
-            for rule in self.rules:  # each sees every request, to know when its turn begins
+            for rule in self.rules:  # every rule sees every request, because of `once`
                 rule.see(method, key)
             return next((rule.action for rule in self.rules if rule.takes(method, key, conditional)), None)
 
     def stop(self) -> None:
-        """Listen no more, and end the silences."""
+        """Stop listening, and end all pauses of `Silence`."""
         self.stopping.set()
         self._server.shutdown()
         self._server.server_close()
@@ -207,7 +217,7 @@ class _Server(ThreadingHTTPServer):
             super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that went away are what these tests are about."""
+        """Print nothing: clients that disconnect are part of these tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -224,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: `FaultProxy.requests` is the log."""
+        """Print nothing: `FaultProxy.requests` has the requests."""
 
     def _serve(self) -> None:
         split = urlsplit(self.path)
@@ -234,10 +244,10 @@ class _Handler(BaseHTTPRequestHandler):
             method, key = "LIST", f"{key.rstrip('/')}/{query.get('prefix', [''])[0]}"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         action = self.server.proxy.find(method, key, "If-None-Match" in self.headers)
-        if isinstance(action, Answer):
+        if isinstance(action, ErrorResponse):
             if action.passed:
                 self._forward(body).read()
-            self._refuse(action)
+            self._send_error(action)
         elif action == Reset():
             self._abort()
         else:
@@ -258,15 +268,15 @@ class _Handler(BaseHTTPRequestHandler):
                         self.upstream.putheader(name, value)
                 self.upstream.endheaders(body or None)
                 return self.upstream.getresponse()
-            except (http.client.HTTPException, OSError):  # the server closed a connection that was idle
+            except (http.client.HTTPException, OSError):  # the server closed an idle connection
                 self.upstream.close()
                 if last:
                     raise
         raise AssertionError("not reached")
 
-    def _refuse(self, answer: Answer) -> None:
-        text = f"<?xml version='1.0'?><Error><Code>{answer.code}</Code><Message>a fault</Message></Error>".encode()
-        self.send_response(answer.status)
+    def _send_error(self, error: ErrorResponse) -> None:
+        text = f"<?xml version='1.0'?><Error><Code>{error.code}</Code><Message>a fault</Message></Error>".encode()
+        self.send_response(error.status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(text)))
         self.end_headers()
@@ -276,7 +286,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _relay(self, response: http.client.HTTPResponse, action: Action | None) -> None:
         length = response.getheader("Content-Length")
         pieces: Iterator[bytes] = iter(lambda: response.read(_PIECE), b"")
-        if length is None and self.command != "HEAD" and response.status != 204:  # chunked: its length is not known
+        # A chunked response has no known length.
+        if length is None and self.command != "HEAD" and response.status != 204:
             whole = response.read()
             length, pieces = str(len(whole)), iter([whole])
         if isinstance(action, CutShort) and action.lying and length is not None:
@@ -312,7 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.proxy.stopping.wait(step / rate)
 
     def _stop(self, response: http.client.HTTPResponse, reset: bool) -> None:
-        """Close, also after a lying answer, which looks complete: the rest of it is still to come from the server."""
+        """Close both connections. After a `lying` response too: the server has not sent the rest of the body yet."""
         response.close()
         self.close_connection = True
         if reset:
@@ -325,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
-    """A proxy in front of an S3 server, ended afterwards."""
+    """Run a proxy in front of an S3 server until the `with` block ends."""
     proxy = FaultProxy(upstream)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback for tests: Ceph's radosgw over one monitor and one OSD that lives in memory."""
+"""A real S3 server on loopback: Ceph's radosgw with one monitor and one OSD that keeps its data in memory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ rgw_run_sync_thread = false
 
 
 def why_not() -> str | None:
-    """Why no server can be started here, or None."""
+    """Say why this machine cannot run the server, or return None."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: radosgw ceph-mon ceph-osd ceph-common)"
@@ -67,7 +67,7 @@ def why_not() -> str | None:
 
 
 class Radosgw:
-    """A running server, its files in a folder of its own. `stop` ends its daemons, and nothing else."""
+    """A running server with its files in `folder`. `stop` ends its daemons and no other process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -82,7 +82,7 @@ class Radosgw:
             self._start(fsid, mon_port)
         except BaseException as error:
             self.stop()
-            if not isinstance(error, Exception):  # interrupted: the logs say nothing of interest
+            if not isinstance(error, Exception):  # an interrupt: the logs do not explain it
                 raise
             raise RuntimeError(f"no S3 server: {error}\n{self._log_tail()}") from error
 
@@ -93,7 +93,7 @@ class Radosgw:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a client's environment needs."""
+        """The environment variables that a client needs."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -103,7 +103,7 @@ class Radosgw:
         }
 
     def client(self) -> Any:
-        """A boto3 client, for what our own store does not do: making buckets."""
+        """Return a boto3 client. Sightline's own store cannot make buckets."""
         import boto3
 
         return boto3.client(
@@ -115,13 +115,13 @@ class Radosgw:
         )
 
     def new_bucket(self) -> str:
-        """The name of a new, empty bucket."""
+        """Make an empty bucket, and return its name."""
         name = f"test-{uuid.uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=name)
         return name
 
     def stop(self) -> None:
-        """End the daemons by the process ids that they wrote down."""
+        """End the daemons by the process ids in their pid files."""
         for file in (self._folder / "run").glob("*.pid"):
             pid = int(file.read_text().strip() or 0)
             if pid and self._is_ours(pid):
@@ -129,7 +129,7 @@ class Radosgw:
                     os.kill(pid, signal.SIGKILL)
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether the process was started on our configuration: its id may be another's by now."""
+        """Whether the process was started with this server's configuration; another process may have the id by now."""
         try:
             return os.fsencode(self._conf) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
@@ -170,7 +170,7 @@ class Radosgw:
         raise RuntimeError(f"radosgw did not answer on {self.endpoint}")
 
     def _ceph(self, *arguments: str) -> None:
-        # The client sometimes talks to the monitor before it knows the cluster's id, and is refused.
+        # The monitor sometimes refuses a client that connects before the monitor knows the cluster's id.
         for _ in range(4):
             with contextlib.suppress(RuntimeError):
                 return self._run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
@@ -178,7 +178,7 @@ class Radosgw:
         return self._run("ceph", "-c", str(self._conf), "--connect-timeout", "30", *arguments)
 
     def _run(self, *command: str) -> None:
-        # A daemon that goes to the background must not hold a pipe of ours open: its output goes to a file.
+        # Output goes to a file: a daemon in the background would keep a pipe open, and `run` would not return.
         with open(self._folder / "log/commands.log", "ab") as log:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60, check=False)
         if done.returncode:
