@@ -15,7 +15,16 @@ from storage.files import StoreFile
 from storage.s3 import S3Store
 from storage.store import ATTEMPTS, Changed, Forbidden, NotFound, StoreError, StoreOptions, Unreachable, join
 from tests.support.stores import fault_proxy as faults
-from tests.support.stores.fault_proxy import Action, Answer, CutShort, FaultProxy, Reset, Silence, Trickle, fault_proxy
+from tests.support.stores.fault_proxy import (
+    Action,
+    CutShort,
+    ErrorResponse,
+    FaultProxy,
+    Reset,
+    Silence,
+    Trickle,
+    fault_proxy,
+)
 from tests.support.stores.radosgw import Radosgw
 
 pytestmark = pytest.mark.s3
@@ -59,8 +68,8 @@ def impatient(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     [
         faults.FAILS,
         faults.SLOW_DOWN,
-        Answer(400, "RequestTimeout"),
-        Answer(429, "TooManyRequests"),
+        ErrorResponse(400, "RequestTimeout"),
+        ErrorResponse(429, "TooManyRequests"),
         Reset(),
         Reset(0),
         Reset(MIDDLE),
@@ -187,7 +196,7 @@ def test_what_is_no_trouble_of_the_store_is_not_retried(
 
 def test_an_end_that_only_one_answer_claims(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
     entry = store.put(join(bucket, "end"), DATA)
-    rule = proxy.add(Answer(416, "InvalidRange"), "end", times=2)
+    rule = proxy.add(ErrorResponse(416, "InvalidRange"), "end", times=2)
     assert store.read(entry.uri, 0, entry.size, entry.etag) == DATA
     assert rule.done == 2
     assert store.read(entry.uri, entry.size, entry.size + 10, entry.etag) == b""
@@ -267,7 +276,7 @@ def test_put_if_absent_gives_up(proxy: FaultProxy, store: S3Store, bucket: str) 
         assert rule.done == ATTEMPTS
         rule.stop()
     assert store.stat(uri) is None
-    rule = proxy.add(Answer(501, "NotImplemented"), "never.json", method="PUT")
+    rule = proxy.add(ErrorResponse(501, "NotImplemented"), "never.json", method="PUT")
     with pytest.raises(StoreError, match="does not support the request"):
         store.put_if_absent(uri, b"ours")
 
