@@ -118,9 +118,9 @@ def retag_output(
 ) -> Retagged:
     """Write `target`: the output's images with the labels that a label set gives to their embeddings.
 
-    With float32 embeddings, the result is what `sightline tag` would write; with the output's own label set, to the last
-    bit. With float16 embeddings, scores differ by up to about 1e-3. A call that was killed can be repeated, and does
-    what is left; a call after the output has grown does the new shards.
+    With float32 embeddings, the result is what `sightline tag` would write; with the output's own label set, to the
+    last bit. With float16 embeddings, scores differ by up to about 1e-3. A call that was killed can be repeated, and
+    does what is left; a call after the output has grown does the new shards.
 
     `model` replaces the model that the output names, and is loaded only for prompts that the output does not hold.
     `address` is the address of a Ray cluster to join. Raises `ConfigError` if the target is the output itself, was made
@@ -249,15 +249,16 @@ def _read_checked(output: Output, file: dict[str, Any]) -> bytes:
     data = output.read(file["path"])
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise StoreError(
-            f"{output.uri_of(file['path'])} is not the file that its shard's commit record names: it was overwritten, or "
-            "is damaged"
+            f"{output.uri_of(file['path'])} is not the file that its shard's commit record names: it was overwritten, "
+            "or is damaged"
         )
     return data
 
 
 def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:
-    """Build the dataset whose rows are receipts, one for each shard. A task processes several shards, because starting a
-    task takes longer than retagging a shard.
+    """Build the dataset whose rows are receipts, one for each shard.
+
+    A task processes several shards, because starting a task takes longer than retagging a shard.
     """
 
     def retag(block: pa.Table) -> Iterator[pa.Table]:

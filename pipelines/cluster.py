@@ -18,9 +18,10 @@ from siglip.config import prefer_throughput
 from storage.settings import ConfigError
 
 READER_CPUS, COMMIT_CPUS = 0.9, 0.05
-"""Logical CPUs of a reader task, and of a sink or commit task. Sinks and commits wait for the store most of the time, and
-use the part of a CPU that a reader leaves. Without that part, on a node full of actors and readers, nothing was written
-until a whole shard was read, and Ray ended the workers that waited: every other of six small shards took six seconds."""
+"""Logical CPUs of a reader task, and of a sink or commit task. Sinks and commits wait for the store most of the time,
+and use the part of a CPU that a reader leaves. Without that part, on a node full of actors and readers, nothing was
+written until a whole shard was read, and Ray ended the workers that waited: every other of six small shards took six
+seconds."""
 ACTOR_START_SECONDS = 3600
 """How long to wait for the first actors. An autoscaler may have to start a node and pull an image."""
 BLOCK_BYTES, BLOCK_ROWS = 64 * 2**20, 1024

@@ -26,15 +26,15 @@ class ActorsConfig(BaseModel):
     min: int | None = Field(
         None,
         ge=1,
-        description="Minimum size of the actor pool. null is 1; but on one machine without a GPU, and with max, initial "
-        "and num_cpus null too, one for each 2 cores (small models: 4 cores), up to 8.",
+        description="Minimum size of the actor pool. null is 1; but on one machine without a GPU, if max, initial and "
+        "num_cpus are null too, one for each 2 cores (small models: 4 cores), up to 8.",
     )
     max: int | None = Field(None, ge=1, description="Maximum size of the pool, which grows under load; null is min.")
     initial: int | None = Field(None, ge=1, description="Number of actors to start with; null is min.")
     num_gpus: float | None = Field(
         None,
         ge=0,
-        description="GPUs for each actor; a fraction shares a GPU; null is 1 if the cluster has enough GPUs now, else 0.",
+        description="GPUs for each actor; a fraction shares a GPU; null is 1 if the cluster has enough now, else 0.",
     )
     num_cpus: float | None = Field(
         None, gt=0, description="Cores for each actor; null is 1 with a GPU, else as many as the current nodes allow."
@@ -115,8 +115,8 @@ class RayConfig(BaseModel):
     readers: int | None = Field(
         None,
         ge=1,
-        description="Shards read at once. null on a cluster: as many as it has room for, also on nodes that join later. "
-        "null on one machine: one for each core, or for each 2 cores if rows_per_shard is 2048 or more.",
+        description="Shards read at once. null on a cluster: as many as it has room for, also on nodes that join "
+        "later. null on one machine: one for each core, or for each 2 cores if rows_per_shard is 2048 or more.",
     )
 
     def find_address(self) -> str | None:
@@ -130,7 +130,7 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: tuple[str, ...] = Field(
-        description="A folder, an s3:// prefix or a file, or a list of these: tars, Parquet files, images, or .txt/.csv lists of URIs."
+        description="A folder, s3:// prefix or file, or several: tars, Parquet, images, or .txt/.csv lists of URIs."
     )
     output: str = Field(description="A folder or s3:// prefix. A run continues the work of earlier runs there.")
     labels: LabelSet = Field(
@@ -164,12 +164,12 @@ class JobConfig(BaseModel):
         0.05,
         ge=0,
         le=1,
-        description="If a larger part of a run's images is rejected, it exits with 3; everything is committed all the same.",
+        description="If a larger part of its images is rejected, a run exits with 3. All images are committed anyway.",
     )
     on_changed: Literal["error", "retag"] = Field(
         "error",
-        description="What to do with an input that changed since it was planned. error: skip it, do everything else and "
-        "exit with 1; retag: tag it again, as new rows.",
+        description="What to do with an input that changed since it was planned. error: skip it, do everything else "
+        "and exit with 1; retag: tag it again, as new rows.",
     )
     on_missing: Literal["wait", "reject"] = Field(
         "wait",

@@ -27,8 +27,8 @@ from pipelines.stages.tagger import Tagger, TaggerConfig
 from storage.store import NotFound, StoreError
 
 GPU_ROWS = 1024
-"""The most rows in one call of an actor on a GPU. That is several forward passes, so that the copy of one batch to the GPU
-overlaps with the forward pass of another."""
+"""The most rows in one call of an actor on a GPU. That is several forward passes, so that the copy of one batch to the
+GPU overlaps with the forward pass of another."""
 _WAITING_LISTED = 100
 
 

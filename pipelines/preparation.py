@@ -44,8 +44,8 @@ from storage.settings import ConfigError
 from storage.store import NotFound, StoreError, StoreOptions, Unreachable
 
 COMPILE_FLOPS = {"cpu": 1e14, "cuda": 3e16}
-"""Amounts of work for which `compile: auto` compiles the model: about 2,300 images of the base model on a CPU, 700,000 on
-a GPU. With less work, the minute that torch.compile takes is not earned back."""
+"""Amounts of work for which `compile: auto` compiles the model: about 2,300 images of the base model on a CPU, 700,000
+on a GPU. With less work, the minute that torch.compile takes is not earned back."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def extend_plan(
 ) -> tuple[PlanReport, OutputWriter, dict[str, Any]]:
     """Plan the new inputs, in an output with the fingerprint of this configuration.
 
-    Also returns the output's writer and the fingerprint. Raises `ConfigError` if the output was made with other settings.
+    Also returns the output's writer and the fingerprint. Raises `ConfigError` if the output was made with other
+    settings.
     """
     wanted = config.parquet.columns
     while True:

@@ -15,4 +15,4 @@ class Progress(Protocol):
         """A step begins that takes a while."""
 
     def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
-        """More work is done: rows written, how many of these rows are rejects, shards committed, shards left waiting."""
+        """More work is done: rows written, how many of them are rejects, shards committed, shards left waiting."""

@@ -40,14 +40,14 @@ class RunReport:
             self.seconds[stage] += receipt[f"{stage}_s"]
 
     def rejected_fraction(self) -> float:
-        """Return the rejected part of this run's images, from 0 to 1. The images of a broken archive count as rejected."""
+        """Return the rejected part of this run's images, from 0 to 1. Images lost in broken archives count."""
         return (self.rejected + self.lost) / max(1, self.rows + self.lost)
 
     def summarize(self, readers: int, decoders: int) -> dict[str, Any]:
         """Return the report for the manifest. `readers` and `decoders` are the workers of these stages.
 
-        `limited_by` is the stage whose workers were busy for the largest part of the time. `queue` is waiting time, so it
-        is never the limit.
+        `limited_by` is the stage whose workers were busy for the largest part of the time. `queue` is waiting time, so
+        it is never the limit.
         """
         now = time.time()
         working = min(self.working, now)

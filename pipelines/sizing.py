@@ -15,9 +15,9 @@ from siglip.config import count_cores
 from storage.settings import ConfigError
 
 LOCAL_CPU_FACTOR = 4
-"""Logical CPUs that a local Ray declares for each CPU that readers and actors use. Ray Data reserves half of the CPUs in
-equal parts for its stages. Without spare CPUs, one reader runs where two should. Each stage has its own limit, so the
-spare CPUs do not start more tasks."""
+"""Logical CPUs that a local Ray declares for each CPU that readers and actors use. Ray Data reserves half of the CPUs
+in equal parts for its stages. Without spare CPUs, one reader runs where two should. Each stage has its own limit, so
+the spare CPUs do not start more tasks."""
 MAX_LOCAL_ACTORS = 8
 """The most actors that a run on one machine starts by default. Each one holds the model in memory."""
 SMALL_MODEL_CORES = 4
@@ -31,10 +31,10 @@ LARGE_SHARD_DECODERS = 2
 class Cluster:
     """What a run may use of a Ray cluster.
 
-    `readers` is the number of shards read at once, or None for as many as there is room for: a cluster grows and shrinks
-    while a job runs, and a number taken at the start would leave later nodes idle. `decoders` is the number of decoder
-    processes for each reader. `actors` is the pool; each actor has `actor_cpus` and `actor_gpus`. If `reads_early` is
-    true, the first shards are read while the actors load the model.
+    `readers` is the number of shards read at once, or None for as many as there is room for: a cluster grows and
+    shrinks while a job runs, and a number taken at the start would leave later nodes idle. `decoders` is the number of
+    decoder processes for each reader. `actors` is the pool; each actor has `actor_cpus` and `actor_gpus`. If
+    `reads_early` is true, the first shards are read while the actors load the model.
     """
 
     readers: int | None

@@ -1,4 +1,4 @@
-"""Columns passed through from Parquet inputs: one type for all files, and no value ever changed to fit it."""
+"""The types of columns passed through from Parquet inputs: one type for all files, which changes no value."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from storage.settings import ConfigError
 
 @dataclass
 class PassedColumns:
-    """The types of the passed columns, unified over the files as they are looked at.
+    """The types of the passed-through columns, unified over all files that were added.
 
-    `wanted` is source name to output name. `fixed` are the types of an output that exists: files must fit them. Knows
-    only the files that it was shown, and of a file only what its footer says.
+    `wanted` maps a column's name in the inputs to its name in the output. `fixed` are the types of an existing output,
+    which all files must fit. Only the files' footers are read, and no values.
     """
 
     wanted: dict[str, str]
@@ -23,10 +23,14 @@ class PassedColumns:
     _types: dict[str, pa.DataType] = field(default_factory=dict)
     _first: dict[str, str] = field(default_factory=dict)
     _large: dict[str, str] = field(default_factory=dict)
-    """By column the first file with integers that may be beyond what a float64 counts in ones."""
+    """For each column, the first file that may have integers over 2^53, which a float64 cannot hold exactly."""
 
     def add(self, uri: str, schema: pa.Schema, small_integers: frozenset[str]) -> None:
-        """Take a file in. Raises `ConfigError`, naming it, when a column of it has no type in common with the rest."""
+        """Add a file's columns. Raises `ConfigError` that names the file if a column has no common type with the
+        others.
+
+        `small_integers` are the columns whose integers are proven to be within 2^53.
+        """
         for source, name in self.wanted.items():
             if source not in schema.names:
                 continue
@@ -48,7 +52,7 @@ class PassedColumns:
             self._check_large(source)
 
     def schema(self) -> pa.Schema:
-        """The output's passed columns. Raises `ConfigError` for one that no file has."""
+        """Return the output's passed-through columns. Raises `ConfigError` for a column that no file has."""
         if self.fixed is not None:
             return self.fixed
         for source in self.wanted:
@@ -65,9 +69,9 @@ class PassedColumns:
 
 
 def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The smallest common type in which every value of both types stands unchanged, or None.
+    """Return the smallest type that holds every value of both types unchanged, or None.
 
-    64-bit integers and floats unify to float64: whether their values allow it is the caller's to check.
+    64-bit integers and floats unify to float64. The caller must check that the integers are within 2^53.
     """
     one, other = _plain(one), _plain(other)
     if _fits(one, other):
@@ -83,7 +87,7 @@ def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:
-    """A dictionary's values, and views as what they are views of: encodings are the file's own business."""
+    """Return the type without its encoding: the value type of a dictionary, the plain type of a view."""
     if pa.types.is_dictionary(type_):
         return _plain(type_.value_type)
     if pa.types.is_string_view(type_):
@@ -92,7 +96,7 @@ def _plain(type_: pa.DataType) -> pa.DataType:
 
 
 def _fits(type_: pa.DataType, target: pa.DataType) -> bool:
-    """Whether a cast keeps every value; a float64 is taken to hold a 64-bit integer."""
+    """Tell whether a cast keeps every value. Assumes that 64-bit integers are within 2^53."""
     if type_ == target or pa.types.is_null(type_):
         return True
     tests: list[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], bool], Callable[[], bool]]] = [
@@ -115,12 +119,12 @@ def _fits(type_: pa.DataType, target: pa.DataType) -> bool:
 def _holds_integers(type_: pa.DataType, target: pa.DataType) -> bool:
     if pa.types.is_signed_integer(type_):
         return pa.types.is_signed_integer(target) and bool(type_.bit_width <= target.bit_width)
-    extra = int(pa.types.is_signed_integer(target))  # one bit is the sign's
+    extra = int(pa.types.is_signed_integer(target))  # the sign needs one bit
     return bool(type_.bit_width + extra <= target.bit_width)
 
 
 def _mantissa(type_: pa.DataType) -> int:
-    """Bits in which a float counts integers in ones, IEEE 754."""
+    """Return the bits of the integers that a float holds exactly (IEEE 754)."""
     return {16: 11, 32: 24, 64: 53}[type_.bit_width]
 
 
@@ -134,7 +138,7 @@ def _holds_decimals(type_: pa.DataType, target: pa.DataType) -> bool:
 
 
 def _is_finer(type_: pa.DataType, target: pa.DataType) -> bool:
-    """Whether a unit is as fine or finer. A time too far off for it makes the cast fail, not change."""
+    """Tell whether the target's unit is as fine or finer. For times out of its range, the cast fails."""
     units = ["s", "ms", "us", "ns"]
     return units.index(type_.unit) <= units.index(target.unit)
 
@@ -144,7 +148,10 @@ def _is_list(type_: pa.DataType) -> bool:
 
 
 def _same_length(type_: pa.DataType, target: pa.DataType) -> bool:
-    """Lists of a fixed length become lists of any, not the other way; short lists' offsets fit into long ones'."""
+    """Tell whether the target can hold lists of this length: fixed-size lists fit lists of any length, not the reverse.
+
+    Lists with 32-bit offsets fit lists with 64-bit offsets, not the reverse.
+    """
     if pa.types.is_fixed_size_list(target):
         return pa.types.is_fixed_size_list(type_) and bool(type_.list_size == target.list_size)
     return not (pa.types.is_large_list(type_) and pa.types.is_list(target))

@@ -1,8 +1,7 @@
-"""The kinds of input. A new one is one file here, and its name in `ARCHIVES`.
+"""The input formats. A new archive format is one module in this folder, and an entry in `ARCHIVES`.
 
-Each file has `KIND`, its mark in the plan; `recognizes`, by name; `size_up`, which looks at a new input and cuts it
-into parts that fit a shard; and `read`, which gives its rows in a fixed order, so that the same part has the same rows
-each time that it is read. The members of a list (`lists.py`) are images, of a kind of their own.
+Such a module implements `Archive`. `read` must yield a part's rows in the same order each time, because row numbers
+follow from the order. Members of a list (`lists.py`) are images of the kind `uri`.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from storage.store import StoreOptions
 
 
 class Archive(Protocol):
-    """A kind of input that holds many images."""
+    """The interface of an archive format: a kind of input that holds many images. `KIND` is its name in the plan."""
 
     KIND: Kind
 
     def recognizes(self, name: str) -> bool:
-        """Whether an object of this lower-case name is one."""
+        """Tell whether an object has this format, by its lower-case name."""
 
     def size_up(self, planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
-        """A look at a new input, which cuts it into parts of about a shard's size.
+        """Inspect a new input, and split it into parts of about a shard's size.
 
-        Raises `StoreError` when it cannot be looked at now, `ConfigError` when the configuration does not fit it.
+        Raises `StoreError` if the input cannot be read now, `ConfigError` if the configuration does not fit it.
         """
 
     def read(self, planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
-        """The rows of one part. Raises `StoreError` when the store fails, or the object is not the one planned."""
+        """Yield the rows of one part. Raises `StoreError` if the store fails or the object has changed."""
 
 
 ARCHIVES: dict[Kind, Archive] = {archive.KIND: archive for archive in (tar, parquet)}
-"""The formats of archives, by kind."""
+"""The archive formats, by kind."""
 
 
 def archive_of(name: str) -> Archive | None:
-    """The archive format of an object with this lower-case name."""
+    """Return the archive format of an object with this lower-case name, or None."""
     return next((archive for archive in ARCHIVES.values() if archive.recognizes(name)), None)
 
 
 def read_inputs(planned: Iterable[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[Input, Row]]:
-    """The rows of a shard's inputs, each with the input that it is of. Neighbouring loose images are fetched together.
+    """Yield the rows of a shard's inputs, each with its input. Consecutive loose images are fetched in parallel.
 
-    Raises `StoreError` when the store fails, or when an input is no longer what was planned.
+    Raises `StoreError` if the store fails, or if an input has changed since it was planned.
     """
     loose: list[Input] = []
     for item in planned:

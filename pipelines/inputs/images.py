@@ -1,4 +1,4 @@
-"""Loose images, and images that a list or a Parquet column names: one object, one row."""
+"""Single images: loose files, and images that a list or a Parquet column names. Each is one object and one row."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from storage.schemes import open_store
 from storage.store import Changed, InvalidUri, NotFound, StoreError, Unreachable
 
 _AHEAD = 32
-"""Objects asked for at once: a store that answers after 30 ms gives 267 a second at most to one that asks for 8."""
+"""Objects fetched at the same time. From a store with 30 ms latency, 8 at a time would be at most 267 a second."""
 _AHEAD_BYTES = 64 * 2**20
+"""The most bytes that are fetched ahead."""
 _UNKNOWN_BYTES = 2 * 2**20
-"""What an object from a list is taken for, whose size nobody has asked for yet."""
+"""The assumed size of an object named in a list, whose size is not known before it is fetched."""
 
 
 def recognizes(name: str) -> bool:
-    """Whether an object of this lower-case name is a loose image."""
+    """Tell whether an object is a loose image, by its lower-case name."""
     return "." in name and name.rpartition(".")[2] in readable_suffixes()
 
 
 def fetch_images(planned: Iterable[Input], reading: Reading) -> Iterator[Row]:
-    """One row for each input, in order, fetched ahead as far as a bound in objects and one in bytes.
+    """Yield one row for each input, in order. Fetches objects ahead, up to a number of objects and of bytes.
 
-    Raises `StoreError` when a planned object cannot be read, or when the store does not answer for one from a list.
+    Raises `StoreError` if a planned object cannot be read, or if the store does not answer for an object of a list.
     """
     ahead: deque[tuple[int, Future[Row]]] = deque()
     held = 0
@@ -57,21 +58,21 @@ def _fetch(planned: Input, reading: Reading) -> Row:
             row.data = open_store(planned.uri, reading.store).read(planned.uri, 0, size, etag) if size else b""
     except StoreError as error:
         if planned.kind == "uri":
-            row.rejected = _judge_listed(error)
+            row.rejected = _reject_listed(error)
         else:
             row.rejected = reading.lose(planned, error).rejected
     return row
 
 
-def _judge_listed(error: StoreError) -> ImageRejected:
-    """A name in somebody's list may be anything: what is not there, or can never be, is said of that image.
+def _reject_listed(error: StoreError) -> ImageRejected:
+    """Return the rejection of an image named in a list that does not exist or whose URI is invalid.
 
-    Raises `error` when it says something of the store instead.
+    Raises `error` if it is trouble of the store instead of a wrong name.
     """
     if isinstance(error, NotFound):
         return ImageRejected("missing", str(error))
     if isinstance(error, InvalidUri):
         return ImageRejected("unreadable", str(error))
-    if isinstance(error, Changed):  # while it was read: of a name in a list no version was planned
+    if isinstance(error, Changed):  # it changed while it was read; the plan has no version of it to compare with
         raise Unreachable(str(error)) from error
     raise error

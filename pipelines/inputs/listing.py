@@ -1,4 +1,4 @@
-"""The inputs as they are now, compared with those that are planned."""
+"""Listing the inputs, and comparing them with those that are already planned."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from storage.settings import ConfigError
 from storage.store import Entry, StoreError, StoreOptions
 
 _LOOKS_AHEAD = 16
-_TARS_LOOKED_AT = 16
+"""Archives that are inspected at the same time."""
+_TARS_SAMPLED = 16
+"""Tars of a folder that are inspected before the others' images are estimated from their size."""
 _QUEUE = 10_000
+"""The most inputs that wait for an earlier archive's inspection, so that inputs stay in order."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A shard, or an input that is not yet planned, which cannot be read now; with about so many images in it."""
+    """A shard, or an input that is not yet planned, that cannot be read now. `rows` estimates its images."""
 
     name: str
     reason: WaitReason
@@ -36,10 +39,10 @@ class Waiting:
 
 @dataclass
 class PlanReport:
-    """What a planning found. `rows` is an estimate where tars are among the inputs.
+    """The counts of a planning: new `inputs`, new `shards`, their `rows` (estimated for tars), and `known` inputs.
 
-    `waiting` are inputs that could not be looked at, and changed ones that the configuration leaves: none of them is
-    planned, and the next run looks again.
+    `waiting` are inputs that could not be inspected, and changed inputs that the configuration tells to skip. They are
+    not planned, and the next run inspects them again.
     """
 
     inputs: int = 0
@@ -51,40 +54,42 @@ class PlanReport:
 
 
 class KnownInputs:
-    """Inputs that are planned already, in a file: ten million of them need no ten million Python objects."""
+    """The planned inputs, in a SQLite file: as Python objects, ten million of them would need gigabytes of memory."""
 
     def __init__(self, path: Path) -> None:
         self._database = sqlite3.connect(path)
-        # It lives as long as one planning does: nothing of it needs to survive a crash.
+        # The file is deleted after one planning, so nothing in it needs to survive a crash.
         self._database.execute("pragma journal_mode = off")
         self._database.execute("pragma synchronous = off")
         self._database.execute("create table known (uri text, version text, primary key (uri, version)) without rowid")
 
     def add(self, rows: Iterator[tuple[str, str]]) -> None:
-        """Take in pairs of a URI and its version (`Input.version`)."""
+        """Add pairs of a URI and its version (`Input.version`)."""
         self._database.executemany("insert or ignore into known values (?, ?)", rows)
 
     def versions(self, uri: str) -> list[str]:
-        """The versions of a URI that are planned."""
+        """Return the planned versions of a URI."""
         return [row[0] for row in self._database.execute("select version from known where uri = ?", (uri,))]
 
     def holds(self, uri: str) -> bool:
-        """Whether something is planned that has this name, or lies under it."""
+        """Tell whether this URI, or an object below it, is planned."""
         query = "select 1 from known where uri = ? or (uri > ? and uri < ?) limit 1"
-        return bool(self._database.execute(query, (uri, f"{uri}/", f"{uri}0")).fetchone())  # 0 comes after /
+        return bool(
+            self._database.execute(query, (uri, f"{uri}/", f"{uri}0")).fetchone()
+        )  # "0" is the character after "/"
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
 
 def list_new(
     config: JobConfig, options: StoreOptions, known: KnownInputs, columns: PassedColumns, report: PlanReport
 ) -> Iterator[Input]:
-    """Inputs that are not planned yet, sized up and cut, in the listing's order; each once, also where two overlap.
+    """Yield the inputs that are not planned yet, in listing order; archives are split into parts.
 
-    Adds to `report` and `columns`. Raises `ConfigError` when the configuration does not fit an input, and `StoreError`
-    when the listing itself fails.
+    Each object is yielded once, also if configured inputs overlap. Adds to `report` and `columns`. Raises `ConfigError`
+    if the configuration does not fit an input, and `StoreError` if the listing itself fails.
     """
     queue: deque[tuple[Input, Future[InputStats] | None]] = deque()
     folders = _Folders()
@@ -112,24 +117,27 @@ def list_new(
 
 
 class _Folders:
-    """How many bytes an image takes in the tars of a folder: the first few, which are looked at, tell for the rest."""
+    """Bytes per image in the tars of each folder, learned from the first few tars and used to estimate the others."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, bool], list[float]] = {}
 
     def note(self, tar: Input) -> None:
-        """Learn from a tar whose rows were estimated from itself."""
+        """Add a tar that was inspected itself."""
         if tar.kind == "tar":
-            self._seen.setdefault(self._alike(tar), []).append(tar.size / tar.rows)
+            self._seen.setdefault(self._group(tar), []).append(tar.size / tar.rows)
 
     def guess(self, tar: Input) -> Input | None:
-        """A tar with about its rows, if enough others of its folder were looked at, and compressed like it or not."""
-        seen = self._seen.get(self._alike(tar), []) if tar.kind == "tar" else []
-        if len(seen) < _TARS_LOOKED_AT:
+        """Return the tar with estimated rows, or None if too few similar tars were inspected.
+
+        Similar tars are in the same folder, and compressed or uncompressed like this one.
+        """
+        seen = self._seen.get(self._group(tar), []) if tar.kind == "tar" else []
+        if len(seen) < _TARS_SAMPLED:
             return None
         return replace(tar, rows=max(1, round(tar.size / median(seen))))
 
-    def _alike(self, tar: Input) -> tuple[str, bool]:
+    def _group(self, tar: Input) -> tuple[str, bool]:
         return tar.uri.rpartition("/")[0], tar.uri.lower().endswith("gz")
 
 
@@ -173,7 +181,7 @@ def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, 
 
 
 def _list_entries(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Entry]:
-    """Every object under the configured inputs, except what lies in the output. Raises `ConfigError`."""
+    """Yield every object under the configured inputs, except the output's files. Raises `ConfigError`."""
     own = config.output + "/"
     for uri in config.input:
         store = open_store(uri, options)
@@ -191,7 +199,7 @@ def _list_entries(config: JobConfig, options: StoreOptions, known: KnownInputs, 
         elif empty:
             if not known.holds(uri):
                 raise ConfigError(f"input: {uri} does not exist")
-            if config.on_missing == "wait":  # it was there before: a mount that is away
+            if config.on_missing == "wait":  # it existed at an earlier run, so a mount may be missing
                 report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
 
 

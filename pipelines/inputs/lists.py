@@ -1,4 +1,7 @@
-"""Lists of images: a text file of URIs, or a CSV file with a column of them, named itself as an input."""
+"""Lists of images: a text file with one URI per line, or a CSV file with a column of URIs.
+
+Only a file that is itself configured as an input is read as a list, not one found in a folder.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,22 @@ COLUMNS = ("uri", "url", "image_uri", "image_url", "path", "image", "file", "fil
 
 
 def recognizes(name: str) -> bool:
-    """Whether an object of this lower-case name is a list, if it was named itself."""
+    """Tell whether an input with this lower-case name is a list."""
     return name.endswith(SUFFIXES)
 
 
 def resolve(uri: str, beside: str) -> str:
-    """A URI as a list or a Parquet column names it: relative ones are beside the file that names them."""
+    """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of the file `beside`."""
     if "://" in uri or uri.startswith("/"):
         return uri
     return join(beside.rpartition("/")[0] or ".", uri)
 
 
 def expand(entry: Entry, options: StoreOptions) -> Iterator[Input]:
-    """The images that a list names: one a line, `#` starts a comment; or a CSV file with a header.
+    """Yield the images that a list names. In a text file, lines that begin with `#` are comments.
 
-    Raises `ConfigError` when it is neither, `StoreError` when it cannot be read.
+    A CSV file needs a header; its other columns become the images' metadata. Raises `ConfigError` if the file is not a
+    list, `StoreError` if it cannot be read.
     """
     file = StoreFile(open_store(entry.uri, options), entry)
     with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline="") as text:

@@ -1,4 +1,4 @@
-"""Parquet files with a column of images: bytes, a struct {bytes, path} as Hugging Face datasets writes, or URIs."""
+"""Parquet files with an image column: bytes, structs {bytes, path} as Hugging Face `datasets` writes, or URIs."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ KIND: Kind = "parquet"
 SUFFIXES = (".parquet", ".pq")
 
 _FOOTER_BYTES = 1 << 20
+"""Bytes that are read from the end of a file in the first request, so that most footers need no second one."""
 _ROWS = 16
-"""Rows decoded at once: camera photos are 5 MB each."""
+"""Rows of the file that are in memory at once. A camera photo has about 5 MB."""
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png")
 _URI_NAMES = ("image_uri", "image_url", "image_path", "uri", "url", "image", "path", "file", "file_name")
 
 
 def recognizes(name: str) -> bool:
-    """Whether an object of this lower-case name is a Parquet file."""
+    """Tell whether an object is a Parquet file, by its lower-case name."""
     return name.endswith(SUFFIXES)
 
 
 def size_up(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
-    """Runs of row groups with about `rows_per_shard` rows; none for a file without images.
+    """Split a file into runs of row groups with about `rows_per_shard` rows. A file without images has no parts.
 
-    A file that is no Parquet stays whole: reading it says what is wrong.
+    A file that is not valid Parquet becomes one part; reading it gives a reject row with the error.
     """
     try:
         raw = StoreFile(open_store(planned.uri, options), planned.entry, _FOOTER_BYTES)
@@ -59,7 +60,7 @@ def size_up(planned: Input, config: JobConfig, options: StoreOptions) -> InputSt
 
 
 def check_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> bool:
-    """Whether the file has images. Raises `ConfigError` when a configured column is not there or of no use."""
+    """Tell whether the file has images. Raises `ConfigError` if a configured column is missing or has a wrong type."""
     for key, name in (("image_column", config.image_column), ("key_column", config.key_column)):
         if name is not None and name not in schema.names:
             raise ConfigError(
@@ -74,7 +75,7 @@ def check_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> b
 
 
 def image_column(schema: pa.Schema, config: ParquetConfig) -> str | None:
-    """The column that holds images: the configured one, or the one that looks like it, or None."""
+    """Return the name of the image column: the configured one, else one detected by type and name, else None."""
     if config.image_column:
         return config.image_column
     for column in schema:
@@ -89,11 +90,11 @@ def image_column(schema: pa.Schema, config: ParquetConfig) -> str | None:
 
 
 def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
-    """The rows of the planned row groups, in order. Images that it names by URI are fetched."""
+    """Yield the rows of the planned row groups, in order. Fetches images that the file names by URI."""
     config, count = reading.parquet, 0
     try:
         raw = StoreFile(open_store(planned.uri, reading.store), planned.entry)
-        # Streamed by column: a row group of a gigabyte is never in memory whole.
+        # Columns are streamed, so that a row group of a gigabyte is never in memory as a whole.
         with raw, pq.ParquetFile(raw, buffer_size=READ_BYTES) as file:
             schema = file.schema_arrow
             column = image_column(schema, config)
@@ -145,7 +146,7 @@ def _batch_rows(
 
 
 def _cast(values: pa.Array, target: pa.Field, planned: Input) -> pa.Array:
-    """A passed column in the output's type. Raises `ConfigError` rather than change a value."""
+    """Cast a passed-through column to the output's type. Raises `ConfigError` if that would change a value."""
     try:
         return values.cast(target.type)
     except pa.ArrowException as error:
@@ -155,7 +156,7 @@ def _cast(values: pa.Array, target: pa.Field, planned: Input) -> pa.Array:
 
 
 def _holds_small_integers(metadata: pq.FileMetaData, name: str) -> bool:
-    """Whether statistics prove that a column's numbers are within what a float64 counts in ones."""
+    """Tell whether the file's statistics prove that a column's integers are within 2^53, exact as float64."""
     for group in range(metadata.num_row_groups):
         chunks = (metadata.row_group(group).column(number) for number in range(metadata.num_columns))
         found = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)

@@ -1,4 +1,4 @@
-"""What is planned, what is read of it, and how."""
+"""The types of the reading side: planned inputs, rows, and the settings for reading."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from storage.store import Changed, Entry, Forbidden, NotFound, StoreError, Store
 Kind = Literal["image", "tar", "parquet", "uri"]
 
 WaitReason = Literal["missing", "forbidden", "changed", "unreachable"]
-"""Why an object that was planned could not be read. Each may be over by the next run."""
+"""Why a planned object could not be read. At the next run it may be readable again."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One planned input. `start` and `stop` are row groups, of a Parquet file only. `rows` is exact for Parquet files
-    and loose images, and an estimate for tars, whose images are counted when they are read.
+    """One planned input: an object, or a part of a Parquet file.
 
-    `size` is -1 and `etag` empty for an image named in a list: it was not looked at when it was planned.
+    `start` and `stop` are the range of row groups of a Parquet file. `rows` is exact for Parquet files and loose
+    images, and an estimate for tars, whose images are counted when they are read. For an image named in a list, `size`
+    is -1 and `etag` is empty, because the object was not looked up when it was planned.
     """
 
     kind: Kind
@@ -38,21 +39,21 @@ class Input:
 
     @property
     def entry(self) -> Entry:
-        """The object to read."""
+        """The object to read, as the listing described it."""
         return Entry(self.uri, self.size, self.etag)
 
     @property
     def version(self) -> str:
-        """What tells a changed object from the planned one; empty for a name from a list."""
+        """Text that differs if the object has changed since it was planned. Empty for an image named in a list."""
         return "" if self.kind == "uri" else f"{self.size} {self.etag}"
 
 
 @dataclass(frozen=True)
 class InputStats:
-    """What a look at an archive tells: its parts, each of about a shard's size, none if it holds no images.
+    """The result of inspecting an archive: its parts of about a shard's size each, or no part if it has no images.
 
-    Of a Parquet file also its columns, and which of those passed through hold only integers that a float64 holds too,
-    as far as the file's statistics prove.
+    For a Parquet file it also holds the columns (`schema`), and the passed-through columns whose integers the file's
+    statistics prove to be within 2^53 (`small_integers`).
     """
 
     parts: list[Input]
@@ -62,10 +63,10 @@ class InputStats:
 
 @dataclass
 class Row:
-    """One image on its way: its encoded bytes, or why there are none.
+    """One image: its encoded bytes, or the reason why it is rejected.
 
-    `columns` are the columns passed through, each an array of one value, so that no value becomes a Python object and
-    changes. `lost` is, on the row that stands for a broken or absent archive, about how many more images went.
+    `columns` are the passed-through columns, each an Arrow array of length 1: a conversion to Python objects and back
+    could change values. In the row of a broken or missing archive, `lost` estimates how many more images it held.
     """
 
     key: str
@@ -79,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Reading:
-    """How inputs are read; the same for all inputs of a job. `columns` are the passed columns of the output."""
+    """The settings for reading, the same for all inputs of a job. `columns` are the output's passed-through columns."""
 
     store: StoreOptions
     max_bytes: int
@@ -89,10 +90,10 @@ class Reading:
     on_missing: Literal["wait", "reject"] = "wait"
 
     def lose(self, planned: Input, error: StoreError, read: int = 0) -> Row:
-        """The row that stands for a planned object which is given up, because the configuration says so.
+        """Return the reject row for a planned object that could not be read, if the configuration says to reject it.
 
-        Raises `error` where it does not: the trouble is the store's, and the images are still to come. `read` images
-        of it were read before.
+        `read` is the number of its images that were read before. Otherwise raises `error`, and the shard is left to the
+        next run.
         """
         if isinstance(error, NotFound) and self.on_missing == "reject":
             reason = "missing"
@@ -104,7 +105,7 @@ class Reading:
 
 
 def lost_row(planned: Input, reason: str, detail: str, read: int) -> Row:
-    """The row of an archive that cannot be read from some point on, or of an image that is not there."""
+    """Return the reject row of a missing image, or of an archive of which only `read` images could be read."""
     lost = max(0, planned.rows - read - 1)
     if lost:
         detail = f"{detail} (about {lost + 1} images are lost)"
@@ -112,7 +113,7 @@ def lost_row(planned: Input, reason: str, detail: str, read: int) -> Row:
 
 
 def wait_reason(error: StoreError) -> WaitReason:
-    """What the store's error says of the object that was to be read."""
+    """Return the reason that a store's error stands for."""
     kinds: tuple[tuple[type[StoreError], WaitReason], ...] = (
         (NotFound, "missing"),
         (Forbidden, "forbidden"),
@@ -123,19 +124,19 @@ def wait_reason(error: StoreError) -> WaitReason:
 
 @dataclass
 class Skipped:
-    """Objects and members that are no input: counted by why, the first few by name."""
+    """Objects and tar members that are not inputs: counts by reason, and the names of the first five."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def add(self, name: str, why: str) -> None:
-        """Count one."""
+        """Count an object. `why` is a phrase in the plural, such as "hidden files"."""
         self.counts[why] += 1
         if len(self.examples) < 5:
             self.examples.append(name)
 
     def add_suffix(self, name: str) -> None:
-        """Count one that is skipped for its suffix, or for having none."""
+        """Count an object that is skipped because of its suffix, or because it has none."""
         file = name.lower().rpartition("/")[2]
         suffix = file.rpartition(".")[2] if "." in file.lstrip(".") else ""
         self.add(name, f".{suffix} files" if suffix else "files without an extension")

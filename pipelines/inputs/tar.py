@@ -1,4 +1,4 @@
-"""Tars in WebDataset's layout: neighbouring members with the same name up to the first dot are one sample."""
+"""Tars in WebDataset's layout: consecutive members with the same name up to the first dot are one sample."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ from storage.store import Store, StoreError, StoreOptions
 KIND: Kind = "tar"
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 METADATA_SUFFIXES = frozenset(("json", "txt", "cls"))
+"""Suffixes of members that become the metadata of their sample's images."""
 
 _SAMPLE_IMAGES = 32
 _SAMPLE_BYTES = 1 << 20
+"""The images and bytes at a tar's beginning from which its number of images is estimated."""
 _END = bytes(tarfile.BLOCKSIZE)
 
 
 def recognizes(name: str) -> bool:
-    """Whether an object of this lower-case name is a tar."""
+    """Tell whether an object is a tar, by its lower-case name."""
     return name.endswith(SUFFIXES)
 
 
 def size_up(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
-    """The tar as one part, with about as many images as its first megabyte suggests."""
+    """Return the tar as one part. The number of its images is estimated from its first megabyte."""
     return InputStats([replace(planned, rows=_estimate_rows(open_store(planned.uri, options), planned))])
 
 
 def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
-    """The images of a tar, in its order. Members of other kinds are counted in `skipped`.
+    """Yield the images of a tar, in its order. Counts other members in `skipped`.
 
-    Python's tarfile takes a missing end for the end. Here a tar is whole only if it ends with a block of zeros; one
-    that is not has a last row that says so.
+    Python's `tarfile` reads a truncated tar without an error if it ends between two members. Here a tar is complete
+    only if it ends with a block of zeros. For an incomplete tar the last row is a reject row.
     """
     count = 0
     broken: tuple[str, str] | None = None
@@ -51,13 +53,12 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
         stream = _Recorder(_decompress(raw), 1 << 20)
         with stream, tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
                 name = member.name.removeprefix("./")
                 if member.isdir():
                     continue
-                if name.rpartition("/")[2].startswith(
-                    "._"
-                ):  # macOS's shadow of the next file, in the midst of a sample
+                # macOS writes such a file with metadata before each file, also inside of a sample.
+                if name.rpartition("/")[2].startswith("._"):
                     skipped.add(_text(name), "hidden files")
                     continue
                 stem, _, extension = _split_name(name)
@@ -90,7 +91,7 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
 
 
 class _Sample:
-    """The members of one name: its images, keyed by the name, and what its other members say of them."""
+    """The members with one name: images, and members that hold the images' metadata."""
 
     def __init__(self, reading: Reading, source: str, stem: str = "") -> None:
         self.stem = stem
@@ -100,7 +101,7 @@ class _Sample:
         self._metadata: dict[str, Any] = {}
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, skipped: Skipped) -> None:
-        """Take a member in. Raises `tarfile.ReadError` when it ends early."""
+        """Add a member. Raises `tarfile.ReadError` if the tar ends within it."""
         name = _text(member.name.removeprefix("./"))
         suffix = extension.rpartition(".")[2]
         most = self._reading.max_bytes
@@ -119,9 +120,9 @@ class _Sample:
             skipped.add_suffix(name)
 
     def finish(self) -> Iterator[Row]:
-        """Its images, keyed by its name, or by the member's where there are several."""
+        """Yield the sample's images. A single image has the sample's name as key, several have their members'."""
         text = None
-        if self._metadata:  # JSON may escape half a character, which UTF-8 cannot hold
+        if self._metadata:  # JSON may escape half of a surrogate pair, which UTF-8 cannot hold
             text = json.dumps(self._metadata, ensure_ascii=False).encode("utf-8", "replace").decode()
         for row in self._rows:
             row.metadata = text
@@ -131,7 +132,7 @@ class _Sample:
 
 
 class _Recorder(io.BufferedReader):
-    """Remembers the last block read, which tells a finished tar from one that just stops."""
+    """A reader that keeps the last block read, with which a complete tar is told from a truncated one."""
 
     last = b""
 
@@ -141,7 +142,7 @@ class _Recorder(io.BufferedReader):
 
 
 class _Gunzip(gzip.GzipFile):
-    """Hands out what it has. A `GzipFile` that is asked for more than is left raises, and what was left is lost."""
+    """A `GzipFile` whose `readinto` returns the bytes before a truncated end. The original raises, and loses them."""
 
     def readinto(self, buffer: Any, /) -> int:
         data = self.read1(len(buffer))
@@ -150,9 +151,9 @@ class _Gunzip(gzip.GzipFile):
 
 
 def _estimate_rows(store: Store, planned: Input) -> int:
-    """About how many images a tar holds, from its first megabyte: what packing shards needs to know.
+    """Estimate the number of images in a tar from its first megabyte, for packing shards.
 
-    One that breaks is taken to go on as it began: what it should have held is what its breaking loses.
+    A tar that is broken after that counts as if it were complete: the estimate is also the number of lost images.
     """
     raw: Any = io.BufferedReader(StoreFile(store, planned.entry, _SAMPLE_BYTES), 1 << 16)
     images, reached = 0, 0
@@ -165,15 +166,15 @@ def _estimate_rows(store: Store, planned: Input) -> int:
                 if images == _SAMPLE_IMAGES or reached >= _SAMPLE_BYTES:
                     break
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError):
-        pass  # reading it will say what is wrong with it
-    # A whole tar ends with two blocks of zeros behind its last member, and zeros up to a whole record.
+        pass  # reading the tar gives a reject row with the error
+    # After the last member come two blocks of zeros, and zeros up to a full record.
     if 0 < reached < planned.size - 2 * tarfile.RECORDSIZE:
         return max(1, images * planned.size // reached)
     return max(1, images)
 
 
 def _decompress(raw: io.BufferedReader) -> Any:
-    """The tar's own bytes. Whether they are compressed is said by the first two, not by the name."""
+    """Return the uncompressed stream. The first two bytes decide whether the tar is compressed, not its name."""
     return _Gunzip(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
 
 
@@ -186,7 +187,7 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
-    """WebDataset's rule: the key is the path up to the first dot of the file name, the rest is the extension."""
+    """Split by WebDataset's rule: the key is the path up to the file name's first dot, the rest is the extension."""
     folder, slash, file = name.rpartition("/")
     stem, dot, extension = file.lstrip(".").partition(".")
     stem = file[: len(file) - len(file.lstrip("."))] + stem
@@ -209,5 +210,5 @@ def _parse_metadata(suffix: str, data: bytes) -> Any:
 
 
 def _text(name: str) -> str:
-    """A name as valid UTF-8: tars may hold any bytes, Parquet strings may not."""
+    """Return a name as valid UTF-8. Names in tars may be any bytes, strings in Parquet may not."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -59,8 +59,8 @@ def make_label_table(labels: LabelSet, texts: Floats, scale: Scale, model: Pinne
 def claim_labels(output: Output, table: LabelTable) -> LabelTable:
     """Write the label table of a new output, or read the one that is there. Return the stored table.
 
-    All runs that write to an output thus score with the same numbers. The fingerprint makes sure that the labels and the
-    model are the same, but another device may compute embeddings with other last bits.
+    All runs that write to an output thus score with the same numbers. The fingerprint makes sure that the labels and
+    the model are the same, but another device may compute embeddings with other last bits.
     """
     if output.put_if_absent(LABELS, _to_bytes(table)):
         return table

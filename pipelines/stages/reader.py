@@ -41,9 +41,9 @@ class ReaderConfig:
     """The configuration of a reader: small, picklable, and the same for all shards of a run.
 
     `spec` and `mode` say how to resize and decode images, `thumbnail` is the longer side of thumbnails or None. A shard
-    has `decoders` decoder processes, or one for each `rows_per_decoder` rows if that is more, up to the number of cores.
-    So a large tar, which one task reads, is decoded by as many processes as its share of the job. `retry` are the
-    reasons of the rejected rows that a shard of a later generation retries; if empty, all rejected rows.
+    has `decoders` decoder processes, or one for each `rows_per_decoder` rows if that is more, up to the number of
+    cores. So a large tar, which one task reads, is decoded by as many processes as its share of the job. `retry` are
+    the reasons of the rejected rows that a shard of a later generation retries; if empty, all rejected rows.
     """
 
     output: Output
@@ -118,7 +118,7 @@ def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator
 
 
 class _Block:
-    """A table being filled: its rows as dictionaries, and the pixels in one array, into which decoders' results are copied."""
+    """A table being filled: its rows as dictionaries, and one array for the pixels of all its images."""
 
     def __init__(self, schema: pa.Schema, rows: int, size: int) -> None:
         self._schema = schema
@@ -149,7 +149,7 @@ class _Block:
         return pa.array(values, column.type)
 
     def _pixels(self) -> pa.Array:
-        """Return the pixels as a binary column. Nulls take no bytes, so the images of a table are one contiguous array."""
+        """Return the pixels as a binary column. Nulls take no bytes, so all images are one contiguous array."""
         has = np.fromiter(("width" in line for line in self.lines), bool, len(self.lines))
         ends = np.cumsum(has) * int(np.prod(self._shape[1:]))
         offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int64))
@@ -162,7 +162,7 @@ class _Block:
 def _decode(
     rows: Iterator[tuple[int, Row]], config: ReaderConfig, block: _Block, decoders: int
 ) -> Iterator[tuple[int, Row, dict[str, Any]]]:
-    """Yield rows with their columns; pixels go to `block`. The next rows are read while decoders work on earlier ones."""
+    """Yield rows with their columns; the pixels go to `block`. Reads the next rows while decoders work."""
     ring = _decoder_ring(config.spec, config.limits, config.mode, config.thumbnail)
     ring.resize(decoders)
     ahead: deque[tuple[int, Row, float]] = deque()

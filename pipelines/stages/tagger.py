@@ -20,7 +20,7 @@ from siglip.labels import LabelSet
 
 @dataclass(frozen=True)
 class TaggerConfig:
-    """The configuration of an actor: the run's model, the label set with its head, and the actor's CPU threads and GPUs."""
+    """The configuration of an actor: the model, the label set with its head, CPU threads and GPUs."""
 
     model: PinnedModel
     labels: LabelSet
@@ -32,8 +32,8 @@ class TaggerConfig:
 class Tagger:
     """The class of the actor pool. Ray Data creates one instance in each actor.
 
-    Raises `siglip.checkpoint.CheckpointError` if the weights are not the run's, or if the actor was given a GPU and would
-    run on a CPU.
+    Raises `siglip.checkpoint.CheckpointError` if the weights are not the run's, or if the actor was given a GPU and
+    would run on a CPU.
     """
 
     def __init__(self, config: TaggerConfig) -> None:
@@ -46,7 +46,7 @@ class Tagger:
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Return a reader's block without its pixels, with labels, scores and embedding added for each row that had pixels.
+        """Replace a block's pixels by labels, scores and embeddings, which are null for rows without pixels.
 
         Raises `RuntimeError` if an embedding is not finite.
         """
@@ -77,7 +77,7 @@ class Tagger:
 
 
 def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """Return the images of a binary column as uint8 (N, S, S, 3), with S = `size`. Copies only if there are several chunks.
+    """Return the images of a binary column as uint8 (N, S, S, 3), S = `size`. Copies only if it has several chunks.
 
     Nulls are rows without an image. They take no bytes and are left out, so N is the number of the other rows.
     """
