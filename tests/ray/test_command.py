@@ -1,4 +1,4 @@
-"""`sightline tag` and `verify` as a user runs them: exit codes, what is said, and nothing of Ray's own."""
+"""`sightline tag` and `sightline verify` as a user runs them: exit codes and messages, and no messages of Ray."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_bad_night_is_judged_by_itself(place: Place) -> None:
+def test_max_reject_fraction_applies_to_each_run(place: Place) -> None:
     place.put("0.png", make_image())
     place.put("bad.jpg", b"no image")
     place.put("notes.md", b"text")
@@ -47,7 +47,7 @@ def test_a_bad_night_is_judged_by_itself(place: Place) -> None:
     assert "skipped 3: " in done.stdout
     for said in ("1 .md files", "1 .jxl files", "1 .heics files"):
         assert said in done.stdout
-    # One shard for more actors: Ray Data has its own words for that, and for much else.
+    # Ray Data would warn about fewer shards than actors, and about much else.
     for word in ("UserWarning", "Warning:", "Traceback", "ray.data", "(raylet"):
         assert word not in done.stderr + done.stdout
     again = place.tag(**keys)
@@ -69,7 +69,7 @@ def test_a_bad_night_is_judged_by_itself(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_an_archive_that_breaks_counts_with_what_it_held(place: Place) -> None:
+def test_a_broken_archive_counts_as_its_lost_images(place: Place) -> None:
     image = make_image()
     tar = make_tar((f"{n}.jpg", image) for n in range(100))
     for number in range(3):
@@ -78,11 +78,11 @@ def test_an_archive_that_breaks_counts_with_what_it_held(place: Place) -> None:
     done = place.tag(max_reject_fraction=0.05)
     assert done.returncode == 3, done.stdout + done.stderr
     details = {row["reason"]: row["detail"] for row in place.rows("rejects")}
-    assert set(details) == {"corrupt_archive", "truncated"}  # the tar, and the image in which it broke
+    assert set(details) == {"corrupt_archive", "truncated"}  # the tar, and the image at the damage
     assert "about 99 images are lost" in details["corrupt_archive"]
 
 
-def test_two_runs_at_once_share_one_output(place: Place) -> None:
+def test_two_concurrent_runs_write_each_row_once(place: Place) -> None:
     image = make_image()
     for number in range(12):
         place.put(f"{number:02}.tar", make_tar((f"{number:02}-{n}.jpg", image) for n in range(10)))
@@ -101,7 +101,7 @@ def test_two_runs_at_once_share_one_output(place: Place) -> None:
 
 
 @pytest.mark.s3
-def test_mistakes_on_s3(place: Place, s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_s3_settings_end_with_a_message(place: Place, s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = f"s3://{s3_env.new_bucket()}"
     place.put("0.png", make_image())
     for options, message in (
@@ -113,15 +113,15 @@ def test_mistakes_on_s3(place: Place, s3_env: Radosgw, monkeypatch: pytest.Monke
         result = CliRunner().invoke(app, ["tag", str(place.configure()), *options])
         assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    # Another region is another client: the one above is kept, with its credentials, as long as the process lives.
+    # Another region makes a new client. The existing one keeps its credentials until the process ends.
     result = CliRunner().invoke(
         app, ["tag", str(place.configure()), "--output", f"{bucket}/out", "--set", "s3.region=eu-west-1"]
     )
     assert (result.exit_code, "check the credentials" in result.stderr) == (2, True), result.stderr
 
 
-def test_a_run_has_no_more_decoders_than_work(place: Place) -> None:
-    """Ray hands the next shard to any worker that is idle, and a job of many shards had a decoder in each of them."""
+def test_a_run_starts_one_decoder_for_each_reader(place: Place) -> None:
+    """Ray gives the next shard to any idle worker. A job of many shards once started a decoder in each worker."""
     shards, each = 60, 5
     for number in range(shards * each):
         place.put(f"{number:03d}.png", make_image(number))

@@ -1,4 +1,4 @@
-"""Exactly once: SIGKILL of the driver, its workers or both, at random moments, on S3; `test_property` has disks."""
+"""Exactly once on S3: SIGKILL of the driver, its workers or both at random moments. `test_property` kills on disks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TARS, PER_TAR, LOOSE = 9, 30, 30
 
 
 def make_input(rng: random.Random) -> dict[str, bytes]:
-    """Tars and loose images, by name."""
+    """Make tars and loose images, by name. The first image of each tar cannot be decoded."""
     files = {f"loose/{n}.jpg": encode_image(rng, LABELS[n]) for n in range(LOOSE)}
     for number in range(TARS):
         buffer = io.BytesIO()
@@ -47,7 +47,7 @@ def make_input(rng: random.Random) -> dict[str, bytes]:
 
 
 def digests(files: dict[str, bytes]) -> Counter[str]:
-    """How often each image that can be decoded is in the input."""
+    """Count how often each image that can be decoded is in the input, by its digest."""
     found: Counter[str] = Counter()
     for name, data in files.items():
         if not name.endswith(".tar"):
@@ -60,12 +60,12 @@ def digests(files: dict[str, bytes]) -> Counter[str]:
 
 
 def run(config: Path, kill: str, rng: random.Random, log: Path) -> int | None:
-    """Run the job; after a random while kill the driver, some of its workers, or both. Returns the exit code."""
+    """Run the job. After a random time kill the driver, half of its workers, or both. Returns the exit code."""
     with log.open("ab") as output:
         driver = subprocess.Popen(
             [sys.executable, "-m", "sightline", "tag", str(config)], stdout=output, stderr=output, env=os.environ
         )
-    # Up to the moment at which a run on an idle machine has started Ray and its actors, then while it works.
+    # On an idle machine Ray and the actors need about 6 s to start: one kill in four comes before that.
     time.sleep(rng.uniform(1, 6) if rng.random() < 0.25 else rng.uniform(6, 16))
     try:
         below = psutil.Process(driver.pid).children(recursive=True)
@@ -79,7 +79,7 @@ def run(config: Path, kill: str, rng: random.Random, log: Path) -> int | None:
         driver.kill()
     code = driver.wait(timeout=300)
     if kill != "workers":
-        # Workers end with their driver: nothing of a killed run may go on beside the next one.
+        # Workers must end with their driver, so that no process of a killed run works beside the next run.
         _, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive
     return code

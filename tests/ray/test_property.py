@@ -1,7 +1,7 @@
-"""Any dataset, whatever is planted in it and whatever happens to the runs, ends as the reference says.
+"""Property tests: the output of generated datasets equals the reference, also after kills and concurrent runs.
 
-A few large examples by default, always the same ones; `SIGHTLINE_PROPERTY_EXAMPLES=50` looks for new ones, and makes
-those that fail small.
+By default there are a few large examples, always the same ones. `SIGHTLINE_PROPERTY_EXAMPLES=50` generates 50 new
+examples, and shrinks those that fail.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ STEPS = 3
 
 
 def examples(few: int) -> settings:
-    """So many examples here, always the same; or as many as were asked for, new ones."""
+    """Settings for `few` fixed examples, or for SIGHTLINE_PROPERTY_EXAMPLES new ones."""
     return settings(
         max_examples=MORE or few,
         deadline=None,
@@ -74,7 +74,7 @@ def examples(few: int) -> settings:
 pytestmark = [
     pytest.mark.timeout(600 * max(1, MORE)),
     pytest.mark.filterwarnings("ignore:Generating overly large repr"),
-    # Ray Data's own threads and files, which outlive a run.
+    # Threads and files of Ray Data outlive a run.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -82,8 +82,10 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Step:
-    """One run: to its end, killed when the `count`-th new file of a `folder` appears, or beside a second one. With
-    `retry`, all rejects are taken up again.
+    """One run.
+
+    With `kill` the run is killed when the `count`-th new file appears in `folder`. With `twice` two runs work at the
+    same time. With `retry` all rejected rows are retried.
     """
 
     rows_per_shard: int
@@ -96,7 +98,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is planted, and when."""
+    """The inputs of a generated dataset, each with the step before which it is written."""
 
     sources: tuple[Tar | Parquet | Loose, ...]
     links: tuple[Link, ...]
@@ -104,7 +106,7 @@ class Dataset:
     on_missing: Literal["wait", "reject"]
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """Every row of the output, in the end."""
+        """Yield every row that the final output must have."""
         for source in self.sources:
             yield from source.rows(f"{root}/input/")
         for listing in self.listings:
@@ -183,7 +185,7 @@ def datasets(draw: st.DrawFn) -> Dataset:
         for half in (0, 1)
     ]
     listings = tuple(Listing(f"list.{suffix}", tuple(e)) for suffix, e in zip(("txt", "csv"), entries, strict=True))
-    # The passed column's type is the first planning's: this one is always there, and has it.
+    # The first planning decides the type of the column `n`. This file is always there and has the column.
     anchor = Parquet("0.parquet", 0, None, "bytes", tuple(draw(st.lists(pictures, min_size=9))), pa.int64(), 4)
     sources: list[Tar | Parquet | Loose] = [
         anchor,
@@ -192,13 +194,16 @@ def datasets(draw: st.DrawFn) -> Dataset:
         *(draw(looses(n)) for n in range(draw(st.integers(1, 2)))),
     ]
     dataset = Dataset(tuple(sources), links, listings, draw(st.sampled_from(["wait", "reject"])))
-    # Hypothesis begins with the plainest there is. Of a few examples each has to count.
+    # Hypothesis begins with the simplest dataset. With few examples each must be varied enough.
     assume(MORE or len({row.reason for row in dataset.rows("")}) > 8)
     return dataset
 
 
 def uris_of(half: int) -> st.SearchStrategy[str]:
-    """Names that are none. Two lists with one in common would give it to whichever is read first."""
+    """URIs that name no object.
+
+    The lists share none: a URI in two lists would belong to the list that is read first.
+    """
     return st.sampled_from([uri for uri in ODD_URIS if uri and "\0" not in uri][half::2])
 
 
@@ -221,7 +226,7 @@ def reference() -> Reference:
 
 
 class Story:
-    """A dataset on a disk, and the runs over it."""
+    """A dataset in a folder, and the runs over it."""
 
     def __init__(self, dataset: Dataset, folder: Path, *, in_process: bool) -> None:
         self.dataset = dataset
@@ -239,7 +244,7 @@ class Story:
         self._written: set[str] = set()
 
     def play(self, steps: list[Step]) -> None:
-        """Run after run; then, with everything there, to the end."""
+        """Run all steps; then, with all inputs there, one run and one retry of all rejects."""
         for number, step in enumerate(steps):
             self.arrange(number)
             away = self.take_away(number)
@@ -256,11 +261,11 @@ class Story:
         assert self.run(Step(20, retry=True)) == [0], self.tell()
 
     def tell(self) -> str:
-        """What the runs said."""
+        """Return what the runs printed."""
         return self.log.read_text() if self.log.exists() else ""
 
     def arrange(self, step: int) -> None:
-        """Put what arrives before a step where it belongs."""
+        """Write the inputs that arrive before a step."""
         files: dict[str, bytes] = {}
         for source in self.dataset.sources:
             if source.arrives <= step and source.name not in self._written:
@@ -276,7 +281,7 @@ class Story:
             path.write_bytes(data)
 
     def take_away(self, step: int) -> list[str]:
-        """Move the files of some sources out of sight. They come back as they were, with their times."""
+        """Move the files of the sources that are absent in a step to another folder, with their modification times."""
         away = [
             f"input/{name}"
             for source in self.dataset.sources
@@ -289,7 +294,7 @@ class Story:
         return away
 
     def run(self, step: Step) -> list[int]:
-        """The exit codes of a step's runs."""
+        """Run a step, and return the exit codes of its runs."""
         if self.in_process or not (step.kill or step.twice):
             retry: list[str] | None = [] if step.retry else None
             outcome = run_job(self.place.config(rows_per_shard=step.rows_per_shard), Silent(), retry)
@@ -310,7 +315,7 @@ class Story:
         return sum(len(files) for _, _, files in os.walk(self.root / "output" / folder))
 
     def check(self) -> None:
-        """Whether the output is what the reference says."""
+        """Check that the output has exactly the rows of the reference."""
         report = self.place.verify()
         assert report.ok, report.problems
         assert report.orphans == 0
@@ -342,12 +347,12 @@ class Story:
         for row in rows:
             embedding, cosines = by_digest[row["sha256"]]
             assert float(np.dot(embedding, row["embedding"])) >= 0.9999, row["key"]
-            # torch resizes to within a level of what Pillow does, which moves a cosine by a few 1e-4.
+            # torch's resize differs from Pillow's by up to one level, which changes a cosine by a few 1e-4.
             assert cosines[LABELS.index(row["labels"][0])] >= cosines.max() - 2e-3, row["key"]
 
 
 class Silent:
-    """A progress that is not shown."""
+    """A progress display that prints nothing."""
 
     def start(self, shards: int, rows: int) -> None: ...
 
@@ -361,7 +366,7 @@ def canonical(value: Any) -> str:
 
 
 def few_bytes(rows: list[tuple[str, str, bytes | None]]) -> Counter[tuple[str, str, str]]:
-    """The rows that have bytes, but not too many; with digests, so that differences can be read."""
+    """Count the rows with bytes, but not too many. Digests replace the bytes, so that a difference is readable."""
     return Counter(
         (key, source, hashlib.sha256(data).hexdigest())
         for key, source, data in rows
@@ -370,7 +375,7 @@ def few_bytes(rows: list[tuple[str, str, bytes | None]]) -> Counter[tuple[str, s
 
 
 def kill(driver: subprocess.Popen[bytes], whom: str) -> None:
-    """SIGKILL to a run's driver, to half of its workers (to the driver, if there are none yet), or to both."""
+    """Send SIGKILL to a run's driver, to half of its workers, or to both. Without workers it goes to the driver."""
     try:
         below: Collection[psutil.Process] = psutil.Process(driver.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -388,21 +393,21 @@ def kill(driver: subprocess.Popen[bytes], whom: str) -> None:
 
 @examples(20)
 @given(datasets())
-def test_any_dataset_is_read_as_planted(dataset: Dataset) -> None:
+def test_reading_gives_the_rows_of_the_reference(dataset: Dataset) -> None:
     with tempfile.TemporaryDirectory() as folder:
         story = Story(dataset, Path(folder), in_process=True)
         story.arrange(STEPS)
         rows = read_all(story.place.config(rows_per_shard=7), StoreOptions(), Skipped())
         read = [(row.key, row.source, row.data) for row in rows if not row.rejected]
         planted = [(row.key, row.source, row.data) for row in dataset.rows(folder)]
-        # Those with too many bytes may be rejected here or when they are decoded.
+        # Images with too many bytes may be rejected when they are read or when they are decoded.
         assert few_bytes(read) == few_bytes(planted)
 
 
 @pytest.mark.usefixtures("local_ray")
 @examples(1)
 @given(datasets(), st.lists(calm, min_size=STEPS, max_size=STEPS))
-def test_any_dataset_is_tagged_as_the_reference_says(dataset: Dataset, steps: list[Step]) -> None:
+def test_the_output_equals_the_reference(dataset: Dataset, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         story = Story(dataset, Path(folder), in_process=True)
         story.play(steps)
@@ -412,7 +417,7 @@ def test_any_dataset_is_tagged_as_the_reference_says(dataset: Dataset, steps: li
 @pytest.mark.usefixtures("local_ray")
 @examples(1)
 @given(datasets(), st.tuples(kills, st.one_of(kills, pairs)))
-def test_killed_and_doubled_runs_end_as_the_reference_says(dataset: Dataset, steps: tuple[Step, ...]) -> None:
+def test_the_output_equals_the_reference_after_kills(dataset: Dataset, steps: tuple[Step, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         story = Story(dataset, Path(folder), in_process=False)
         story.play(list(steps))

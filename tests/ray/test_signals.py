@@ -1,4 +1,4 @@
-"""SIGTERM: a job that is told to go ends in time, keeps what is committed, and is gone on with."""
+"""SIGTERM: a job ends within the grace period, keeps the committed shards, and the next run continues it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRACE_SECONDS = 30
 """Kubernetes' default terminationGracePeriodSeconds."""
 
 
-def until_committed(driver: subprocess.Popen[str], output: Path, count: int) -> None:
+def wait_for_commits(driver: subprocess.Popen[str], output: Path, count: int) -> None:
     deadline = time.monotonic() + 180
     while len(list(output.glob("commits/*.json"))) < count:
         assert driver.poll() is None, driver.communicate()[0]
@@ -30,7 +30,7 @@ def until_committed(driver: subprocess.Popen[str], output: Path, count: int) -> 
 
 
 @pytest.mark.parametrize("where", ["here", "cluster"])
-def test_sigterm_ends_a_run_that_can_be_gone_on_with(
+def test_a_run_that_sigterm_ended_is_finished_by_the_next(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     cluster: RayCluster | None = request.getfixturevalue("ray_cluster") if where == "cluster" else None
@@ -38,7 +38,7 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(
     output = tmp_path / "output"
     command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)]
     command += ["--set", f"rows_per_shard={PER_TAR}", "--set", "max_reject_fraction=1", "--set", "actors.num_cpus=1"]
-    command += ["--set", "model.device=cpu"]  # the cluster's GPU is a number
+    command += ["--set", "model.device=cpu"]  # the cluster's GPU is only a number
 
     def start() -> subprocess.Popen[str]:
         if cluster:
@@ -47,7 +47,7 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(
 
     driver = start()
     try:
-        until_committed(driver, output, 2)
+        wait_for_commits(driver, output, 2)
         below = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(signal.SIGTERM)
         said = driver.communicate(timeout=GRACE_SECONDS)[0]
@@ -69,7 +69,7 @@ def test_sigterm_ends_a_run_that_can_be_gone_on_with(
     assert report.rows_in == TARS * PER_TAR
 
 
-def test_sigterm_before_the_work_begins(tmp_path: Path) -> None:
+def test_sigterm_during_the_start_ends_the_run(tmp_path: Path) -> None:
     make_tars(tmp_path / "input", TARS)
     command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(tmp_path / "output")]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -1,4 +1,4 @@
-"""What the store cannot give now waits, and is taken up again; what was rejected is taken up when asked."""
+"""Inputs that the store cannot deliver wait for a later run. Rejected rows are retried with `--retry-rejects`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tars(count: int, each: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("remote", marks=pytest.mark.s3)])
-def test_what_is_away_waits_and_comes_back(where: str, request: pytest.FixtureRequest) -> None:
+def test_missing_and_changed_inputs_wait_until_they_are_back(where: str, request: pytest.FixtureRequest) -> None:
     place: Place = request.getfixturevalue(where)
     files = tars(12, 20)
     for name, data in files.items():
@@ -39,12 +39,12 @@ def test_what_is_away_waits_and_comes_back(where: str, request: pytest.FixtureRe
     away = sorted(files)[::2]
     for name in away:
         place.store.delete(join(place.input, name))
-    place.put("01.tar", files["01.tar"] + bytes(10_240))  # still a tar, and another object
+    place.put("01.tar", files["01.tar"] + bytes(10_240))  # still a valid tar, but another object
     done = place.tag(rows_per_shard=20)
     assert done.returncode == 1, done.stderr
     assert "7 shards or inputs" not in done.stderr
     assert "missing 6: " in done.stderr
-    assert "changed 2: " in done.stderr  # the shard that was planned, and the new version that is not
+    assert "changed 2: " in done.stderr  # the planned shard, and the new version, which is not planned
     assert "on_missing: reject" in done.stderr
     assert place.keys_of("data").total() == 5 * 20
     assert place.rows("rejects") == []
@@ -53,11 +53,11 @@ def test_what_is_away_waits_and_comes_back(where: str, request: pytest.FixtureRe
     assert (manifest["planned_shards"], manifest["shards"], manifest["rows_in"]) == (12, 5, 100)
     assert {item["reason"] for item in manifest["waiting"]} == {"missing", "changed"}
     assert not place.verify().ok
-    # All of it is still away: the run says so again, and does nothing.
+    # Everything is still missing: the run reports that again, and does nothing.
     assert place.tag(rows_per_shard=20).returncode == 1
     for name in away:
         place.put(name, files[name])
-    # Objects that were uploaded again are the planned ones on S3, by ETag; on a disk their times tell them apart.
+    # A file that is uploaded again has the planned ETag on S3. On a disk its modification time makes it another input.
     done = place.tag(rows_per_shard=20, **({"on_changed": "retag"} if where == "local" else {}))
     assert done.returncode == (0 if where == "local" else 1), done.stderr
     place.put("01.tar", files["01.tar"])
@@ -67,11 +67,11 @@ def test_what_is_away_waits_and_comes_back(where: str, request: pytest.FixtureRe
     assert report.ok, report.problems
     images = place.keys_of("data")
     assert set(images) == {f"{t:02}-{n:02}" for t in range(12) for n in range(20)}
-    assert max(images.values()) == (2 if where == "local" else 1)  # on a disk 01.tar was tagged at two versions
+    assert max(images.values()) == (2 if where == "local" else 1)  # on a disk both versions of 01.tar were tagged
 
 
 @pytest.mark.s3
-def test_rejects_are_retried_and_nothing_else(remote: Place) -> None:
+def test_only_rejected_rows_with_the_given_reasons_are_retried(remote: Place) -> None:
     image, other = make_image(1), make_image(2)
     remote.put("a.tar", make_tar([("a0.jpg", image), ("a1.jpg", b"no image"), ("a2.jpg", image)]))
     remote.put("b.tar", make_tar([(f"b{n}.jpg", image) for n in range(5)]))
@@ -94,11 +94,11 @@ def test_rejects_are_retried_and_nothing_else(remote: Place) -> None:
     before = {(row["source"], row["key"]): row["reason"] for row in remote.rows("rejects")}
     assert sorted(before.values()) == ["missing"] * 4 + ["not_an_image"] * 2 + ["unreadable"]
     tagged = remote.keys_of("data")
-    # What was not there comes: an object of the list, and a whole tar.
+    # The missing inputs arrive: an object of the list, and a whole tar.
     remote.put("links/1.jpg", other)
     remote.put("b.tar", tar)
     assert remote.tag(**settings).returncode == 0
-    assert remote.keys_of("data") == tagged  # nobody asked
+    assert remote.keys_of("data") == tagged  # without --retry-rejects nothing is retried
     done = remote.tag("--retry-rejects", "missing", **settings)
     assert done.returncode == 0, done.stderr
     report = remote.verify()
@@ -111,14 +111,14 @@ def test_rejects_are_retried_and_nothing_else(remote: Place) -> None:
     }
     reasons = sorted(row["reason"] for row in remote.rows("rejects"))
     assert reasons == ["missing", "not_an_image", "not_an_image", "unreadable"]
-    # All reasons; an image that is mended is another object, so only the rows that can be read again are.
+    # Retry all reasons. A repaired image is another object, so only rows of unchanged inputs are retried.
     assert remote.tag("--retry-rejects", **settings).returncode == 0
     assert remote.verify().ok
     assert sorted(row["reason"] for row in remote.rows("rejects")) == reasons
     assert "no such reason" in remote.tag("--retry-rejects", "because", **settings).stderr
 
 
-def test_one_object_that_can_never_be_read_blocks_its_shard_alone(local: Place) -> None:
+def test_a_missing_object_blocks_only_its_own_shard(local: Place) -> None:
     for name, data in tars(3, 4).items():
         local.put(name, data)
     for number in range(6):
@@ -131,7 +131,7 @@ def test_one_object_that_can_never_be_read_blocks_its_shard_alone(local: Place) 
         assert "missing 1: " in done.stderr
         assert "loose/4.jpg" in done.stderr
         assert local.keys_of("data").total() == 12 + 3
-    # New inputs are not held up by it.
+    # New inputs are tagged all the same.
     local.put("new.tar", make_tar([("new.jpg", make_image())]))
     done = local.tag(rows_per_shard=3)
     assert done.returncode == 1, done.stderr
