@@ -1,9 +1,9 @@
-"""The batch job against its limits.
+"""Speed of the batch job, compared with the fastest that the machine allows.
 
-    python -m benchmarks.batch tiny     decode is the limit: against two plain processes that only decode
-    python -m benchmarks.batch base     the model is the limit: against the encoder alone and transformers' pipeline
+    python -m benchmarks.batch tiny     decoding is the limit: compared with two processes that only decode
+    python -m benchmarks.batch base     the model is the limit: compared with the encoder alone, and with transformers
 
-Every figure comes from one run on one machine; compare ratios, not runs.
+All figures of a run come from the same machine at about the same time. Compare ratios, not figures of different runs.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ HERE = Path(__file__).resolve().parents[1]
 def run_job(
     folder: Path, source: str, rows_per_shard: int, compile: bool | str, code: Path = HERE, **extra: Any
 ) -> dict[str, Any]:
-    """Tag the images under `folder`/input with the command line, and return the manifest's account of the run.
+    """Tag the images in `folder`/input with the command line. Return the run's report from the manifest.
 
-    `code` is the checkout whose code it is.
+    `code` is the checkout of Sightline that runs. `extra` are further keys of the job.
     """
     config = {
         "input": str(folder / "input"),
@@ -62,7 +62,7 @@ def run_job(
 
 
 def encoder_rate(encoder: Encoder, seconds: float) -> float:
-    """Images/s of the encoder on pixels that are in memory, several batches at a time, as a job gives them to it."""
+    """Measure the encoder alone, in images/s: pixels in memory, several batches in a call as in a job."""
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (8 * encoder.batch_size, size, size, 3), np.uint8)
     encoder.warm_up()
@@ -74,9 +74,9 @@ def encoder_rate(encoder: Encoder, seconds: float) -> float:
 
 
 def pipeline_rate(directory: Path, photos: list[bytes], labels: Sequence[str], count: int) -> float:
-    """Images/s of transformers' zero-shot-image-classification pipeline, as its documentation uses it.
+    """Measure transformers' zero-shot-image-classification pipeline, used as its documentation does, in images/s.
 
-    It embeds the labels again for every image: the fewer there are, the better for it.
+    It embeds the labels again for every image, so it is faster with fewer labels.
     """
     from transformers import pipeline
 
@@ -90,7 +90,7 @@ def pipeline_rate(directory: Path, photos: list[bytes], labels: Sequence[str], c
 
 
 def measure_tiny(folder: Path, images: int, size: tuple[int, int], tars: int, old: Path | None) -> None:
-    """Decode-bound: the shipped checkpoint; beside another version of this code, in turns."""
+    """Measure a job that is limited by decoding: the shipped tiny model. With `old`, alternate with another version."""
     photos = write_tars(folder / "input", tars, images // tars, distinct=64 if size[0] < 2000 else 8, size=size)
     limit = decode_rate(photos, 64, processes=2)
     turns = [("exact", old), ("exact", HERE), ("exact", old)] if old else []
@@ -108,7 +108,7 @@ def measure_tiny(folder: Path, images: int, size: tuple[int, int], tars: int, ol
 
 
 def measure_base(folder: Path, images: int, compile: bool) -> None:
-    """Model-bound: siglip-base-patch16-256's architecture with random weights."""
+    """Measure a job that is limited by the model: the architecture of siglip-base-patch16-256, random weights."""
     directory = folder / "base"
     init_checkpoint(directory, "base")
     photos = write_tars(folder / "input", 4, images // 4)
@@ -141,9 +141,9 @@ if __name__ == "__main__":
     parser.add_argument("model", choices=["tiny", "base"])
     parser.add_argument("--images", type=int)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--tars", type=int, default=16, help="Into how many tars the images go, for tiny.")
-    parser.add_argument("--size", default="640x480", help="The photos' width and height, for tiny.")
-    parser.add_argument("--old", type=Path, help="A checkout of another version, to be run in turns, for tiny.")
+    parser.add_argument("--tars", type=int, default=16, help="Number of tars that the images are in, for tiny.")
+    parser.add_argument("--size", default="640x480", help="Width and height of the photos, for tiny.")
+    parser.add_argument("--old", type=Path, help="A checkout of another version to alternate with, for tiny.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.model == "tiny":

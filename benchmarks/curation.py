@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.report.statistics import compute_statistics
 from curation.sample import draw_sample
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
@@ -43,7 +43,7 @@ def make(root: str, rows: int, labels: int) -> None:
 
     names = LabelSet.model_validate({"names": [f"label {row}" for row in range(labels)], "threshold": 1e-5, "top_k": 3})
     texts = np.roll(base[:labels], 7, axis=1)
-    write_output(root, MadeUp(names, texts, -(-rows // SHARD_ROWS), embed))
+    write_output(root, SyntheticOutput(names, texts, -(-rows // SHARD_ROWS), embed))
 
 
 def run_step(step: str, root: str) -> None:

@@ -1,10 +1,10 @@
-"""What a store's latency costs a reader of loose images.
+"""Speed of reading loose images from an object store, by the store's latency.
 
     python -m benchmarks.latency --images 600
 
-A real S3 server on loopback (see CONTRIBUTING.md), and before it a proxy that passes each request on late. Reads the
-same photos as planned objects and as names from a list, which are two requests each, at several latencies in turns,
-without decoding them. The work of the proxy and of the server is on the same cores as the reader's.
+Uses a real S3 server on loopback (see CONTRIBUTING.md), behind a proxy that delays each request. Reads the same photos
+as planned objects (one request each) and as names from a list (two requests each), at several latencies in turns. The
+photos are not decoded. The proxy and the server use the same cores as the reader.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from tests.support.stores.radosgw import Radosgw
 
 LATENCIES_MS = (0, 5, 30)
 TURNS = 3
+"""Measurements for each latency, of which the fastest counts."""
 
 
 def main() -> None:
-    """Measure, and print a line for each kind of input."""
+    """Measure, and print one line for each kind of input."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=600)
     images: int = parser.parse_args().images

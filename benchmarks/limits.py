@@ -1,4 +1,4 @@
-"""What this machine can do at most: matrix products, and decoded JPEGs."""
+"""The fastest that this machine can multiply matrices and decode JPEGs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 def matrix_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 4.0) -> float:
-    """FLOP/s of the best of a few large matrix products: the shapes of a base encoder's batch and square ones.
+    """Measure large matrix products, in FLOP/s: shapes of the base model's batches, and square ones.
 
-    Each is warmed up and timed over at least a second. The best counts, because a limit is what can be reached.
+    Each shape is warmed up, and timed for at least a second. The fastest shape counts, because this is an upper limit.
     """
     shapes = [(4096, 768, 3072), (4096, 3072, 768), (2048, 2048, 2048), (4096, 4096, 4096)]
     if device == "cuda":
@@ -46,12 +46,15 @@ def _wait(device: str) -> None:
 
 
 def decode_rate(photos: list[bytes], size: int = 256, processes: int = 2, seconds: float = 8.0) -> float:
-    """Images/s of plain processes that do nothing but decode JPEGs in memory with libjpeg-turbo and resize them to
-    `size` x `size` with torch's kernel for 8-bit samples: the fastest pair known here that keeps Pillow's pixels."""
-    os.environ.update(KEEP_MEMORY)  # for the processes, as a decoder's has it
+    """Measure processes that only decode JPEGs in memory and resize them to `size` x `size`, in images/s, all together.
+
+    They decode with libjpeg-turbo and resize with torch's uint8 kernels: the fastest known combination that gives the
+    same pixels as Pillow.
+    """
+    os.environ.update(KEEP_MEMORY)  # the processes inherit the environment that decoder processes have
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
-        pool.starmap(_decode_for, [(photos, size, 0.5)] * processes)  # imports and caches
+        pool.starmap(_decode_for, [(photos, size, 0.5)] * processes)  # warms up imports and caches
         counts = pool.starmap(_decode_for, [(photos, size, seconds)] * processes)
     return sum(counts)
 

@@ -1,9 +1,9 @@
-"""The driver's peak memory, with a number of shards and with ten times as many.
+"""Peak memory of the driver, with a number of shards and with ten times as many.
 
     python -m benchmarks.memory
 
-Small shards of small images: what could grow is what the driver keeps of each shard, not what is in it. The peak is
-the driver's own VmHWM, without its children: Ray's daemons and workers are other processes.
+The shards and images are small, because only the driver's data about each shard could grow, not the images. The peak is
+VmHWM of the driver's process, without Ray's daemons and workers, which are other processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sightline.demo.shapes import LABELS
 
 
 def peak_mib(folder: Path, images: int, per_shard: int) -> float:
-    """Tag `images` loose images and return the driver's peak resident memory in MiB."""
+    """Tag `images` loose images, and return the driver's peak resident memory in MiB."""
     rng = random.Random(0)
     source = folder / f"input-{images}"
     source.mkdir()

@@ -1,4 +1,4 @@
-"""Made-up outputs of any size, without an image or a model: for what reads outputs."""
+"""Synthetic outputs of any size, written without images or a model. For benchmarks and tests of readers of outputs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 
 SCALE = Scale(117.33, -12.93)
-"""That of siglip-base-patch16-256, which the SigLIP paper starts at 10 and -10 and training ends near."""
+"""The logit scale and bias of siglip-base-patch16-256. The SigLIP paper starts training at 10 and -10."""
 
 MODEL = ModelConfig(source="made-up")
 
 
 @dataclass(frozen=True)
-class MadeUp:
-    """What an output is to hold: `embed(shard)` gives its embeddings (N, D), `texts` are those of the labels (L, D).
+class SyntheticOutput:
+    """The content of a synthetic output.
 
-    `reject(shard)` gives reasons of rejected rows, which come after the tagged ones. `thumbnail(row)` gives JPEG bytes.
+    `embed(shard)` returns a shard's embeddings, float32 (N, D) of unit norm; it is called several times for a shard.
+    `texts` are the averaged prompt embeddings of the labels, float32 (L, D). `reject(shard)` returns the reasons of a
+    shard's rejected rows, which come after the tagged ones. `thumbnail(row)` returns JPEG bytes. `row` counts the
+    tagged rows of the whole output.
     """
 
     labels: LabelSet
@@ -54,8 +57,8 @@ class MadeUp:
     key: Callable[[int], str] = "image {:08d}".format
 
 
-def write_output(root: str, made: MadeUp) -> LinearHead:
-    """Write a finished output, as a run of `sightline tag` leaves it. Returns its head."""
+def write_output(root: str, made: SyntheticOutput) -> LinearHead:
+    """Write a finished output, with all files that a run of `sightline tag` writes. Return its head."""
     output = Output(root)
     head = build_head(made.labels, made.texts, made.scale, made.weights)
     columns = pa.schema([])
@@ -109,7 +112,7 @@ def write_output(root: str, made: MadeUp) -> LinearHead:
     return head
 
 
-def _make_rows(made: MadeUp, head: LinearHead, format_: OutputFormat, shard: int, first: int) -> pa.Table:
+def _make_rows(made: SyntheticOutput, head: LinearHead, format_: OutputFormat, shard: int, first: int) -> pa.Table:
     vectors = made.embed(shard)
     count = len(vectors)
     stored = vectors.astype(np.float16) if made.dtype == "float16" else vectors

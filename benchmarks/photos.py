@@ -1,4 +1,4 @@
-"""Photo-like JPEGs in tars, so that decoding costs what it costs on photos."""
+"""Synthetic JPEGs that take as long to decode as photos, in tars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def make_photo(rng: np.random.Generator, width: int = 640, height: int = 480) -> bytes:
-    """A JPEG, of about 90 kB at 640 x 480: smooth structure at several scales and some grain, as photos have."""
+    """Make a JPEG with smooth structure at several scales and some noise, as photos have. 90 kB at 640 x 480."""
     image = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((3, 90), (12, 50), (48, 25), (160, 12)):
         coarse = rng.random((cells, cells, 3), dtype=np.float32) * 255
@@ -26,7 +26,7 @@ def make_photo(rng: np.random.Generator, width: int = 640, height: int = 480) ->
 def write_tars(
     folder: Path, tars: int, images: int, distinct: int = 64, size: tuple[int, int] = (640, 480)
 ) -> list[bytes]:
-    """Write `tars` tars of `images` images each, out of `distinct` different ones, and return those."""
+    """Write `tars` tars of `images` images each, taken in turn from `distinct` photos. Return these photos."""
     rng = np.random.default_rng(0)
     photos = [make_photo(rng, *size) for _ in range(distinct)]
     folder.mkdir(parents=True, exist_ok=True)

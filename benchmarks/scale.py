@@ -1,10 +1,11 @@
-"""A job of very many rows and shards: does it open its own plan, and does a second run say that nothing is to do?
+"""A job with millions of rows and thousands of shards: seconds and the driver's memory for two runs and `verify`.
 
     python -m benchmarks.scale --loose 500000 --listed 1500000 --rows-per-shard 200
 
-Loose files, of which one in ten is a tiny image and the others are empty, and a list of names of which none is there:
-cheap rows, each planned, read, rejected or tagged, written and committed like any other. Runs `sightline tag` twice and
-`sightline verify`, and prints what each took, with the peak memory of its driver. It says nothing about decoding.
+The input is loose files, of which one in ten is a tiny image and the others are empty, and a list of names that do not
+exist. Such rows take little time, but each is planned, read, rejected or tagged, written and committed like any other.
+Runs `sightline tag` twice, where the second run must find nothing to do, and `sightline verify`. Does not measure
+decoding.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DISTINCT = 100
 
 
 def write_input(folder: Path, loose: int, listed: int) -> None:
-    """Loose files by the thousand in folders, hard links to a few, and the list."""
+    """Write the loose files, a thousand in each folder and all hard links to a few files, and the list."""
     rng = random.Random(0)
     sources = []
     (folder / "sources").mkdir(parents=True)
@@ -46,7 +47,7 @@ def write_input(folder: Path, loose: int, listed: int) -> None:
 
 
 def run(*arguments: str) -> dict[str, object]:
-    """The command's exit code, seconds, last line, and its driver's peak memory in MiB."""
+    """Run a command. Return its exit code, seconds, last lines, and the peak memory of its process in MiB."""
     start, peak = time.monotonic(), 0
     process = subprocess.Popen(
         [sys.executable, "-m", "sightline", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -66,7 +67,7 @@ def run(*arguments: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """See the module."""
+    """Make the input, run the commands, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loose", type=int, default=50_000)
     parser.add_argument("--listed", type=int, default=150_000)

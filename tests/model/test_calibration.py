@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.calibration import calibrate, make_label_set
 from curation.tagged_output import TaggedOutput, open_output
 from curation.truth import Truth
@@ -36,7 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, list[
     pixels = np.stack([np.asarray(render(label, rng, (64, 64)).resize((64, 64))) for label in shown])
     vectors = encoder.embed_images(np.asarray(pixels, np.uint8))
     root = str(tmp_path_factory.mktemp("drawn") / "output")
-    made = MadeUp(
+    made = SyntheticOutput(
         labels,
         encoder.embed_labels(labels),
         1,
@@ -55,7 +55,9 @@ def make_truth(output: TaggedOutput, shown: list[str], images: np.ndarray, seed:
     embeddings = np.concatenate(
         [np.stack(batch["embedding"].to_numpy(zero_copy_only=False)) for batch in output.batches(["embedding"])]
     )[positions]
-    image, label = (a.reshape(-1) for a in np.meshgrid(np.arange(len(positions)), np.arange(len(SHAPES)), indexing="ij"))
+    image, label = (
+        a.reshape(-1) for a in np.meshgrid(np.arange(len(positions)), np.arange(len(SHAPES)), indexing="ij")
+    )
     right = np.asarray([[shown[position] == shape for shape in SHAPES] for position in positions]).reshape(-1)
     right ^= np.random.default_rng(seed).random(len(right)) < NOISE
     names = [str(position) for position in positions]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.calibration import (
     JUDGE_QUANTILE,
     _round_down,
@@ -74,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, Floats
     texts = np.eye(WIDTH, dtype=np.float32)[:3]
 
     labels = LabelSet.model_validate({"names": ["sure", "unsure", "never"], "threshold": 0.01})
-    write_output(root, MadeUp(labels, texts, SHARDS, partial(draw_vectors, ROWS, WIDTH), scale=Scale(20, -7)))
+    write_output(root, SyntheticOutput(labels, texts, SHARDS, partial(draw_vectors, ROWS, WIDTH), scale=Scale(20, -7)))
     output = open_output(root)
     vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
     return output, vectors

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, top_k_accuracy_score
 from typer.testing import CliRunner
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.evaluation import evaluate, find_suspects
 from curation.probe import make_label_set, train_probes
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
@@ -35,7 +35,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     root = str(tmp_path_factory.mktemp("evaluation") / "made")
     names = [{"name": f"label {row}", "threshold": 0.2 + row / 20} for row in range(LABELS)]
     labels = LabelSet.model_validate({"names": names, "top_k": 2})
-    write_output(root, MadeUp(labels, np.eye(WIDTH, dtype=np.float32)[:LABELS], 2, embed, scale=Scale(20, -7)))
+    write_output(root, SyntheticOutput(labels, np.eye(WIDTH, dtype=np.float32)[:LABELS], 2, embed, scale=Scale(20, -7)))
     return open_output(root)
 
 
@@ -148,7 +148,7 @@ def test_scores_that_tie_are_one_rank_in_resamples_too(output: TaggedOutput, tmp
     truth = replace(truth, image=truth.image[order], label=truth.label[order], right=truth.right[order])
     saturated = str(tmp_path / "saturated")
     texts = np.eye(WIDTH, dtype=np.float32)[:LABELS]
-    write_output(saturated, MadeUp(output.labels, texts, 2, embed, scale=Scale(20, 100)))
+    write_output(saturated, SyntheticOutput(output.labels, texts, 2, embed, scale=Scale(20, 100)))
     for one in evaluate(open_output(saturated), truth, resamples=50).labels:
         assert one.average_precision.value == pytest.approx(one.right / one.answers)
         assert one.average_precision.low < one.average_precision.value < one.average_precision.high
@@ -225,7 +225,7 @@ def test_commands_end_to_end(output: TaggedOutput, tmp_path: Path) -> None:
     assert json.loads(said.stdout)["images"] == 800
     shown = CliRunner().invoke(app, ["evaluate", output.uri, "--truth", str(file)])
     assert "mean average precision" in shown.stdout
-    assert "look again: image 0" in shown.stdout
+    assert "check again: image 0" in shown.stdout
     for command, verdict in (("calibrate", "of 7 labels calibrated"), ("probe", "of 7 labels have a probe")):
         target = tmp_path / f"{command}.yaml"
         done = CliRunner().invoke(app, [command, output.uri, "--truth", str(file), "--labels-out", str(target)])

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.report.page import MAX_PAGE_BYTES, write_report
 from curation.report.statistics import EDGES, EXAMPLES, KINDS, compute_statistics
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
@@ -50,7 +50,7 @@ def make(root: Path, labels: int, **more: Any) -> TaggedOutput:
         "key": lambda row: f"{EVIL} {row}",
         **more,
     }
-    write_output(str(root), MadeUp(**made))
+    write_output(str(root), SyntheticOutput(**made))
     return open_output(str(root))
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.tagged_output import TaggedOutput, open_output
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
@@ -25,7 +25,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     labels = LabelSet.model_validate({"names": ["cat", "dog", "bird"], "threshold": 0.001})
     write_output(
         root,
-        MadeUp(
+        SyntheticOutput(
             labels,
             draw_vectors(3, 16, 1),
             len(ROWS),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from curation.truth import Truth, read_truth
 from siglip.labels import LabelSet
@@ -29,7 +29,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     root = tmp_path_factory.mktemp("outputs") / "made"
     labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.001})
     write_output(
-        str(root), MadeUp(labels, draw_vectors(3, 16, 1), 3, lambda shard: draw_vectors(50 + shard, 16, shard), key=key)
+        str(root),
+        SyntheticOutput(labels, draw_vectors(3, 16, 1), 3, lambda shard: draw_vectors(50 + shard, 16, shard), key=key),
     )
     return open_output(str(root))
 

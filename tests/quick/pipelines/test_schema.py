@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.retag import RetagConfig, find_texts, retag_shard
 from curation.tagged_output import open_output, read_embeddings
 from pipelines.output.layout import commit_path
@@ -73,7 +73,8 @@ def old_output(tmp_path: Path) -> Output:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     labels = LabelSet.model_validate({"names": ["cat", "dog"], "threshold": 0})
     write_output(
-        str(tmp_path / "old"), MadeUp(labels, vectors[:2], 1, lambda shard: vectors, reject=lambda shard: ["corrupt"])
+        str(tmp_path / "old"),
+        SyntheticOutput(labels, vectors[:2], 1, lambda shard: vectors, reject=lambda shard: ["corrupt"]),
     )
     output = Output(str(tmp_path / "old"))
     manifest = output.read_json("manifest.json")
