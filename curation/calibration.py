@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from curation.evaluation import Doubles, group_answers
 from curation.tagged_output import TaggedOutput
 from curation.truth import Truth
-from siglip.heads import LinearHead, accept_bars, build_head
+from siglip.heads import LinearHead, accept_thresholds, build_head
 from siglip.labels import Calibration, LabelSet
 
 JUDGE_QUANTILE, CHOOSE_QUANTILE = 1.6448536269514722, 2.3263478740408408
@@ -128,7 +128,7 @@ def count_workload(output: TaggedOutput, labels: LabelSet) -> list[Workload]:
     """Count each label's accepted and review images, over all images of the output, in one pass."""
     head = _build_head(output, labels)
     review_from = np.asarray(labels.thresholds(), np.float32)
-    accept_from = accept_bars(labels)
+    accept_from = accept_thresholds(labels)
     accepted = np.zeros(len(review_from), np.int64)
     predicted = np.zeros(len(review_from), np.int64)
     for scores in output.scores(head):

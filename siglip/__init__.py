@@ -1,1 +1,1 @@
-"""SigLIP alone: images and texts to embeddings, labels and scores. Knows no Ray, no object store, no HTTP."""
+"""SigLIP: images and texts to embeddings, labels and scores. Knows nothing of Ray, object stores or HTTP."""

@@ -1,4 +1,4 @@
-"""The actor: what Ray Data and Ray Serve both run on a GPU or on a CPU's cores."""
+"""The actor class: holds a model on a GPU or on CPU cores. Ray Data and Ray Serve both run it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from siglip.scoring import Floats
 
 
 class SiglipActor:
-    """Embeds and tags batches of decoded images. A plain class that knows no Ray.
+    """Embeds batches of decoded images with one model. A plain class that does not use Ray.
 
-    A label set's embeddings are handed in as an array, computed once per run and not once per actor. Its arguments
-    are small, because they travel to every actor.
+    Its arguments are small, because they are sent to every actor.
 
-    `threads` are the cores that it was given: Ray sets OMP_NUM_THREADS to an actor's num_cpus, which would leave
-    torch on one thread for any actor that shares a machine's cores. `gpus` are those that it was given, and `sizes` the
-    batches that come beside full ones: see `siglip.encoder.Encoder`.
+    `threads` is the number of CPU cores of the actor. It is needed because Ray sets OMP_NUM_THREADS to an actor's
+    num_cpus, which would give torch one thread in every actor that shares the cores of a machine. `gpus` is the number
+    of GPUs of the actor. `texts` also loads the text tower. `sizes` are the batch sizes that occur besides full
+    batches: see `siglip.encoder.Encoder`.
 
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint or the device cannot be used.
     """
@@ -36,8 +36,8 @@ class SiglipActor:
         gpus: float = 0,
         sizes: Sequence[int] = (),
     ) -> None:
-        # Read when torch is loaded. Its threads spin while they wait for each other, and on a machine without a GPU
-        # that takes the cores from the decoders: a tiny model's forward passes cost twice the CPU time.
+        # torch reads it when it is loaded. By default its threads spin while they wait for each other. On a machine
+        # without a GPU that takes CPU time from the decoders: a tiny model's forward passes needed twice the CPU time.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
@@ -47,18 +47,18 @@ class SiglipActor:
             torch.set_num_threads(threads)
         self.encoder = Encoder(pinned, texts=texts, gpus=gpus, sizes=sizes)
         self.model_seconds = 0.0
-        # The first pass compiles or picks kernels: paid here, where nobody waits for an image.
+        # The first forward pass compiles or chooses kernels. Done here, before any image waits for it.
         self.encoder.warm_up()
 
     def embed(self, pixels: NDArray[np.uint8]) -> Floats:
-        """uint8 (N, S, S, 3) to float32 (N, D), unit norm. Adds to `model_seconds`."""
+        """Embed images: uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Adds the time to `model_seconds`."""
         start = time.perf_counter()
         embeddings = self.encoder.embed_images(pixels)
         self.model_seconds += time.perf_counter() - start
         return embeddings
 
     def describe(self) -> dict[str, Any]:
-        """What this actor turned out to run on, for manifests and health pages."""
+        """The device, dtype, batch size and compilation that this actor uses, for manifests and health pages."""
         encoder = self.encoder
         return {
             "device": encoder.device.type,

@@ -1,4 +1,4 @@
-"""A checkpoint: where its files are, what its settings say, and which one it is."""
+"""Checkpoints: finding their files, reading their settings, and pinning their identity."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ _FILES = frozenset(
         *(name for family in FAMILIES.values() for name in family.FILES),
     )
 )
-"""What is read of a checkpoint, weights aside. Never a pickle, never code."""
+"""The files of a checkpoint that are read, besides the weights. Pickles and code are never read."""
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 class TowerSettings(BaseModel):
-    """What both towers' settings have, with transformers' defaults. Dropout and initialisation are for training."""
+    """Settings that both towers have, with transformers' defaults. Those for training (dropout, initialisation) are
+    ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -65,7 +66,7 @@ class VisionSettings(TowerSettings):
 
 
 class TextSettings(TowerSettings):
-    """A `text_config`. `projection_size` is the width of the text embeddings, if another than the tower's."""
+    """A `text_config`. `projection_size` is the width of the text embeddings, if it is not the tower's width."""
 
     vocab_size: _Count = 32000
     max_position_embeddings: _Count = 64
@@ -73,7 +74,7 @@ class TextSettings(TowerSettings):
 
 
 class Architecture(BaseModel):
-    """A `config.json`, which may leave out whatever is the default: that of `google/siglip-base-patch16-224`."""
+    """A `config.json`. Missing values are those of `google/siglip-base-patch16-224`, as in transformers."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -82,7 +83,7 @@ class Architecture(BaseModel):
 
 
 class _Images(BaseModel):
-    """Of `preprocessor_config.json`, with the defaults of transformers' `SiglipImageProcessor`."""
+    """The keys of `preprocessor_config.json` that count, with the defaults of transformers' `SiglipImageProcessor`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -105,22 +106,25 @@ class CheckpointError(Exception):
 
 
 class PrefixMirror(Protocol):
-    """What fetches an `s3://` prefix: this package knows no object store. `storage.mirror.Mirror` is one."""
+    """The interface for downloading a checkpoint from an object store, which this package does not know.
+
+    `storage.mirror.Mirror` implements it.
+    """
 
     def identify(self, prefix: str, wanted: Callable[[str], bool]) -> str:
-        """A string that changes when one of the wanted files does."""
+        """A string that changes when one of the wanted files changes."""
 
     def fetch(self, prefix: str, wanted: Callable[[str], bool], now: Callable[[str], bool]) -> tuple[Path, str]:
-        """A folder that is to hold the wanted files, with those needed `now`; and its identity."""
+        """Download the wanted files that are needed `now`. Returns their folder, and the wanted files' identity."""
 
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """One checkpoint, as its settings describe it, pinned: whoever loads it elsewhere gets these weights or an error.
+    """A checkpoint pinned to one version: loading it on another machine gives the same weights or an error.
 
-    `config` is the user's, with a hub's branch resolved to its commit. `identity` changes when a file does: the SHA-256
-    of a directory's files, the ETags of a mirror's, or the hub's commit. The same weights in two places may therefore
-    be told apart.
+    `config` is the user's, with a branch of the hub resolved to its commit. `identity` changes when a file changes: it
+    is the SHA-256 of a directory's files, the ETags of files in an object store, or the hub's commit. The same weights
+    in two places may therefore have two identities.
     """
 
     config: ModelConfig
@@ -132,12 +136,12 @@ class PinnedModel:
 
     @property
     def width(self) -> int:
-        """D, the embedding's length: the vision tower's. `SiglipConfig.projection_dim` is wrong."""
+        """D, the embedding's length: the vision tower's width. `SiglipConfig.projection_dim` is wrong."""
         return self.architecture.vision_config.hidden_size
 
     @property
     def text_length(self) -> int:
-        """How many tokens of a text the model reads."""
+        """Number of tokens of a text that the model reads."""
         return self.architecture.text_config.max_position_embeddings
 
     @property
@@ -160,28 +164,32 @@ class PinnedModel:
 
     @property
     def is_small(self) -> bool:
-        """Whether decoding an image costs more than embedding it: a thread of one core then feeds several decoders."""
+        """Whether embedding an image takes less time than decoding it: under 1e9 floating-point operations.
+
+        One thread on one core then embeds the images of several decoders.
+        """
         return self.vision_flops < _SMALL_FLOPS
 
     def fetch(self) -> Path:
-        """All of its files, on this machine.
+        """The directory with all files of the checkpoint on this machine, downloaded if necessary.
 
-        Raises `CheckpointError` when what is found here is another checkpoint: a file that differs on another node, a
-        mirror that was overwritten.
+        Raises `CheckpointError` when this machine finds another version: a file that differs between nodes, or a
+        prefix that was overwritten.
         """
         directory, identity = _locate(self.config, self.mirror, everything=True)
         if identity != self.identity:
             raise CheckpointError(
-                f"model.source: {self.config.source} is another checkpoint here ({_short(identity)}) than the one that "
-                f"was started with ({_short(self.identity)}): bring all machines to the same files, or pin a revision"
+                f"model.source: {self.config.source} is another checkpoint here ({_short(identity)}) than the one "
+                f"with which the run started ({_short(self.identity)}): put the same files on all machines, or pin a "
+                "revision"
             )
         return directory
 
 
 def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> PinnedModel:
-    """Find a checkpoint, read its settings and pin it. Remote weights are not downloaded for it.
+    """Find a checkpoint, read its settings and pin its version. Does not download weights.
 
-    Raises `CheckpointError` when it cannot be found, or is no SigLIP of a supported family.
+    Raises `CheckpointError` when there is no such checkpoint, or when it is not a SigLIP of a supported family.
     """
     directory, identity = _locate(config, mirror, everything=False)
     source = config.source
@@ -191,11 +199,12 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
     vision, text = architecture.vision_config, architecture.text_config
     if (text.projection_size or text.hidden_size) != vision.hidden_size:
         raise CheckpointError(
-            f"model.source: {source}: {_CONFIG}: its texts have {text.projection_size or text.hidden_size} numbers "
-            f"(text_config.projection_size) and its images {vision.hidden_size} (vision_config.hidden_size)"
+            f"model.source: {source}: {_CONFIG}: text embeddings have {text.projection_size or text.hidden_size} "
+            f"numbers (text_config.projection_size), and image embeddings have {vision.hidden_size} "
+            "(vision_config.hidden_size)"
         )
     tokenizer = _read_json(directory / _TOKENIZER, source) if (directory / _TOKENIZER).exists() else {}
-    # Of a remote checkpoint only the settings are here yet.
+    # Only the settings of a remote checkpoint are downloaded yet, so all files are assumed to exist.
     here = {path.name for path in directory.iterdir()} if identity.startswith("sha256:") else _FILES
     family = recognize_family(tokenizer, here)
     if family is None:
@@ -220,15 +229,15 @@ def _check_type(model: Mapping[str, Any], source: str) -> None:
     kind = model.get("model_type")
     if kind == "siglip2":
         raise CheckpointError(
-            f"model.source: {source} is a NaFlex model, which takes images of any shape: use a SigLIP 2 checkpoint of "
-            "fixed resolution, such as google/siglip2-base-patch16-256"
+            f"model.source: {source} is a NaFlex model, for images of any shape, which is not supported: use a "
+            "SigLIP 2 checkpoint of fixed resolution, such as google/siglip2-base-patch16-256"
         )
     if kind != "siglip":
-        raise CheckpointError(f"model.source: {source} is a {kind or 'nameless'} model, not a siglip")
+        raise CheckpointError(f"model.source: {source} is a model of type {kind or 'unknown'}, not siglip")
 
 
 def _read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
-    """The preprocessing, from its own file or, as transformers 5 writes it, from the processor's."""
+    """Read the preprocessing from its own file or, as transformers 5 writes it, from the processor's file."""
     name = _IMAGES
     nested = _read_json(directory / _PROCESSOR, source) if (directory / _PROCESSOR).exists() else {}
     if isinstance(nested.get("image_processor"), dict):
@@ -244,7 +253,9 @@ def _read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
         )
     for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         if getattr(images, key) is not wanted:
-            raise CheckpointError(f"model.source: {source}: {name}: {key}: false is not what a SigLIP does")
+            raise CheckpointError(
+                f"model.source: {source}: {name}: {key}: false is not supported, because no SigLIP was trained so"
+            )
     if abs(images.rescale_factor * 255 - 1) > 1e-6:
         raise CheckpointError(
             f"model.source: {source}: {name}: rescale_factor: expected 1/255 (given: {images.rescale_factor!r})"
@@ -265,7 +276,7 @@ def _parse(values: Mapping[str, Any], kind: type[_Settings], name: str, source: 
 
 
 def quiet_transformers() -> None:
-    """No progress bars, and no warnings: it warns about the real checkpoint's own config."""
+    """Turn off transformers' progress bars and warnings. It warns about the published checkpoints' own config."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -273,11 +284,13 @@ def quiet_transformers() -> None:
 
 
 def _locate(config: ModelConfig, mirror: PrefixMirror | None, *, everything: bool) -> tuple[Path, str]:
-    """The directory of a checkpoint's files, of remote ones at least the settings; and its identity."""
+    """The directory of a checkpoint's files, and its identity. Without `everything` only settings are downloaded."""
     source = config.source
     if "://" in source:
         if mirror is None:
-            raise CheckpointError(f"model.source: {source}: no object store is at hand here")
+            raise CheckpointError(
+                f"model.source: {source}: an object store's checkpoint needs a mirror (see pin_model)"
+            )
         try:
             directory, etags = mirror.fetch(source, _is_wanted, lambda name: everything or name in _SETTINGS)
         except Exception as error:  # the mirror's own errors, which this package does not know
@@ -289,7 +302,7 @@ def _locate(config: ModelConfig, mirror: PrefixMirror | None, *, everything: boo
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         directory = _fetch_hub(source, config.revision, everything)
         return directory, f"commit:{directory.name}"
-    raise CheckpointError(f"model.source: {source} is no directory, no s3:// prefix and no hub id")
+    raise CheckpointError(f"model.source: {source} is not a directory, an s3:// prefix or a hub id")
 
 
 def _is_wanted(name: str) -> bool:
@@ -303,7 +316,7 @@ def _versions(directory: Path) -> tuple[tuple[str, int, int], ...]:
 
 @cache
 def _hash_files(directory: Path, versions: tuple[tuple[str, int, int], ...]) -> str:
-    """Gigabytes are read once in each process, and again when a file is another."""
+    """SHA-256 of a checkpoint's files. Cached, so each process reads the gigabytes once for each version."""
     digest = hashlib.sha256()
     for name, size, _ in versions:
         digest.update(f"{name} {size}\n".encode())
@@ -321,7 +334,7 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model.source: {source}: cannot read {path.name}: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"model.source: {source}: {path.name} is no JSON object")
+        raise CheckpointError(f"model.source: {source}: {path.name} is not a JSON object")
     return value
 
 
@@ -334,7 +347,7 @@ def _fetch_hub(source: str, revision: str | None, everything: bool) -> Path:
     except Exception as error:  # the hub's client raises a dozen unrelated types: offline, missing, gated, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"model.source: {source} is no directory here and could not be fetched from the hub ({reason})"
+            f"model.source: {source} is not a directory here and could not be fetched from the hub ({reason})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A batch on a CPU's cores: each takes a part of it, instead of all of them a part of every operation."""
+"""Data parallelism on CPU cores: each core computes a part of a batch, instead of a part of every operation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 class CoreThreads:
-    """`count` threads, each of which runs torch's operations alone. With one, it is the calling thread's work.
+    """`count` threads that each run torch's operations on one core. With `count` 1 the calling thread does the work.
 
-    torch cuts each operation among the cores and waits for the last of them, some hundred times in a forward pass: a
-    core that anything else needs for a moment keeps all of them waiting. In parts the base model embedded 16 images in
-    0.83 of the time on two cores, 0.89 compiled.
+    torch divides each operation among the cores and waits for the slowest, some hundred times in a forward pass. A
+    core that another process uses for a moment thus delays all cores. With batches divided instead, the base model
+    embedded 16 images in 0.83 of the time on two cores, and in 0.89 of the time when compiled.
 
-    Parts have at most `rows` rows, of which each core takes the next when it is done with one; without that number
-    there is a part for each core.
+    A part has at most `rows` rows, and a core takes the next part when it has finished one. Without `rows` there is
+    one part for each core.
     """
 
     def __init__(self, count: int, rows: int | None = None) -> None:
@@ -31,25 +31,25 @@ class CoreThreads:
 
             def start() -> None:
                 torch.set_num_threads(1)
-                torch.get_num_threads()  # else this thread's first operation would take what was set last by then
-                together.wait()  # no thread takes two of these
+                torch.get_num_threads()  # without it this thread's first operation would use the number set last
+                together.wait()  # so that each thread runs exactly one of these calls
 
             for started in [self._pool.submit(start) for _ in range(self.count)]:
                 started.result()
-            torch.set_num_threads(self.count)  # threads of others begin with what was set last
+            torch.set_num_threads(self.count)  # threads that start later begin with the number set last
 
     def fill(self, count: int) -> int:
-        """The size from `count` on at which all parts of a batch are equal."""
+        """The smallest batch size from `count` on whose parts are all equal."""
         parts = self._count_parts(count)
         return -(-count // parts) * parts
 
     def run(self, function: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]) -> torch.Tensor:
-        """What `function` makes of the batches' rows, in their order.
+        """Apply `function` to all rows of the batches. The results are concatenated in the order of the rows.
 
-        A core that has no more to do of one batch begins the next. A batch of fewer rows than threads stays whole, on
-        all cores.
+        A core that has no more parts of one batch starts with the next batch. A batch with fewer rows than threads is
+        not divided, and uses all cores.
         """
-        if self._pool is None:  # one after the other: a batch may be copied to a GPU while the one before is computed
+        if self._pool is None:  # lazily: a batch may be copied to a GPU while the previous batch is computed
             return torch.cat([_infer(function, part) for batch in batches for part in self._cut(batch)])
         cuts = [self._cut(batch) for batch in batches]
         spread = self._pool.map(partial(_infer, function), [part for cut in cuts if len(cut) > 1 for part in cut])
@@ -59,7 +59,7 @@ class CoreThreads:
         return torch.cat(outputs)
 
     def run_first(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> None:
-        """One part on one thread, for a function that is compiled as it runs: once, and not by all at the same time."""
+        """Run one part on one thread, so that a function that is compiled by its first call is compiled only once."""
         cut = self._cut(rows)
         if self._pool and len(cut) > 1:
             self._pool.submit(_infer, function, cut[0]).result()
@@ -70,13 +70,13 @@ class CoreThreads:
         return torch.tensor_split(rows, self._count_parts(len(rows)))
 
     def _count_parts(self, rows: int) -> int:
-        """As many for each core, so that all are done at the same time. Fewer rows than cores are one part."""
+        """Number of parts: the same for each core, so that all finish together; 1 for fewer rows than cores."""
         if rows < self.count:
             return 1
         return self.count * (-(-rows // (self.count * self._rows)) if self._rows else 1)
 
 
 def _infer(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """Without gradients, which each thread says for itself."""
+    """Call `function` in inference mode, which torch sets for each thread separately."""
     with torch.inference_mode():
         return function(rows)

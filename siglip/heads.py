@@ -1,4 +1,4 @@
-"""Heads: what a label set and a model make of an embedding. One matrix, whatever the labels are made of."""
+"""Linear heads: one matrix that scores embeddings for a label set, from prompts, probes and calibrations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from siglip.scoring import Floats, Scale, Selection, multiply, select, sigmoid, 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier on embeddings of unit norm, one row for each of L labels.
+    """A linear classifier on embeddings of unit norm, with one row for each of L labels.
 
-    `vectors` is float32 (L, D) of unit norm: the prompts' embedding of a zero-shot label, the direction of a probe's
-    weights. `gain` and `offset` are float32 (L,): a label's logit is `gain * cosine + offset`, with the checkpoint's
-    scale and bias and the label's calibration in them. `groups` are the indices of labels of which exactly one is true.
+    `vectors` is float32 (L, D) of unit norm: the averaged prompts of a zero-shot label, or the direction of a probe's
+    weights. `gain` and `offset` are float32 (L,). A label's logit is `gain * cosine + offset`; they contain the
+    checkpoint's scale and bias and the label's calibration. `groups` are the indices of labels of which exactly one is
+    true.
     """
 
     vectors: Floats
@@ -27,11 +28,11 @@ class LinearHead:
     groups: tuple[tuple[int, ...], ...] = ()
 
     def logits(self, embeddings: Floats) -> Floats:
-        """Embeddings (N, D) to float32 (N, L). An image's are the same bits, whatever else is in the batch."""
+        """Logits of embeddings (N, D), float32 (N, L). An image's logits do not depend on the rest of the batch."""
         return np.asarray(self.gain * multiply(embeddings, self.vectors) + self.offset, dtype=np.float32)
 
     def scores(self, embeddings: Floats) -> Floats:
-        """Embeddings (N, D) to probabilities, float32 (N, L): independent ones, but within a group they add up to 1."""
+        """Probabilities for embeddings (N, D), float32 (N, L): independent, but within a group they add up to 1."""
         logits = self.logits(embeddings)
         scores = sigmoid(logits)
         for group in self.groups:
@@ -40,8 +41,9 @@ class LinearHead:
 
 
 def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> LinearHead:
-    """A label set for a model: `texts` are its prompts' averages (L, D), of which a probe's row is not looked at.
+    """Build the head of a label set for one model.
 
+    `texts` are the averaged prompts, (L, D); the rows of labels with a probe are ignored. `scale` is the checkpoint's.
     `weights` is the model's digest, `siglip.checkpoint.PinnedModel.identity`. Raises `LabelError` for a probe that was
     trained on another model's embeddings.
     """
@@ -64,7 +66,7 @@ def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> L
 
 
 def check_probes(labels: LabelSet, weights: str, width: int) -> None:
-    """Raises `LabelError` for a probe that was trained on embeddings (D,) of another model than `weights`."""
+    """Raise `LabelError` for a probe that was trained on another model than `weights`, or with D other than `width`."""
     for label in labels.names:
         if label.probe is not None and (label.probe.model != weights or label.probe.width != width):
             raise LabelError(
@@ -74,18 +76,18 @@ def check_probes(labels: LabelSet, weights: str, width: int) -> None:
 
 
 def tag_embeddings(embeddings: Floats, labels: LabelSet, head: LinearHead) -> Selection:
-    """Embeddings (N, D) against a label set and its head: labels over their thresholds, best first."""
+    """Tag embeddings (N, D) with a label set and its head: labels that reach their thresholds, best first."""
     return select(head.scores(embeddings), np.asarray(labels.thresholds(), np.float32), labels.top_k)
 
 
 def name_bands(chosen: Sequence[int] | NDArray[np.intp], scores: Floats, labels: LabelSet) -> NDArray[np.str_]:
-    """For labels that were written, `chosen` of the set with these `scores`: accept or review.
+    """The band of each selected label, `accept` or `review`. `chosen` are label indices with these `scores`.
 
-    Everything is for review where a label does not say from which score it is sure.
+    A score reaches `accept` at the label's `accept` value. A label without that value is always in `review`.
     """
-    return np.where(scores >= accept_bars(labels)[chosen], "accept", "review")
+    return np.where(scores >= accept_thresholds(labels)[chosen], "accept", "review")
 
 
-def accept_bars(labels: LabelSet) -> Floats:
-    """For each label the score from which it is sure, float32 (L,): infinite where it has none."""
+def accept_thresholds(labels: LabelSet) -> Floats:
+    """The `accept` value of each label, float32 (L,): infinite for a label without one."""
     return np.asarray([np.inf if accept is None else accept for accept in labels.accepts()], np.float32)

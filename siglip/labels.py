@@ -1,4 +1,4 @@
-"""Label sets: what is asked of an image, and the exact text that the model is asked with."""
+"""Label sets: labels, their thresholds, and the exact prompts that the model embeds for them."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_TEMPLATE = "This is a photo of {label}."
-"""The template of transformers' zero-shot-image-classification pipeline, so that scores can be compared."""
+"""The template of transformers' zero-shot-image-classification pipeline, so that scores are comparable."""
 
 
 class TextRule(Protocol):
-    """How a family of checkpoints wants its texts: see `siglip.families`."""
+    """The rule by which a family of checkpoints prepares texts: see `siglip.families`."""
 
     def canonicalize(self, text: str) -> str:
-        """The text as the tokenizer is to see it; empty when nothing of it is left."""
+        """The text in the form that the tokenizer gets. Empty when no character remains."""
 
 
 class LabelError(ValueError):
-    """Labels that a model cannot tell apart, or cannot be asked. The message is one line."""
+    """A label set that cannot be used with a model, such as two labels with the same text. The message is one line."""
 
 
 class Calibration(BaseModel):
-    """Platt's scaling of a label's logit, as `sightline calibrate` finds it: `scale * logit + bias`."""
+    """Platt scaling of a label's logit, as `sightline calibrate` fits it: `scale * logit + bias`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scale: float = Field(gt=0, allow_inf_nan=False, description="Times the logit.")
-    bias: float = Field(allow_inf_nan=False, description="Added to it.")
+    scale: float = Field(gt=0, allow_inf_nan=False, description="Factor of the logit.")
+    bias: float = Field(allow_inf_nan=False, description="Added to the scaled logit.")
 
 
 class Probe(BaseModel):
-    """A logistic regression on embeddings, as `sightline probe` trains it: what a label is asked with, without prompts.
+    """A linear probe: logistic regression on embeddings, as `sightline probe` trains it. It replaces a label's prompts.
 
-    The logit is `weights . embedding + bias`. Good for the embeddings of one model alone.
+    The logit is `weights . embedding + bias`. A probe is valid for the embeddings of one model only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="Digest of the model whose embeddings it was trained on.")
+    model: str = Field(description="Digest of the model on whose embeddings the probe was trained.")
     weights: str = Field(description="Base64 of little-endian float32, one for each dimension of the embedding.")
-    bias: float = Field(allow_inf_nan=False, description="Added to the product.")
+    bias: float = Field(allow_inf_nan=False, description="Added to the product of weights and embedding.")
 
     @field_validator("weights")
     @classmethod
@@ -56,14 +56,14 @@ class Probe(BaseModel):
         try:
             vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4")
         except ValueError:
-            raise ValueError("a probe's weights are no base64 of float32") from None
+            raise ValueError("a probe's weights are not base64 of float32") from None
         if not len(vector) or not np.isfinite(vector).all() or not vector.any():
-            raise ValueError("a probe's weights are nothing but zeros, or not finite")
+            raise ValueError("a probe's weights are all zero, or not finite")
         return value
 
     @classmethod
     def of(cls, vector: NDArray[np.float32], bias: float, model: str) -> Probe:
-        """A probe of weights (D,)."""
+        """A probe with the weights `vector` (D,), for the model with the digest `model`."""
         return cls(model=model, weights=base64.b64encode(vector.astype("<f4").tobytes()).decode(), bias=bias)
 
     def vector(self) -> NDArray[np.float32]:
@@ -77,21 +77,23 @@ class Probe(BaseModel):
 
 
 class Label(BaseModel):
-    """One label: the name that is written out, and optionally how it is asked and from which score it counts."""
+    """One label: its name in the output, and optionally its prompts or probe, threshold and calibration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, description="What is written out.")
-    prompts: tuple[str, ...] = Field((), description="Asked instead of the templates; several are averaged.")
-    threshold: float | None = Field(None, ge=0, le=1, description="Replaces the set's threshold for this label.")
+    name: str = Field(min_length=1, description="Name in the output.")
+    prompts: tuple[str, ...] = Field(
+        (), description="Texts that replace the templates for this label; several are averaged."
+    )
+    threshold: float | None = Field(None, ge=0, le=1, description="Replaces the label set's threshold for this label.")
     accept: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="From this score on it is sure: band accept; below, down to the threshold, review.",
+        description="Lowest score of the band `accept`. Scores from the threshold up to it are in the band `review`.",
     )
-    calibration: Calibration | None = Field(None, description="Scale and bias of its logit.")
-    probe: Probe | None = Field(None, description="A regression on embeddings, instead of prompts.")
+    calibration: Calibration | None = Field(None, description="Scale and bias of the label's logit.")
+    probe: Probe | None = Field(None, description="Linear probe on embeddings, instead of prompts.")
 
     @model_validator(mode="before")
     @classmethod
@@ -100,32 +102,32 @@ class Label(BaseModel):
 
 
 class LabelSet(BaseModel):
-    """Labels, the templates that turn them into prompts, and which scores are worth writing down.
+    """Labels, the templates that turn them into prompts, and the rule for which scores are written.
 
-    SigLIP's scores are independent probabilities that run low: 0.1 to 0.5 is usual for a right label. A threshold
-    therefore belongs to a label set and a model, and is to be chosen on the user's own images.
+    SigLIP's scores are independent probabilities, and usually low: 0.1 to 0.5 for a correct label. A threshold is
+    therefore specific to a label set and a model. Choose it on your own images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     shorthand: ClassVar[str] = "names"
-    """What a list or a path stands for where a label set is expected."""
+    """The key that a bare list or path stands for where a label set is expected."""
 
     names: tuple[Label, ...] = Field(
-        min_length=1, description="Label names, or {name, prompts, threshold}; or the path of a file with them."
+        min_length=1, description="Label names, or mappings {name, prompts, threshold}, or the path of a file of them."
     )
     templates: tuple[str, ...] = Field(
-        (DEFAULT_TEMPLATE,), min_length=1, description="Prompts with {label} (or {}) in them; several are averaged."
+        (DEFAULT_TEMPLATE,), min_length=1, description="Prompts that contain {label} (or {}); several are averaged."
     )
-    threshold: float = Field(0.0, ge=0, le=1, description="Labels that score less are not written.")
-    top_k: int | None = Field(5, gt=0, description="At most this many labels an image, best first; null for all.")
+    threshold: float = Field(0.0, ge=0, le=1, description="Labels with a lower score are not written.")
+    top_k: int | None = Field(5, gt=0, description="At most this many labels for each image, best first; null for all.")
     groups: dict[str, tuple[str, ...]] = Field(
-        {}, description="By a name of your own, labels of which exactly one is true: their scores add up to 1."
+        {}, description="Groups by name: labels of which exactly one is true. The scores of a group add up to 1."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _from_anything(cls, value: Any) -> Any:
-        """A list of names, a path of a YAML or text file, or the mapping itself, whose names may be such a path."""
+        """Accept a list of names, the path of a YAML or text file, or the mapping, whose `names` may be such a path."""
         if isinstance(value, str):
             return _read_file(Path(value))
         if isinstance(value, dict) and isinstance(value.get("names"), str):
@@ -145,11 +147,11 @@ class LabelSet(BaseModel):
             if not label.name.strip() or not all(prompt.strip() for prompt in label.prompts):
                 raise ValueError(f"label {label.name!r} has an empty name or prompt")
             if label.probe is not None and label.prompts:
-                raise ValueError(f"label {label.name!r} has prompts and a probe: it is asked with one of them")
+                raise ValueError(f"label {label.name!r} has prompts and a probe: give it only one of them")
             threshold = self.threshold if label.threshold is None else label.threshold
             if label.accept is not None and label.accept < threshold:
                 raise ValueError(
-                    f"label {label.name!r} is sure from {label.accept:g}, under its threshold {threshold:g}"
+                    f"label {label.name!r} has accept {label.accept:g}, which is under its threshold {threshold:g}"
                 )
         self._check_groups(seen)
         return self
@@ -161,43 +163,43 @@ class LabelSet(BaseModel):
                 raise ValueError(f"group {group!r} has fewer than two labels")
             for name in members:
                 if name not in names:
-                    raise ValueError(f"group {group!r} has {name!r} in it, which is no label of this set")
+                    raise ValueError(f"group {group!r} contains {name!r}, which is not a label of this set")
                 if name in grouped:
                     raise ValueError(f"label {name!r} is in two groups, or twice in one")
                 grouped.add(name)
 
     def check(self, rule: TextRule) -> None:
-        """Whether a model with these text rules can tell the labels apart.
+        """Raise `LabelError` if a model with this text rule cannot tell the labels apart.
 
-        Raises `LabelError` when nothing is left of a text, or when two labels are asked with the same texts: `C`, `C++`
-        and `C#` are one label to a model that sees no punctuation.
+        That is so when no character of a text remains, or when two labels have the same texts: `C`, `C++` and `C#` are
+        the same label for a model that sees no punctuation.
         """
-        asked: dict[tuple[str, ...], str] = {}
+        seen: dict[tuple[str, ...], str] = {}
         for label, prompts in zip(self.names, self.prompts(rule), strict=True):
             if label.probe is not None:
                 continue
             if not label.prompts and not rule.canonicalize(label.name):
                 raise LabelError(
-                    f"labels: nothing is left of {label.name!r}, because this model's texts have no punctuation: "
-                    "give it prompts of its own"
+                    f"labels: no character of {label.name!r} remains, because this model's texts have no punctuation: "
+                    "give the label prompts"
                 )
             if not all(prompts):
-                raise LabelError(f"labels: {label.name!r} has a prompt of which nothing is left without punctuation")
-            other = asked.setdefault(tuple(sorted(set(prompts))), label.name)
+                raise LabelError(f"labels: {label.name!r} has a prompt that is empty without its punctuation")
+            other = seen.setdefault(tuple(sorted(set(prompts))), label.name)
             if other != label.name:
                 raise LabelError(
                     f"labels: {other!r} and {label.name!r} are the same text to this model, {prompts[0]!r}: "
-                    "give one of them prompts of its own"
+                    "give one of them other prompts"
                 )
 
     def label_names(self) -> list[str]:
-        """The names, in order: row i of the text embeddings belongs to name i."""
+        """The names, in order. Row i of the text embeddings belongs to name i."""
         return [label.name for label in self.names]
 
     def prompts(self, rule: TextRule) -> list[list[str]]:
-        """For each label the prompts that are embedded and averaged, as the model's text rules want them.
+        """For each label the prompts that are embedded and averaged, in the form of the model's text rule.
 
-        A label with a probe has none.
+        A label with a probe has no prompts.
         """
         return [
             [rule.canonicalize(prompt) for prompt in label.prompts or (fill(t, label.name) for t in self.templates)]
@@ -207,24 +209,24 @@ class LabelSet(BaseModel):
         ]
 
     def thresholds(self) -> list[float]:
-        """For each label the score it must reach."""
+        """For each label the score that it must reach to be written."""
         return [self.threshold if label.threshold is None else label.threshold for label in self.names]
 
     def accepts(self) -> list[float | None]:
-        """For each label the score from which it is sure, if it has one. All None: this set has no bands."""
+        """For each label its `accept` value, or None. If all are None, this set has no bands."""
         return [label.accept for label in self.names]
 
     def has_bands(self) -> bool:
-        """Whether any label says from which score it is sure."""
+        """Whether any label has an `accept` value."""
         return any(label.accept is not None for label in self.names)
 
     def positions(self, names: Sequence[str]) -> tuple[int, ...]:
-        """The indices of labels of this set."""
+        """The indices of these labels in this set."""
         where = {label.name: index for index, label in enumerate(self.names)}
         return tuple(where[name] for name in names)
 
     def digest(self, rule: TextRule) -> str:
-        """Hex SHA-256 over what decides the scores: names, canonical prompts, probes, calibrations and groups."""
+        """Hex SHA-256 of everything that changes scores: names, canonical prompts, probes, calibrations and groups."""
         parts: list[Any] = [self.label_names(), self.prompts(rule)]
         if self.groups or any(label.calibration or label.probe for label in self.names):
             parts.append([label.model_dump(include={"calibration", "probe"}) for label in self.names])
@@ -234,12 +236,12 @@ class LabelSet(BaseModel):
 
 
 def fill(template: str, label: str) -> str:
-    """Put a label into a template. Braces in a label mean nothing, so this is no `str.format`."""
+    """Put a label into a template. `str.format` is not used, because braces in a label have no meaning."""
     return template.replace("{label}" if "{label}" in template else "{}", label)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """A label set from YAML (list or mapping), or from a text file with one label a line."""
+    """The keys of a label set in a YAML file (list or mapping), or in a text file with one label on each line."""
     if not path.is_file():
         raise ValueError(f"label file {path} does not exist")
     try:
@@ -250,6 +252,6 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"label file {path} cannot be read: {reason}") from None
     if path.suffix.lower() in (".yaml", ".yml"):
         if not isinstance(value, (dict, list)):
-            raise ValueError(f"label file {path} holds neither a list of names nor a label set")
+            raise ValueError(f"label file {path} contains neither a list of names nor a label set")
         return value if isinstance(value, dict) else {"names": value}
     return {"names": [line.strip() for line in text.splitlines() if line.strip()]}

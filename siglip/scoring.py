@@ -1,4 +1,4 @@
-"""From embeddings to labels. NumPy only: the same few lines behind both doors."""
+"""Scoring: embeddings to logits, probabilities and selected labels. NumPy only; job and endpoint use the same code."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scale:
-    """What a checkpoint learned to turn cosines into logits. `logit_scale` is already exponentiated."""
+    """A checkpoint's learned scale and bias, which turn cosines into logits. `logit_scale` is already exponentiated."""
 
     logit_scale: float
     logit_bias: float
 
 
 def average_prompts(vectors: Floats, counts: Sequence[int]) -> Floats:
-    """Prompts' embeddings (P, D), `counts[i]` of them in a row for label i, to float32 (L, D) of unit norm.
+    """Average the embeddings of each label's prompts: (P, D) to float32 (L, D) of unit norm.
 
-    Each label's prompts are averaged and normalised again: the ensemble of CLIP (Radford et al. 2021), section 3.1.4.
-    A label without prompts, which is a probe's, gets zeros.
+    `counts[i]` consecutive rows belong to label i. The mean is normalised again: the ensemble of CLIP (Radford et al.
+    2021), section 3.1.4. A label without prompts has a probe, and gets zeros.
     """
     rows, start = [], 0
     for count in counts:
@@ -35,10 +35,11 @@ def average_prompts(vectors: Floats, counts: Sequence[int]) -> Floats:
 
 
 def multiply(images: Floats, texts: Floats) -> Floats:
-    """Cosines of vectors of unit norm: (B, D) x (L, D) to float32 (B, L). A row's bits do not depend on the others.
+    """Cosines of vectors of unit norm: (B, D) x (L, D) to float32 (B, L). An image's row never depends on other images.
 
-    Each row is a product of its own, for BLAS rounds a row of a matrix by how many there are and, on some processors,
-    by where it stands. It costs twice the time of one product for all: 37 microseconds a row for 1,000 labels of 768.
+    Each row is a product of its own, because the rounding of a row in BLAS depends on the number of rows and, on some
+    processors, on the row's position. This takes twice as long as one product for all rows: 37 microseconds a row for
+    1,000 labels with D = 768.
     """
     rows = np.ascontiguousarray(images)[:, :, None]
     return np.asarray(np.matmul(np.ascontiguousarray(texts)[None], rows)[:, :, 0], dtype=np.float32)
@@ -53,42 +54,43 @@ def score_pairs(images: Floats, texts: Floats, scale: Scale) -> Floats:
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Independent probabilities: each label is a question of its own."""
-    # exp overflows for logits under -88 in float32; the result, 0, is right.
+    """Independent probabilities of labels, float32. Any number of labels may be true for an image."""
+    # exp overflows in float32 for logits under -88; the result, 0, is right.
     with np.errstate(over="ignore"):
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities that share one unit among the labels asked: for "exactly one of these"."""
+    """Probabilities that add up to 1, float32, for labels of which exactly one is true."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 class Selection(NamedTuple):
-    """The labels worth writing of N images: of image i `counts[i]`, best first, after those of the images before it."""
+    """The selected labels of N images, T in all. Image i has `counts[i]` of them, best first, in the images' order."""
 
     counts: NDArray[np.intp]  # (N,)
     labels: NDArray[np.intp]  # (T,), indices of the label set
     scores: Floats  # (T,)
 
     def rows(self) -> Iterator[tuple[list[int], Floats]]:
-        """Image by image: its labels and their scores."""
+        """For each image its labels and their scores."""
         stops = np.cumsum(self.counts)
         for stop, count in zip(stops.tolist(), self.counts.tolist(), strict=True):
             yield self.labels[stop - count : stop].tolist(), self.scores[stop - count : stop]
 
 
 def select(scores: Floats, thresholds: Floats | float, top_k: int | None) -> Selection:
-    """For each row of `scores` (N, L) the labels that reach their thresholds (L,), at most the `top_k` best of them.
+    """Select for each row of `scores` (N, L) the labels that reach their thresholds (L,), at most the `top_k` best.
 
-    `scores` are probabilities, so none is negative. Ties keep the label set's order. An image may have none.
+    `scores` are probabilities, so none is negative. Labels with equal scores stay in the label set's order. An image
+    may have no labels.
     """
     passes = scores >= thresholds
     counts = passes.sum(axis=1)
     over = np.flatnonzero(counts > top_k) if top_k is not None else ()
     if top_k is not None and len(over):
-        # Sorting a thousand labels costs more than scoring them: only those that are written are sorted.
+        # Sorting a thousand labels takes longer than scoring them, so only the selected ones are sorted.
         some = np.where(passes[over], scores[over], np.float32(-1))
         least = np.partition(some, -top_k, axis=1)[:, -top_k, None]
         better, last = some > least, some == least

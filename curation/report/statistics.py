@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from curation.histogram import bin_scores, rank_within_groups
 from curation.tagged_output import ID, TaggedOutput
-from siglip.heads import accept_bars
+from siglip.heads import accept_thresholds
 from siglip.scoring import Floats
 
 EDGES = np.linspace(-12.0, 6.0, 37)
@@ -68,7 +68,7 @@ def compute_statistics(output: TaggedOutput) -> OutputStatistics:
     labels = output.labels
     thresholds = labels.thresholds()
     predict_from = np.asarray(thresholds, np.float32)
-    accept_from = accept_bars(labels)
+    accept_from = accept_thresholds(labels)
     count = len(predict_from)
     predicted, accepted = np.zeros(count, np.int64), np.zeros(count, np.int64)
     histogram = np.zeros((count, len(EDGES) + 1), np.int64)

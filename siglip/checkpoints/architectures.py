@@ -1,4 +1,4 @@
-"""Writing a checkpoint with random weights, in the hub's file layout."""
+"""Checkpoints with random weights, written in the hub's file layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import SiglipModel
 
 ARCHITECTURES: dict[str, dict[str, dict[str, int]]] = {
-    # google/siglip-base-patch16-256: the text tower's defaults in transformers are the base model's.
+    # google/siglip-base-patch16-256. transformers' defaults of the text tower are the base model's.
     "base": {
         "vision": {"image_size": 256, "patch_size": 16},
         "text": {},
@@ -39,17 +39,17 @@ ARCHITECTURES: dict[str, dict[str, dict[str, int]]] = {
         },
     },
 }
-"""What differs from transformers' `SiglipConfig`, by name."""
+"""By name, the values that differ from the defaults of transformers' `SiglipConfig`."""
 
 
 def build_model(arch: str, seed: int = 0) -> SiglipModel:
-    """A SigLIP with random weights: transformers' own initialisation, and SigLIP's first scale (10) and bias (-10)."""
+    """A SigLIP with random weights: transformers' initialisation, and SigLIP's initial scale (10) and bias (-10)."""
     import torch
     from transformers import SiglipConfig, SiglipModel
 
     quiet_transformers()
     sizes = ARCHITECTURES[arch]
-    # The ids of the tokenizer's `</s>`, which also pads: SigLIP has no token that begins a text.
+    # The id of the tokenizer's `</s>`, which also pads. SigLIP has no token for the start of a text.
     text = {**sizes["text"], "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1}
     torch.manual_seed(seed)
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=sizes["vision"]))
@@ -90,7 +90,7 @@ def write_checkpoint(model: SiglipModel, spiece: Path, directory: Path) -> None:
             "processor_class": "SiglipProcessor",
             "do_lower_case": True,
             "model_max_length": length,
-            # Without this transformers makes an attention mask, and masked scores are other scores.
+            # Without this, transformers makes an attention mask, which changes the scores.
             "model_input_names": ["input_ids"],
             "eos_token": "</s>",
             "pad_token": "</s>",
@@ -100,10 +100,10 @@ def write_checkpoint(model: SiglipModel, spiece: Path, directory: Path) -> None:
 
 
 def init_checkpoint(directory: Path, arch: str, seed: int = 0) -> int:
-    """Write a random-weight checkpoint of a known architecture. Returns its number of parameters.
+    """Write a checkpoint with random weights of a known architecture. Returns its number of parameters.
 
-    The tokenizer is the shipped checkpoint's: its few ids are valid in any vocabulary. Raises `FileExistsError` when
-    the directory holds something.
+    The tokenizer is that of the tiny checkpoint: its few ids are valid in any vocabulary. Raises `FileExistsError`
+    when the directory is not empty.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} is not empty: give a new directory")

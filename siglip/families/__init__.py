@@ -1,8 +1,8 @@
-"""What differs between families of SigLIP checkpoints: their texts. A new family is one file here, and its name in
+"""Families of SigLIP checkpoints, which differ in how they prepare texts. A new family is one file and one entry in
 `FAMILIES`.
 
-A family is recognized by what a checkpoint says of itself, never by its name. Towers, preprocessing and scoring are the
-same for all, and read from the checkpoint's own settings.
+A checkpoint's family is recognised by its files, never by its name. Towers, preprocessing and scoring are the same for
+all families, and are configured by the checkpoint's own settings.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ class Family(Protocol):
 
     NAME: str
     FILES: tuple[str, ...]
-    """What its tokenizer is loaded from."""
+    """The files from which its tokenizer is loaded."""
     CLASSES: tuple[str, ...]
-    """Its tokenizer's classes in transformers, as a `tokenizer_config.json` may name them; also with `Fast` behind."""
+    """Names of its tokenizer in transformers that a `tokenizer_config.json` may have, without the suffix `Fast`."""
 
     def recognizes(self, tokenizer: Mapping[str, Any], files: Collection[str]) -> bool:
-        """Whether a checkpoint with this `tokenizer_config.json` and these files is of the family."""
+        """Whether a checkpoint with this `tokenizer_config.json` and these files belongs to the family."""
 
     def canonicalize(self, text: str) -> str:
-        """The text as the family's tokenizer is to see it; empty when nothing of it is left."""
+        """The text in the form that the family's tokenizer gets. Empty when no character remains."""
 
     def load_tokenizer(self, directory: Path) -> Any:
-        """transformers' tokenizer of a checkpoint. Raises `OSError` or `ValueError` when its files are no good."""
+        """Load transformers' tokenizer of a checkpoint. Raises `OSError` or `ValueError` when its files are broken."""
 
 
 FAMILIES: dict[str, Family] = {family.NAME: family for family in (siglip, siglip2)}
-"""The families that are supported, by name."""
+"""The supported families, by name."""
 
 
 def recognize_family(tokenizer: Mapping[str, Any], files: Collection[str]) -> Family | None:

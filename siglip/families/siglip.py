@@ -1,4 +1,4 @@
-"""SigLIP: `google/siglip-*`, the multilingual ones included. A SentencePiece tokenizer, texts without punctuation."""
+"""The family SigLIP: `google/siglip-*`, also multilingual. SentencePiece tokenizer; texts without punctuation."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def recognizes(tokenizer: Mapping[str, Any], files: Collection[str]) -> bool:
-    """It names `SiglipTokenizer`, or names none and has a SentencePiece model."""
+    """Whether it has a SentencePiece model and names `SiglipTokenizer` or no tokenizer."""
     named = str(tokenizer.get("tokenizer_class") or "")
     return (named.removesuffix("Fast") in CLASSES or not named) and "spiece.model" in files
 
 
 def canonicalize(text: str) -> str:
-    """Lower-case text without ASCII punctuation; `_` and runs of space become one space.
+    """Lower-case the text and remove ASCII punctuation. `_` and sequences of spaces become one space.
 
-    The rule of big_vision's zero-shot evaluator (`canonicalize_text`), with which SigLIP's published zero-shot figures
-    were taken; its training saw texts only lower-cased. transformers would delete `_` and read `golden_retriever` as
-    one word. Lower-casing comes last, as it does there: what stands at a word's end decides the form of a final capital
-    sigma. Text in a script without case or ASCII punctuation passes unchanged.
+    This is the rule of big_vision's zero-shot evaluator (`canonicalize_text`), which produced SigLIP's published
+    zero-shot figures. In training, texts were only lower-cased. transformers would delete `_` and read
+    `golden_retriever` as one word. As in big_vision, lower-casing is the last step, because the lower-case form of a
+    capital sigma depends on whether it ends a word. Text in a script without case or ASCII punctuation is unchanged.
     """
     return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """transformers' `SiglipTokenizer`."""
+    """Load transformers' `SiglipTokenizer`."""
     from transformers import SiglipTokenizer
 
     return SiglipTokenizer.from_pretrained(directory, local_files_only=True)

@@ -1,1 +1,1 @@
-"""Encoded images to the pixels that the model takes."""
+"""Decoding and resizing: encoded images to the pixels that the model takes."""

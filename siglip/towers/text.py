@@ -1,4 +1,4 @@
-"""SigLIP's text tower (Zhai et al. 2023): a transformer that is read at its last position."""
+"""SigLIP's text tower (Zhai et al. 2023): a transformer whose output at the last position is the embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from siglip.towers.transformer import Transformer, make_norm, make_table
 
 
 class TokenEmbeddings(nn.Module):
-    """Token ids, each with its place: int64 (B, T) to (B, T, D)."""
+    """Token and position embeddings: int64 (B, T) to (B, T, D)."""
 
     def __init__(self, settings: TextSettings) -> None:
         super().__init__()
@@ -23,9 +23,9 @@ class TokenEmbeddings(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids, int64 (B, T), to embeddings (B, D), not yet of unit norm.
+    """The text tower: token ids, int64 (B, T), to embeddings (B, D), not yet of unit norm.
 
-    Of the last token, be it the end of a text or the padding behind it. `vocabulary` is how many ids there are.
+    The embedding is that of the last position, which is the end token or padding. `vocabulary` is the number of ids.
     """
 
     def __init__(self, settings: TextSettings) -> None:

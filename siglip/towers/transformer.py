@@ -1,8 +1,8 @@
 """Transformer layers that the vision and the text tower share (Zhai et al. 2023), in PyTorch.
 
-Modules have the names of a checkpoint's weights, so that these load as they are. Only what a checkpoint of fixed
-resolution needs is here: importing the same model from transformers takes two CPU seconds and 86 MiB more. Tests
-compare the embeddings with those of transformers' model.
+Modules have the names of a checkpoint's weights, so weights load without renaming. Only checkpoints of a fixed
+resolution are supported. transformers' own model is not used, because importing it takes two CPU seconds and 86 MiB
+more. Tests compare the embeddings with those of transformers' model.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """What each query (B, Q, D) takes of the values (B, T, D), by the keys (B, T, D), head by head: (B, Q, D)."""
+    """Multihead attention without projections: queries (B, Q, D), keys and values (B, T, D) to (B, Q, D)."""
     query, key, value = (rows.view(*rows.shape[:2], heads, -1).transpose(1, 2) for rows in (query, key, value))
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    """Self-attention of every token to every token; no mask: SigLIP was trained without one. (B, T, D) to the same."""
+    """Self-attention, (B, T, D) to (B, T, D). Without a mask, because SigLIP was trained without one."""
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The two layers behind an attention, (B, T, D) to the same."""
+    """The two linear layers after an attention, (B, T, D) to (B, T, D)."""
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One of a transformer's layers, normalised before each half, (B, T, D) to the same."""
+    """One pre-norm layer of a transformer, (B, T, D) to (B, T, D)."""
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A tower's layers one after the other, (B, T, D) to the same."""
+    """All layers of a tower, (B, T, D) to (B, T, D)."""
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
@@ -86,13 +86,14 @@ class Transformer(nn.Module):
 
 
 def make_norm(settings: TowerSettings) -> nn.LayerNorm:
-    """The normalisation that both towers use everywhere."""
+    """A layer normalisation, as both towers use it everywhere."""
     return nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)
 
 
 def make_table(rows: int, width: int) -> nn.Embedding:
-    """Embeddings that are loaded later: not filled with random numbers first, as `nn.Embedding(rows, width)` is.
+    """An embedding table (rows, width) without initial values, for weights that are loaded later.
 
-    On torch's `meta` device that imports all of torch.compile: 1 to 1.5 CPU seconds of each process that loads weights.
+    `nn.Embedding(rows, width)` would fill it with random numbers. On torch's `meta` device that imports all of
+    torch.compile, which takes 1 to 1.5 CPU seconds in each process that loads weights.
     """
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))

@@ -11,7 +11,7 @@ from siglip.towers.transformer import MLP, Transformer, attend, make_norm, make_
 
 
 class PatchEmbeddings(nn.Module):
-    """Squares of pixels as tokens, each with its place: (B, 3, S, S) to (B, T, D), row by row."""
+    """Patch and position embeddings: (B, 3, S, S) to (B, T, D), with the patches row by row."""
 
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
@@ -24,11 +24,12 @@ class PatchEmbeddings(nn.Module):
         return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
 
 
-class ProbeAttention(nn.Module):
-    """One query's attention to all tokens, (1, 1, D) and (B, T, D) to (B, 1, D), with a checkpoint's names and layout.
+class QueryAttention(nn.Module):
+    """Attention of one query to all tokens, (1, 1, D) and (B, T, D) to (B, 1, D).
 
-    Those are torch's `nn.MultiheadAttention`, which puts the tokens first; for a matrix product in bfloat16 on a CPU
-    the weights are then copied for each token. It took 0.5 s a batch, 39 % of eight images of the base model's.
+    The weights have the names and layout of torch's `nn.MultiheadAttention`, because checkpoints have them. That module
+    itself is not used: it puts the token dimension first, and then a matrix product in bfloat16 on a CPU copies the
+    weights for each token. That took 0.5 s for a batch of eight images, 39 % of the base model's time.
     """
 
     def __init__(self, settings: VisionSettings) -> None:
@@ -39,11 +40,11 @@ class ProbeAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, probe: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, learned: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         query, key, value = (
             functional.linear(rows, weight, bias)
             for rows, weight, bias in zip(
-                (probe, tokens, tokens), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
+                (learned, tokens, tokens), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
             )
         )
         output: torch.Tensor = self.out_proj(attend(query.expand(len(tokens), -1, -1), key, value, self.heads))
@@ -51,12 +52,15 @@ class ProbeAttention(nn.Module):
 
 
 class MAPHead(nn.Module):
-    """One learned query's attention to all patches, (B, T, D) to (B, D)."""
+    """Multihead attention pooling (MAP): a learned query attends to all patches, (B, T, D) to (B, D).
+
+    Checkpoints call the query `probe`. It is not a linear probe.
+    """
 
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.empty(1, 1, settings.hidden_size))
-        self.attention = ProbeAttention(settings)
+        self.attention = QueryAttention(settings)
         self.layernorm = make_norm(settings)
         self.mlp = MLP(settings)
 
@@ -67,7 +71,7 @@ class MAPHead(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Normalised pixels (B, 3, S, S) to embeddings (B, D), not yet of unit norm."""
+    """The vision tower: normalised pixels (B, 3, S, S) to embeddings (B, D), not yet of unit norm."""
 
     def __init__(self, settings: VisionSettings) -> None:
         super().__init__()

@@ -78,10 +78,10 @@ ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (IMAGES, lambda c: {**c, "size": {"shortest_edge": 64}}, "is not the 64 x 64 pixels of config.json"),
     (IMAGES, lambda c: {**c, "size": "64"}, "is not the 64 x 64 pixels of config.json"),
     (IMAGES, lambda c: {**c, "size": {"height": 32, "width": 32}}, "is not the 64 x 64 pixels of config.json"),
-    (IMAGES, lambda c: {**c, "do_normalize": False}, "do_normalize: false is not what a SigLIP does"),
+    (IMAGES, lambda c: {**c, "do_normalize": False}, "do_normalize: false is not supported"),
     (IMAGES, lambda c: {**c, "rescale_factor": 1.0}, "rescale_factor: expected 1/255"),
-    (IMAGES, lambda c: [c], "preprocessor_config.json is no JSON object"),
-    (MODEL, lambda c: "siglip", "config.json is no JSON object"),
+    (IMAGES, lambda c: [c], "preprocessor_config.json is not a JSON object"),
+    (MODEL, lambda c: "siglip", "config.json is not a JSON object"),
     (MODEL, lambda c: {**c, "vision_config": {**c["vision_config"], "hidden_size": None}}, "vision_config.hidden_size"),
     (MODEL, lambda c: {**c, "vision_config": [1]}, r"config\.json: vision_config: "),
     (MODEL, lambda c: {**c, "text_config": {**c["text_config"], "projection_size": 9}}, "its texts have 9 numbers"),
@@ -94,8 +94,8 @@ ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (MODEL, lambda c: {**c, "vision_config": {"num_channels": 1}}, "vision_config.num_channels: .*1"),
     (MODEL, lambda c: {**c, "vision_config": {"num_attention_heads": 5}}, "5 heads cannot share a hidden_size of 768"),
     (MODEL, lambda c: {**c, "model_type": "siglip2"}, "NaFlex .* such as google/siglip2-base-patch16-256"),
-    (MODEL, lambda c: {**c, "model_type": "clip"}, "is a clip model, not a siglip"),
-    (MODEL, lambda c: {}, "is a nameless model"),
+    (MODEL, lambda c: {**c, "model_type": "clip"}, "is a model of type clip, not siglip"),
+    (MODEL, lambda c: {}, "is a model of type unknown"),
     (TOKENIZER, lambda c: {**c, "tokenizer_class": "CLIPTokenizer"}, "tokenizer_class CLIPTokenizer: expected"),
     (
         TOKENIZER,
@@ -130,7 +130,7 @@ def test_a_settings_file_that_is_not_there_or_no_json(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
 def test_a_source_that_is_nothing(source: str) -> None:
-    with pytest.raises(CheckpointError, match="no directory, no s3:// prefix and no hub id"):
+    with pytest.raises(CheckpointError, match="not a directory, an s3:// prefix or a hub id"):
         pin_model(ModelConfig(source=source))
 
 

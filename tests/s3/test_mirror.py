@@ -111,7 +111,7 @@ def test_a_prefix_that_is_nothing_or_holds_no_checkpoint(
     open_store(source, options).delete(join(source, "preprocessor_config.json"))
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
         pin(source, options)
-    with pytest.raises(CheckpointError, match="no object store is at hand"):
+    with pytest.raises(CheckpointError, match="needs a mirror"):
         pin_model(ModelConfig(source=source))
 
 

@@ -88,7 +88,7 @@ def test_files_are_found_beside_the_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("model: {source: nowhere}", [], "model.source: nowhere is no directory"),
+        ("model: {source: nowhere}", [], "model.source: nowhere is not a directory"),
         ("{}", ["--host", "0.0.0.0"], "--host 0.0.0.0: without API keys the endpoint listens on loopback only"),
         ("{}", ["--host", "::"], "without API keys"),
         ("auth: {keys_file: /nowhere/keys}", [], "keys_file /nowhere/keys: cannot be read"),

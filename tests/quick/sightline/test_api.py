@@ -122,7 +122,7 @@ def test_an_image_that_cannot_be_decoded_is_named(encoder: sightline.Encoder, tm
 def test_mistakes_are_one_line(encoder: sightline.Encoder, tmp_path: Path) -> None:
     config = sightline.JobConfig.model_validate({"input": "x", "output": "y", "labels": ["x"]})
     mistakes: list[tuple[Callable[[], object], str]] = [
-        (lambda: sightline.Encoder.load("no/such/directory/at/all"), "is no directory"),
+        (lambda: sightline.Encoder.load("no/such/directory/at/all"), "is not a directory"),
         (lambda: sightline.Encoder.load(batch_size=0), "model: batch_size"),
         (lambda: encoder.head(["C", "C++"]), "are the same text to this model"),
         (lambda: encoder.head([]), "labels: names: "),

@@ -57,7 +57,7 @@ def job(tmp_path: Path) -> Callable[..., str]:
         ({}, ["--set", "actors.mx=2"], "unknown key actors.mx: did you mean max?"),
         ({}, ["--input", "/no/such/folder"], "/no/such/folder does not exist"),
         ({}, ["--input", "gs://bucket/x"], "only local paths and s3:// are supported"),
-        ({"model": {"source": "no/such/directory/at/all"}}, [], "is no directory, no s3:// prefix and no hub id"),
+        ({"model": {"source": "no/such/directory/at/all"}}, [], "is not a directory, an s3:// prefix or a hub id"),
         ({"output": "/proc/nothing/can/be/written/here"}, [], "/proc/nothing"),
         ({"model": {"batch_size": 0}}, [], "model.batch_size"),
         ({"parquet": {"columns": ["width"]}}, [], "columns: {width: original_width}"),
@@ -88,7 +88,7 @@ def test_other_mistakes(tmp_path: Path, job: Callable[..., str], monkeypatch: py
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
     (tmp_path / "clip/preprocessor_config.json").write_text("{}")
     result = invoke("tag", job(model={"source": str(tmp_path / "clip")}))
-    assert (result.exit_code, "is a clip model, not a siglip" in result.stderr) == (2, True)
+    assert (result.exit_code, "is a model of type clip, not siglip" in result.stderr) == (2, True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = invoke("tag", job(model={"source": "google/siglip-base-patch16-256"}))
     assert (result.exit_code, "could not be fetched from the hub" in result.stderr) == (2, True)

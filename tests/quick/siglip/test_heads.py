@@ -117,10 +117,10 @@ def test_the_digest_is_that_of_before_unless_something_new_decides_the_scores() 
     ("labels", "said"),
     [
         ({"names": ["a", "b"], "groups": {"g": ["a"]}}, "group 'g' has fewer than two labels"),
-        ({"names": ["a", "b"], "groups": {"g": ["a", "z"]}}, "group 'g' has 'z' in it, which is no label of this set"),
+        ({"names": ["a", "b"], "groups": {"g": ["a", "z"]}}, "group 'g' contains 'z', which is not a label of this set"),
         ({"names": ["a", "b"], "groups": {"g": ["a", "b"], "h": ["b", "a"]}}, "'b' is in two groups"),
         ({"names": ["a", "b"], "groups": {"g": ["a", "a"]}}, "'a' is in two groups, or twice in one"),
-        ({"names": [{"name": "a", "accept": 0.1}], "threshold": 0.2}, "'a' is sure from 0.1, under its threshold 0.2"),
+        ({"names": [{"name": "a", "accept": 0.1}], "threshold": 0.2}, "'a' has accept 0.1, which is under its threshold 0.2"),
         ({"names": [{"name": "a", "calibration": {"scale": -1, "bias": 0}}]}, "greater than 0"),
         ({"names": [{"name": "a", "calibration": {"scale": 1, "bias": float("nan")}}]}, "finite"),
         ({"names": [{"name": "a", "probe": {"model": "m", "weights": "AAAA", "bias": 0}}]}, "float32"),

@@ -103,9 +103,9 @@ def test_labels_that_become_one_text_are_refused_with_both_names(one: str, other
 
 
 def test_labels_of_which_nothing_is_left_are_refused() -> None:
-    with pytest.raises(LabelError, match=re.escape("nothing is left of '!!!'")):
+    with pytest.raises(LabelError, match=re.escape("no character of '!!!' remains")):
         LabelSet.model_validate(["!!!"]).check(siglip)
-    with pytest.raises(LabelError, match="'dots' has a prompt of which nothing is left"):
+    with pytest.raises(LabelError, match="'dots' has a prompt that is empty"):
         LabelSet.model_validate([{"name": "dots", "prompts": ["..."]}]).check(siglip)
     LabelSet.model_validate(["!!!", "?"]).check(siglip2)
 
