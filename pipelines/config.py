@@ -230,11 +230,11 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
         override_key(raw, dotted, value, JobConfig)
     labels = raw.get("labels")
     if isinstance(labels, str):
-        raw["labels"] = _beside(path, labels)
+        raw["labels"] = _find_label_file(path, labels)
     elif isinstance(labels, dict) and isinstance(labels.get("names"), str):
-        raw["labels"] = {**labels, "names": _beside(path, labels["names"])}
+        raw["labels"] = {**labels, "names": _find_label_file(path, labels["names"])}
     return check_settings(path, raw, JobConfig)
 
 
-def _beside(config: Path, file: str) -> str:
+def _find_label_file(config: Path, file: str) -> str:
     return file if Path(file).is_file() or not (config.parent / file).is_file() else str(config.parent / file)

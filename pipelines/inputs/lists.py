@@ -25,11 +25,11 @@ def recognizes(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def resolve(uri: str, beside: str) -> str:
-    """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of the file `beside`."""
+def resolve(uri: str, listed_in: str) -> str:
+    """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of `listed_in`."""
     if "://" in uri or uri.startswith("/"):
         return uri
-    return join(beside.rpartition("/")[0] or ".", uri)
+    return join(listed_in.rpartition("/")[0] or ".", uri)
 
 
 def expand(entry: Entry, options: StoreOptions) -> Iterator[Input]:

@@ -113,7 +113,7 @@ def lost_row(planned: Input, reason: str, detail: str, read: int) -> Row:
 
 
 def wait_reason(error: StoreError) -> WaitReason:
-    """Return the reason that a store's error stands for."""
+    """Return the reason for waiting that belongs to an error of the store."""
     kinds: tuple[tuple[type[StoreError], WaitReason], ...] = (
         (NotFound, "missing"),
         (Forbidden, "forbidden"),

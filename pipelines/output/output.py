@@ -70,7 +70,7 @@ class Output:
         return self.store.stat(self.uri_of(path)) is not None
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        """Write a file unless there is one. Return True if the file now holds `data`, whoever wrote it."""
+        """Write a file unless there is one. Return True if the file then holds `data`, also from another run."""
         return self.store.put_if_absent(self.uri_of(path), data)
 
     def delete(self, path: str) -> None:
@@ -83,7 +83,7 @@ class Output:
         return sorted(found, key=lambda entry: entry.uri)
 
     def files(self) -> Iterator[str]:
-        """Yield the paths of all files in `data/`, `rejects/` and `parts/`, whoever wrote them."""
+        """Yield the paths of all files in `data/`, `rejects/` and `parts/`, including files that no run wrote."""
         for kind in ("data", "rejects", "parts"):
             for entry in self.store.list(self.uri_of(kind)):
                 yield self.path_of(entry.uri)

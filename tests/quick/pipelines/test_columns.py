@@ -140,7 +140,7 @@ def test_a_column_named_like_one_of_ours_can_be_renamed(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="that of two columns"):
         ParquetConfig(columns={"a": "x", "b": "x"})
     assert ParquetConfig(columns={"width": "original_width"}).columns == {"width": "original_width"}
-    # Names of the stages between are nobody's business.
+    # Users may use the names of the stages' internal columns.
     assert ParquetConfig(columns=["stage", "reason", "pixels", "shard", "actor"])
     format_ = OutputFormat(4, "float32", True, pa.schema([]), bands=True)
     assert set(format_.data_schema().names) == OWN_COLUMNS

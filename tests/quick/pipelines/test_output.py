@@ -1,4 +1,4 @@
-"""Committing and what stands in an output: again, twice at once, half done, damaged. No running Ray."""
+"""Commits, the manifest and verification of an output: repeated, concurrent, interrupted, damaged. Runs no Ray."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_run_that_finishes_leaves_others_what_they_need(place: Place) -> None:
     pending = place.part(two, [0, 1])
     manifest = place.finish()
     assert (manifest["planned_shards"], manifest["shards"]) == (3, 1)
-    assert not Path(late).exists()  # its shard is committed: nobody needs it
+    assert not Path(late).exists()  # its shard is committed, so no run needs the part
     assert Path(pending).exists()
     assert Path(retried).exists()  # of the next generation, perhaps under way
     assert place.commit(one, late)["shard"] == one.shard
@@ -257,7 +257,7 @@ def test_a_shard_is_complete_when_its_rows_are_there() -> None:
     refs = {name: ShardRef(name, "", 0, 4) for name in ("a", "b", "c")}
     tracker = ShardTracker(dict(refs))
     assert tracker.add(receipt("a", [2, 3])) is None
-    assert tracker.add(receipt("a", [], ShardSummary([0, 4], 4))) is None  # the marker overtook rows
+    assert tracker.add(receipt("a", [], ShardSummary([0, 4], 4))) is None  # the summary came before some rows
     assert tracker.add(receipt("a", [1, 2])) is None
     assert tracker.add(receipt("a", [0])) is not None
     assert tracker.take("a") == (refs["a"], {"a/[2, 3]": [2, 4], "a/[1, 2]": [1, 3], "a/[0]": [0, 1]})
@@ -265,7 +265,7 @@ def test_a_shard_is_complete_when_its_rows_are_there() -> None:
     assert tracker.add(receipt("b", [7, 9])) is None
     assert (
         tracker.add(receipt("b", [], ShardSummary([7, 8, 9, 10], 12))) is not None
-    )  # some rows of a shard, taken up again
+    )  # some rows of a shard are retried
     assert tracker.add(receipt("c", [0])) is None
     summary = tracker.add(receipt("c", [], ShardSummary(wait="missing", detail="x")))
     assert summary is not None
