@@ -1,1 +1,4 @@
-"""What makes labels trustworthy: a house of its own on top of `siglip` and what `pipelines` wrote."""
+"""Label curation on finished outputs: sample, review, calibrate, probe, evaluate, retag, report and diff.
+
+Reads what `sightline tag` wrote. Only `retag` uses Ray, and no module reads the images themselves.
+"""

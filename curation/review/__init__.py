@@ -1,1 +1,1 @@
-"""A page on this machine where a person says right or wrong to a sample's images, one key each."""
+"""Review of a sample by people: a local web page, the file of answers, and Label Studio as an alternative."""

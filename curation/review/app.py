@@ -1,4 +1,4 @@
-"""The review page's server: a sample's images and questions out, answers in. On loopback, for one person."""
+"""The web app of the review page: sends a sample's questions and images, and saves answers. For one person, locally."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ _FILES = {"/": "page.html", "/review.css": "review.css", "/review.js": "review.j
 
 
 class Answer(BaseModel):
-    """What a person says about row `place` of the sample."""
+    """A person's answer about a row of the sample."""
 
     model_config = ConfigDict(extra="forbid")
 
-    place: int
+    row: int
     answer: Literal["right", "wrong", "unsure", "taken back"]
 
 
-def make_app(sample: pa.Table, about: dict[str, Any], answers: AnswerFile) -> FastAPI:
-    """The page and its API.
+def make_app(sample: pa.Table, metadata: dict[str, Any], answers: AnswerFile) -> FastAPI:
+    """Make the app: the review page and its API.
 
-    Requests with another host's name are refused, because a page elsewhere can point its own name at this machine; so
-    are answers that another page's script sends. Raises `ConfigError` for a sample without thumbnails.
+    Refuses requests whose Host header is not a loopback name, because another site's domain may resolve to this machine
+    (DNS rebinding), and answers that a script of another origin sends. Raises `ConfigError` for a sample without
+    thumbnails.
     """
     if sample["thumbnail"].null_count:
-        raise ConfigError("the sample has no thumbnails to look at: tag with `thumbnails: true` and sample again")
+        raise ConfigError("the sample has no thumbnails: tag with `thumbnails: true` and sample again")
     thumbnails = sample["thumbnail"].combine_chunks()
     labels = list(dict.fromkeys(sample["label"].to_pylist()))
     indices = {label: index for index, label in enumerate(labels)}
@@ -54,7 +55,7 @@ def make_app(sample: pa.Table, about: dict[str, Any], answers: AnswerFile) -> Fa
     async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
         origin = request.headers.get("origin")
         if request.method == "POST" and origin is not None and origin != f"http://{request.headers.get('host')}":
-            return JSONResponse({"detail": "another page's request"}, 403)
+            return JSONResponse({"detail": "the request comes from a page of another origin"}, 403)
         response = await call_next(request)
         response.headers.update(_HEADERS)
         return response
@@ -66,34 +67,34 @@ def make_app(sample: pa.Table, about: dict[str, Any], answers: AnswerFile) -> Fa
 
         app.get(path, name=name, response_model=None)(send)
 
-    @app.get("/api/work")
-    def describe() -> JSONResponse:
-        """Everything that is asked, and what was answered."""
+    @app.get("/api/sample")
+    def describe_sample() -> JSONResponse:
+        """Send the questions of the sample, and the answers so far."""
         return JSONResponse(
             {
-                "output": about["output"],
+                "output": metadata["output"],
                 "answers_file": str(answers.path),
                 "labels": labels,
                 "label": [indices[label] for label in sample["label"].to_pylist()],
                 "key": sample["key"].to_pylist(),
                 "score": sample["score"].to_pylist(),
-                "given": {str(place): answer for place, answer in answers.given.items()},
+                "given": {str(row): answer for row, answer in answers.given.items()},
             }
         )
 
-    @app.get("/api/image/{place}")
-    def picture(place: int) -> Response:
-        """A thumbnail."""
-        if not 0 <= place < len(thumbnails):
+    @app.get("/api/image/{row}")
+    def send_thumbnail(row: int) -> Response:
+        """Send the thumbnail of a row of the sample."""
+        if not 0 <= row < len(thumbnails):
             raise HTTPException(404)
         headers = {"cache-control": "private, max-age=86400"}
-        return Response(thumbnails[place].as_py(), media_type="image/jpeg", headers=headers)
+        return Response(thumbnails[row].as_py(), media_type="image/jpeg", headers=headers)
 
     @app.post("/api/answer")
     def save(answer: Answer) -> JSONResponse:
-        """Keep an answer. It is on disk when the page hears of it."""
+        """Save an answer. It is on disk before the response is sent."""
         try:
-            answers.add(answer.place, answer.answer)
+            answers.add(answer.row, answer.answer)
         except IndexError:
             raise HTTPException(404) from None
         except OSError as error:

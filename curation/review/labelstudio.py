@@ -1,4 +1,4 @@
-"""Label Studio: a sample as tasks with the model's answers in them, and people's answers out of its export."""
+"""Label Studio: write a sample as tasks with the model's predictions, and read people's answers from an export."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from curation.tagged_output import ID
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
 
-MOST_TASKS, MOST_BYTES = 90_000, 200 * 2**20
-"""Label Studio refuses imports of more than 100,000 tasks, and by default of more than 250 MB."""
+MAX_TASKS, MAX_BYTES = 90_000, 200 * 2**20
+"""Limits of one tasks file. Label Studio refuses imports of over 100,000 tasks and, by default, of over 250 MB."""
 ANSWERS = ("right", "wrong", "unsure")
 CONFIG = """<View>
   <Header value="Is this: $label?"/>
@@ -31,12 +31,12 @@ _DATA = (ID, "key", "sha256", "label", "score", "weight", "stratum")
 
 
 def write_tasks(sample: pa.Table, labels: LabelSet, folder: Path) -> list[Path]:
-    """`config.xml` and `tasks-000.json` and so on beside a sample: a task asks one label of one image.
+    """Write `config.xml`, `tasks-000.json`, `tasks-001.json` and so on. A task asks about one label of one image.
 
-    The image is the thumbnail, in line; without one it is the source, if that is a URL that a browser or Label Studio's
-    S3 storage reads. The prediction is right where the score reaches the label's threshold, with the score.
+    The image is the thumbnail as a data URI. Without a thumbnail it is the source, when that is an http(s) or s3 URL of
+    a single image. The prediction is `right` when the score reaches the label's threshold, else `wrong`.
 
-    Raises `ConfigError` for an image that there is neither of.
+    Raises `ConfigError` for an image that has neither a thumbnail nor a URL.
     """
     thresholds = dict(zip(labels.label_names(), labels.thresholds(), strict=True))
     (folder / "config.xml").write_text(CONFIG, encoding="utf-8")
@@ -49,9 +49,10 @@ def write_tasks(sample: pa.Table, labels: LabelSet, folder: Path) -> list[Path]:
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """Answers out of Label Studio's JSON export: one for each task that has one, the latest of several people's.
+    """Read the answers from a Label Studio JSON export: one for each answered task.
 
-    Skipped and deleted annotations are none. Raises `ConfigError` when it is no export of such tasks.
+    Of several people's annotations of a task, the latest counts. Skipped and empty annotations are left out. Raises
+    `ConfigError` when the file is not an export of tasks that `write_tasks` wrote.
     """
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
@@ -59,17 +60,17 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"{path} is no JSON export of Label Studio with tasks of `sightline sample` ({what})"
+            f"{path} is not a JSON export of Label Studio with tasks of `sightline sample` ({what})"
         ) from error
 
 
 def _make_task(row: dict[str, Any], thresholds: dict[str, float]) -> str:
-    said = "right" if row["score"] >= thresholds[row["label"]] else "wrong"
+    predicted = "right" if row["score"] >= thresholds[row["label"]] else "wrong"
     choice = {
         "from_name": "answer",
         "to_name": "image",
         "type": "choices",
-        "value": {"choices": [said]},
+        "value": {"choices": [predicted]},
         "score": row["score"],
     }
     task = {
@@ -87,17 +88,17 @@ def _image(row: dict[str, Any]) -> str:
     if whole and source.startswith(("http://", "https://", "s3://")):
         return source
     raise ConfigError(
-        f"{row['key']} of {source} has no thumbnail, and no URL of its own: tag with `thumbnails: true` to have them"
+        f"{row['key']} of {source} has no thumbnail and no URL: tag with `thumbnails: true` to have thumbnails"
     )
 
 
 def _split(tasks: Iterator[str]) -> Iterator[list[str]]:
-    """Tasks in lists of which each is a file."""
+    """Split tasks into lists, one for each file, by `MAX_TASKS` and `MAX_BYTES`."""
     texts: list[str] = []
     size = 0
     for text in tasks:
         length = len(text.encode()) + 2
-        if texts and (len(texts) >= MOST_TASKS or size + length > MOST_BYTES):
+        if texts and (len(texts) >= MAX_TASKS or size + length > MAX_BYTES):
             yield texts
             texts, size = [], 0
         texts.append(text)

@@ -1,135 +1,140 @@
-// The review page: one image, one question, an answer by a key, saved before it counts.
+// The review page: show one image and one question, take the answer by a key, and save it before the next one.
+// A question is a row of the sample: one image and one label.
 
 const $ = (id) => document.getElementById(id);
-const AHEAD = 8; // images fetched before they are shown
+const PREFETCH = 8; // images
 const SWIPE = 60; // pixels
-const RECENT = 30; // answers that the pace is taken from
-const PAUSE = 20000; // milliseconds without an answer that are no work
+const PACE_ANSWERS = 30; // the pace is computed from this many answers
+const PAUSE = 20000; // milliseconds; longer times between two answers are breaks and do not count for the pace
 const KEYS = {
   ArrowRight: "right", r: "right", ArrowLeft: "wrong", w: "wrong", ArrowDown: "unsure", u: "unsure",
   Backspace: "undo", z: "undo", ArrowUp: "undo",
 };
 
-let work; // what is asked
-let given = new Map(); // by place, the answer
-let asked = []; // the places of the labels on show, in order
-let done = []; // places in the order in which they were answered here
-let times = [];
-let place = null;
+let sample; // the response of /api/sample; its lists have one item for each row
+let answers = new Map(); // row -> answer
+let queue = []; // the rows of the selected labels, in the order in which they are shown
+let history = []; // the rows answered on this page, in the order of the answers
+let times = []; // when they were answered, in milliseconds
+let row = null; // the row that is shown; null when the queue is finished
 let saving = Promise.resolve();
 
 async function start() {
-  work = await (await fetch("/api/work")).json();
-  given = new Map(Object.entries(work.given).map(([at, answer]) => [Number(at), answer]));
-  // Label by label, because a question that stays is answered faster; within a label as the sample was drawn.
-  const counts = work.labels.map((_, label) => work.label.filter((one) => one === label).length);
-  const all = new Option(`All ${work.labels.length} labels`, "");
-  $("labels").replaceChildren(all, ...work.labels.map((name, label) => new Option(`${name} (${counts[label]})`, label)));
-  $("file").textContent = work.answers_file;
-  $("next").textContent = `sightline calibrate ${work.output} --truth ${work.answers_file}\nsightline evaluate ${work.output} --truth ${work.answers_file}`;
-  choose();
+  sample = await (await fetch("/api/sample")).json();
+  answers = new Map(Object.entries(sample.given).map(([key, answer]) => [Number(key), answer]));
+  const counts = sample.labels.map((_, label) => sample.label.filter((other) => other === label).length);
+  const all = new Option(`All ${sample.labels.length} labels`, "");
+  $("labels").replaceChildren(all, ...sample.labels.map((name, label) => new Option(`${name} (${counts[label]})`, label)));
+  $("file").textContent = sample.answers_file;
+  $("next").textContent = `sightline calibrate ${sample.output} --truth ${sample.answers_file}\nsightline evaluate ${sample.output} --truth ${sample.answers_file}`;
+  selectLabel();
 }
 
-function choose() {
+/** Fill the queue label by label, because people answer faster while the question stays the same. Within a label, the
+ * order is the sample's. */
+function selectLabel() {
   const label = $("labels").value;
-  const places = work.label.map((_, at) => at);
-  asked = places
-    .filter((at) => label === "" || work.label[at] === Number(label))
-    .sort((one, other) => work.label[one] - work.label[other] || one - other);
-  show(asked.find((at) => !given.has(at)) ?? null);
+  queue = sample.label
+    .map((_, index) => index)
+    .filter((index) => label === "" || sample.label[index] === Number(label))
+    .sort((one, other) => sample.label[one] - sample.label[other] || one - other);
+  show(findUnanswered() ?? null);
+}
+
+function findUnanswered(start = 0) {
+  return queue.slice(start).find((index) => !answers.has(index));
 }
 
 function show(next) {
-  const before = place === null ? null : work.label[place];
-  place = next;
-  $("work").hidden = place === null;
-  $("done").hidden = place !== null;
-  if (place !== null) {
-    const name = work.labels[work.label[place]];
-    $("image").src = `/api/image/${place}`;
+  const labelBefore = row === null ? null : sample.label[row];
+  row = next;
+  $("work").hidden = row === null;
+  $("done").hidden = row !== null;
+  if (row !== null) {
+    const name = sample.labels[sample.label[row]];
+    $("image").src = `/api/image/${row}`;
     $("label").textContent = name;
-    $("key").textContent = work.key[place];
-    $("score").textContent = `scores ${work.score[place].toFixed(3)}`;
-    const changed = before !== null && before !== work.label[place];
+    $("key").textContent = sample.key[row];
+    $("score").textContent = `score ${sample.score[row].toFixed(3)}`;
+    const changed = labelBefore !== null && labelBefore !== sample.label[row];
     const question = document.querySelector(".question");
     question.classList.remove("changed");
     if (changed) requestAnimationFrame(() => question.classList.add("changed"));
-    $("status").textContent = `Is this ${name}? ${work.key[place]}`;
-    prepare();
+    $("status").textContent = `Is this ${name}? ${sample.key[row]}`;
+    prefetch();
   } else {
-    const all = asked.length === work.label.length;
-    $("done-title").textContent = all ? "All of it is answered." : "This label is answered.";
+    const all = queue.length === sample.label.length;
+    $("done-title").textContent = all ? "All questions are answered." : "All questions about this label are answered.";
     $("status").textContent = $("done-title").textContent;
   }
-  count();
+  showProgress();
 }
 
-/** Fetch the next images, so that they are there when their turn comes. */
-function prepare() {
-  const open = asked.slice(asked.indexOf(place) + 1).filter((at) => !given.has(at));
-  for (const at of open.slice(0, AHEAD)) new Image().src = `/api/image/${at}`;
+/** Fetch the next images before they are shown. */
+function prefetch() {
+  const open = queue.slice(queue.indexOf(row) + 1).filter((index) => !answers.has(index));
+  for (const index of open.slice(0, PREFETCH)) new Image().src = `/api/image/${index}`;
 }
 
-function count() {
-  const answered = asked.filter((at) => given.has(at)).length;
-  $("count").textContent = `${answered.toLocaleString()} of ${asked.length.toLocaleString()}`;
-  $("bar").setAttribute("aria-valuemax", asked.length);
+function showProgress() {
+  const answered = queue.filter((index) => answers.has(index)).length;
+  $("count").textContent = `${answered.toLocaleString()} of ${queue.length.toLocaleString()}`;
+  $("bar").setAttribute("aria-valuemax", queue.length);
   $("bar").setAttribute("aria-valuenow", answered);
-  $("bar").firstElementChild.style.width = `${(100 * answered) / Math.max(1, asked.length)}%`;
-  const steps = times.slice(-RECENT).map((at, i, all) => (i ? at - all[i - 1] : 0)).filter((step) => step && step < PAUSE);
+  $("bar").firstElementChild.style.width = `${(100 * answered) / Math.max(1, queue.length)}%`;
+  const steps = times.slice(-PACE_ANSWERS).map((time, i, all) => (i ? time - all[i - 1] : 0)).filter((step) => step && step < PAUSE);
   if (steps.length < 5) {
     $("pace").textContent = "";
   } else {
-    const each = steps.reduce((sum, step) => sum + step, 0) / steps.length;
-    const minutes = ((asked.length - answered) * each) / 60000;
-    const left = minutes < 1 ? "under a minute left" : `about ${Math.round(minutes)} min left`;
-    $("pace").textContent = `${Math.round(60000 / each)} a minute, ${left}`;
+    const mean = steps.reduce((sum, step) => sum + step, 0) / steps.length;
+    const minutes = ((queue.length - answered) * mean) / 60000;
+    const left = minutes < 1 ? "less than a minute left" : `about ${Math.round(minutes)} min left`;
+    $("pace").textContent = `${Math.round(60000 / mean)} a minute, ${left}`;
   }
-  $("undo").disabled = $("back").disabled = !done.length;
+  $("undo").disabled = $("back").disabled = !history.length;
 }
 
 function answer(what) {
   if (what === "undo") return undo();
-  if (place === null) return;
-  given.set(place, what);
-  done.push(place);
+  if (row === null) return;
+  answers.set(row, what);
+  history.push(row);
   times.push(performance.now());
   flash(what);
-  save(place, what);
-  const later = asked.slice(asked.indexOf(place) + 1).find((at) => !given.has(at));
-  show(later ?? asked.find((at) => !given.has(at)) ?? null);
+  save(row, what);
+  show(findUnanswered(queue.indexOf(row) + 1) ?? findUnanswered() ?? null);
 }
 
 function undo() {
-  if (!done.length) return;
-  const last = done.pop();
+  if (!history.length) return;
+  const last = history.pop();
   times.pop();
-  given.delete(last);
+  answers.delete(last);
   save(last, "taken back");
-  if (!asked.includes(last)) {
+  if (!queue.includes(last)) {
     $("labels").value = "";
-    choose();
+    selectLabel();
   }
   show(last);
 }
 
-/** In order, one at a time; what cannot be saved is asked again. */
-function save(at, what) {
+/** Save answers one at a time, in order. A question whose answer cannot be saved is asked again. */
+function save(index, what) {
   saving = saving.then(async () => {
     try {
-      const reply = await fetch("/api/answer", {
+      const response = await fetch("/api/answer", {
         method: "POST",
         headers: { "content-type": "application/json" },
-        body: JSON.stringify({ place: at, answer: what }),
+        body: JSON.stringify({ row: index, answer: what }),
       });
-      if (!reply.ok) throw new Error((await reply.json().catch(() => ({}))).detail ?? reply.statusText);
+      if (!response.ok) throw new Error((await response.json().catch(() => ({}))).detail ?? response.statusText);
       $("trouble").hidden = true;
     } catch (error) {
-      if (what !== "taken back") given.delete(at);
-      $("trouble").textContent = `Not saved: ${error.message}. Is sightline review still running? The image is asked again.`;
+      if (what !== "taken back") answers.delete(index);
+      $("trouble").textContent = `Not saved: ${error.message}. Is sightline review still running? The question will be asked again.`;
       $("trouble").hidden = false;
-      if (place === null) choose();
-      else count();
+      if (row === null) selectLabel();
+      else showProgress();
     }
   });
 }
@@ -150,19 +155,19 @@ document.addEventListener("keydown", (event) => {
 for (const what of ["right", "wrong", "unsure", "undo"]) $(what).addEventListener("click", () => answer(what));
 $("back").addEventListener("click", undo);
 $("labels").addEventListener("change", () => {
-  choose();
+  selectLabel();
   $("labels").blur();
 });
 
-let from = null;
-$("stage").addEventListener("pointerdown", (event) => (from = event.clientX));
+let pointerStart = null;
+$("stage").addEventListener("pointerdown", (event) => (pointerStart = event.clientX));
 $("stage").addEventListener("pointerup", (event) => {
-  const moved = from === null ? 0 : event.clientX - from;
-  from = null;
+  const moved = pointerStart === null ? 0 : event.clientX - pointerStart;
+  pointerStart = null;
   if (Math.abs(moved) >= SWIPE) answer(moved > 0 ? "right" : "wrong");
 });
 $("image").addEventListener("error", () => {
-  if (place !== null) $("status").textContent = "The image cannot be shown.";
+  if (row !== null) $("status").textContent = "The image cannot be shown.";
 });
 
 start().catch((error) => {

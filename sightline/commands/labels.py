@@ -1,4 +1,4 @@
-"""`sightline labels ...`: label sets checked and compared."""
+"""`sightline labels check` and `diff`: check label sets, and compare label sets or outputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ app = typer.Typer(no_args_is_help=True, help="Check and compare label sets.")
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A label set: YAML, or a text file with a label a line.")],
-    model: Annotated[str, typer.Option(help="The checkpoint that is to be asked: as model.source of a job.")] = "tiny",
-    near: Annotated[float, typer.Option(min=0, max=1, help="The cosine from which two labels are nearly one.")] = 0.98,
+    file: Annotated[Path, typer.Argument(help="A label set: a YAML file, or a text file with one label per line.")],
+    model: Annotated[str, typer.Option(help="The checkpoint to check for: a value of a job's model.source.")] = "tiny",
+    near: Annotated[
+        float, typer.Option(min=0, max=1, help="Report two labels whose embeddings have at least this cosine.")
+    ] = 0.98,
 ) -> None:
-    """What a model cannot tell apart, or never sees. Exit code 1 if a job with these labels would be refused."""
+    """Find labels that a model cannot tell apart, and prompts that it cannot read.
+
+    Exit codes: 0 a job accepts these labels, whatever else was found; 1 a job refuses them; 2 a file or model cannot be
+    read.
+    """
     with report_errors():
         from curation.label_sets import check_labels
         from siglip.encoder import Encoder
@@ -48,10 +54,10 @@ def check(
 
 @app.command()
 def diff(
-    before: Annotated[str, typer.Argument(help="A label set's file, or a finished output.")],
-    after: Annotated[str, typer.Argument(help="Another.")],
+    before: Annotated[str, typer.Argument(help="A label set file, or a finished output of `sightline tag`.")],
+    after: Annotated[str, typer.Argument(help="The label set file or output to compare with.")],
 ) -> None:
-    """What changed, label by label, between two label sets or between two outputs of the same images."""
+    """List what changed, label by label, between two label sets or two outputs of the same images."""
     with report_errors():
         if Path(before).is_file() and Path(after).is_file():
             _diff_labels(Path(before), Path(after))
@@ -76,7 +82,7 @@ def _diff_outputs(before: str, after: str) -> None:
 
     for name, other in ((before, after), (after, before)):
         if Path(name).is_file():
-            raise ConfigError(f"{name} is a file and {other} is none: compare two label sets, or two outputs")
+            raise ConfigError(f"{name} is a file and {other} is not: compare two label sets, or two outputs")
     found = diff_outputs(open_output(before), open_output(after))
     for one in found.labels[:SHOWN]:
         out.print(f"{escape(one.label)}: {one.before:,} became {one.after:,}", highlight=False)
@@ -89,7 +95,7 @@ def _diff_outputs(before: str, after: str) -> None:
 
 
 def read_labels(path: Path) -> LabelSet:
-    """A label set's file. Raises `ConfigError`."""
+    """Read a label set file. Raises `ConfigError`."""
     try:
         return LabelSet.model_validate(str(path))
     except ValidationError as error:

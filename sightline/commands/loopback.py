@@ -1,4 +1,4 @@
-"""A socket on this machine alone."""
+"""A listening socket that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.settings import ConfigError
 
 @contextmanager
 def listen(port: int) -> Iterator[socket.socket]:
-    """Listen on 127.0.0.1, on a free port if it is 0. Raises `ConfigError` when the port is taken."""
+    """Listen on 127.0.0.1. Port 0 means any free port. Raises `ConfigError` when the port is in use."""
     with socket.socket() as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

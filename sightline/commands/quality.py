@@ -1,4 +1,4 @@
-"""`sightline calibrate`, `probe` and `evaluate`: what answers say of an output's labels."""
+"""`sightline calibrate`, `probe` and `evaluate`: use people's answers about an output's labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 SHOWN = 40
 OUTPUT = typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.", show_default=False)
 TRUTH = typer.Option(
-    "--truth", metavar="FILE", help="Answers: .jsonl, .csv, .parquet, or Label Studio's .json.", show_default=False
+    "--truth",
+    metavar="FILE",
+    help="Ground truth: .jsonl, .csv, .parquet, or a Label Studio export (.json).",
+    show_default=False,
 )
 
 
@@ -34,39 +37,41 @@ def calibrate(
     output: Annotated[str, OUTPUT],
     truth: Annotated[Path, TRUTH],
     labels_out: Annotated[
-        Path, typer.Option("--labels-out", metavar="FILE", help="Where the calibrated label set goes.")
+        Path, typer.Option("--labels-out", metavar="FILE", help="File for the calibrated label set.")
     ] = Path("calibrated.yaml"),
     precision: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="Of what is accepted, this share is right.")
+        float, typer.Option(min=0.5, max=0.999, help="Target precision: share of the accepted images that are right.")
     ] = 0.9,
-    best_f1: Annotated[bool, typer.Option("--best-f1", help="Accept from the score with the best F1 instead.")] = False,
+    best_f1: Annotated[
+        bool, typer.Option("--best-f1", help="Accept from the score with the best F1, instead of a target precision.")
+    ] = False,
     recall: Annotated[
-        float, typer.Option(min=0, max=1, help="Of what is right, this share is accepted or left to review.")
+        float, typer.Option(min=0, max=1, help="Share of the right images that are accepted or left to review.")
     ] = 0.95,
 ) -> None:
-    """Find the score from which each label can be trusted, and how much that leaves to people. Writes a label set.
+    """Find each label's accept and review thresholds, and count the images that are left to review. Writes a label set.
 
-    A precision counts as reached only if the lower bound (Wilson, 95 %) of held-out answers says so: 52 accepted ones
-    without an error show 95 %. Labels with too few answers keep all for review. `sightline retag` applies the set.
+    A precision counts as reached when the lower bound (Wilson, 95 %) of its estimate from held-out answers reaches it:
+    52 accepted answers without an error show 95 %. Labels with too few answers leave all images to review. Apply the
+    label set with `sightline retag`.
     """
-    with _work(output, truth) as (source, answers):
-        from curation.calibration import calibrate as find
-        from curation.calibration import count_workload, make_label_set
+    with _read_truth(output, truth) as (source, answers):
+        from curation import calibration
 
-        found = find(source, answers, None if best_f1 else precision, recall)
-        labels = make_label_set(source, found)
-        work = count_workload(source, labels)
+        found = calibration.calibrate(source, answers, None if best_f1 else precision, recall)
+        labels = calibration.make_label_set(source, found)
+        workloads = calibration.count_workload(source, labels)
         write_labels(labels_out, labels)
-        promise = "best F1" if best_f1 else f">= {precision:.0%}"
-        for one, share in list(zip(found, work, strict=True))[:SHOWN]:
+        target = "best F1" if best_f1 else f">= {precision:.0%}"
+        for one, workload in list(zip(found, workloads, strict=True))[:SHOWN]:
             if one.accept is not None:
-                said = f"{share.accepted:,} accepted at {promise}, {share.review:,} to review"
+                result = f"{workload.accepted:,} accepted at {target}"
             elif one.missing is None:
-                said = f"not calibrated: no threshold reaches it with {one.answers} answers; {share.review:,} to review"
+                result = f"not calibrated: no threshold reaches the target with {one.answers} answers"
             else:
-                said = f"not calibrated: about {one.missing:,} more accepted answers needed; {share.review:,} to review"
-            out.print(f"{escape(one.label)}: {said}", highlight=False)
-        _say_more(len(found))
+                result = f"not calibrated: about {one.missing:,} more accepted answers needed"
+            out.print(f"{escape(one.label)}: {result}, {workload.review:,} to review", highlight=False)
+        _print_omitted(len(found))
         reached = sum(one.accept is not None for one in found)
         out.print(f"{reached} of {len(found)} labels calibrated: {escape(str(labels_out))}", highlight=False)
 
@@ -75,15 +80,18 @@ def probe(
     output: Annotated[str, OUTPUT],
     truth: Annotated[Path, TRUTH],
     labels_out: Annotated[
-        Path, typer.Option("--labels-out", metavar="FILE", help="Where the label set with probes goes.")
+        Path, typer.Option("--labels-out", metavar="FILE", help="File for the label set with probes.")
     ] = Path("probed.yaml"),
-    gain: Annotated[float, typer.Option(min=0, max=1, help="Average precision that a probe must gain.")] = 0.01,
+    gain: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep a probe if its average precision is this much higher.")
+    ] = 0.01,
 ) -> None:
-    """Train labels from answers: a regression on embeddings wherever it beats the label's prompts. Writes a label set.
+    """Train linear probes: a logistic regression on embeddings for each label, from answers. Writes a label set.
 
-    Compared on held-out answers. A probe's scores are of its own: calibrate again after `sightline retag`.
+    A probe replaces a label's prompts only if its average precision on held-out answers is higher. A probe's scores
+    are not comparable with those of the prompts: calibrate again after `sightline retag`.
     """
-    with _work(output, truth) as (source, answers):
+    with _read_truth(output, truth) as (source, answers):
         from curation.probe import make_label_set, train_probes
 
         found = train_probes(source, answers, gain)
@@ -92,9 +100,9 @@ def probe(
             compared = (
                 "" if math.isnan(one.after) else f"average precision {one.before:.3f}, with a probe {one.after:.3f}"
             )
-            said = compared if one.probe else ", ".join(filter(None, (compared, one.reason)))
-            out.print(f"{escape(one.label)}: {said}", highlight=False)
-        _say_more(len(found))
+            result = compared if one.probe else ", ".join(filter(None, (compared, one.reason)))
+            out.print(f"{escape(one.label)}: {result}", highlight=False)
+        _print_omitted(len(found))
         kept = sum(one.probe is not None for one in found)
         out.print(
             f"{kept} of {len(source.labels.names)} labels have a probe: {escape(str(labels_out))}", highlight=False
@@ -105,25 +113,26 @@ def evaluate(
     output: Annotated[str, OUTPUT],
     truth: Annotated[Path, TRUTH],
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON, as `sightline report` reads it.")
+        bool, typer.Option("--json", help="Print all metrics as JSON, for `sightline report --evaluation`.")
     ] = False,
 ) -> None:
-    """How right an output's labels are: precision, recall, F1 and average precision, with intervals.
+    """Evaluate an output's labels against ground truth: precision, recall, F1 and average precision, with intervals.
 
-    With one label an image also top-1 and top-5. Last, the answers that the model contradicts most: look at them again.
+    Also top-1 and top-5 accuracy when each image has exactly one right label, and the answers that the model
+    contradicts most: check these answers again.
     """
-    with _work(output, truth) as (source, answers):
-        from curation.evaluation import evaluate as compare
+    with _read_truth(output, truth) as (source, answers):
+        from curation import evaluation
 
-        found = compare(source, answers)
+        metrics = evaluation.evaluate(source, answers)
         if as_json:
-            print(json.dumps(found.as_dict(), ensure_ascii=False))
+            print(json.dumps(metrics.as_dict(), ensure_ascii=False))
         else:
-            _print_evaluation(found)
+            _print_evaluation(metrics)
 
 
 def write_labels(path: Path, labels: LabelSet) -> None:
-    """A label set as YAML. Raises `ConfigError`."""
+    """Write a label set as YAML. Raises `ConfigError`."""
     content = yaml.safe_dump(
         labels.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120
     )
@@ -134,8 +143,8 @@ def write_labels(path: Path, labels: LabelSet) -> None:
 
 
 @contextmanager
-def _work(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
-    """The output and the answers about it."""
+def _read_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
+    """Open the output and read the answers about it. Errors inside the block end the command with a message."""
     with report_errors():
         from curation.tagged_output import open_output
         from curation.truth import read_truth
@@ -146,33 +155,33 @@ def _work(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
         yield source, answers
 
 
-def _print_evaluation(found: Evaluation) -> None:
+def _print_evaluation(metrics: Evaluation) -> None:
     from curation.evaluation import rank_labels
 
     totals = Table(show_header=False, box=None)
-    for k, share in found.top.items():
-        totals.add_row(f"top-{k}", str(share))
+    for k, accuracy in metrics.top.items():
+        totals.add_row(f"top-{k}", str(accuracy))
     for name in ("mean_average_precision", "mean_f1", "micro_precision", "micro_recall", "micro_f1"):
-        totals.add_row(name.replace("_", " "), str(getattr(found, name)))
+        totals.add_row(name.replace("_", " "), str(getattr(metrics, name)))
     out.print(totals, highlight=False)
     table = Table("label", "answers", "right", "precision", "recall", "F1", "average precision", box=None)
-    for one in rank_labels(found.labels)[:SHOWN]:
+    for one in rank_labels(metrics.labels)[:SHOWN]:
         figures = (one.precision, one.recall, one.f1, one.average_precision)
         table.add_row(escape(one.label), f"{one.answers:,}", f"{one.right:,}", *map(str, figures))
     out.print(table, highlight=False)
-    _say_more(len(found.labels))
-    for pair in found.confusions[:5]:
-        what = (
-            f"{pair.right} taken for {pair.given}: {pair.images:,.0f} images (their texts' cosine is {pair.cosine:.2f})"
+    _print_omitted(len(metrics.labels))
+    for pair in metrics.confusions[:5]:
+        line = (
+            f"{pair.right} is confused with {pair.given}: {pair.images:,.0f} images (the cosine of the two labels is "
+            f"{pair.cosine:.2f})"
         )
-        out.print(escape(what), highlight=False)
-    for answer in found.suspects[:10]:
-        what = (
-            f"look again: {answer.key} ({answer.id}), {answer.label} is {answer.answer} and scores {answer.score:.3f}"
-        )
-        out.print(escape(what), highlight=False)
+        out.print(escape(line), highlight=False)
+    for suspect in metrics.suspects[:10]:
+        answer = f"answer {suspect.answer}, score {suspect.score:.3f}"
+        line = f"check again: {suspect.key} ({suspect.id}), {suspect.label}: {answer}"
+        out.print(escape(line), highlight=False)
 
 
-def _say_more(count: int) -> None:
+def _print_omitted(count: int) -> None:
     if count > SHOWN:
         out.print(f"and {count - SHOWN} more labels")

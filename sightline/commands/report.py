@@ -1,4 +1,4 @@
-"""`sightline report`: an output as a page to look at."""
+"""`sightline report`: write a web page about an output."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from sightline.exits import out, report_errors
 
 def report(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The page.")] = Path("report.html"),
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The HTML file to write.")] = Path("report.html"),
     dollars_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="What the cluster costs, for the cost of 1,000 images.")
+        float | None, typer.Option(min=0, help="Price of the cluster; the page then shows the cost of 1,000 images.")
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `sightline evaluate --json` printed about this output.")
+        Path | None, typer.Option(metavar="FILE", help="Output of `sightline evaluate --json` for OUTPUT.")
     ] = None,
 ) -> None:
-    """Write a page about an output: totals, what limited the run, each label's scores and images, rejects.
+    """Write an HTML report on an output: totals, throughput, each label's scores and example images, rejects.
 
-    One file that needs no network; of more than a hundred labels the rest stand on pages beside it.
+    One file that loads nothing from the network. With more than 100 labels, the other labels are on pages in a folder
+    beside it.
     """
     with report_errors():
         from curation.report.page import read_evaluation, write_report
@@ -31,8 +32,8 @@ def report(
         from curation.tagged_output import open_output
 
         source = open_output(output)
-        judged = read_evaluation(evaluation) if evaluation else None
-        written = write_report(source, compute_statistics(source), to, dollars_per_hour, judged)
+        metrics = read_evaluation(evaluation) if evaluation else None
+        written = write_report(source, compute_statistics(source), to, dollars_per_hour, metrics)
         size = sum(path.stat().st_size for path in written) / 2**20
         more = f" and {len(written) - 1} more pages" if len(written) > 1 else ""
         out.print(escape(f"{written[0]}{more}, {size:.1f} MiB"), highlight=False)

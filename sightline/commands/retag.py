@@ -1,4 +1,4 @@
-"""`sightline retag`: new labels for an output, from its embeddings."""
+"""`sightline retag`: write an output with other labels, from stored embeddings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from storage.settings import ConfigError
 def retag(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
     labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="The new label set.")],
-    target: Annotated[str, typer.Option("--output", metavar="URI", help="Where the new output goes.")],
+    target: Annotated[str, typer.Option("--output", metavar="URI", help="Folder or s3:// prefix of the new output.")],
     model: Annotated[
         str | None,
-        typer.Option(help="The checkpoint that tagged OUTPUT, where it is no longer what its config named."),
+        typer.Option(help="The checkpoint that tagged OUTPUT, if it is not at the source that its config named."),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to join; else Ray is started here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster. By default, Ray is started on this machine.")
+    ] = None,
 ) -> None:
-    """Give an output's images other labels, thresholds, templates or bands. Reads no image: only stored embeddings.
+    """Give an output's images other labels, thresholds, templates or bands, from stored embeddings. Reads no image.
 
-    The new output has the same images, is verified and read like any other, and `sightline tag` may go on in it with
-    the new label set. Run it again after a kill; it does what is left. The model is loaded only for labels that were
-    not asked before.
+    The new output has the same images. It can be verified and read like any other, and `sightline tag` can continue in
+    it with the new label set. Run the command again after a kill: it does the shards that are left. The model is loaded
+    only when the label set has prompts that OUTPUT does not have.
     """
     with report_errors():
         from curation.retag import retag_output
@@ -45,7 +47,7 @@ def retag(
         except (CheckpointError, LabelError) as error:
             raise ConfigError(str(error)) from error
         if source.fingerprint["embedding_dtype"] == "float16":
-            err.print("the embeddings are float16: scores are off by up to about 0.001")
+            err.print("the embeddings are float16: scores differ by up to about 0.001 from those of float32 embeddings")
         total = f"{done.manifest['rows_tagged']:,} images are in {target}"
         if done.shards:
             out.print(escape(f"{done.changed:,} of {done.rows:,} images changed; {total}"), highlight=False)

@@ -1,4 +1,4 @@
-"""`sightline sample` and `review`: which images to look at, and a page to say what they are."""
+"""`sightline sample` and `review`: choose the images that a person should check, and show them on a page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sightline.exits import out, report_errors
 from storage.settings import ConfigError
 
 
-class Where(StrEnum):
-    """Who shows the sample to people."""
+class ReviewTool(StrEnum):
+    """The tool that shows the sample to people."""
 
     review = "review"
     label_studio = "label-studio"
@@ -23,16 +23,17 @@ class Where(StrEnum):
 
 def sample(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the sample goes: a new folder.")],
-    per_label: Annotated[int, typer.Option(min=1, help="About this many images for each label.")] = 100,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the sample.")],
+    per_label: Annotated[int, typer.Option(min=1, help="About how many images to draw for each label.")] = 100,
     to: Annotated[
-        Where, typer.Option(help="For `sightline review`, or Label Studio's files beside it.")
-    ] = Where.review,
-    seed: Annotated[int, typer.Option(help="Of chance: the same draws the same.")] = 0,
+        ReviewTool, typer.Option(help="The tool that shows the sample. label-studio also writes its tasks files.")
+    ] = ReviewTool.review,
+    seed: Annotated[int, typer.Option(help="Random seed: the same seed draws the same sample.")] = 0,
 ) -> None:
-    """Choose the images that a person should look at: of all scores, most of them where the threshold will be.
+    """Draw the images that a person should check: from all score ranges, most of them near the threshold.
 
-    Each keeps its weight, so that what is measured on the sample is true of the whole output. One pass.
+    Each image has a weight, so that metrics of the sample estimate those of the whole output. Reads the embeddings in
+    one pass.
     """
     with report_errors():
         from curation.review.labelstudio import write_tasks
@@ -40,28 +41,28 @@ def sample(
         from curation.tagged_output import open_output
 
         source = open_output(output)
-        if to is Where.review and "thumbnail" not in source.columns:
-            raise ConfigError(f"{output} has no thumbnails to look at: tag with `thumbnails: true`")
+        if to is ReviewTool.review and "thumbnail" not in source.columns:
+            raise ConfigError(f"{output} has no thumbnails to show: tag with `thumbnails: true`")
         check_folder(folder)
         table = write_sample(source, draw_sample(source, per_label, seed), folder, seed)
-        if to is Where.label_studio:
+        if to is ReviewTool.label_studio:
             files = write_tasks(table, source.labels, folder)
             names = f"{len(files)} files" if len(files) > 1 else files[0].name
-            next_ = f"import {names} into a project with {folder / 'config.xml'}"
+            next_step = f"import {names} into a project with {folder / 'config.xml'}"
         else:
-            next_ = f"sightline review {folder}"
+            next_step = f"sightline review {folder}"
         images = len(set(table["id"].to_pylist()))
-        said = f"{table.num_rows:,} questions about {images:,} images of {source.rows:,}: {next_}"
+        said = f"{table.num_rows:,} questions about {images:,} images of {source.rows:,}. Next: {next_step}"
         out.print(escape(said), highlight=False)
 
 
 def review(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `sightline sample` wrote.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8010,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")] = 8010,
 ) -> None:
-    """Show a sample's images on a page of this machine, and keep what a person says: right, wrong or unsure.
+    """Show a sample on a local web page, and save a person's answers: right, wrong or unsure.
 
-    Answers go to DIR/answers.jsonl as they are given. Ctrl-C ends it; the next time it goes on.
+    Each answer is saved to DIR/answers.jsonl at once. Ctrl-C stops the command; run it again to continue.
     """
     with report_errors():
         import uvicorn
@@ -71,16 +72,16 @@ def review(
         from curation.sample import read_sample
         from sightline.commands.loopback import listen
 
-        table, about = read_sample(folder)
+        table, metadata = read_sample(folder)
         answers = AnswerFile(folder, table)
-        app = make_app(table, about, answers)
+        app = make_app(table, metadata, answers)
         with listen(port) as socket:
             url = f"http://127.0.0.1:{socket.getsockname()[1]}"
             out.print(
                 f"{len(answers.given):,} of {table.num_rows:,} answered; ready: [bold]{url}[/bold]", highlight=False
             )
             config = uvicorn.Config(app, log_level="warning", access_log=False)
-            with suppress(KeyboardInterrupt):  # the usual end
+            with suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop
                 uvicorn.Server(config).run(sockets=[socket])
         answers.close()
         out.print(escape(f"{len(answers.given):,} of {table.num_rows:,} answered: {answers.path}"), highlight=False)

@@ -20,7 +20,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.report.page import write_report
 from curation.report.statistics import compute_statistics
 from curation.review.labelstudio import write_tasks
@@ -46,7 +46,7 @@ def picture(row: int) -> bytes:
 
 def make(root: Path, labels: int) -> TaggedOutput:
     names = [f"label {row}" for row in range(labels - 1)] + ["<b>bold</b> & 'quoted'"]
-    made = MadeUp(
+    made = SyntheticOutput(
         LabelSet.model_validate({"names": names, "threshold": 0.1, "top_k": 3}),
         draw_vectors(labels, WIDTH, 5),
         2,
@@ -66,7 +66,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
 
 @contextmanager
 def review(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`sightline review` on a free port: its URL and its process, which is killed in the end if it still runs."""
+    """Run `sightline review` on a free port. Yields its URL and its process, and kills the process in the end."""
     command = [sys.executable, "-m", "sightline", "review", str(folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -77,7 +77,7 @@ def review(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 def shown(browser: Browser) -> str:
-    """The image that is on show, once it is there."""
+    """The src of the image that is shown, after it has loaded."""
     browser.wait("document.getElementById('image').complete && document.getElementById('image').naturalWidth")
     return str(browser.run("document.getElementById('image').getAttribute('src')"))
 
@@ -100,13 +100,15 @@ def read_lines(folder: Path, count: int) -> list[dict[str, object]]:
     raise AssertionError(f"{len(lines)} answers of {count}")
 
 
-def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: TaggedOutput, tmp_path: Path) -> None:
+def test_answers_by_keyboard_survive_a_kill_of_the_server(
+    browser: Browser, output: TaggedOutput, tmp_path: Path
+) -> None:
     folder = tmp_path / "sample"
     table = write_sample(output, draw_sample(output, 10), folder, 0)
     with review(folder) as (url, process):
         browser.open(url)
-        asked = [press(browser, key) for key in (Keys.ARROW_RIGHT, "w", Keys.ARROW_DOWN, "R")]
-        assert asked == [f"/api/image/{place}" for place in range(4)]
+        shown_before = [press(browser, key) for key in (Keys.ARROW_RIGHT, "w", Keys.ARROW_DOWN, "R")]
+        assert shown_before == [f"/api/image/{row}" for row in range(4)]
         assert shown(browser) == "/api/image/4"
         press(browser, Keys.BACKSPACE)
         assert shown(browser) == "/api/image/3"
@@ -120,19 +122,19 @@ def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: T
         assert browser.complaints() == []
         process.kill()
         process.wait()
-        # The page goes on by itself: what it could not save it says, and asks again.
+        # The page keeps running without its server. It reports an answer that it could not save, and asks again.
         ActionChains(browser.driver).send_keys("r").perform()
         browser.wait("!document.getElementById('trouble').hidden")
         assert "Not saved" in browser.find("#trouble").text
     with (folder / "answers.jsonl").open("a") as file:
-        file.write('{"id": "half a li')  # as a kill leaves it
+        file.write('{"id": "half a li')  # what a process killed in the middle of a write leaves
     with review(folder) as (url, process):
         browser.open(url)
         assert shown(browser) == "/api/image/4"
         for _ in range(table.num_rows - 4):
             press(browser, "r")
         browser.wait("!document.getElementById('done').hidden")
-        assert "All of it is answered" in browser.find("#done-title").text
+        assert "All questions are answered" in browser.find("#done-title").text
         assert "sightline calibrate" in browser.find("#next").text
         read_lines(folder, 6 + table.num_rows - 4)
         process.send_signal(signal.SIGINT)
@@ -144,21 +146,23 @@ def test_answers_by_keyboard_are_kept_through_a_kill(browser: Browser, output: T
     assert truth.right.sum() == table.num_rows - 3
 
 
-def test_one_label_at_a_time_with_names_as_they_are(browser: Browser, output: TaggedOutput, tmp_path: Path) -> None:
+def test_one_label_can_be_selected_and_its_name_is_escaped(
+    browser: Browser, output: TaggedOutput, tmp_path: Path
+) -> None:
     folder = tmp_path / "sample"
     table = write_sample(output, draw_sample(output, 10), folder, 0)
     last = "<b>bold</b> & 'quoted'"
-    places = [place for place, label in enumerate(table["label"].to_pylist()) if label == last]
+    rows = [row for row, label in enumerate(table["label"].to_pylist()) if label == last]
     with review(folder) as (url, _):
         browser.open(url)
         shown(browser)
         Select(browser.find("#labels")).select_by_index(3)
-        browser.wait("document.getElementById('image').getAttribute('src') === arguments[0]", f"/api/image/{places[0]}")
+        browser.wait("document.getElementById('image').getAttribute('src') === arguments[0]", f"/api/image/{rows[0]}")
         assert browser.find("#label").text == last
         assert browser.find_all("#label b") == []
         press(browser, "u")
         assert read_lines(folder, 1)[0]["label"] == last
-        assert browser.find("#count").text == f"1 of {len(places)}"
+        assert browser.find("#count").text == f"1 of {len(rows)}"
 
 
 def test_review_on_a_phone(browser: Browser, output: TaggedOutput, tmp_path: Path) -> None:
@@ -181,38 +185,38 @@ def test_review_on_a_phone(browser: Browser, output: TaggedOutput, tmp_path: Pat
         assert [line["answer"] for line in read_lines(folder, 2)] == ["right", "wrong"]
 
 
-def test_strangers_pages_cannot_answer(output: TaggedOutput, tmp_path: Path) -> None:
+def test_requests_from_other_origins_and_bad_answers_are_refused(output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     write_sample(output, draw_sample(output, 5), folder, 0)
     with review(folder) as (url, _), httpx2.Client(base_url=url) as client:
-        answer = {"place": 0, "answer": "right"}
+        answer = {"row": 0, "answer": "right"}
         assert client.get("/", headers={"host": "evil.test"}).status_code == 400
         assert client.post("/api/answer", json=answer, headers={"origin": "https://evil.test"}).status_code == 403
         assert (
             client.post("/api/answer", content=json.dumps(answer), headers={"content-type": "text/plain"}).status_code
             == 422
         )
-        assert client.post("/api/answer", json={"place": 10**6, "answer": "right"}).status_code == 404
-        assert client.post("/api/answer", json={"place": 0, "answer": "yes"}).status_code == 422
+        assert client.post("/api/answer", json={"row": 10**6, "answer": "right"}).status_code == 404
+        assert client.post("/api/answer", json={"row": 0, "answer": "yes"}).status_code == 422
         assert client.get("/api/image/-1").status_code == 404
         assert (folder / "answers.jsonl").read_text() == ""
         assert client.post("/api/answer", json=answer, headers={"origin": url}).status_code == 200
         assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 
-def test_a_sample_of_another_output_is_not_mixed_up(output: TaggedOutput, tmp_path: Path) -> None:
+def test_an_answers_file_of_another_sample_is_refused(output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     table = write_sample(output, draw_sample(output, 5), folder, 0)
     write_tasks(table, output.labels, folder)
-    for content, said in (
-        ("none\n", "line 1 is no answer"),
-        ('{"id": "x", "label": "y", "answer": "right"}\n', "no image"),
+    for content, message in (
+        ("none\n", "line 1 is not an answer"),
+        ('{"id": "x", "label": "y", "answer": "right"}\n', "an image that is not in this sample"),
     ):
         (folder / "answers.jsonl").write_text(content)
         command = [sys.executable, "-m", "sightline", "review", str(folder), "--port", "0"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
-        assert said in " ".join(done.stderr.split())
+        assert message in " ".join(done.stderr.split())
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +243,7 @@ def test_the_report_by_keyboard(browser: Browser, thousand: Path) -> None:
     assert not browser.find("#nothing").is_displayed()
     Select(browser.find("#sort")).select_by_visible_text("name")
     assert browser.run("document.querySelector('#index tbody a').textContent") == "<b>bold</b> & 'quoted'"
-    # A label of another page, by its link.
+    # Open a label on another page by its link.
     browser.find("#search").send_keys("bold", Keys.ENTER)
     browser.wait("document.readyState === 'complete' && location.hash.startsWith('#label-')")
     heading = "document.querySelector(location.hash + ' h3').textContent"
@@ -257,7 +261,7 @@ def test_the_report_on_a_phone(browser: Browser, thousand: Path, scheme: str) ->
     browser.wait("document.querySelector('#label-1 img').complete")
 
 
-def test_a_thousand_labels_do_not_freeze_the_report(browser: Browser, thousand: Path) -> None:
+def test_a_report_of_a_thousand_labels_loads_and_filters_quickly(browser: Browser, thousand: Path) -> None:
     browser.open(thousand.as_uri())
     painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
     loaded = browser.run("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
@@ -265,7 +269,7 @@ def test_a_thousand_labels_do_not_freeze_the_report(browser: Browser, thousand: 
         "(() => { const box = document.getElementById('search'), before = performance.now(); box.value = 'label 5';"
         " box.dispatchEvent(new Event('input')); document.body.offsetHeight; return performance.now() - before; })()"
     )
-    # Here 0.3 s, 0.4 s and 10 ms: bounds for what freezes, not for a busy machine.
+    # Measured on an idle machine: 0.3 s, 0.4 s and 10 ms. The bounds are wide, so that a busy machine passes.
     assert painted < 5000
     assert loaded < 8000
     assert typing < 1000

@@ -1,4 +1,4 @@
-"""The tour of curation/README.md, line by line, on the demo's images."""
+"""The commands of the tour in curation/README.md, run line by line on the demo's images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_tour() -> list[str]:
 
 
 def read_drawn(demo: Path) -> dict[str, str | None]:
-    """What the demo drew, by the image's digest: it says so in a caption beside the image, or in the file's name."""
+    """The label that the demo drew, by the image's sha256. It is in the image's caption or in the file's name."""
     [parquet] = (demo / "input").rglob("*.parquet")
     captions = {
         hashlib.sha256(row["image"]["bytes"]).hexdigest(): row["caption"] for row in pq.read_table(parquet).to_pylist()
@@ -39,25 +39,25 @@ def read_drawn(demo: Path) -> dict[str, str | None]:
 
 
 def answer(folder: Path, review: list[str]) -> str:
-    """Start the page's server and answer everything as the demo drew it, one answer in thirty wrongly."""
+    """Start `sightline review` and answer every question with what the demo drew; one answer in thirty is false."""
     drawn = read_drawn(folder / "demo")
     rows = pq.read_table(folder / "sample" / "sample.parquet", columns=["sha256", "label"]).to_pylist()
     with subprocess.Popen([*review, "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().rpartition("ready: ")[2].strip()
         with httpx2.Client(base_url=url) as client:
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 known = drawn[row["sha256"]]
-                right = (known == row["label"]) ^ (place % 30 == 7)
+                right = (known == row["label"]) ^ (index % 30 == 7)
                 said = "unsure" if known is None else "right" if right else "wrong"
-                assert client.post("/api/answer", json={"place": place, "answer": said}).status_code == 200
+                assert client.post("/api/answer", json={"row": index, "answer": said}).status_code == 200
         server.send_signal(signal.SIGINT)
         said, _ = server.communicate(timeout=30)
     assert server.returncode == 0
     return said
 
 
-def test_the_tour(tmp_path: Path) -> None:
+def test_the_commands_of_the_tour_work(tmp_path: Path) -> None:
     lines = read_tour()
     assert [line.split()[1] for line in lines] == [
         "demo",
@@ -87,7 +87,7 @@ def test_the_tour(tmp_path: Path) -> None:
     assert "accepted at >= 70%" in printed["calibrate"]
     assert "607 images are in" in printed["retag"]
     told = json.loads(printed["evaluate"])
-    # It differs between processors, by where the wrong answers fall: 0.695 on one, over 0.7 on another.
+    # The value depends on which answers are false, and so on the processor: 0.695 on one, over 0.7 on another.
     mean = told["mean_average_precision"]
     assert 0.6 < mean["value"] < 0.9
     assert mean["low"] < mean["value"] < mean["high"]

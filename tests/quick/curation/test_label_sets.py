@@ -1,4 +1,4 @@
-"""`sightline labels`: what is found in a label set, and between two."""
+"""Checks and diffs of label sets, and the commands `sightline labels check` and `diff`."""
 
 from __future__ import annotations
 
@@ -27,43 +27,45 @@ def check(encoder: Encoder, near: float, **labels: object) -> list[Finding]:
     return check_labels(LabelSet.model_validate(labels), RULE, encoder, near)
 
 
-def test_a_good_set_has_nothing(encoder: Encoder) -> None:
+def test_a_good_label_set_has_no_findings(encoder: Encoder) -> None:
     assert check(encoder, 0.999, names=["red circle", "blue star"]) == []
     assert check(encoder, 0.999, names=["red circle"]) == []
 
 
-def test_all_that_is_wrong_is_told_at_once(encoder: Encoder) -> None:
+def test_all_problems_are_found_at_once(encoder: Encoder) -> None:
     long = "a very long label of far more words than the text tower of the small checkpoint has places for them"
     names = ["C", "C++", "C#", "!!!", "???", long, "red circle", {"name": "round", "prompts": ["a red circle", "..."]}]
     findings = check(encoder, 1.1, names=names)
     assert [(finding.problem, finding.labels) for finding in findings] == [
-        ("nothing left", ("!!!",)),
-        ("nothing left", ("???",)),
-        ("nothing left", ("round",)),
-        ("same text", ("C", "C++", "C#")),
-        ("cut off", (long,)),
+        ("empty prompt", ("!!!",)),
+        ("empty prompt", ("???",)),
+        ("empty prompt", ("round",)),
+        ("same prompts", ("C", "C++", "C#")),
+        ("too long", (long,)),
     ]
     assert [finding.fatal for finding in findings] == [True] * 4 + [False]
     assert "the model reads 16" in findings[-1].detail
 
 
-def test_prompts_are_counted_before_they_are_cut(encoder: Encoder) -> None:
+def test_tokens_are_counted_before_truncation(encoder: Encoder) -> None:
     assert encoder.count_tokens(["a", "a " * 200]).tolist()[1] > 100
     whole = encoder.count_tokens(["a red circle"])[0]
-    assert (encoder.tokenize(["a red circle"])[0][whole - 1 :] == 1).all(), "its end is counted, its filling is not"
+    assert (encoder.tokenize(["a red circle"])[0][whole - 1 :] == 1).all(), (
+        "the end token is counted, the padding is not"
+    )
 
 
-def test_nearest_pairs_come_first_and_doubles_are_not_told_twice(encoder: Encoder) -> None:
+def test_near_duplicates_are_sorted_and_leave_out_same_prompts(encoder: Encoder) -> None:
     findings = check(encoder, 0.3, names=["red circle", "red disc", "Red Circle!", "blue star"])
-    near = [finding for finding in findings if finding.problem == "nearly the same"]
-    assert findings[0].problem == "same text"
+    near = [finding for finding in findings if finding.problem == "near duplicate"]
+    assert findings[0].problem == "same prompts"
     assert ("red circle", "Red Circle!") not in [finding.labels for finding in near]
     cosines = [float(finding.detail.rpartition(" ")[2]) for finding in near]
     assert len(cosines) > 1
     assert cosines == sorted(cosines, reverse=True)
 
 
-def test_a_diff_names_every_label_that_changed() -> None:
+def test_diff_lists_every_label_that_changed() -> None:
     before = LabelSet.model_validate({"names": ["cat", "dog", "bird", "fish"], "threshold": 0.1})
     after = LabelSet.model_validate(
         {"names": ["dog", {"name": "bird", "prompts": ["a bird", "birds"]}, {"name": "fish", "threshold": 0.4}, "cow"],
@@ -81,14 +83,14 @@ def test_a_diff_names_every_label_that_changed() -> None:
     assert len(diff_labels(LabelSet.model_validate(["cat"]), templates)) == 1
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_commands_exit_with_1_for_fatal_findings_and_2_for_bad_input(tmp_path: Path) -> None:
     run = CliRunner().invoke
     bad, good = tmp_path / "bad.txt", tmp_path / "good.yaml"
     bad.write_text("C\nC++\n[red]cat\n")
     good.write_text("names: [C]\n")
     found = run(app, ["labels", "check", str(bad), "--near", "1"])
     assert found.exit_code == 1
-    assert "same text: C, C++" in found.output
+    assert "same prompts: C, C++" in found.output
     assert "3 labels, 1 findings" in found.output
     assert run(app, ["labels", "check", str(good)]).exit_code == 0
     changed = run(app, ["labels", "diff", str(bad), str(good)])

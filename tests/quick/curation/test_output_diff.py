@@ -1,4 +1,4 @@
-"""Two outputs, and two label sets with everything that they may say, side by side."""
+"""Diffs of two outputs, and of two label sets in all their settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.label_sets import check_labels, diff_labels
 from curation.output_diff import EXAMPLES, diff_outputs
 from curation.tagged_output import TaggedOutput, open_output
@@ -29,13 +29,14 @@ def make(root: Path, names: list[str], seed: int = 1, shards: int = 3, rows: int
     labels = LabelSet.model_validate({"names": names, "threshold": 0.2, "top_k": 3})
     texts = np.concatenate([draw_vectors(1, 8, seed * 100 + ord(name)) for name in names])
     write_output(
-        str(root), MadeUp(labels, texts, shards, lambda shard: draw_vectors(rows + shard, 8, shard), scale=Scale(9, -3))
+        str(root),
+        SyntheticOutput(labels, texts, shards, lambda shard: draw_vectors(rows + shard, 8, shard), scale=Scale(9, -3)),
     )
     return open_output(str(root))
 
 
-def test_every_gain_and_loss_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation.output_diff._ROWS", 16)  # not in step with the files
+def test_gained_and_lost_labels_equal_a_slow_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation.output_diff._BATCH_ROWS", 16)  # batches that do not end where the files end
     before, after = make(tmp_path / "a", ["a", "b", "c", "d"]), make(tmp_path / "b", ["b", "a", "e"], seed=2)
     found = diff_outputs(before, after)
 
@@ -64,15 +65,15 @@ def test_every_gain_and_loss_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
     assert diff_outputs(before, before).labels == []
 
 
-def test_other_images_are_refused(tmp_path: Path) -> None:
+def test_outputs_of_other_images_are_refused(tmp_path: Path) -> None:
     before = make(tmp_path / "a", ["a"])
-    with pytest.raises(ConfigError, match="they are not the same"):
+    with pytest.raises(ConfigError, match="the images are not the same"):
         diff_outputs(before, make(tmp_path / "b", ["a"], shards=2))
     with pytest.raises(ConfigError, match="same images in the same shards"):
         diff_outputs(before, make(tmp_path / "c", ["a"], shards=1, rows=213))
 
 
-def test_the_command_tells_files_from_outputs(tmp_path: Path) -> None:
+def test_command_compares_outputs_and_refuses_a_file_with_an_output(tmp_path: Path) -> None:
     make(tmp_path / "a", ["a", "b"])
     make(tmp_path / "b", ["a", "b"], seed=2)
     labels = tmp_path / "labels.yaml"
@@ -87,7 +88,7 @@ def test_the_command_tells_files_from_outputs(tmp_path: Path) -> None:
         assert "compare two label sets, or two outputs" in " ".join(refused.stderr.split())
 
 
-def test_all_that_a_label_set_says_is_compared(tmp_path: Path) -> None:
+def test_label_set_diff_covers_all_settings(tmp_path: Path) -> None:
     plain: dict[str, Any] = {"names": ["a", "b", "c", "d", "e"]}
     grown = {
         "names": [
@@ -112,8 +113,8 @@ def test_all_that_a_label_set_says_is_compared(tmp_path: Path) -> None:
     assert diff_labels(LabelSet.model_validate(grown), LabelSet.model_validate(str(tmp_path / "grown.yaml"))) == []
 
 
-class Tower:
-    """A text model of two numbers a text."""
+class FakeTextModel:
+    """A text model that counts words and embeds a text by its length."""
 
     text_length = 10
 
@@ -124,6 +125,6 @@ class Tower:
         return np.concatenate([draw_vectors(1, 8, len(text)) for text in texts])
 
 
-def test_a_probe_has_no_prompts_to_check() -> None:
+def test_labels_with_a_probe_are_not_checked() -> None:
     labels = LabelSet.model_validate({"names": ["cat", {"name": "!!!", "probe": PROBE}, "a dog"]})
-    assert check_labels(labels, siglip, Tower(), 0.999) == []
+    assert check_labels(labels, siglip, FakeTextModel(), 0.999) == []

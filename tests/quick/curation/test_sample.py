@@ -1,4 +1,4 @@
-"""Samples whose weights make up for how they were drawn, and the files that Label Studio takes."""
+"""Stratified samples, their weights, and the files for and from Label Studio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curation.review.labelstudio
-from benchmarks.outputs import MadeUp, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.histogram import bin_scores
 from curation.review.labelstudio import CONFIG, write_tasks
 from curation.sample import EDGES, STRATA, allocate, draw_sample, read_sample, write_sample
@@ -24,7 +24,7 @@ from storage.settings import ConfigError
 from tests.support.vectors import draw_vectors
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its models are written for pydantic 1
+    warnings.simplefilter("ignore")  # its models are written for pydantic 1, which pydantic 2 warns about
     from label_studio_sdk.label_interface import LabelInterface
 
 WIDTH, ROWS, SHARDS = 16, 1500, 4
@@ -40,7 +40,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     root = str(tmp_path_factory.mktemp("sample") / "made")
     labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.3})
     texts = np.eye(WIDTH, dtype=np.float32)[:3]
-    made = MadeUp(
+    made = SyntheticOutput(
         labels, texts, SHARDS, embed, scale=Scale(20, -8), thumbnail=lambda row: b"\xff\xd8" + bytes([row % 256])
     )
     write_output(root, made)
@@ -52,7 +52,7 @@ def scores(output: TaggedOutput) -> Floats:
     return np.concatenate(list(output.scores()))
 
 
-def test_strata_are_those_of_the_logit() -> None:
+def test_strata_are_bins_of_the_logit() -> None:
     logits = np.array([-80, -12.5, -11.5, -0.5, 0.5, 5.5, 6.5, 50], np.float32)
     scores = np.asarray(1 / (1 + np.exp(-logits)), np.float32)
     bins, counts = bin_scores(scores[None], EDGES)
@@ -62,7 +62,7 @@ def test_strata_are_those_of_the_logit() -> None:
     assert STRATA == len(EDGES) + 1 == 20
 
 
-def test_no_stratum_is_left_out_and_none_gives_more_than_it_has() -> None:
+def test_each_stratum_gets_two_images_and_never_more_than_it_has() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         population = random.integers(0, 10 ** random.integers(1, 7), STRATA) * random.integers(0, 2, STRATA)
@@ -72,13 +72,13 @@ def test_no_stratum_is_left_out_and_none_gives_more_than_it_has() -> None:
         assert (drawn >= np.minimum(population, 2)).all()
         assert drawn.sum() >= min(count, population.sum())
         assert drawn.sum() <= max(count, 2 * STRATA)
-    # Where the threshold is, there is more to learn than in the hundred thousand that are surely wrong.
+    # Strata near the threshold get more images than strata of very low scores of the same size.
     population = np.full(STRATA, 100_000)
     drawn = allocate(population, 0.3, 200)
     assert drawn[11:14].min() > 3 * drawn[:5].max()
 
 
-def test_the_sample_is_of_its_strata(output: TaggedOutput, scores: Floats) -> None:
+def test_a_sample_matches_the_scores_strata_and_weights_of_the_output(output: TaggedOutput, scores: Floats) -> None:
     sample = draw_sample(output, 60, seed=3)
     again = draw_sample(output, 60, seed=3)
     assert np.array_equal(sample.position, again.position)
@@ -97,8 +97,8 @@ def test_the_sample_is_of_its_strata(output: TaggedOutput, scores: Floats) -> No
 
 
 @pytest.mark.parametrize("per_label", [1, 2, 3])
-def test_a_handful_still_stands_for_all(output: TaggedOutput, per_label: int) -> None:
-    # Every stratum gives two, also where fewer are asked for in all: with one of them kept, half the images were lost.
+def test_the_weights_of_a_very_small_sample_add_up_to_all_images(output: TaggedOutput, per_label: int) -> None:
+    # Two images are drawn from every stratum, also when `per_label` is smaller: reservoirs must hold at least two.
     assert draw_sample(output, per_label).weight.sum() == pytest.approx(3 * SHARDS * ROWS)
 
 
@@ -106,8 +106,8 @@ def test_a_handful_still_stands_for_all(output: TaggedOutput, per_label: int) ->
 def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     output: TaggedOutput, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Precision at two thresholds, recall, and the share that is right, over 300 samples."""
-    monkeypatch.setattr("curation.sample._MAX_CANDIDATES", 5_000)  # several prunings
+    """Means over 300 samples: precision and recall at two thresholds, and the share of right images."""
+    monkeypatch.setattr("curation.sample._MAX_CANDIDATES", 5_000)  # so that the reservoirs are pruned several times
     random = np.random.default_rng(9)
     chance = 1 / (1 + np.exp(-(2 * np.log(scores / (1 - scores)) + 2)))
     right = random.random(scores.shape) < chance
@@ -136,7 +136,7 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     assert abs(errors["recall at 0.5"][1]) > 0.03
 
 
-def test_label_studio_takes_the_tasks_and_gives_the_answers_back(output: TaggedOutput, tmp_path: Path) -> None:
+def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOutput, tmp_path: Path) -> None:
     sample = draw_sample(output, 40)
     table = write_sample(output, sample, tmp_path / "sample", 0)
     files = write_tasks(table, output.labels, tmp_path / "sample")
@@ -177,7 +177,7 @@ def test_label_studio_takes_the_tasks_and_gives_the_answers_back(output: TaggedO
         assert truth.right[answer] == (number % 3 == 0)
         assert truth.weight[answer] == pytest.approx(rows[number]["weight"])
     (tmp_path / "export.json").write_text('[{"annotations": [{"result": [{}]}]}]')
-    with pytest.raises(ConfigError, match="no JSON export of Label Studio"):
+    with pytest.raises(ConfigError, match="not a JSON export of Label Studio"):
         read_truth(tmp_path / "export.json", output)
 
 
@@ -185,17 +185,17 @@ def test_tasks_are_split_below_the_limits(
     output: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0)
-    monkeypatch.setattr(curation.review.labelstudio, "MOST_TASKS", 50)
-    monkeypatch.setattr(curation.review.labelstudio, "MOST_BYTES", 9_000)
+    monkeypatch.setattr(curation.review.labelstudio, "MAX_TASKS", 50)
+    monkeypatch.setattr(curation.review.labelstudio, "MAX_BYTES", 9_000)
     files = write_tasks(table, output.labels, tmp_path / "sample")
     counts = [len(json.loads(file.read_text())) for file in files]
     assert sum(counts) == table.num_rows
     assert len(files) > 2
     assert max(file.stat().st_size for file in files) <= 9_100
-    assert curation.review.labelstudio.MOST_TASKS <= 100_000
+    assert curation.review.labelstudio.MAX_TASKS <= 100_000
 
 
-def test_images_without_thumbnails(output: TaggedOutput, tmp_path: Path) -> None:
+def test_images_without_thumbnails_are_shown_by_url_or_refused(output: TaggedOutput, tmp_path: Path) -> None:
     row = write_sample(output, draw_sample(output, 1), tmp_path / "sample", 0).slice(0, 1)
     bare = row.set_column(row.column_names.index("thumbnail"), "thumbnail", pa.nulls(1, pa.binary()))
     for source in ("https://example.test/a.jpg", "s3://bucket/a.png"):
