@@ -26,7 +26,7 @@ COLOURS = sorted({label.split()[0] for label in LABELS})
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, list[str]]:
-    """Drawings that the checkpoint never saw, as an output with the eight shapes as labels; and what each shows."""
+    """New drawings as an output with the eight shapes as labels, and the shape that each drawing shows."""
     pinned = pin_model(ModelConfig(source="tiny", dtype="float32", compile=False))
     encoder = Encoder(pinned)
     names = [{"name": shape, "prompts": [f"a photo of a {colour} {shape}" for colour in COLOURS]} for shape in SHAPES]

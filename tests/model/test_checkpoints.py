@@ -1,4 +1,4 @@
-"""Checkpoints that are incomplete, odd or of another kind: refused in one line that says what to change."""
+"""Checkpoints that are incomplete, invalid or of another kind are refused in one line that says what to change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def copy_tiny(
     weights: Callable[[Weights], Weights] | None = None,
     **settings: Callable[[dict[str, Any]], Any],
 ) -> str:
-    """The shipped checkpoint with weights or settings changed, as a `model.source`."""
+    """The tiny checkpoint with changed weights or settings, as a `model.source`."""
     shutil.copytree(TINY, directory)
     if weights:
         path = directory / "model.safetensors"
@@ -59,7 +59,7 @@ INCOMPLETE: list[tuple[str, Callable[[Weights], Weights], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [c[1:] for c in INCOMPLETE], ids=[c[0] for c in INCOMPLETE])
-def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+def test_wrong_weights_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     source = copy_tiny(tmp_path / "model", change)
     with pytest.raises(CheckpointError, match=message) as refused:
         load(source, texts=False)
@@ -84,7 +84,11 @@ ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (MODEL, lambda c: "siglip", "config.json is not a JSON object"),
     (MODEL, lambda c: {**c, "vision_config": {**c["vision_config"], "hidden_size": None}}, "vision_config.hidden_size"),
     (MODEL, lambda c: {**c, "vision_config": [1]}, r"config\.json: vision_config: "),
-    (MODEL, lambda c: {**c, "text_config": {**c["text_config"], "projection_size": 9}}, "its texts have 9 numbers"),
+    (
+        MODEL,
+        lambda c: {**c, "text_config": {**c["text_config"], "projection_size": 9}},
+        "text embeddings have 9 numbers",
+    ),
     (
         MODEL,
         lambda c: {**c, "text_config": {**c["text_config"], "hidden_act": "relu"}},
@@ -117,7 +121,7 @@ def test_odd_settings_are_refused_before_the_weights_are_read(
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_a_settings_file_that_is_not_there_or_no_json(tmp_path: Path, name: str) -> None:
+def test_a_missing_or_broken_settings_file(tmp_path: Path, name: str) -> None:
     source = copy_tiny(tmp_path / "model")
     path = Path(source) / name
     path.write_text("{")
@@ -129,12 +133,12 @@ def test_a_settings_file_that_is_not_there_or_no_json(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
-def test_a_source_that_is_nothing(source: str) -> None:
+def test_a_source_that_does_not_exist(source: str) -> None:
     with pytest.raises(CheckpointError, match="not a directory, an s3:// prefix or a hub id"):
         pin_model(ModelConfig(source=source))
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -161,7 +165,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_weights_changed_between_pin_and_load_are_refused(tmp_path: Path) -> None:
+def test_weights_that_change_after_pinning_are_refused(tmp_path: Path) -> None:
     source = copy_tiny(tmp_path / "model")
     pinned = pin_model(ModelConfig(source=source))
     assert pinned.fetch() == Path(source)
@@ -173,7 +177,7 @@ def test_weights_changed_between_pin_and_load_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "name", ["config.json", "preprocessor_config.json", "tokenizer_config.json", "spiece.model", "added_tokens.json"]
 )
-def test_the_identity_covers_every_file_that_decides_numbers(tmp_path: Path, name: str) -> None:
+def test_the_identity_covers_every_file_that_changes_results(tmp_path: Path, name: str) -> None:
     config = ModelConfig(source=copy_tiny(tmp_path / "model"))
     before = pin_model(config).identity
     assert before == pin_model(ModelConfig(source=copy_tiny(tmp_path / "copy"))).identity
@@ -182,7 +186,7 @@ def test_the_identity_covers_every_file_that_decides_numbers(tmp_path: Path, nam
     assert pin_model(config).identity != before
 
 
-def test_real_checkpoints_are_not_refused_for_what_is_harmless(tmp_path: Path) -> None:
+def test_harmless_variants_of_checkpoints_are_loaded(tmp_path: Path) -> None:
     """Position ids that older transformers saved; half precision; shards; processor settings as transformers 5 nests
     them; a tokenizer_config that is not there."""
     ids = torch.arange(16)[None]

@@ -1,4 +1,4 @@
-"""A GPU that does not work is refused, never replaced by the CPU in silence."""
+"""A GPU that does not work is an error: the CPU never replaces it without a message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from siglip.config import ModelConfig
 from siglip.encoder import DeviceError, Encoder, choose_device
 
 
-def test_a_gpu_that_was_given_and_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_assigned_gpu_that_does_not_work_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=r"num_gpus: 0.5: CUDA does not work here") as refused:
         Encoder(pin_model(ModelConfig(source="tiny", compile=False)), gpus=0.5)
@@ -23,13 +23,13 @@ def test_a_gpu_that_was_given_and_does_not_work_is_refused(monkeypatch: pytest.M
     assert choose_device(ModelConfig(), 0).type == "cpu"
 
 
-def test_a_gpu_that_works_is_used_unless_the_cpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_gpu_is_used_unless_the_cpu_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device(ModelConfig(), 1).type == "cuda"
     assert choose_device(ModelConfig(device="cpu"), 1).type == "cpu"
 
 
 @pytest.mark.parametrize("size", [0, -1, "many"])
-def test_a_batch_of_nothing_is_refused(size: object) -> None:
+def test_an_empty_batch_size_is_refused(size: object) -> None:
     with pytest.raises(ValidationError, match="batch_size"):
         ModelConfig.model_validate({"batch_size": size})

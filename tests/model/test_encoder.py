@@ -1,4 +1,4 @@
-"""The encoder at its real size, and compiled."""
+"""The encoder: compiled, on several cores, and with the base architecture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from siglip.scoring import score_pairs, sigmoid
 from tests.support.images import encode
 
 
-def test_a_compiled_encoder_gives_the_same() -> None:
+def test_a_compiled_encoder_gives_the_same_embeddings() -> None:
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
     config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=8)
     compiled = Encoder(pin_model(config), texts=False)
@@ -40,7 +40,7 @@ def test_a_compiled_encoder_gives_the_same() -> None:
 
 @pytest.fixture
 def torch_threads() -> Iterator[Callable[[int], None]]:
-    """torch's threads for a test, and as they were afterwards."""
+    """A function that sets torch's number of threads. It is restored after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -51,7 +51,7 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
     threads: int, torch_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch_threads(threads)
-    torch._dynamo.reset()  # it compiles one function eight times in a process, and no more
+    torch._dynamo.reset()  # torch compiles one function at most eight times in a process
     frozen: list[tuple[Any, ...]] = []
     freeze = freezing.freeze
 
@@ -72,10 +72,10 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
     encoder._forward = count
     encoder.warm_up()
     eight, sixteen = -(-8 // threads), -(-16 // threads)
-    # One core compiles for all, and then each has its part.
+    # One core compiles for all, and then each core computes a part.
     expected = [1] * 2 + [eight] * (1 + threads) + [sixteen] * (1 + threads)
-    assert ran == expected, "all that may come is compiled before it comes"
-    assert len(frozen) == 3, "whichever thread compiles packs the weights"
+    assert ran == expected, "all batch sizes that may occur are compiled before the first image"
+    assert len(frozen) == 3, "the thread that compiles packs the weights"
     plain = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (27, size, size, 3), np.uint8)
@@ -89,7 +89,7 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
         assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
 
 
-def test_cores_take_parts_and_leave_the_order(torch_threads: Callable[[int], None]) -> None:
+def test_parts_on_cores_keep_the_order(torch_threads: Callable[[int], None]) -> None:
     torch_threads(3)
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
     torch_threads(1)
@@ -104,8 +104,8 @@ def test_cores_take_parts_and_leave_the_order(torch_threads: Callable[[int], Non
 
 
 def test_weights_are_not_copied_for_each_token(torch_threads: Callable[[int], None]) -> None:
-    """torch multiplies what it cannot see as one matrix as many, and lays a copy of the weights beside each of them."""
-    torch_threads(1)  # the profiler sees what is done on this thread
+    """torch computes some products of 3-D tensors as many small ones, and copies the weights for each of them."""
+    torch_threads(1)  # the profiler records this thread only
     config = ModelConfig(source="tiny", dtype="bfloat16", device="cpu", compile=False)
     encoder = Encoder(pin_model(config), texts=False)
     pixels = np.zeros((2, encoder.spec.size, encoder.spec.size, 3), np.uint8)
@@ -130,58 +130,58 @@ def test_weights_are_not_copied_for_each_token(torch_threads: Callable[[int], No
         (1, 4, [4]),
     ],
 )
-def test_parts_are_small_and_as_many_for_each_core(
+def test_parts_are_small_and_the_same_number_for_each_core(
     cores: int, rows: int, parts: list[int], torch_threads: Callable[[int], None]
 ) -> None:
-    """A core that has two parts more to do than another keeps that one waiting; large parts do not fit its caches."""
+    """With unequal numbers of parts some cores would wait. Large parts do not fit a core's caches."""
     torch_threads(1)
     threads = CoreThreads(cores, 4)
     seen: list[int] = []
 
-    def look(part: torch.Tensor) -> torch.Tensor:
+    def record(part: torch.Tensor) -> torch.Tensor:
         seen.append(len(part))
         return part + 1
 
-    np.testing.assert_array_equal(threads.run(look, [torch.arange(rows)]), np.arange(rows) + 1)
+    np.testing.assert_array_equal(threads.run(record, [torch.arange(rows)]), np.arange(rows) + 1)
     assert sorted(seen, reverse=True) == parts
     filled = threads.fill(rows)
     seen.clear()
-    threads.run(look, [torch.arange(filled)])
-    assert len(set(seen)) == 1, "filled, they are equal"
+    threads.run(record, [torch.arange(filled)])
+    assert len(set(seen)) == 1, "parts of a full batch are equal"
     assert filled - rows < len(parts)
 
 
-def test_cores_leave_torchs_threads_to_others_as_they_were(torch_threads: Callable[[int], None]) -> None:
-    """torch gives a new thread what was last set in any: the endpoint's model would be on one core."""
+def test_core_threads_do_not_change_torchs_threads_elsewhere(torch_threads: Callable[[int], None]) -> None:
+    """A new thread gets the number set last in any thread: the endpoint's model would run on one core."""
     torch_threads(3)
     cores = CoreThreads(3)
     seen: list[int] = []
 
-    def look(rows: torch.Tensor) -> torch.Tensor:
+    def record(rows: torch.Tensor) -> torch.Tensor:
         seen.append(torch.get_num_threads())
         return rows
 
-    cores.run(look, [torch.zeros(6)])
+    cores.run(record, [torch.zeros(6)])
     with ThreadPoolExecutor(1) as other:
         assert (seen, other.submit(torch.get_num_threads).result()) == ([1, 1, 1], 3)
 
 
-def test_no_core_waits_for_the_others_between_two_batches(torch_threads: Callable[[int], None]) -> None:
-    """A core that something else kept for a moment would keep all of them waiting, batch for batch."""
+def test_no_core_waits_between_two_batches(torch_threads: Callable[[int], None]) -> None:
+    """If cores waited for each other after each batch, one delayed core would delay all of them every time."""
     torch_threads(2)
     second = Event()
 
-    def look(rows: torch.Tensor) -> torch.Tensor:
+    def record(rows: torch.Tensor) -> torch.Tensor:
         if rows[0] == 0:
             assert second.wait(30), "the other core had nothing more to do"
         elif rows[0] == 2:
             second.set()
         return rows
 
-    np.testing.assert_array_equal(CoreThreads(2).run(look, [torch.arange(2), torch.arange(2, 5)]), np.arange(5))
+    np.testing.assert_array_equal(CoreThreads(2).run(record, [torch.arange(2), torch.arange(2, 5)]), np.arange(5))
 
 
-def test_what_fails_on_a_core_fails_the_batch(torch_threads: Callable[[int], None]) -> None:
+def test_an_error_on_a_core_is_raised(torch_threads: Callable[[int], None]) -> None:
     torch_threads(2)
 
     def fail(rows: torch.Tensor) -> torch.Tensor:
@@ -191,7 +191,7 @@ def test_what_fails_on_a_core_fails_the_batch(torch_threads: Callable[[int], Non
         CoreThreads(2).run(fail, [torch.zeros(4)])
 
 
-def test_what_embeds_images_alone_imports_no_more_than_that() -> None:
+def test_embedding_images_only_imports_neither_transformers_nor_the_compiler() -> None:
     """transformers' model code takes two of five CPU seconds to import, torch.compile's one or more."""
     code = (
         "import sys; from siglip.checkpoint import pin_model; from siglip.config import ModelConfig; "

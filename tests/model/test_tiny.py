@@ -1,4 +1,4 @@
-"""The encoder against transformers' own SigLIP, and the shipped checkpoint on its 64 labels."""
+"""The encoder compared with transformers' SigLIP, and the tiny checkpoint's accuracy on its 64 labels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def embed_by_reference(reference: tuple[Any, Any], images: list[Any]) -> np.ndar
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99999), ("bfloat16", 0.999)])
-def test_images_embed_as_in_the_reference(reference: tuple[Any, Any], dtype: Any, least: float) -> None:
+def test_image_embeddings_equal_the_reference_s(reference: tuple[Any, Any], dtype: Any, least: float) -> None:
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype=dtype, compile=False)), texts=False)
     cases = [*plain_cases(), *awkward_cases()]
     pixels = np.stack([decode_image(data, encoder.spec, Limits()).pixels for _, data, _ in cases])
@@ -51,7 +51,7 @@ def test_images_embed_as_in_the_reference(reference: tuple[Any, Any], dtype: Any
     assert cosines[worst] >= least, cases[worst][0]
 
 
-def test_scores_are_those_of_the_reference(encoder: Encoder, reference: tuple[Any, Any]) -> None:
+def test_scores_equal_the_reference_s(encoder: Encoder, reference: tuple[Any, Any]) -> None:
     cases = list(plain_cases())
     labels = LabelSet.model_validate({"names": LABELS[:9], "templates": ["a photo of a {label}"]})
     pixels = np.stack([decode_image(data, encoder.spec, Limits()).pixels for _, data, _ in cases])
@@ -64,13 +64,13 @@ def test_scores_are_those_of_the_reference(encoder: Encoder, reference: tuple[An
         theirs = model(
             input_ids=inputs["input_ids"], **processor([rgb for *_, rgb in cases], return_tensors="pt")
         ).logits_per_image.numpy()
-    # Pixels differ by a level here and there, logits by that times the logit scale.
+    # Some pixels differ by one level. The logit scale multiplies the difference of the cosines.
     np.testing.assert_allclose(ours, theirs, atol=2e-2)
     np.testing.assert_allclose(sigmoid(ours), 1 / (1 + np.exp(-theirs)), atol=1e-3)
 
 
-def test_what_libjpeg_shrinks_embeds_as_what_it_does_not(encoder: Encoder) -> None:
-    """`decode: auto`, on what is smooth, what has edges, and a page of text."""
+def test_shrinking_by_libjpeg_hardly_changes_embeddings(encoder: Encoder) -> None:
+    """`decode: auto` on smooth images, images with edges, and a page of text."""
     rng = np.random.default_rng(0)
     page = Image.new("RGB", (1400, 1100), "white")
     for line in range(0, 1100, 60):
@@ -101,7 +101,7 @@ AWKWARD_LABELS = [
 ]
 
 
-def test_token_ids_are_the_reference_tokenizer_s_on_canonical_text(encoder: Encoder) -> None:
+def test_token_ids_equal_the_reference_s(encoder: Encoder) -> None:
     tokenizer = SiglipTokenizer.from_pretrained(TINY)
     ids = encoder.tokenize(AWKWARD_LABELS)
     assert ids.shape == (len(AWKWARD_LABELS), encoder.text_length)
@@ -114,7 +114,7 @@ def test_token_ids_are_the_reference_tokenizer_s_on_canonical_text(encoder: Enco
     assert ids[0].tolist() != encoder.tokenize(["goldenretriever"])[0].tolist()
 
 
-def test_an_ensemble_is_the_normalised_mean(encoder: Encoder) -> None:
+def test_several_prompts_are_averaged_and_normalised(encoder: Encoder) -> None:
     labels = LabelSet.model_validate({"names": ["red circle"], "templates": ["{label}", "a photo of a {label}"]})
     mean = encoder.embed_texts(["red circle", "a photo of a red circle"]).mean(axis=0)
     np.testing.assert_allclose(encoder.embed_labels(labels)[0], mean / np.linalg.norm(mean), atol=1e-6)
@@ -129,7 +129,7 @@ def test_any_number_of_images(encoder: Encoder) -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-def test_the_shipped_checkpoint_knows_its_64_labels(encoder: Encoder) -> None:
+def test_the_tiny_checkpoint_recognises_its_64_labels(encoder: Encoder) -> None:
     rng = random.Random(20_261_123)
     names = [LABELS[n % len(LABELS)] for n in range(1280)]
     spec = ImageSpec(size=64)
@@ -142,7 +142,7 @@ def test_the_shipped_checkpoint_knows_its_64_labels(encoder: Encoder) -> None:
     assert np.mean([LABELS[n] == name for n, name in zip(best, names, strict=True)]) >= 0.97
 
 
-def test_a_seed_makes_a_checkpoint(tmp_path: Path) -> None:
+def test_a_seed_determines_the_random_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         init_checkpoint(tmp_path / name, "tiny", seed)
     a, b, c = (pin_model(ModelConfig(source=str(tmp_path / name))).identity for name in "abc")
@@ -154,7 +154,7 @@ def test_selection_and_scores() -> None:
     chosen = select(scores, 0.5, 2)
     assert [row for row, _ in chosen.rows()] == [[0, 2], []]
     np.testing.assert_allclose(chosen.scores, [0.9, 0.6])
-    # A label over its own, lower threshold is not crowded out by better ones that fail theirs.
+    # A label over its own lower threshold is kept, also when labels with higher scores fail their thresholds.
     chosen = select(scores, np.array([0.95, 0.1, 0.7, 0.1], np.float32), 1)
     assert [row for row, _ in chosen.rows()] == [[3], [1]]
     logits = score_pairs(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), Scale(10, -5))

@@ -1,4 +1,4 @@
-"""Planning and reading on S3: what `tests/quick/pipelines/test_formats.py` shows of a local disk."""
+"""Planning and reading on S3, as `tests/quick/pipelines/test_formats.py` tests them on a local disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.stores.radosgw import Radosgw
 
 
 @pytest.mark.s3
-def test_the_same_on_s3(s3_env: Radosgw, tmp_path: Path) -> None:
+def test_reading_on_s3_equals_reading_on_a_disk(s3_env: Radosgw, tmp_path: Path) -> None:
     bucket = f"s3://{s3_env.new_bucket()}"
     options = StoreOptions(s3_env.endpoint, "us-east-1")
     store = open_store(bucket, options)
@@ -47,7 +47,7 @@ def test_the_same_on_s3(s3_env: Radosgw, tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-def test_latency_is_waited_out_by_many_and_no_more_is_held_than_fits(s3_env: Radosgw) -> None:
+def test_many_reads_hide_latency_within_the_memory_limit(s3_env: Radosgw) -> None:
     bucket = f"s3://{s3_env.new_bucket()}"
     store = open_store(bucket, StoreOptions(s3_env.endpoint, "us-east-1"))
     entries = [store.put(f"{bucket}/small/{number}.jpg", JPEG) for number in range(100)]

@@ -1,4 +1,4 @@
-"""A checkpoint on an S3 server: pinned by its settings alone, fetched whole, refused when it was overwritten."""
+"""A checkpoint on an S3 server: pinned by its settings only, then fetched, and refused when it was overwritten."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def options(s3_env: Radosgw) -> StoreOptions:
 
 @pytest.fixture
 def source(s3_env: Radosgw, options: StoreOptions) -> str:
-    """A prefix with the shipped checkpoint, and things beside it that are not wanted."""
+    """A prefix with the tiny checkpoint, and with other files that are not wanted."""
     root = f"s3://{s3_env.new_bucket()}/models/tiny"
     store = open_store(root, options)
     for path in TINY.iterdir():
@@ -49,7 +49,7 @@ def pin(source: str, options: StoreOptions) -> PinnedModel:
     return pin_model(ModelConfig(source=source, dtype="float32", compile=False), Mirror(options))
 
 
-def test_settings_first_and_weights_when_they_are_loaded(source: str, options: StoreOptions, cache: Path) -> None:
+def test_weights_are_fetched_only_when_they_are_loaded(source: str, options: StoreOptions, cache: Path) -> None:
     pinned = pin(source + "/", options)
     (folder,) = cache.iterdir()
     settings = {"config.json", "preprocessor_config.json", "tokenizer_config.json"}
@@ -60,7 +60,7 @@ def test_settings_first_and_weights_when_they_are_loaded(source: str, options: S
     assert {path.name for path in folder.iterdir()} == settings | {"model.safetensors", "spiece.model"}
     tiny = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
     np.testing.assert_array_equal(encoder.embed_texts(["a red circle"]), tiny.embed_texts(["a red circle"]))
-    # What is there is found again: nothing is written twice.
+    # A file that exists is not written again.
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     pin(source, options).fetch()
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -77,8 +77,8 @@ def test_an_overwritten_file_is_another_checkpoint(source: str, options: StoreOp
     assert pin(source, options).identity != pinned.identity
 
 
-def test_processes_that_fetch_at_once(source: str, options: StoreOptions, cache: Path) -> None:
-    """And a file of more than 100 MB, as weights are: each finds every byte of it."""
+def test_several_processes_fetch_at_the_same_time(source: str, options: StoreOptions, cache: Path) -> None:
+    """The file has more than 100 MB, as weights do. Every process gets all of its bytes."""
     shard = np.random.default_rng(0).bytes(2**20) * 110 + b"end"
     open_store(source, options).put(join(source, "model-00002-of-00002.safetensors"), shard)
     code = (
@@ -96,12 +96,10 @@ def test_processes_that_fetch_at_once(source: str, options: StoreOptions, cache:
     assert outputs == [str(whole)] * 2
     (folder,) = cache.iterdir()
     assert (folder / "model-00002-of-00002.safetensors").read_bytes() == shard
-    assert len(list(folder.iterdir())) == 2  # no half of a file is left
+    assert len(list(folder.iterdir())) == 2  # no incomplete file is left
 
 
-def test_a_prefix_that_is_nothing_or_holds_no_checkpoint(
-    s3_env: Radosgw, options: StoreOptions, source: str, cache: Path
-) -> None:
+def test_a_prefix_without_a_checkpoint(s3_env: Radosgw, options: StoreOptions, source: str, cache: Path) -> None:
     bucket = source.split("/")[2]
     for missing in (f"s3://{bucket}/nothing", "s3://no-such-bucket-here/model"):
         with pytest.raises(CheckpointError, match=r"model\.source: ") as refused:
@@ -122,7 +120,7 @@ def test_a_cache_that_cannot_be_written(source: str, options: StoreOptions, monk
             pin(source, options)
 
 
-def test_a_full_disk_leaves_no_half_of_a_file(
+def test_a_full_disk_leaves_no_incomplete_file(
     source: str, options: StoreOptions, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = pin(source, options)

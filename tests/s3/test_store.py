@@ -1,4 +1,4 @@
-"""The store: the same promises on a local disk and on S3."""
+"""Stores: the same behaviour on a local disk and on S3."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
     return open_store(root, StoreOptions(server.endpoint, "us-east-1")), root
 
 
-def test_names_are_taken_literally(place: tuple[Store, str]) -> None:
+def test_names_are_literal(place: tuple[Store, str]) -> None:
     store, root = place
     for name in NAMES:
         store.put(join(root, name), name.encode())
@@ -47,26 +47,26 @@ def test_put_if_absent_has_one_winner(place: tuple[Store, str]) -> None:
         wins = list(pool.map(lambda n: store.put_if_absent(join(root, "commit.json"), b"%d" % n), range(8)))
     assert wins.count(True) == 1
     assert store.read(join(root, "commit.json")) == b"%d" % wins.index(True)
-    # Written once more with the same content is what a retried request looks like: it counts as ours.
+    # A second write of the same content looks like a retried request, and counts as successful.
     assert store.put_if_absent(join(root, "commit.json"), b"%d" % wins.index(True))
 
 
 @pytest.mark.parametrize("put", [LocalStore.put, LocalStore.put_if_absent])
-def test_a_file_that_is_taken_away_before_it_has_its_name_is_written_again(
+def test_a_temporary_file_that_is_removed_is_written_again(
     put: Callable[[LocalStore, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By another run that ends, and takes it for a killed run's; with its folder, which is empty then."""
+    """A run that ends removes what looks like a killed run's temporary file, and then its empty folder."""
     synced = 0
     sync = os.fsync
 
-    def take_away(descriptor: int) -> None:
+    def remove_file(descriptor: int) -> None:
         nonlocal synced
         sync(descriptor)
         synced += 1
         if synced <= 3:
             shutil.rmtree(tmp_path / "parts")
 
-    monkeypatch.setattr(os, "fsync", take_away)
+    monkeypatch.setattr(os, "fsync", remove_file)
     store, path = LocalStore(), tmp_path / "parts/shard/0.arrow"
     assert put(store, str(path), b"rows")
     assert synced == 4
@@ -74,7 +74,7 @@ def test_a_file_that_is_taken_away_before_it_has_its_name_is_written_again(
     assert os.listdir(path.parent) == ["0.arrow"]
 
 
-def test_what_put_says_is_what_is_there(place: tuple[Store, str]) -> None:
+def test_put_returns_the_stored_entry(place: tuple[Store, str]) -> None:
     store, root = place
     entry = store.put(join(root, "object"), b"data")
     assert store.stat(entry.uri) == entry

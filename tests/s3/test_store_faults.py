@@ -1,4 +1,4 @@
-"""The store behind a proxy that spoils what passes: what is retried, what is raised, and that nothing is cut short."""
+"""The S3 store behind a proxy that injects faults: retries, errors, and reads that are never cut short."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def store(proxy: FaultProxy) -> S3Store:
 
 @pytest.fixture
 def impatient(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A store that takes a second of silence for too much."""
+    """A store that ends an attempt after one second of silence."""
     monkeypatch.setattr("storage.s3.READ_SECONDS", 1.0)
     return S3Store(StoreOptions(proxy.endpoint, "us-east-1"))
 
@@ -81,7 +81,7 @@ def impatient(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     ids=str,
 )
 @pytest.mark.parametrize("asked", ["all", "range", "listed"])
-def test_a_read_is_whole(proxy: FaultProxy, store: S3Store, bucket: str, action: Action, asked: str) -> None:
+def test_a_read_returns_all_bytes(proxy: FaultProxy, store: S3Store, bucket: str, action: Action, asked: str) -> None:
     entry = store.put(join(bucket, "read/object"), DATA)
     rule = proxy.add(action, "read/object", times=ATTEMPTS - 1)
     if asked == "all":
@@ -93,9 +93,9 @@ def test_a_read_is_whole(proxy: FaultProxy, store: S3Store, bucket: str, action:
     assert rule.done >= 1
 
 
-def test_a_read_is_resumed_and_not_begun_again(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
+def test_a_read_is_resumed_where_it_ended(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
     entry = store.put(join(bucket, "resumed"), DATA)
-    rule = proxy.add(CutShort(700_000), "resumed", times=4)  # each attempt gets that far: only together they arrive
+    rule = proxy.add(CutShort(700_000), "resumed", times=4)  # only several attempts together get all bytes
     assert store.read(entry.uri) == DATA
     assert rule.done == 4
 
@@ -130,10 +130,10 @@ def test_thirty_seconds_of_silence(proxy: FaultProxy, store: S3Store, bucket: st
     begun = time.monotonic()
     assert store.read(entry.uri, 0, entry.size, entry.etag) == DATA
     assert rule.done == 1
-    assert 15 < time.monotonic() - begun < 28  # given up and read again before it ended
+    assert 15 < time.monotonic() - begun < 28  # read again before the silence ended
 
 
-def test_a_trickle_is_too_little_and_a_slow_line_is_not(proxy: FaultProxy, impatient: S3Store, bucket: str) -> None:
+def test_a_trickle_ends_an_attempt_and_a_slow_line_does_not(proxy: FaultProxy, impatient: S3Store, bucket: str) -> None:
     entry = impatient.put(join(bucket, "slow"), DATA[:60_000])
     rule = proxy.add(Trickle(2_000), "slow")
     begun = time.monotonic()
@@ -147,7 +147,7 @@ def test_a_trickle_is_too_little_and_a_slow_line_is_not(proxy: FaultProxy, impat
     assert time.monotonic() - begun > 2
 
 
-def test_an_object_that_is_replaced_meanwhile(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
+def test_an_object_that_is_replaced_during_a_read(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
     uri = join(bucket, "replaced")
     entry = store.put(uri, DATA)
 
@@ -166,7 +166,7 @@ def test_an_object_that_is_replaced_meanwhile(proxy: FaultProxy, store: S3Store,
 
     proxy.add(CutShort(MIDDLE), "replaced")
     other = Replacing(StoreOptions(proxy.endpoint, "us-east-1"))
-    assert other.read(uri) == DATA[::-1]  # one version or the other, never some of each
+    assert other.read(uri) == DATA[::-1]  # one version or the other, never a mixture
     store.put(uri, DATA)
     proxy.add(CutShort(MIDDLE), "replaced")
     with pytest.raises(Changed):
@@ -183,7 +183,7 @@ def test_an_object_that_is_replaced_meanwhile(proxy: FaultProxy, store: S3Store,
     ],
     ids=str,
 )
-def test_what_is_no_trouble_of_the_store_is_not_retried(
+def test_permanent_errors_are_not_retried(
     proxy: FaultProxy, store: S3Store, bucket: str, action: Action, kind: type[StoreError]
 ) -> None:
     entry = store.put(join(bucket, "refused"), DATA)
@@ -194,7 +194,7 @@ def test_what_is_no_trouble_of_the_store_is_not_retried(
     assert store.read(entry.uri) == DATA
 
 
-def test_an_end_that_only_one_answer_claims(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
+def test_an_end_that_only_one_response_claims(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
     entry = store.put(join(bucket, "end"), DATA)
     rule = proxy.add(ErrorResponse(416, "InvalidRange"), "end", times=2)
     assert store.read(entry.uri, 0, entry.size, entry.etag) == DATA
@@ -217,7 +217,7 @@ def test_an_end_that_only_one_answer_claims(proxy: FaultProxy, store: S3Store, b
     ],
     ids=str,
 )
-def test_half_a_listing_is_none(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) -> None:
+def test_an_incomplete_listing_raises(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) -> None:
     names = {join(bucket, "many", f"{n:04d}") for n in range(1003)}
     if len(list(store.list(join(bucket, "many")))) < len(names):
         from concurrent.futures import ThreadPoolExecutor
@@ -235,7 +235,7 @@ def test_half_a_listing_is_none(proxy: FaultProxy, store: S3Store, bucket: str, 
 
 
 @pytest.mark.parametrize("action", [faults.FAILS, faults.DONE_BUT_FAILS, Reset()], ids=str)
-def test_writes_are_repeated(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) -> None:
+def test_writes_are_retried(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) -> None:
     uri = join(bucket, "written", str(action))
     rule = proxy.add(action, "/written/", method="PUT", times=2)
     entry = store.put(uri, DATA)
@@ -256,7 +256,7 @@ def test_writes_are_repeated(proxy: FaultProxy, store: S3Store, bucket: str, act
 @pytest.mark.parametrize(
     "action", [faults.FAILS, faults.DONE_BUT_FAILS, faults.CONFLICT, faults.PRECONDITION, Reset()], ids=str
 )
-def test_put_if_absent_knows_its_own_write(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) -> None:
+def test_put_if_absent_recognises_its_own_write(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) -> None:
     uri = join(bucket, "commits", f"{action}.json")
     rule = proxy.add(action, "/commits/", method="PUT", times=3, conditional=True)
     assert store.put_if_absent(uri, b"ours")
@@ -297,7 +297,7 @@ def test_stat(proxy: FaultProxy, store: S3Store, bucket: str, action: Action) ->
     assert store.stat(entry.uri) == entry
 
 
-def test_a_file_is_read_through_trouble(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
+def test_a_file_is_read_despite_faults(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
     data = random.Random(8).randbytes(20_000_000)
     entry = store.put(join(bucket, "file"), data)
     for action in (CutShort(100_000), CutShort(50_000, lying=True), Reset(200_000), faults.SLOW_DOWN):
@@ -328,7 +328,7 @@ ODD = [
 ]
 
 
-def test_odd_keys_go_there_and_back(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
+def test_unusual_keys_are_written_and_listed(proxy: FaultProxy, store: S3Store, bucket: str) -> None:
     root = join(bucket, "odd")
     for name in ODD:
         store.put(join(root, name), name.encode())

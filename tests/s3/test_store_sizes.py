@@ -1,4 +1,4 @@
-"""Files of the size that people have: a Parquet file of over 100 MB with a row group of 44 MiB, and a tar as large."""
+"""Files of realistic sizes: a Parquet file of over 100 MB with a row group of 44 MiB, and a tar of the same size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_BYTES = 480_000
 
 
 class Counting:
-    """A store, and how much was read of it."""
+    """A store that counts the bytes read from it."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.bytes, self.calls = store, 0, 0
@@ -50,7 +50,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def parquet(place: tuple[Store, str]) -> tuple[Entry, list[str]]:
-    """The file, and the digest of each image."""
+    """The file's entry, and the digest of each image."""
     rng = random.Random(1)
     images = [rng.randbytes(IMAGE_BYTES) for _ in range(ROWS)]
     buffer = io.BytesIO()
@@ -82,7 +82,7 @@ def test_a_row_group_larger_than_a_read(
     assert counting.bytes < 1.15 * entry.size
 
 
-def test_jumping_about_costs_little(place: tuple[Store, str], parquet: tuple[Entry, list[str]]) -> None:
+def test_random_access_reads_few_extra_bytes(place: tuple[Store, str], parquet: tuple[Entry, list[str]]) -> None:
     counting = Counting(place[0])
     with StoreFile(counting, parquet[0]) as raw, pq.ParquetFile(raw) as file:  # type: ignore[arg-type]
         table = file.read_row_group(1, columns=["id", "text"])
@@ -125,7 +125,7 @@ READS: list[Callable[[StoreFile, int], bytes]] = [
 
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("start", [0, 1, 5 * READ_BYTES + 17])
-def test_every_way_to_read(
+def test_all_methods_of_reading(
     place: tuple[Store, str], parquet: tuple[Entry, list[str]], read: Callable[[StoreFile, int], bytes], start: int
 ) -> None:
     store, entry = place[0], parquet[0]
@@ -138,7 +138,7 @@ def test_every_way_to_read(
             assert file.read(1) == b""
 
 
-def test_any_sequence_of_reads_is_the_file_s(place: tuple[Store, str]) -> None:
+def test_any_sequence_of_reads_returns_the_file_s_bytes(place: tuple[Store, str]) -> None:
     store, root = place
     data = random.Random(3).randbytes(300_000)
     entry = store.put(join(root, "walk"), data)
@@ -153,7 +153,7 @@ def test_any_sequence_of_reads_is_the_file_s(place: tuple[Store, str]) -> None:
                 assert file.tell() == min(begin + size, max(begin, len(data)))
 
 
-def test_a_file_that_is_not_what_was_listed(place: tuple[Store, str]) -> None:
+def test_a_file_that_differs_from_its_entry(place: tuple[Store, str]) -> None:
     store, root = place
     entry = store.put(join(root, "shrunk"), bytes(100_000))
     with StoreFile(store, Entry(entry.uri, 100_001, entry.etag)) as file, pytest.raises(Changed, match="100001"):

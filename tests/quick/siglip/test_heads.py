@@ -1,4 +1,4 @@
-"""Heads: calibrations, probes, groups and bands in one matrix, and the same bits whatever else is in the batch."""
+"""Linear heads: calibrations, probes, groups and bands; scores that do not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def head_of(texts: Floats, **labels: Any) -> tuple[LabelSet, LinearHead]:
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 7, 64, 333])
 @pytest.mark.parametrize("width", [64, 768])
-def test_an_image_scores_the_same_bits_in_any_batch(labels: int, width: int) -> None:
-    # One product for all rows rounds otherwise for another number of rows: see siglip.scoring.
+def test_an_image_has_the_same_scores_in_any_batch(labels: int, width: int) -> None:
+    # The rounding of one product for all rows depends on the number of rows: see siglip.scoring.
     images, texts = draw_vectors(130, width, 1), draw_vectors(labels, width, 2)
     whole = score_pairs(images, texts, SCALE)
     for rows in (1, 2, 3, 31, 32, 33, 129):
@@ -37,7 +37,7 @@ def test_an_image_scores_the_same_bits_in_any_batch(labels: int, width: int) -> 
         assert np.array_equal(score_pairs(images[picked], texts, SCALE), whole[picked])
 
 
-def test_a_plain_set_scores_as_ever() -> None:
+def test_scores_of_a_label_set_without_extras() -> None:
     images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(3, WIDTH, 1)
     _, head = head_of(texts, names=["a", "b", "c"])
     assert np.array_equal(head.logits(images), score_pairs(images, texts, SCALE))
@@ -45,7 +45,7 @@ def test_a_plain_set_scores_as_ever() -> None:
     assert np.allclose(head.logits(images), SCALE.logit_scale * (images @ texts.T) + SCALE.logit_bias, atol=1e-4)
 
 
-def test_calibration_moves_the_logit() -> None:
+def test_calibration_changes_the_logit() -> None:
     images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(2, WIDTH, 1)
     _, head = head_of(texts, names=["a", {"name": "b", "calibration": {"scale": 0.5, "bias": 3}}])
     plain = score_pairs(images, texts, SCALE)
@@ -53,7 +53,7 @@ def test_calibration_moves_the_logit() -> None:
     assert np.allclose(head.logits(images)[:, 1], 0.5 * plain[:, 1] + 3, atol=1e-4)
 
 
-def test_a_probe_is_a_regression_on_embeddings() -> None:
+def test_a_probe_scores_as_a_logistic_regression() -> None:
     images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(2, WIDTH, 1)
     weights = np.random.default_rng(5).normal(0, 9, WIDTH).astype(np.float32)
     probe = Probe.of(weights, -1.25, "model")
@@ -67,7 +67,7 @@ def test_a_probe_is_a_regression_on_embeddings() -> None:
         build_head(labels, np.zeros((2, WIDTH + 1), np.float32), SCALE, "model")
 
 
-def test_within_a_group_scores_add_up_to_one() -> None:
+def test_scores_of_a_group_add_up_to_one() -> None:
     images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(4, WIDTH, 1)
     _, head = head_of(
         texts, names=["in", "cat", "out", "dog"], groups={"place": ["in", "out"], "animal": ["dog", "cat"]}
@@ -77,13 +77,13 @@ def test_within_a_group_scores_add_up_to_one() -> None:
     assert np.allclose(scores[:, [1, 3]].sum(axis=1), 1, atol=1e-6)
 
 
-def test_bands_say_what_needs_no_review() -> None:
+def test_bands_are_accept_or_review() -> None:
     texts = np.eye(3, dtype=np.float32)
     labels = LabelSet.model_validate(
         {"names": [{"name": "a", "accept": 0.9}, {"name": "b", "accept": 0.6}, "c"], "threshold": 0.2, "top_k": None}
     )
     head = build_head(labels, texts, Scale(8, -4), "model")
-    image = np.asarray([[0.62, 0.6, 0.51]], np.float32)  # not of unit norm, which no row here asks for
+    image = np.asarray([[0.62, 0.6, 0.51]], np.float32)  # not of unit norm, which this head does not need
     tagged = tag_embeddings(image, labels, head)
     assert tagged.labels.tolist() == [0, 1, 2]
     assert name_bands(tagged.labels, tagged.scores, labels).tolist() == ["review", "accept", "review"]
@@ -96,7 +96,7 @@ def test_bands_say_what_needs_no_review() -> None:
     assert "bands" not in make_label_columns(tagged, plain, np.asarray([True]))
 
 
-def test_the_digest_is_that_of_before_unless_something_new_decides_the_scores() -> None:
+def test_the_digest_changes_only_with_the_scores() -> None:
     plain = LabelSet.model_validate({"names": ["cat", "dog"], "templates": ["a {label}"]})
     content = json.dumps([["cat", "dog"], [["a cat"], ["a dog"]]])
     assert plain.digest(siglip) == hashlib.sha256(content.encode()).hexdigest()
@@ -108,7 +108,7 @@ def test_the_digest_is_that_of_before_unless_something_new_decides_the_scores() 
     ]
     digests = {LabelSet.model_validate({**plain.model_dump(), **change}).digest(siglip) for change in changes}
     assert len(digests | {plain.digest(siglip)}) == len(changes) + 1
-    # Where labels are cut is no matter of scores.
+    # Thresholds do not change scores.
     cut = LabelSet.model_validate({"names": ["cat", {"name": "dog", "accept": 0.9}], "templates": ["a {label}"]})
     assert cut.digest(siglip) == plain.digest(siglip)
 
@@ -117,10 +117,16 @@ def test_the_digest_is_that_of_before_unless_something_new_decides_the_scores() 
     ("labels", "said"),
     [
         ({"names": ["a", "b"], "groups": {"g": ["a"]}}, "group 'g' has fewer than two labels"),
-        ({"names": ["a", "b"], "groups": {"g": ["a", "z"]}}, "group 'g' contains 'z', which is not a label of this set"),
+        (
+            {"names": ["a", "b"], "groups": {"g": ["a", "z"]}},
+            "group 'g' contains 'z', which is not a label",
+        ),
         ({"names": ["a", "b"], "groups": {"g": ["a", "b"], "h": ["b", "a"]}}, "'b' is in two groups"),
         ({"names": ["a", "b"], "groups": {"g": ["a", "a"]}}, "'a' is in two groups, or twice in one"),
-        ({"names": [{"name": "a", "accept": 0.1}], "threshold": 0.2}, "'a' has accept 0.1, which is under its threshold 0.2"),
+        (
+            {"names": [{"name": "a", "accept": 0.1}], "threshold": 0.2},
+            "'a' has accept 0.1, which is under its threshold",
+        ),
         ({"names": [{"name": "a", "calibration": {"scale": -1, "bias": 0}}]}, "greater than 0"),
         ({"names": [{"name": "a", "calibration": {"scale": 1, "bias": float("nan")}}]}, "finite"),
         ({"names": [{"name": "a", "probe": {"model": "m", "weights": "AAAA", "bias": 0}}]}, "float32"),
@@ -132,6 +138,6 @@ def test_the_digest_is_that_of_before_unless_something_new_decides_the_scores() 
         ),
     ],
 )
-def test_what_is_refused(labels: dict[str, Any], said: str) -> None:
+def test_invalid_label_sets_are_refused(labels: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         LabelSet.model_validate(labels)

@@ -18,6 +18,7 @@ from siglip.config import ImageSpec, Limits
 from siglip.images import decode as images
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected, decode_image
 from siglip.images.decoder import Decoder
+from siglip.images.decoder_server import DecoderServer
 from tests.support.images import assert_nearly_same, awkward_cases, encode, make_rgb, plain_cases
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SPEC = ImageSpec(size=64)
 
 
-def squash(image: Image.Image) -> np.ndarray:
+def resize_by_pillow(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((SPEC.size, SPEC.size), Image.Resampling.BICUBIC))
 
 
@@ -33,19 +34,19 @@ def squash(image: Image.Image) -> np.ndarray:
 def test_plain_images_are_decoded_exactly(name: str, data: bytes, rgb: Image.Image) -> None:
     decoded = decode_image(data, SPEC, Limits())
     assert (decoded.width, decoded.height) == rgb.size
-    assert_nearly_same(decoded.pixels, squash(rgb))
+    assert_nearly_same(decoded.pixels, resize_by_pillow(rgb))
 
 
 @pytest.mark.parametrize(("name", "data", "rgb"), [*awkward_cases()], ids=lambda v: v if isinstance(v, str) else "")
-def test_awkward_images_become_the_rgb_they_stand_for(name: str, data: bytes, rgb: Image.Image) -> None:
+def test_unusual_images_become_the_expected_rgb(name: str, data: bytes, rgb: Image.Image) -> None:
     decoded = decode_image(data, SPEC, Limits())
     assert (decoded.width, decoded.height) == rgb.size
     # Compositing rounds once more than the expectation does.
-    assert np.abs(decoded.pixels.astype(int) - squash(rgb).astype(int)).max() <= 2
+    assert np.abs(decoded.pixels.astype(int) - resize_by_pillow(rgb).astype(int)).max() <= 2
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG whose header has a size, with almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -56,8 +57,8 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def with_a_byte_flipped(png: bytes, position: int) -> bytes:
-    """A PNG whose compressed pixels are damaged, all its chunks in place."""
+def flip_byte(png: bytes, position: int) -> bytes:
+    """The PNG with one bit of its compressed pixels changed. All chunks stay in place."""
     start = png.index(b"IDAT") + 4 + position
     return png[:start] + bytes([png[start] ^ 0xFF]) + png[start + 1 :]
 
@@ -71,7 +72,7 @@ BAD = [
     ("truncated", JPEG[: len(JPEG) // 2]),
     ("truncated", encode(make_rgb(600, 600), "PNG")[:-2000]),
     ("truncated", encode(make_rgb(), "WEBP")[:-50]),
-    ("corrupt", with_a_byte_flipped(encode(make_rgb(200, 100)), 36)),
+    ("corrupt", flip_byte(encode(make_rgb(200, 100)), 36)),
     ("too_many_pixels", png_header(100_000, 100_000)),
     ("too_many_pixels", encode(Image.new("1", (10_000, 10_000)))),
     ("unsupported_pixels", encode(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF")),
@@ -105,7 +106,7 @@ def test_fast_decoding_keeps_the_size_and_nearly_the_pixels() -> None:
 
 
 @pytest.mark.parametrize(("side", "auto", "fast"), [(1023, 1, 2), (1024, 1, 2), (2047, 1, 2), (2048, 2, 4)])
-def test_libjpeg_shrinks_no_further_than_a_mode_allows(side: int, auto: int, fast: int) -> None:
+def test_libjpeg_shrinks_at_most_as_much_as_the_mode_allows(side: int, auto: int, fast: int) -> None:
     spec = ImageSpec(size=256)
     cases: list[tuple[DecodeMode, int]] = [("exact", 1), ("auto", auto), ("fast", fast)]
     for mode, shrink in cases:
@@ -120,7 +121,7 @@ def test_libjpeg_shrinks_no_further_than_a_mode_allows(side: int, auto: int, fas
 
 
 def jpegs() -> Iterator[tuple[str, bytes]]:
-    """JPEGs of many makes: (name, bytes)."""
+    """JPEGs of many kinds, as (name, bytes)."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for width, height in ((1, 1), (17, 31), (333, 222), (1601, 1203)):
@@ -140,28 +141,28 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("mode", get_args(DecodeMode))
 @pytest.mark.parametrize(("name", "data"), [*jpegs()], ids=lambda value: value if isinstance(value, str) else "")
-def test_a_jpeg_s_pixels_are_pillow_s(name: str, data: bytes, mode: DecodeMode) -> None:
+def test_pixels_of_a_jpeg_equal_pillow_s(name: str, data: bytes, mode: DecodeMode) -> None:
     image = Image.open(io.BytesIO(data))
     shrink = images._choose_shrink(image, mode, 64, 0)
-    assert (shrink > 1) == (max(image.size) > 1000 and mode != "exact"), "also a picture that holds two"
+    assert (shrink > 1) == (max(image.size) > 1000 and mode != "exact"), "also a file that contains two images"
     pixels = images._decode_jpeg(image, data, shrink)
-    assert pixels is not None, "not left to Pillow"
+    assert pixels is not None, "decoded without Pillow"
     if shrink > 1:
         image.draft("RGB", (image.width // shrink, image.height // shrink))
     np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
-def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
+def test_pillow_decodes_images_that_are_not_plain_jpegs() -> None:
     for data in (encode(make_rgb().convert("CMYK"), "JPEG"), encode(make_rgb()), encode(make_rgb(), "WEBP")):
         assert images._decode_jpeg(Image.open(io.BytesIO(data)), data, 1) is None
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 9}], ids=str)
-def test_what_becomes_of_a_damaged_jpeg_is_pillow_s_to_decide(options: dict[str, Any]) -> None:
-    """Whatever libjpeg complains of, and the image that it makes of it all the same."""
+def test_a_damaged_jpeg_gives_pillow_s_pixels_or_a_rejection(options: dict[str, Any]) -> None:
+    """libjpeg warns about some of these files and decodes them nevertheless; Pillow does not accept all of them."""
     rng = np.random.default_rng(0)
     data = encode(make_rgb(400, 300), "JPEG", **options)
-    left = 0
+    decoded_by_pillow = 0
     for _ in range(150):
         damaged = bytearray(data)
         for position in rng.integers(2, len(data), rng.integers(1, 4)):
@@ -169,17 +170,17 @@ def test_what_becomes_of_a_damaged_jpeg_is_pillow_s_to_decide(options: dict[str,
         damaged = damaged[: rng.integers(len(data) // 2, 2 * len(data))]
         try:
             image = images._open(bytes(damaged))
-            left += images._decode_jpeg(image, bytes(damaged), 1) is None
-            expected = squash(image.convert("RGB"))
+            decoded_by_pillow += images._decode_jpeg(image, bytes(damaged), 1) is None
+            expected = resize_by_pillow(image.convert("RGB"))
         except Exception:
             with pytest.raises(ImageRejected):
                 decode_image(bytes(damaged), SPEC, Limits())
         else:
             assert_nearly_same(decode_image(bytes(damaged), SPEC, Limits()).pixels, expected, levels=2)
-    assert left > 20
+    assert decoded_by_pillow > 20
 
 
-def test_a_thumbnail_is_as_large_as_it_was_asked_for() -> None:
+def test_a_thumbnail_has_the_requested_size() -> None:
     data = encode(make_rgb(2400, 2000), "JPEG")
     for mode in get_args(DecodeMode):
         decoded = decode_image(data, SPEC, Limits(), mode, thumbnail=1000)
@@ -196,9 +197,9 @@ def test_thumbnails_are_small_jpegs_of_the_upright_image() -> None:
 
 @pytest.fixture
 def hostile_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
-    """A decoder whose child process dies on images 13 pixels wide and hangs on those 14 wide.
+    """A decoder whose process aborts on images 13 pixels wide and hangs on images 14 pixels wide.
 
-    Real crashes need a bug in a C library; this one is planted the way Python starts: sitecustomize, in the child.
+    A real crash needs a bug in a C library. Here Python's `sitecustomize` adds the faults to the decoder server.
     """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
@@ -213,11 +214,12 @@ def hostile_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
         "PngImagePlugin.PngImageFile.load = load\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr("siglip.images.decoder.SERVER", DecoderServer())  # one that is started with the faults
     return Decoder(SPEC, Limits(max_seconds=2))
 
 
 @pytest.mark.alone
-def test_a_crash_or_a_hang_costs_one_image(hostile_decoder: Decoder) -> None:
+def test_a_crash_or_a_hang_rejects_one_image(hostile_decoder: Decoder) -> None:
     widths = [20, 13, 21, 14, 22, 13, 23]
     outcomes = hostile_decoder.decode([encode(make_rgb(width, 30)) for width in widths])
     reasons = [o.reason if isinstance(o, ImageRejected) else None for o in outcomes]
@@ -226,7 +228,7 @@ def test_a_crash_or_a_hang_costs_one_image(hostile_decoder: Decoder) -> None:
     hostile_decoder.close()
 
 
-def test_the_decoder_process_gives_what_decoding_here_gives() -> None:
+def test_a_decoder_process_gives_the_same_results_as_decode_image() -> None:
     decoder = Decoder(SPEC, Limits())
     cases = [data for _, data, _ in plain_cases()] + [data for _, data in BAD]
     for data, outcome in zip(cases, decoder.decode(cases), strict=True):

@@ -41,13 +41,15 @@ def test_torch_has_the_freezing_setting() -> None:
 def test_pillow_turns_a_tiff_by_the_method_of_its_object() -> None:
     buffer = io.BytesIO()
     exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (8, 4)).save(buffer, "TIFF", exif=exif)
+    exif[274] = 3  # turned by 180 degrees
+    stored = Image.new("RGB", (8, 4))
+    stored.putpixel((0, 0), (255, 0, 0))
+    stored.save(buffer, "TIFF", exif=exif)
     image = Image.open(buffer)
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     set_orientation(image, 1)
-    image.load()
-    assert image.size == (8, 4), "Pillow no longer calls getexif of the object: see siglip/images/pillow_internals.py"
+    wrong = "Pillow no longer calls getexif of the object: see siglip/images/pillow_internals.py"
+    assert image.getpixel((0, 0)) == (255, 0, 0), wrong
 
 
 def test_pillow_s_plugins_still_read_exif_when_they_open_a_file() -> None:

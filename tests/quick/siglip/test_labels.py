@@ -1,4 +1,4 @@
-"""Label sets and the exact text that the model is asked with."""
+"""Label sets and the exact prompts that the model embeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = [
     ("{label}", "label"),
     ("C++", "c"),
     ("!!!", ""),
-    ("“quoted”", "“quoted”"),  # only ASCII punctuation goes, as in the reference
+    ("“quoted”", "“quoted”"),  # only ASCII punctuation is removed, as in the reference
 ]
 
 
@@ -34,7 +34,7 @@ def test_canonical_text(text: str, canonical: str) -> None:
     assert siglip.canonicalize(canonical) == canonical
 
 
-def test_every_way_to_write_a_label_set(tmp_path: Path) -> None:
+def test_all_notations_of_a_label_set(tmp_path: Path) -> None:
     (tmp_path / "labels.yaml").write_text("names: [cat, dog]\nthreshold: 0.2\n")
     (tmp_path / "labels.txt").write_text("cat\n\ndog\n")
     forms = [
@@ -61,7 +61,7 @@ def test_prompts_and_thresholds_of_one_label() -> None:
     assert labels.thresholds() == [0.1, 0.5]
 
 
-def test_braces_in_a_label_mean_nothing() -> None:
+def test_braces_in_a_label_have_no_meaning() -> None:
     assert fill(DEFAULT_TEMPLATE, "{0} {x}") == "This is a photo of {0} {x}."
 
 
@@ -77,12 +77,12 @@ def test_braces_in_a_label_mean_nothing() -> None:
         ([{"name": "a", "prompts": [" "]}], "empty name or prompt"),
     ],
 )
-def test_bad_label_sets_say_why(value: object, message: str) -> None:
+def test_invalid_label_sets_are_refused(value: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         LabelSet.model_validate(value)
 
 
-def test_the_digest_is_of_names_and_prompts() -> None:
+def test_the_digest_covers_names_and_prompts() -> None:
     base = LabelSet(names=("a", "b"))
     same = LabelSet(names=("a", "b"), threshold=0.5, top_k=1)
     other = LabelSet(names=("a", "b"), templates=("{label}",))
@@ -90,19 +90,19 @@ def test_the_digest_is_of_names_and_prompts() -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("C", "C++"), ("C++", "C#"), ("100", "100%"), ("5", "-5"), ("Cat", "cat")])
-def test_labels_that_become_one_text_are_refused_with_both_names(one: str, other: str) -> None:
+def test_labels_with_the_same_text_are_refused_with_both_names(one: str, other: str) -> None:
     labels = LabelSet.model_validate([one, "dog", other])
     with pytest.raises(LabelError, match=re.escape(f"{one!r} and {other!r} are the same text to this model")):
         labels.check(siglip)
     if one.lower() != other.lower():
         labels.check(siglip2)
-    # With prompts of its own, one of them is another text.
+    # With its own prompts, one of them is another text.
     LabelSet.model_validate([one, {"name": other, "prompts": ["something else"]}]).check(siglip)
     with pytest.raises(LabelError, match="are the same text"):
         LabelSet.model_validate([one, {"name": other, "prompts": [f"This is a photo of {one}!"]}]).check(siglip)
 
 
-def test_labels_of_which_nothing_is_left_are_refused() -> None:
+def test_labels_of_punctuation_only_are_refused() -> None:
     with pytest.raises(LabelError, match=re.escape("no character of '!!!' remains")):
         LabelSet.model_validate(["!!!"]).check(siglip)
     with pytest.raises(LabelError, match="'dots' has a prompt that is empty"):
@@ -110,8 +110,8 @@ def test_labels_of_which_nothing_is_left_are_refused() -> None:
     LabelSet.model_validate(["!!!", "?"]).check(siglip2)
 
 
-def test_a_final_capital_sigma_is_lowered_as_in_the_evaluator() -> None:
-    """Lower-casing comes after the punctuation is gone: what follows a sigma decides its form."""
+def test_a_final_capital_sigma_is_lower_cased_as_in_big_vision() -> None:
+    """Lower-casing comes after punctuation is removed, because the lower-case form depends on the next character."""
     assert siglip.canonicalize("ΟΔΟΣ.Α") == "οδοσα"
     assert siglip.canonicalize("ΟΔΟΣ!") == siglip.canonicalize("οδος") == "οδος"
     assert siglip.canonicalize("ΟΣ'") == "ος"
@@ -125,8 +125,8 @@ def test_siglip_2_keeps_punctuation(text: str, canonical: str) -> None:
     assert siglip2.canonicalize(text) == canonical
 
 
-def test_the_digest_of_a_set_is_what_it_has_been_since_the_first_release() -> None:
-    """Outputs of earlier versions are matched by it."""
+def test_the_digest_is_that_of_the_first_release() -> None:
+    """Outputs of earlier versions are recognised by it."""
     dog = {"name": "Dog", "prompts": ["A Puppy!", "a dog"]}
     labels = LabelSet.model_validate(
         {"names": ["golden_retriever", dog, "50% off", "ÜBER", "東京"], "templates": ["a photo of a {label}", "{}"]}

@@ -1,4 +1,4 @@
-"""EXIF that is odd or broken costs no image; AVIF and HEIC."""
+"""Images with odd or broken EXIF are decoded; AVIF and HEIC."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def orientation(value: int) -> tuple[int, int, int, bytes]:
 
 
 BLOCKS: dict[str, tuple[bytes, Any]] = {
-    # ResolutionUnit, which is a SHORT, with a LONG that does not fit in one.
+    # ResolutionUnit is a SHORT. This one is a LONG whose value does not fit in a SHORT.
     "cannot be written back": (make_exif(orientation(6), (0x0128, 4, 1, struct.pack("<I", 70_000))), 6),
     "a sub-directory that is nowhere": (make_exif(orientation(6), (0x8769, 4, 1, b"\xf0\xff\xff\x7f")), 6),
     "orientation 0": (make_exif(orientation(0)), 1),
@@ -69,7 +69,7 @@ def with_block(format: str, block: bytes) -> bytes:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_exif_never_costs_an_image(format: str, name: str) -> None:
+def test_odd_exif_never_rejects_an_image(format: str, name: str) -> None:
     block, expected = BLOCKS[name]
     data = with_block(format, block)
     decoded = decode_image(data, SPEC, Limits(), thumbnail=32)
@@ -82,8 +82,8 @@ def test_exif_never_costs_an_image(format: str, name: str) -> None:
     assert Image.open(io.BytesIO(decoded.thumbnail)).size == ((24, 32) if expected == 6 else (32, 24))
 
 
-def test_pillow_s_own_turning_fails_on_such_a_block() -> None:
-    """The fault that this guards against is still Pillow's: else the code for it can go."""
+def test_pillow_s_exif_transpose_still_fails_on_such_a_block() -> None:
+    """If this fails, Pillow was corrected, and `_read_orientation` can be made simpler."""
     from PIL import ImageOps
 
     failed = []
@@ -99,7 +99,7 @@ def test_pillow_s_own_turning_fails_on_such_a_block() -> None:
     "packet",
     [b'<x tiff:Orientation="9"/>', b"\xff\xfe not text", b"<unclosed", b'tiff:Orientation="0"', b""],
 )
-def test_xmp_never_costs_an_image(packet: bytes) -> None:
+def test_odd_xmp_never_rejects_an_image(packet: bytes) -> None:
     raw = b"XML:com.adobe.xmp\0\0\0\0\0" + packet
     jpeg = encode(RGB, "JPEG")
     block = b"http://ns.adobe.com/xap/1.0/\0" + packet
@@ -108,7 +108,7 @@ def test_xmp_never_costs_an_image(packet: bytes) -> None:
         assert decode_image(data, SPEC, Limits()).width == RGB.width
 
 
-def test_raw_profiles_of_other_programs_never_cost_an_image() -> None:
+def test_odd_raw_profiles_never_reject_an_image() -> None:
     for text in (b"\nexif\n   4\nzzzz\n", b"\n", b"exif"):
         data = with_png_chunk(b"tEXt", b"Raw profile type exif\0" + text)
         assert decode_image(data, SPEC, Limits()).width == RGB.width
@@ -125,7 +125,7 @@ def test_a_tiff_with_an_odd_orientation(value: Any) -> None:
     assert (decoded.width, decoded.height) == RGB.size
 
 
-def test_a_rotated_tiff_with_a_directory_that_is_nowhere() -> None:
+def test_a_rotated_tiff_with_a_broken_exif_pointer() -> None:
     from PIL import TiffImagePlugin
 
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -159,10 +159,10 @@ def test_avif_and_heif_are_read_and_turned_once(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["AVIF", "HEIF"])
 @pytest.mark.parametrize("name", ["endless", "orientation 9", "a sub-directory that is nowhere"])
-def test_exif_never_costs_an_avif_or_heif(format: str, name: str) -> None:
+def test_odd_exif_never_rejects_an_avif_or_heif(format: str, name: str) -> None:
     if format == "HEIF":
         images._register_heif()
-    # A valid block of the same length is written, and then overwritten: no writer takes a broken one.
+    # No library writes a broken block, so a valid one of the same length is written and then overwritten.
     block = BLOCKS[name][0].removeprefix(b"Exif\0\0")
     marker = make_exif((0x010E, 2, 4, b"mark")).removeprefix(b"Exif\0\0")
     marker += b"\0" * (len(block) - len(marker))
@@ -172,7 +172,7 @@ def test_exif_never_costs_an_avif_or_heif(format: str, name: str) -> None:
     assert decode_image(data, SPEC, Limits()).width in RGB.size
 
 
-def test_a_heic_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heic_without_the_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     images._register_heif()
     data = encode(RGB, "HEIF")
     assert {"avif", "heic", "heif"} <= readable_suffixes()
@@ -182,7 +182,7 @@ def test_a_heic_without_the_extra_says_what_to_install(monkeypatch: pytest.Monke
     assert (rejected.value.reason, rejected.value.detail) == ("not_an_image", "HEIC: install sightline[heic]")
 
 
-def test_the_decoder_process_reads_heic_and_names_damage() -> None:
+def test_a_decoder_process_reads_heic_and_rejects_a_damaged_one() -> None:
     images._register_heif()
     data = encode(make_rgb(900, 700), "HEIF")
     decoder = Decoder(SPEC, Limits())

@@ -1,4 +1,4 @@
-"""Which labels a row of scores gets."""
+"""Selecting the labels of an image by its scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ scores = st.tuples(st.integers(0, 4), st.integers(1, 40)).flatmap(
 
 
 @given(scores, st.sampled_from([0.0, 0.1, 0.3, 1.1]), st.one_of(st.none(), st.integers(1, 45)))
-def test_it_is_the_head_of_a_stable_sort_of_what_passes(
+def test_selection_equals_a_stable_sort_of_the_passing_scores(
     scores: np.ndarray, threshold: float, top_k: int | None
 ) -> None:
     selected = select(scores, threshold, top_k)

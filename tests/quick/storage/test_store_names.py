@@ -1,4 +1,4 @@
-"""The store's errors: whatever the name, whatever the disk answers, one line of the right kind."""
+"""Errors of the stores: for every name and every error of the disk, one line and the right subclass."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAMES = st.lists(PIECES, max_size=6).map("/".join)
 
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> StoreOptions:
-    """Options of an S3 server that nobody runs."""
+    """Options of an S3 endpoint that refuses connections."""
     monkeypatch.setattr("storage.s3.PAUSE_SECONDS", 0)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "k",
@@ -56,7 +56,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> StoreOptions:
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting for the disk to have written."""
+    """Replaces fsync, so that tests do not wait for the disk."""
     monkeypatch.setattr("storage.local.os.fsync", lambda _: None)
 
 
@@ -88,7 +88,7 @@ def check_names(uri: str, options: StoreOptions) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES)
 def test_any_name_on_a_disk(tmp_path: Path, quick_disk: None, name: str) -> None:
-    # Under a folder of its own that '..' may leave: the tree above it is ours too.
+    # In a nested folder, because '..' in a name may leave it: the folders above are the test's too.
     folder = tmp_path / "a/b/c/d/e/f/g"
     folder.mkdir(parents=True, exist_ok=True)
     check_names(f"{folder}/{name}", StoreOptions())
@@ -101,7 +101,7 @@ def test_any_name_on_s3(refusing: StoreOptions, uri: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "file://", "a\0b", "\ud800", "x" * 300, "gs://bucket/a", "http://host/a.jpg"])
-def test_what_no_file_can_be_called(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_no_file_can_have(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidUri):
         open_store(name).read(name)
@@ -120,7 +120,7 @@ def test_what_no_file_can_be_called(name: str, tmp_path: Path, monkeypatch: pyte
         "s3://b",
     ],
 )
-def test_what_no_s3_object_can_be_called(uri: str, refusing: StoreOptions) -> None:
+def test_names_that_no_s3_object_can_have(uri: str, refusing: StoreOptions) -> None:
     with pytest.raises(InvalidUri):
         open_store(uri, refusing).read(uri)
 
@@ -132,7 +132,7 @@ def test_an_endpoint_that_refuses_is_named(refusing: StoreOptions) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://[::1", "http://a b/"])
-def test_an_endpoint_that_is_none(endpoint: str) -> None:
+def test_an_invalid_endpoint(endpoint: str) -> None:
     with pytest.raises(StoreError):
         open_store("s3://bucket/a", StoreOptions(endpoint)).read("s3://bucket/a")
 
@@ -159,7 +159,7 @@ def test_a_message_is_one_line_of_bounded_length() -> None:
         (errno.EMFILE, StoreError),
     ],
 )
-def test_a_disk_s_trouble_by_its_number(
+def test_errors_of_a_disk_by_number(
     number: int, kind: type[StoreError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> int:
@@ -172,7 +172,7 @@ def test_a_disk_s_trouble_by_its_number(
     assert str(tmp_path / "a") in str(caught.value)
 
 
-def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -182,7 +182,7 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_odd_files_are_listed_as_such(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_listed_without_a_size(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"a")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -200,7 +200,7 @@ def test_odd_files_are_listed_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["in the folder", "the folder itself"])
-def test_a_link_to_itself_is_refused(where: str, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_itself_is_refused(where: str, tmp_path: Path) -> None:
     link = tmp_path / "link.jpg"
     link.symlink_to(link)
     store = open_store(str(tmp_path))
@@ -210,12 +210,12 @@ def test_a_link_to_itself_is_refused(where: str, tmp_path: Path) -> None:
         store.stat(str(link))
 
 
-def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir()
     real = os.listdir
 
     def listdir(folder: str) -> list[str]:
-        if folder.endswith("closed"):  # a test that runs as root could read it
+        if folder.endswith("closed"):  # simulated, because a test that runs as root may read every folder
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return real(folder)
 
@@ -224,7 +224,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         list(open_store(str(tmp_path)).list(str(tmp_path)))
 
 
-def test_a_deep_tree_needs_no_deep_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_nested_deeper_than_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     depth = 1500
     for _ in range(depth):
@@ -233,7 +233,7 @@ def test_a_deep_tree_needs_no_deep_stack(tmp_path: Path, monkeypatch: pytest.Mon
     Path("x.jpg").write_bytes(b"x")
     os.chdir(tmp_path)
     found = [entry.uri for entry in open_store("a").list("a")]
-    subprocess.run(["rm", "-r", "a"], check=True)  # which pytest's own cleaning could not
+    subprocess.run(["rm", "-r", "a"], check=True)  # pytest's own clean-up cannot remove it
     assert found == ["a/" * depth + "x.jpg"]
 
 
@@ -259,12 +259,12 @@ def test_a_disk_without_hard_links(number: int, tmp_path: Path, monkeypatch: pyt
     assert not store.put_if_absent(uri, b"theirs")
     assert store.read(uri) == b"mine"
     assert [entry.uri for entry in store.list(str(tmp_path))] == [uri]
-    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())  # nor a rename that replaces nothing
-    with pytest.raises(StoreError, match="can neither link a file nor rename it"):
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())  # and no rename that never replaces a file
+    with pytest.raises(StoreError, match="has neither hard links nor renames"):
         store.put_if_absent(str(tmp_path / "b"), b"mine")
 
 
-def test_names_of_the_longest_kind_are_written(tmp_path: Path) -> None:
+def test_the_longest_names_are_written(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     for name in ("x" * 255, "ü" * 127):
         assert store.put_if_absent(join(str(tmp_path), name), b"a")
