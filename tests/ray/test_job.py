@@ -1,4 +1,4 @@
-"""The whole job on a local Ray: what comes out, again and again, and how it grows."""
+"""The whole job on a local Ray: the output, later runs over the same output, and the size of the actor pool."""
 
 from __future__ import annotations
 
@@ -42,37 +42,20 @@ from siglip.checkpoints.architectures import ARCHITECTURES, init_checkpoint
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreOptions
-from tests.support.jobs import SHARE, make_tar
+from tests.support.jobs import SHARE, RecordedProgress, make_tar
 from tests.support.stores.radosgw import Radosgw
 from tests.support.workers import find_decoders, find_workers
 
 pytestmark = [
     pytest.mark.usefixtures("local_ray"),
-    # Ray Data's own threads and files, which outlive a run.
+    # Threads and files of Ray Data outlive a run.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
 
-class Quiet:
-    """A progress that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.updates: list[dict[str, int]] = []
-
-    def start(self, shards: int, rows: int) -> None:
-        self.messages.append(f"{shards} shards, {rows} rows")
-
-    def say(self, message: str) -> None:
-        self.messages.append(message)
-
-    def update(self, **done: int) -> None:
-        self.updates.append(done)
-
-
 def run(config: JobConfig) -> Outcome:
-    return run_job(config, Quiet())
+    return run_job(config, RecordedProgress())
 
 
 def verify(config: JobConfig) -> Report:
@@ -86,7 +69,7 @@ def demo_config(folder: Path, **overrides: Any) -> JobConfig:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[JobConfig, Outcome]:
-    """The demo's dataset, tagged once."""
+    """The configuration and the outcome of a job over the demo's dataset."""
     folder = tmp_path_factory.mktemp("demo")
     render_dataset(folder / "input")
     config = demo_config(folder)
@@ -102,7 +85,7 @@ def test_every_row_is_there_once(demo: tuple[JobConfig, Outcome]) -> None:
     assert outcome.plan.skipped.counts == Counter({".md files": 1})
 
 
-def test_rejects_say_why(demo: tuple[JobConfig, Outcome]) -> None:
+def test_rejected_rows_have_their_stage_and_reason(demo: tuple[JobConfig, Outcome]) -> None:
     config, outcome = demo
     rejects = pyarrow.dataset.dataset(f"{config.output}/rejects").to_table().to_pylist()
     assert {(r["key"], r["stage"], r["reason"]) for r in rejects} == {
@@ -115,7 +98,7 @@ def test_rejects_say_why(demo: tuple[JobConfig, Outcome]) -> None:
     assert outcome.manifest["reasons"] == Counter(r["reason"] for r in rejects)
 
 
-def test_labels_are_right(demo: tuple[JobConfig, Outcome]) -> None:
+def test_labels_are_correct(demo: tuple[JobConfig, Outcome]) -> None:
     config, _ = demo
     table = pyarrow.dataset.dataset(f"{config.output}/data").to_table()
     truth = {}
@@ -129,7 +112,7 @@ def test_labels_are_right(demo: tuple[JobConfig, Outcome]) -> None:
     assert np.mean([found[where] == [label] for where, label in truth.items()]) >= 0.97
 
 
-def test_the_schema_and_its_readers(demo: tuple[JobConfig, Outcome]) -> None:
+def test_duckdb_polars_and_datasets_read_the_output(demo: tuple[JobConfig, Outcome]) -> None:
     config, _ = demo
     data = f"{config.output}/data"
     table = pyarrow.dataset.dataset(data).to_table()
@@ -162,25 +145,25 @@ def test_the_schema_and_its_readers(demo: tuple[JobConfig, Outcome]) -> None:
     assert hub[0]["labels"] == table["labels"][0].as_py()
 
 
-def test_the_manifest_accounts_for_the_run(demo: tuple[JobConfig, Outcome]) -> None:
+def test_the_manifest_contains_the_runs_report(demo: tuple[JobConfig, Outcome]) -> None:
     config, outcome = demo
     manifest = json.loads(Path(config.output, "manifest.json").read_text())
     assert manifest == outcome.manifest
-    account = manifest["run"]
-    assert set(account["stage_seconds"]) == {"read", "decode", "queue", "model", "write"}
-    assert account["rows"] == 612
-    assert account["images_per_second"] > 0
-    assert account["limited_by"] in account["busy"]
+    report = manifest["run"]
+    assert set(report["stage_seconds"]) == {"read", "decode", "queue", "model", "write"}
+    assert report["rows"] == 612
+    assert report["images_per_second"] > 0
+    assert report["limited_by"] in report["busy"]
     assert manifest["shards"] == 6
     assert len(manifest["files"]) == 6 + len(list(Path(config.output, "rejects").iterdir()))
     assert sum(file["rows"] for file in manifest["files"]) == 612
 
 
-def test_a_second_run_does_nothing_and_new_inputs_are_added(
+def test_a_later_run_tags_only_new_inputs(
     tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(Path(demo[0].output).parent, tmp_path / "demo")
-    # Copied files have other times, so they are other inputs: the copy is planned and tagged anew.
+    # Copied files have other modification times, so they are new inputs. They need a new output.
     shutil.rmtree(tmp_path / "demo/output")
     config = demo_config(tmp_path / "demo")
     run(config)
@@ -194,7 +177,7 @@ def test_a_second_run_does_nothing_and_new_inputs_are_added(
         path.write_bytes(encode_image(rng, LABELS[number]))
     shutil.copy(Path(config.input[0], "shards/shapes-000.tar"), Path(config.input[0], "shards/shapes-new.tar"))
     with monkeypatch.context() as patch:
-        patch.delattr("pipelines.preparation._embed_labels")  # a nightly run finds the labels' embeddings in the output
+        patch.delattr("pipelines.preparation._embed_labels")  # a later run reads the labels' embeddings in the output
         added = run(config)
     assert (added.plan.inputs, added.manifest["run"]["rows"]) == (4, 103)
     assert set(before) < set(Path(config.output).rglob("*.parquet"))
@@ -218,7 +201,7 @@ def test_a_second_run_does_nothing_and_new_inputs_are_added(
         run(demo_config(tmp_path / "demo", **{"model.device": "cuda"}))
 
 
-def test_verify_notices_everything(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
+def test_verify_detects_every_kind_of_damage(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
     original = Path(demo[0].output)
 
     def broken(name: str) -> Path:
@@ -298,7 +281,7 @@ def test_columns_thumbnails_and_half_precision(tmp_path: Path) -> None:
         run(demo_config(tmp_path, **{**overrides, "output": str(tmp_path / "o2"), "parquet.columns": ["colour"]}))
 
 
-def test_an_input_without_images_is_committed_too(tmp_path: Path) -> None:
+def test_an_input_without_images_is_committed(tmp_path: Path) -> None:
     (tmp_path / "input").mkdir()
     (tmp_path / "input/empty.tar").write_bytes(bytes(10240))
     config = demo_config(tmp_path)
@@ -306,27 +289,27 @@ def test_an_input_without_images_is_committed_too(tmp_path: Path) -> None:
     assert verify(config).ok
 
 
-def test_commits_flow_from_early_on(tmp_path: Path) -> None:
+def test_shards_are_committed_while_others_are_read(tmp_path: Path) -> None:
     shards = 20
     rng = random.Random(1)
     (tmp_path / "input").mkdir()
     for number in range(shards * 16):
         (tmp_path / f"input/{number:04d}.jpg").write_bytes(encode_image(rng, LABELS[number % 64]))
     config = demo_config(tmp_path, **{"rows_per_shard": 16})
-    progress = Quiet()
+    progress = RecordedProgress()
     run_job(config, progress)
     assert verify(config).ok
     commits = [number for number, update in enumerate(progress.updates) if "shards" in update]
     assert len(commits) == shards
     rows_before_first = sum(update.get("rows", 0) for update in progress.updates[: commits[0]])
-    # Two shards are read at once, and a commit is noticed when the next receipt comes.
+    # Two shards are read at the same time, and the driver notices a commit when the next receipt comes.
     assert rows_before_first <= 5 * 16
 
 
 def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An actor has all cores but the reader's: there was no room to write until the whole shard was read.
+    """The actor and the reader use all cores. Once, the sink had no core until the whole shard was read.
 
-    And of what was written the driver learnt a block later.
+    The driver also received each receipt one block late.
     """
     monkeypatch.setattr("pipelines.cluster.BLOCK_ROWS", 200)
     photo = io.BytesIO()
@@ -336,7 +319,7 @@ def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monk
     config = demo_config(tmp_path, **{"rows_per_shard": 1500, "actors.num_cpus": 15, "thumbnails": None})
     reading: list[bool] = []
 
-    class Watch(Quiet):
+    class Watch(RecordedProgress):
         def update(self, **done: int) -> None:
             reading.append(bool(find_workers("ray::MapBatches(read_shard)")))
 
@@ -345,8 +328,8 @@ def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monk
     assert reading[0]
 
 
-def test_a_runs_seconds_end_with_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To stop a Ray takes seconds in which no image is worked on: they are not the images'."""
+def test_the_time_to_stop_ray_is_not_part_of_a_runs_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping Ray takes seconds in which no image is processed. The images per second must not include them."""
     stopping = 3.0
 
     @contextmanager
@@ -359,12 +342,13 @@ def test_a_runs_seconds_end_with_its_work(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "input").mkdir()
     (tmp_path / "input/0.jpg").write_bytes(encode_image(random.Random(1), LABELS[0]))
     start = time.monotonic()
-    account = run(demo_config(tmp_path)).manifest["run"]
-    assert account["startup_seconds"] + account["seconds"] <= time.monotonic() - start - stopping
+    report = run(demo_config(tmp_path)).manifest["run"]
+    assert report["startup_seconds"] + report["seconds"] <= time.monotonic() - start - stopping
 
 
+@pytest.mark.alone
 def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # An eighth of the base model's work: slow enough to be the limit while two more actors start.
+    # This model needs an eighth of the base model's time: slow enough to limit the job while two more actors start.
     vision = {"image_size": 256, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
     text = {**ARCHITECTURES["tiny"]["text"], "projection_size": 384}
     monkeypatch.setitem(ARCHITECTURES, "small", {"vision": {**vision, "intermediate_size": 1536}, "text": text})
@@ -386,60 +370,62 @@ def test_the_pool_grows_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 2 <= len(outcome.manifest["run"]["actors"]) <= 3
 
 
-def test_decoders_are_loaded_while_the_model_is(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
-    """An actor that is ready would wait for them: seconds of a short job."""
+def test_decoders_start_while_the_model_is_loaded(tmp_path: Path, demo: tuple[JobConfig, Outcome]) -> None:
+    """Otherwise a ready actor waits for the decoders, which costs a short job seconds."""
 
     def list_decoders() -> set[int]:
         return {process.pid for process in find_decoders(psutil.Process().children(recursive=True))}
 
-    class Watch(Quiet):
+    class Watch(RecordedProgress):
         def start(self, shards: int, rows: int) -> None:
-            """Called before there is anything to read."""
-            deadline = time.monotonic() + 60
+            """The job calls this before it reads."""
+            deadline = time.monotonic() + 300
             while not list_decoders() - before:
                 assert time.monotonic() < deadline, "no decoder"
                 time.sleep(0.1)
 
     before = list_decoders()
-    # Thumbnails of another size: the decoders of the jobs before are of no use.
+    # Thumbnails of another size: this job cannot reuse the decoders of earlier jobs.
     config = demo_config(tmp_path, **{"input": demo[0].input, "thumbnails": 41})
     run_job(config, Watch())
-    assert len(list_decoders() - before) <= SHARE["ray.readers"], "those that were there were used"
+    assert len(list_decoders() - before) <= SHARE["ray.readers"], "this job starts one decoder for each reader"
     assert verify(config).ok
 
 
-def test_an_actor_that_no_node_has_room_for_is_said(
+def test_an_actor_that_fits_on_no_node_is_an_error(
     tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.preparation.ACTOR_START_SECONDS", 2)
     config = demo_config(tmp_path, **{"input": demo[0].input, "actors.num_cpus": 4096})
     with pytest.raises(ConfigError, match="no node had room for one of 4096 CPUs, 0 GPUs"):
-        run_job(config, Quiet())
+        run_job(config, RecordedProgress())
 
 
-def test_labels_may_take_longer_than_room_may(
+def test_embedding_labels_may_take_longer_than_the_search_for_a_node(
     tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten thousand labels on two cores take over an hour; that is no lack of a node."""
+    """Ten thousand labels on two cores take over an hour, which does not mean that no node has enough CPUs."""
 
-    class Room:
-        """A task that is done at once."""
+    class ImmediateTask:
+        """A Ray task that is done at once."""
 
-        def options(self, **resources: Any) -> Room:
+        def options(self, **resources: Any) -> ImmediateTask:
             return self
 
         def remote(self, *arguments: Any) -> ray.ObjectRef[None]:
             return ray.put(None)
 
     monkeypatch.setattr("pipelines.preparation.ACTOR_START_SECONDS", 0.05)
-    monkeypatch.setattr("pipelines.preparation._check_machine", Room())
+    monkeypatch.setattr("pipelines.preparation._check_machine", ImmediateTask())
     config = demo_config(tmp_path, **{"input": demo[0].input})
-    run_job(config, Quiet())
+    run_job(config, RecordedProgress())
     assert verify(config).ok
 
 
 @pytest.mark.s3
-def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_with_input_output_and_model_on_s3(
+    s3_env: Radosgw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "cache"))
     bucket, options = f"s3://{s3_env.new_bucket()}", StoreOptions.from_environment()
     store = open_store(bucket, options)
@@ -447,9 +433,9 @@ def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monke
         store.put(f"{bucket}/models/tiny/{path.name}", path.read_bytes())
     image = encode_image(random.Random(3), LABELS[7])
     store.put(f"{bucket}/images/album #1/a 100%.jpg", image)
-    monkeypatch.delenv("AWS_ENDPOINT_URL")  # the config says where
+    monkeypatch.delenv("AWS_ENDPOINT_URL")  # the configuration has the endpoint
     keys = {"model.source": f"{bucket}/models/tiny", "s3.endpoint": s3_env.endpoint}
-    # A process of its own: the Ray of the other tests knows no credentials.
+    # A process of its own: the Ray of the other tests has no credentials.
     command = [sys.executable, "-m", "sightline", "tag", str(CONFIG), "--input", f"{bucket}/images"]
     command += ["--output", f"{bucket}/out", *(word for key in keys for word in ("--set", f"{key}={keys[key]}"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -460,7 +446,7 @@ def test_a_job_on_s3_with_its_model_there(s3_env: Radosgw, tmp_path: Path, monke
     assert (row["key"], row["source"]) == ("album #1/a 100%.jpg", f"{bucket}/images/album #1/a 100%.jpg")
     assert row["labels"][0] == LABELS[7]
     assert row["sha256"] == hashlib.sha256(image).hexdigest()
-    # And from there to there, with a label that only the model there can embed.
+    # Retag from S3 to S3, with a new label, which the model on S3 must embed.
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_env.endpoint)
     (tmp_path / "labels.yaml").write_text(f"names: [{LABELS[7]}, a new thing]\ntemplates: ['a photo of a {{label}}']\n")
     command = [sys.executable, "-m", "sightline", "retag", f"{bucket}/out", "--output", f"{bucket}/retagged"]

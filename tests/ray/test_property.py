@@ -33,7 +33,7 @@ from pipelines.job import run_job
 from sightline.demo.shapes import LABELS
 from storage.store import StoreOptions
 from tests.quick.pipelines.test_formats import read_all
-from tests.support.jobs import Place
+from tests.support.jobs import Place, RecordedProgress
 from tests.support.reference import (
     DAMAGES,
     FORMS,
@@ -297,7 +297,7 @@ class Story:
         """Run a step, and return the exit codes of its runs."""
         if self.in_process or not (step.kill or step.twice):
             retry: list[str] | None = [] if step.retry else None
-            outcome = run_job(self.place.config(rows_per_shard=step.rows_per_shard), Silent(), retry)
+            outcome = run_job(self.place.config(rows_per_shard=step.rows_per_shard), RecordedProgress(), retry)
             return [1 if outcome.waiting else 0]
         before = self._count(step.folder)
         config = self.place.configure(rows_per_shard=step.rows_per_shard)
@@ -349,16 +349,6 @@ class Story:
             assert float(np.dot(embedding, row["embedding"])) >= 0.9999, row["key"]
             # torch's resize differs from Pillow's by up to one level, which changes a cosine by a few 1e-4.
             assert cosines[LABELS.index(row["labels"][0])] >= cosines.max() - 2e-3, row["key"]
-
-
-class Silent:
-    """A progress display that prints nothing."""
-
-    def start(self, shards: int, rows: int) -> None: ...
-
-    def say(self, message: str) -> None: ...
-
-    def update(self, **done: int) -> None: ...
 
 
 def canonical(value: Any) -> str:

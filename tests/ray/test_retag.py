@@ -1,4 +1,4 @@
-"""Retagging: from stored embeddings, what a fresh run would give; killed and doubled, each row once."""
+"""Retagging from stored embeddings gives what a new run gives, each row once, also after kills."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from siglip.checkpoints.architectures import init_checkpoint
 from siglip.labels import LabelSet
 from siglip.scoring import select
 from storage.settings import ConfigError
-from tests.ray.test_job import Quiet
-from tests.support.jobs import SHARE
+from tests.support.jobs import SHARE, RecordedProgress
 from tests.support.workers import choose_workers
 
 pytestmark = [
@@ -59,7 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tag(images: Path, output: Path, labels: dict[str, Any] = DEMO, **keys: Any) -> JobConfig:
     config = load_config(CONFIG, {"input": str(images), "output": str(output), "labels": labels, **SHARE, **keys})
-    run_job(config, Quiet())
+    run_job(config, RecordedProgress())
     return config
 
 
@@ -71,7 +70,9 @@ def tagged(images: Path, local_ray: None) -> Path:
 
 
 def retag(source: Path, target: Path, labels: dict[str, Any], **more: Any) -> tuple[int, int, int]:
-    done = retag_output(open_output(str(source)), LabelSet.model_validate(labels), str(target), Quiet(), **more)
+    done = retag_output(
+        open_output(str(source)), LabelSet.model_validate(labels), str(target), RecordedProgress(), **more
+    )
     return done.shards, done.rows, done.changed
 
 
@@ -85,7 +86,7 @@ def check_verified(output: Path) -> None:
     assert report.ok, report.problems
 
 
-def test_its_own_label_set_gives_the_same_bits(tagged: Path, tmp_path: Path) -> None:
+def test_retagging_with_the_same_label_set_changes_nothing(tagged: Path, tmp_path: Path) -> None:
     assert retag(tagged, tmp_path / "same", DEMO) == (6, 607, 0)
     assert rows(tmp_path / "same").equals(rows(tagged))
     assert rows(tmp_path / "same", "rejects").equals(rows(tagged, "rejects"))
@@ -93,7 +94,7 @@ def test_its_own_label_set_gives_the_same_bits(tagged: Path, tmp_path: Path) -> 
     assert retag(tagged, tmp_path / "same", DEMO) == (0, 0, 0)
 
 
-def test_another_label_set_gives_what_a_fresh_run_gives(images: Path, tagged: Path, tmp_path: Path) -> None:
+def test_retagging_gives_what_a_new_run_gives(images: Path, tagged: Path, tmp_path: Path) -> None:
     shards, count, changed = retag(tagged, tmp_path / "retagged", OTHER)
     assert (shards, count) == (6, 607)
     fresh = tag(images, tmp_path / "fresh", OTHER)
@@ -108,16 +109,16 @@ def test_another_label_set_gives_what_a_fresh_run_gives(images: Path, tagged: Pa
     said = zip(ours["labels"].to_pylist(), before["labels"].to_pylist(), strict=True)
     assert changed == sum(one != other for one, other in said) > 300
     check_verified(tmp_path / "retagged")
-    # The nightly job goes on in it: the same fingerprint, and nothing to do.
-    outcome = run_job(fresh.model_copy(update={"output": str(tmp_path / "retagged")}), Quiet())
+    # The job can continue in the retagged output: it has the same fingerprint, and nothing is new.
+    outcome = run_job(fresh.model_copy(update={"output": str(tmp_path / "retagged")}), RecordedProgress())
     assert outcome.new_shards == 0
     assert outcome.manifest["rows_tagged"] == 607
-    # And it is retagged like any other: back to where it began.
+    # A retagged output can be retagged again. The first label set gives the first output.
     retag(tmp_path / "retagged", tmp_path / "back", DEMO)
     assert rows(tmp_path / "back").equals(before)
 
 
-def test_half_precision_is_right_to_a_thousandth(images: Path, tmp_path: Path) -> None:
+def test_scores_from_float16_embeddings_differ_by_at_most_a_thousandth(images: Path, tmp_path: Path) -> None:
     tag(images, tmp_path / "half", {**DEMO, "threshold": 0, "top_k": None}, embedding_dtype="float16")
     output = open_output(str(tmp_path / "half"))
     names = output.labels.label_names()
@@ -127,23 +128,23 @@ def test_half_precision_is_right_to_a_thousandth(images: Path, tmp_path: Path) -
             np.testing.assert_allclose(row[[names.index(name) for name in labels]], stored, atol=1e-3)
 
 
-@pytest.mark.parametrize("whom", ["before the first shard", "half way"])
-def test_killed_and_run_again_nothing_is_lost_or_doubled(tagged: Path, tmp_path: Path, whom: str) -> None:
+@pytest.mark.parametrize("moment", ["before the first shard", "half way"])
+def test_a_killed_retag_is_finished_by_the_next(tagged: Path, tmp_path: Path, moment: str) -> None:
     (tmp_path / "labels.yaml").write_text(yaml.safe_dump(OTHER))
     target = tmp_path / "target"
     command = [sys.executable, "-m", "sightline", "retag", str(tagged), "--labels", str(tmp_path / "labels.yaml")]
     command += ["--output", str(target)]
     commits = target / "commits"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as run:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and run.poll() is None:
-            if (target / "labels.parquet").exists() if whom == "before the first shard" else any(commits.glob("*")):
+            if (target / "labels.parquet").exists() if moment == "before the first shard" else any(commits.glob("*")):
                 break
             time.sleep(0.01)
         workers = choose_workers(psutil.Process(run.pid).children(recursive=True))
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    _, alive = psutil.wait_procs(workers, timeout=60)  # one of them may still commit
+    _, alive = psutil.wait_procs(workers, timeout=60)  # a worker may still commit
     assert not alive
     before = len(list(commits.glob("*"))) if commits.exists() else 0
     with pytest.raises(ConfigError, match=r"not finished|not a finished output"):
@@ -154,7 +155,7 @@ def test_killed_and_run_again_nothing_is_lost_or_doubled(tagged: Path, tmp_path:
     check_verified(target)
 
 
-def test_two_at_once_write_each_row_once(tagged: Path, tmp_path: Path) -> None:
+def test_two_concurrent_retags_write_each_row_once(tagged: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.yaml").write_text(yaml.safe_dump(OTHER))
     target = tmp_path / "target"
     command = [sys.executable, "-m", "sightline", "retag", str(tagged), "--labels", str(tmp_path / "labels.yaml")]
@@ -170,9 +171,11 @@ def test_two_at_once_write_each_row_once(tagged: Path, tmp_path: Path) -> None:
     assert {str(path.relative_to(target)) for path in target.glob("*/*.parquet")} - named <= {"plan/000000.parquet"}
 
 
-def test_a_copy_is_as_good_and_a_damaged_file_is_refused(tagged: Path, tmp_path: Path) -> None:
+def test_a_copied_output_can_be_retagged_and_a_damaged_one_cannot(tagged: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(tagged, copy, copy_function=shutil.copyfile)  # with other times, which a local ETag is made of
+    shutil.copytree(
+        tagged, copy, copy_function=shutil.copyfile
+    )  # the modification times change, and with them the local ETags
     assert retag(copy, tmp_path / "same", DEMO) == (6, 607, 0)
     output = open_output(str(copy))
     assert sum(len(batch) for batch in output.batches(["key"])) == output.take(range(607), ["key"]).num_rows == 607
@@ -184,8 +187,8 @@ def test_a_copy_is_as_good_and_a_damaged_file_is_refused(tagged: Path, tmp_path:
         retag(copy, tmp_path / "other", OTHER)
 
 
-def test_it_follows_what_it_was_made_of(images: Path, tmp_path: Path) -> None:
-    """New images in the output, and rejects taken up again there: a second retag does these, and nothing else."""
+def test_a_second_retag_adds_only_new_and_retried_rows(images: Path, tmp_path: Path) -> None:
+    """The source output gets new images and retried rejects. A second retag processes only these."""
     folder = tmp_path / "some"
     folder.mkdir()
     kept = sorted(path for path in (images / "loose").rglob("*") if path.is_file())[:30]
@@ -210,7 +213,7 @@ def test_it_follows_what_it_was_made_of(images: Path, tmp_path: Path) -> None:
             "max_reject_fraction": 1,
         },
     )
-    run_job(config, Quiet(), [])
+    run_job(config, RecordedProgress(), [])
     retag(tmp_path / "tagged", tmp_path / "target", OTHER)
     source, target = rows(tmp_path / "tagged"), rows(tmp_path / "target")
     assert source.num_rows == target.num_rows >= 31
@@ -218,7 +221,7 @@ def test_it_follows_what_it_was_made_of(images: Path, tmp_path: Path) -> None:
     check_verified(tmp_path / "target")
 
 
-def test_what_is_refused_ends_with_a_line_and_writes_nothing(tagged: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused_in_one_line_and_nothing_is_written(tagged: Path, tmp_path: Path) -> None:
     def refuse(*arguments: str) -> str:
         target = tmp_path / "target"
         result = CliRunner().invoke(app, ["retag", *arguments, "--output", str(target)])
@@ -243,7 +246,7 @@ def test_what_is_refused_ends_with_a_line_and_writes_nothing(tagged: Path, tmp_p
         retag(tagged, tmp_path / "one", OTHER)
 
 
-def test_only_labels_or_bands_count_as_changes() -> None:
+def test_only_changed_labels_or_bands_count() -> None:
     def table(labels: list[list[str]], bands: list[list[str]] | None = None) -> pa.Table:
         columns = {"labels": labels} if bands is None else {"labels": labels, "bands": bands}
         return pa.table({name: pa.array(value, pa.list_(pa.string())) for name, value in columns.items()})
@@ -256,7 +259,7 @@ def test_only_labels_or_bands_count_as_changes() -> None:
     assert count_changes(table([["a"]]), table([["a"]], [["accept"]])) == 0
 
 
-def test_scores_of_all_labels_come_from_embeddings(tagged: Path) -> None:
+def test_stored_embeddings_give_the_stored_labels(tagged: Path) -> None:
     output = open_output(str(tagged))
     assert (output.rows, output.rejected, output.width, output.model) == (607, 5, 128, "tiny")
     ids = set()

@@ -32,6 +32,23 @@ SHARE = {"actors.num_cpus": 1, "ray.readers": 2}
 most CPUs unused, its workers stay for the next job, which then takes a third of the time."""
 
 
+class RecordedProgress:
+    """A progress display that prints nothing and records all calls."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.updates: list[dict[str, int]] = []
+
+    def start(self, shards: int, rows: int) -> None:
+        self.messages.append(f"{shards} shards, {rows} rows")
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+    def update(self, **done: int) -> None:
+        self.updates.append(done)
+
+
 class Place:
     """A folder of a store, local or on S3, with an `input` and an `output` folder in it.
 
