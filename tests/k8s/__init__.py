@@ -1,1 +1,1 @@
-"""Tests of `k8s/`: the rendered manifests, the network policies, the image, and runs on imitated clusters."""
+"""Tests of `k8s/`: rendered manifests, network policies, the image, and runs on simulated clusters."""

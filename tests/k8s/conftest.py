@@ -1,8 +1,8 @@
-"""What of this folder is collected."""
+"""Excludes the tests that need a real control plane if none is installed."""
 
 from __future__ import annotations
 
-from tests.k8s.support.control_plane import is_at_hand
+from tests.k8s.support.control_plane import is_installed
 
-# Not skipped: there is no package of these programs that CI could install.
-collect_ignore = [] if is_at_hand() else ["test_control_plane.py"]
+# They are not collected instead of skipped, because CI has no package of these programs to install.
+collect_ignore = [] if is_installed() else ["test_control_plane.py"]

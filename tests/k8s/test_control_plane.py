@@ -1,4 +1,4 @@
-"""The overlays on a real control plane with KubeRay's real operator, where the environment names their programs."""
+"""The overlays on a real control plane with KubeRay's real operator. Runs only if their programs are installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.support.control_plane import ControlPlane, Nodes, Ray, Thing
+from tests.k8s.support.control_plane import ControlPlane, KubeObject, Nodes, Ray
 from tests.k8s.support.schemas import ROOT, render
 
 OVERLAYS = ROOT / "k8s/overlays"
@@ -19,42 +19,42 @@ OF_A_RUN = {"ray.io/originated-from-crd": "RayJob"}
 
 
 class Cluster:
-    """All of it together."""
+    """The control plane, the simulated nodes and the simulated Ray."""
 
     def __init__(self, plane: ControlPlane, nodes: Nodes, ray: Ray) -> None:
         self.plane, self.nodes, self.ray = plane, nodes, ray
 
     def apply(self, folder: Path) -> None:
-        """What `kubectl apply -k` would. Nothing may be refused, or admitted with a warning."""
+        """Apply an overlay as `kubectl apply -k` does. Fails if an object is refused, or admitted with a warning."""
         self.plane.apply(render(folder))
 
     def run_now(self, name: str) -> None:
-        """A run by hand, as the README says."""
+        """Start a nightly run now, with the README's command."""
         self.plane.kubectl("-n", "sightline", "create", "job", "--from=cronjob/nightly", name)
 
     def end(self, job: str) -> str:
-        """How a Job ends: Complete or Failed."""
+        """Wait until a Job has ended, and return its condition: Complete or Failed."""
         return str(self.plane.wait(f"the end of Job {job}", lambda: _ended(self.job(job)), 90))
 
-    def job(self, name: str) -> Thing:
+    def job(self, name: str) -> KubeObject:
         return self.plane.call("GET", f"/apis/batch/v1/namespaces/sightline/jobs/{name}")
 
-    def pod_of(self, job: str) -> Thing:
-        """A running pod of a Job."""
+    def pod_of(self, job: str) -> KubeObject:
+        """Return a running pod of a Job."""
 
-        def find() -> list[Thing]:
+        def find() -> list[KubeObject]:
             pods = self.plane.list("pods", **{"batch.kubernetes.io/job-name": job})
             return [pod for pod in pods if pod["status"]["phase"] == "Running" and not _leaves(pod)]
 
-        found: Thing = self.plane.wait(f"a pod of {job}", find)[0]
+        found: KubeObject = self.plane.wait(f"a pod of {job}", find)[0]
         return found
 
     def evict(self, pod: str) -> int:
-        """The status of an eviction, as `kubectl drain` asks for it."""
+        """Request an eviction as `kubectl drain` does, and return the status."""
         path = f"/api/v1/namespaces/sightline/pods/{pod}/eviction"
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": "sightline"}}
-        answer = self.plane.client.post(path, json=body)
-        return answer.status_code
+        response = self.plane.client.post(path, json=body)
+        return response.status_code
 
     def submitted(self, count: int) -> None:
         self.plane.wait(f"{count} jobs submitted", lambda: len(self.ray.submitted) >= count)
@@ -63,12 +63,12 @@ class Cluster:
         return [event["message"] for event in self.plane.list("events") if event["reason"] == reason]
 
 
-def _ended(job: Thing) -> str | None:
+def _ended(job: KubeObject) -> str | None:
     conditions = job["status"].get("conditions", [])
     return next((c["type"] for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")), None)
 
 
-def _leaves(pod: Thing) -> bool:
+def _leaves(pod: KubeObject) -> bool:
     return "deletionTimestamp" in pod["metadata"]
 
 
@@ -78,8 +78,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield Cluster(plane, nodes, ray)
 
 
-def test_a_night_by_the_clock(cluster: Cluster) -> None:
-    """The CronJob's own: what it makes, the operator makes of that, and the name of neither takes the other's."""
+def test_a_night_starts_on_schedule(cluster: Cluster) -> None:
+    """The CronJob creates a Job, and the operator creates objects for its RayJob. Their names do not collide."""
     cluster.ray.drivers = [0]
     cluster.apply(OVERLAYS / "gpu")
     patch = json.dumps({"spec": {"schedule": "* * * * *"}})
@@ -91,15 +91,15 @@ def test_a_night_by_the_clock(cluster: Cluster) -> None:
     (made,) = cluster.plane.list("rayjobs")
     assert made["status"]["jobDeploymentStatus"] == "Complete"
     assert not cluster.events("FailedToCreateRayJobSubmitter")
-    assert not cluster.events("FailedCreate")  # no pod that Pod Security refuses
-    # The operator ends the cluster by itself, and keeps the driver's log.
+    assert not cluster.events("FailedCreate")  # Pod Security refused no pod
+    # The operator deletes the cluster, and keeps the driver's log.
     cluster.plane.wait("no Ray cluster", lambda: not cluster.plane.list("rayclusters", **OF_A_RUN), 120)
     assert len(cluster.plane.list("jobs")) == 2
     cluster.plane.kubectl("-n", "sightline", "delete", "job", job["metadata"]["name"])
     cluster.plane.wait("nothing left", lambda: not cluster.plane.list("jobs") and not cluster.plane.list("rayjobs"))
 
 
-def test_nights_that_fail(cluster: Cluster) -> None:
+def test_failed_attempts_are_retried_if_that_can_help(cluster: Cluster) -> None:
     cluster.apply(OVERLAYS / "cpu")
     cluster.ray.drivers = [137, 1, 0, 2, "stopped"]
     cluster.run_now("tries")
@@ -107,22 +107,22 @@ def test_nights_that_fail(cluster: Cluster) -> None:
     assert cluster.ray.submitted == ["tries-1", "tries-2", "tries-3"]
     cluster.run_now("setting")
     assert cluster.end("setting") == "Failed"
-    assert "not tried again, a setting" in cluster.nodes.said[-1]
+    assert "not tried again, a setting" in cluster.nodes.printed[-1]
     cluster.run_now("stopped")
     assert cluster.end("stopped") == "Failed"
     assert cluster.ray.submitted[3:] == ["setting-1", "stopped-1"]
 
 
-def test_an_evicted_launcher_costs_nothing_and_two_runs_wait_for_each_other(cluster: Cluster) -> None:
+def test_an_evicted_launcher_is_replaced_and_two_runs_wait_for_each_other(cluster: Cluster) -> None:
     cluster.apply(OVERLAYS / "cpu")
     cluster.run_now("first")
     cluster.submitted(1)
-    gone: set[str] = set()
+    evicted: set[str] = set()
     for _ in range(2):
         pod = cluster.pod_of("first")["metadata"]["name"]
         assert cluster.evict(pod) == 201
-        gone.add(pod)
-        cluster.plane.wait("another pod", lambda: cluster.pod_of("first")["metadata"]["name"] not in gone)
+        evicted.add(pod)
+        cluster.plane.wait("another pod", lambda: cluster.pod_of("first")["metadata"]["name"] not in evicted)
     cluster.run_now("second")
     cluster.pod_of("second")
     cluster.ray.drivers = [0]
@@ -132,11 +132,11 @@ def test_an_evicted_launcher_costs_nothing_and_two_runs_wait_for_each_other(clus
     assert cluster.ray.submitted == ["first-1", "second-1"]
     cluster.ray.drivers = [0, 0]
     assert cluster.end("second") == "Complete"
-    assert "waiting for its end" in cluster.nodes.said[-1]
+    assert "waiting for its end" in cluster.nodes.printed[-1]
 
 
 def test_a_night_that_overruns_ends_at_its_deadline(cluster: Cluster) -> None:
-    """A minute instead of eleven hours: the operator's clock, the launcher's and the Job's are one."""
+    """With a deadline of about a minute instead of eleven hours, because this clock cannot be moved."""
     cluster.apply(OVERLAYS / "cpu")
     patch = json.dumps({"spec": {"jobTemplate": {"activeDeadlineSeconds": 640}}})
     cluster.plane.kubectl("-n", "sightline", "patch", "raycronjob", "nightly", "--type=merge", "-p", patch)
@@ -147,11 +147,11 @@ def test_a_night_that_overruns_ends_at_its_deadline(cluster: Cluster) -> None:
     patch = json.dumps({"spec": {"activeDeadlineSeconds": 5}})
     cluster.plane.kubectl("-n", "sightline", "patch", "rayjob", "late-1", "--type=merge", "-p", patch)
     assert cluster.end("late") == "Failed"
-    assert "not tried again, its time is over" in cluster.nodes.said[-1]
+    assert "not tried again, its time is over" in cluster.nodes.printed[-1]
     cluster.plane.wait("no Ray cluster", lambda: not cluster.plane.list("rayclusters", **OF_A_RUN), 120)
 
 
-def test_a_labelling_run(cluster: Cluster) -> None:
+def test_a_labelling_run_succeeds(cluster: Cluster) -> None:
     cluster.ray.drivers = [137, 0]
     cluster.apply(OVERLAYS / "gpu")
     cluster.apply(OVERLAYS / "labelling-gpu")
@@ -159,7 +159,7 @@ def test_a_labelling_run(cluster: Cluster) -> None:
     assert len(cluster.ray.submitted) == 2
 
 
-def endpoint(cluster: Cluster) -> Thing:
+def endpoint(cluster: Cluster) -> KubeObject:
     (found,) = cluster.plane.list("rayservices")
     return found
 
@@ -179,7 +179,7 @@ def allowed(cluster: Cluster) -> int:
     return int(budget["status"]["disruptionsAllowed"])
 
 
-def test_the_endpoint_comes_up_is_drained_and_changed(cluster: Cluster) -> None:
+def test_the_endpoint_starts_is_drained_and_updated(cluster: Cluster) -> None:
     cluster.nodes.unready = {"endpoint worker"}
     cluster.apply(OVERLAYS / "cpu")
     cluster.plane.wait("worker pods", lambda: len(workers(cluster)) == 2)
@@ -187,17 +187,18 @@ def test_the_endpoint_comes_up_is_drained_and_changed(cluster: Cluster) -> None:
     assert cluster.ray.applications[-1]["applications"][0]["import_path"] == "serve.app:build"
     cluster.nodes.unready = set()
     cluster.plane.wait("a ready endpoint", lambda: is_ready(cluster))
-    # Its nodes are drained one after another, and never both at once.
+    # The budget lets its nodes be drained one after another, never both at the same time.
     cluster.plane.wait("a budget", lambda: allowed(cluster) == 1)
     (budget,) = cluster.plane.list("poddisruptionbudgets")
     assert {c["status"] for c in budget["status"]["conditions"]} == {"True"}
-    cluster.nodes.unready = {"endpoint worker"}  # what takes their place is not ready at once
+    cluster.nodes.unready = {"endpoint worker"}  # new pods are not ready immediately
     first, second = workers(cluster)
     cluster.nodes.unready = set()
     assert cluster.evict(first) == 201
     assert cluster.evict(second) in (201, 429)
     cluster.plane.wait("two workers again", lambda: len(workers(cluster)) == 2 and allowed(cluster) == 1)
-    # A changed serve.yaml goes to the running cluster; a changed pod brings up a second, and the first stays till then.
+    # A changed serve.yaml is sent to the running cluster. A changed pod starts a second cluster, and the first stays
+    # until the second is ready.
     before = endpoint(cluster)["status"]["activeServiceStatus"]["rayClusterName"]
     config = endpoint(cluster)["spec"]["serveConfigV2"].replace("requests_per_minute: 600", "requests_per_minute: 60")
     sent = len(cluster.ray.applications)
@@ -227,7 +228,7 @@ def change(cluster: Cluster, spec: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("component", sorted(path.name for path in (ROOT / "k8s/components").iterdir()))
 def test_every_component_is_admitted(cluster: Cluster, component: str, tmp_path: Path) -> None:
-    """On top of the GPU overlay: unknown fields, values that the API server refuses, and warnings."""
+    """Each component added to the GPU overlay is admitted without an unknown field, a refused value or a warning."""
     for folder in ("k8s", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     path = tmp_path / "k8s/overlays/gpu/kustomization.yaml"
@@ -236,6 +237,6 @@ def test_every_component_is_admitted(cluster: Cluster, component: str, tmp_path:
     added = f"../../components/{component}"
     overlay["components"] = [*(given for given in overlay.get("components", []) if given != added), added]
     path.write_text(yaml.safe_dump(overlay))
-    things = render(path.parent)
-    assert component == "gpu" or things != plain
-    cluster.plane.apply(things)
+    objects = render(path.parent)
+    assert component == "gpu" or objects != plain
+    cluster.plane.apply(objects)

@@ -1,8 +1,8 @@
-"""What the manifests run is run: rendered entrypoints and Serve settings, on a Ray cluster, with a real S3 server.
+"""The rendered entrypoints and Serve settings, run on a Ray cluster with a real S3 server.
 
-An entrypoint goes the way it goes on Kubernetes: KubeRay's submitter pastes it into a shell script, the script hands it
-to Ray's job service, and that starts it on the head. The config maps are files in a folder, and only the parameters
-that k8s/README.md names are others.
+An entrypoint is started as on Kubernetes: KubeRay's submitter inserts it into a shell script, the script submits it to
+Ray's job service, and the job service starts it on the head. The config maps are files in a folder. Only the parameters
+that k8s/README.md names differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ pytestmark = [
 
 
 class Bucket:
-    """A bucket with tars of images and a mirrored checkpoint."""
+    """A bucket with tars of images and a copy of the tiny checkpoint."""
 
     def __init__(self, server: Radosgw, folder: Path) -> None:
         name, client = server.new_bucket(), server.client()
@@ -61,12 +61,12 @@ def bucket(s3: Radosgw, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
 
 
 class Job:
-    """A rendered RayJob spec, its config maps mounted in a folder, its parameters set for this machine."""
+    """A rendered RayJob spec with its config maps in a folder, and with parameters for this machine."""
 
     def __init__(self, overlay: str, folder: Path, **parameters: str) -> None:
-        things = render(ROOT / "k8s/overlays" / overlay)
-        maps = {t["metadata"]["name"]: t["data"] for t in things if t["kind"] == "ConfigMap"}
-        (ray,) = (thing for thing in things if thing["kind"] == "RayCronJob")
+        objects = render(ROOT / "k8s/overlays" / overlay)
+        maps = {t["metadata"]["name"]: t["data"] for t in objects if t["kind"] == "ConfigMap"}
+        (ray,) = (obj for obj in objects if obj["kind"] == "RayCronJob")
         self.spec = ray["spec"]["jobTemplate"]
         self.folder = folder
         head = self.spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
@@ -75,7 +75,7 @@ class Job:
         for source in sources:
             for name, content in maps[source["configMap"]["name"]].items():
                 (folder / name).write_text(content)
-        for name in ("nightly.yaml", "labelling.yaml"):  # the GPUs of this cluster are none
+        for name in ("nightly.yaml", "labelling.yaml"):  # this cluster's GPUs are only logical
             text = (folder / name).read_text()
             assert "\nmodel:\n" in text
             (folder / name).write_text(text.replace("\nmodel:\n", "\nmodel:\n  device: cpu\n"))
@@ -89,7 +89,7 @@ class Job:
         (self.hook,) = head["containers"][0]["lifecycle"].values()
 
     def submit(self, cluster: RayCluster) -> subprocess.Popen[str]:
-        """Run the submitter's script."""
+        """Start the submitter's script."""
         self.id = f"job-{uuid.uuid4().hex[:8]}"
         entrypoint, ray = self.spec["entrypoint"].replace(MOUNT, str(self.folder)), f"--address {cluster.dashboard}"
         script = (
@@ -100,7 +100,7 @@ class Job:
         return cluster.start("/bin/bash", "-ce", "--", script, **self.env)
 
     def end(self, cluster: RayCluster, timeout: float = 180) -> dict[str, Any]:
-        """What Ray says of the job when it has ended."""
+        """Wait until the job has ended, and return Ray's description of it."""
         deadline = time.monotonic() + timeout
         while True:
             job: dict[str, Any] = cluster.ask(f"/api/jobs/{self.id}")
@@ -110,13 +110,13 @@ class Job:
             time.sleep(0.2)
 
     def run_hook(self) -> None:
-        """What the head pod's preStop does."""
+        """Run the head pod's preStop hook."""
         command = [word.replace(MOUNT, str(self.folder)) for word in self.hook["exec"]["command"]]
         subprocess.run(command, check=True, timeout=60)
 
 
-def watched(prefix: str) -> set[str]:
-    """The metrics of this prefix that k8s/alerts.yaml goes by."""
+def list_alert_metrics(prefix: str) -> set[str]:
+    """Return the metrics with this prefix that k8s/alerts.yaml uses."""
     return set(re.findall(rf"\b{prefix}\w+", (ROOT / "k8s/alerts.yaml").read_text()))
 
 
@@ -129,7 +129,7 @@ def verify(uri: str, env: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def test_a_nightly_run_whose_head_is_drained_is_finished_by_the_next(
+def test_the_next_nightly_run_finishes_one_whose_head_was_drained(
     ray_cluster: RayCluster, s3: Radosgw, bucket: Bucket, tmp_path: Path
 ) -> None:
     output = f"{bucket.uri}/tags"
@@ -137,37 +137,37 @@ def test_a_nightly_run_whose_head_is_drained_is_finished_by_the_next(
     job = Job("gpu", tmp_path, **parameters, ACTORS_MAX="1")
     submitter = job.submit(ray_cluster)
     assert submitter.stdout
-    said = ""
+    printed = ""
     for line in submitter.stdout:
-        said += line
+        printed += line
         if "shards to do" in line:
             break
-    assert "shards to do" in said, said
+    assert "shards to do" in printed, printed
     started = time.monotonic()
     job.run_hook()
     ended = job.end(ray_cluster, 30)
     grace = job.spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert time.monotonic() - started < grace
-    said += submitter.communicate(timeout=60)[0]
-    assert (ended["status"], ended["driver_exit_code"]) == ("FAILED", 143), said
-    # The submitter has not failed with its driver: its Job's retries are for submitting and following alone.
-    assert submitter.returncode == 0, said
-    # The launcher takes the exit code from this message, which KubeRay hands on.
+    printed += submitter.communicate(timeout=60)[0]
+    assert (ended["status"], ended["driver_exit_code"]) == ("FAILED", 143), printed
+    # The submitter does not fail with its driver: its Job's retries are only for submitting and following.
+    assert submitter.returncode == 0, printed
+    # The launcher reads the exit code from this message, which KubeRay copies.
     assert ended["message"].startswith("Job entrypoint command failed with exit code 143, ")
-    assert "terminated: what is committed stays" in said
+    assert "terminated: what is committed stays" in printed
     submitter = job.submit(ray_cluster)
     exported: set[str] = set()
     while submitter.poll() is None:
         exported |= set(re.findall(r"^(\w+)[ {]", ray_cluster.named("head").metrics(), re.MULTILINE))
         time.sleep(0.2)
-    said = submitter.communicate(timeout=240)[0]
+    printed = submitter.communicate(timeout=240)[0]
     ended = job.end(ray_cluster)
-    # The first image of each tar is broken, one in fifty: as many as nightly.yaml lets pass.
-    assert ended["status"] == "SUCCEEDED", said
+    # The first image of each tar is broken. That is one in fifty, as many as nightly.yaml allows.
+    assert ended["status"] == "SUCCEEDED", printed
     report = verify(output, s3.env)
     assert report["ok"], report
     assert (report["rows_in"], report["rows_rejected"]) == (TARS * PER_TAR, TARS)
-    assert watched("ray_sightline_run_") <= exported
+    assert list_alert_metrics("ray_sightline_run_") <= exported
 
 
 def test_a_labelling_run_uses_its_own_labels(
@@ -177,9 +177,9 @@ def test_a_labelling_run_uses_its_own_labels(
     parameters = {"INPUT": f"{bucket.uri}/images/00.tar", "OUTPUT": output, "MODEL": f"{bucket.uri}/model"}
     job = Job("labelling-cpu", tmp_path, **parameters, ACTORS_NUM_CPUS="1", ACTORS_MAX="1")
     (tmp_path / "labels.yaml").write_text("names: [red circle, blue star]\ntop_k: 1\n")
-    said = job.submit(ray_cluster).communicate(timeout=240)[0]
+    printed = job.submit(ray_cluster).communicate(timeout=240)[0]
     ended = job.end(ray_cluster)
-    assert ended["status"] == "SUCCEEDED", said
+    assert ended["status"] == "SUCCEEDED", printed
     report = verify(output, s3_env.env)
     assert report["ok"], report
     fingerprint = json.loads(
@@ -199,7 +199,7 @@ def test_the_endpoint_runs_from_its_serve_settings(
     (tmp_path / "keys").write_text(line + "\n")
     port = free_port()
     settings["http_options"] = {"host": "127.0.0.1", "port": port}
-    settings["proxy_location"] = "HeadOnly"  # several nodes share one address here, and one port
+    settings["proxy_location"] = "HeadOnly"  # here several nodes share one address and therefore one port
     arguments = settings["applications"][0]["args"]
     arguments["model"] = {"source": f"{bucket.uri}/model", "device": "cpu"}
     arguments["replicas"] |= {"num_cpus": 0.25, "min": 1, "max": 1}
@@ -227,8 +227,8 @@ def test_the_endpoint_runs_from_its_serve_settings(
             urllib.request.urlopen(request, timeout=60)
         request.add_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
-        assert "red circle" in json.dumps(answer)
+            result = json.load(response)
+        assert "red circle" in json.dumps(result)
         if overlay == "cpu":
             check_an_update(ray_cluster, settings, tmp_path / "serve.yaml", request)
         replicas = state["deployments"]["model"]["replicas"]
@@ -240,10 +240,10 @@ def test_the_endpoint_runs_from_its_serve_settings(
 
 
 def scrape(cluster: RayCluster, request: urllib.request.Request) -> list[str]:
-    """What the nodes' exporters say, time after time, while a client asks all sorts of things."""
+    """Return the text of the nodes' exporters at four times, while a client sends several kinds of requests."""
     assert isinstance(request.data, bytes)
     image = json.loads(request.data)["image"]
-    asked: list[tuple[str, dict[str, Any], int]] = [
+    requests: list[tuple[str, dict[str, Any], int]] = [
         ("classify", {"image": image, "label_set": "shapes"}, 200),
         ("classify", {"image": "data:image/png;base64,bm8gaW1hZ2U=", "label_set": "shapes"}, 400),
         ("embeddings", {"model": "model", "input": "a text"}, 200),
@@ -251,7 +251,7 @@ def scrape(cluster: RayCluster, request: urllib.request.Request) -> list[str]:
     scrapes = []
     for number in range(4):
         new = {"image": image, "labels": [f"label {number}", "another"]}
-        for path, body, status in [*asked, ("classify", new, 200)]:
+        for path, body, status in [*requests, ("classify", new, 200)]:
             url = request.full_url.rpartition("/")[0] + f"/{path}"
             again = urllib.request.Request(url, json.dumps(body).encode(), dict(request.headers))
             try:
@@ -266,30 +266,30 @@ def scrape(cluster: RayCluster, request: urllib.request.Request) -> list[str]:
 
 
 def check_an_update(cluster: RayCluster, settings: dict[str, Any], path: Path, request: urllib.request.Request) -> None:
-    """Changed settings replace the one replica of each kind while a client asks on, and none of its requests fails."""
+    """Change the settings, which replaces the only replica of each deployment. No request fails meanwhile."""
     settings["applications"][0]["args"]["label_sets"]["more"] = {"names": ["red circle", "green square"]}
     path.write_text(yaml.safe_dump(settings))
     body = {**json.loads(request.data), "label_set": "more"} if isinstance(request.data, bytes) else {}
-    # Not `header_items`: sending the request has added its own Content-Length to them.
+    # `header_items` would include the Content-Length that sending the request has added.
     new = urllib.request.Request(request.full_url, json.dumps(body).encode(), dict(request.headers))
     done = cluster.run("serve", "deploy", "--address", cluster.dashboard, str(path))
     assert done.returncode == 0, done.stderr
     deadline = time.monotonic() + 180
-    asked = 0
+    count = 0
     while True:
         with urllib.request.urlopen(request, timeout=60) as response:
             assert response.status == 200
-        asked += 1
+        count += 1
         with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(new, timeout=60) as response:
             assert b"green square" in response.read()
             break
         if time.monotonic() > deadline:
             raise AssertionError(cluster.ask("/api/serve/applications/")["applications"]["sightline"])
         time.sleep(0.05)
-    assert asked > 5
+    assert count > 5
 
 
-def test_ray_without_its_token_answers_nobody(ray_cluster: RayCluster) -> None:
+def test_ray_refuses_clients_without_its_token(ray_cluster: RayCluster) -> None:
     for path in ("/api/v0/nodes", "/api/jobs/", "/api/serve/applications/"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{ray_cluster.dashboard}{path}", timeout=10)

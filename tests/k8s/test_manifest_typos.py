@@ -1,4 +1,4 @@
-"""A typo in any key of the manifests is refused: a slow test, with as many checks as there are keys."""
+"""A typo in any key of the manifests is refused. Slow, because each key is checked."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tests.k8s.support.schemas import ROOT, check, find_kubectl, render
 
 K8S = ROOT / "k8s"
 FREE = {"annotations", "labels", "matchLabels", "data", "limits", "requests", "rayStartParams", "nodeSelector"}
-"""Fields whose keys are anybody's: a typo in them is another name."""
+"""Fields whose keys are free: a typo in such a key is not an error."""
 
 pytestmark = pytest.mark.skipif(
     not find_kubectl() and not os.environ.get("SIGHTLINE_CI"), reason="kubectl is not installed"
 )
 
 
-def is_valid(thing: dict[str, Any]) -> bool:
+def is_valid(obj: dict[str, Any]) -> bool:
     try:
-        check(thing)
+        check(obj)
     except ValidationError:
         return False
     return True
 
 
-def keys_of(thing: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all keys that mean something to an API server."""
-    if isinstance(thing, list):
-        for number, item in enumerate(thing):
+def keys_of(obj: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all keys that an API server checks."""
+    if isinstance(obj, list):
+        for number, item in enumerate(obj):
             yield from keys_of(item, (*path, number))
-    elif isinstance(thing, dict):
-        for key, value in thing.items():
+    elif isinstance(obj, dict):
+        for key, value in obj.items():
             yield (*path, key)
             if key not in FREE:
                 yield from keys_of(value, (*path, key))
@@ -43,17 +43,19 @@ def keys_of(thing: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 @pytest.mark.parametrize("name", ["gpu", "labelling-gpu"])
 def test_a_typo_in_any_key_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBERAY_SCHEMAS", raising=False)  # the whole CRDs are checked above, and are slow
+    monkeypatch.delenv(
+        "KUBERAY_SCHEMAS", raising=False
+    )  # the complete CRDs are slow; test_rendered_manifests.py checks against them
     count = 0
-    for thing in render(K8S / "overlays" / name):
-        for path in keys_of(thing):
-            broken = copy.deepcopy(thing)
+    for obj in render(K8S / "overlays" / name):
+        for path in keys_of(obj):
+            broken = copy.deepcopy(obj)
             place = broken
             for step in path[:-1]:
                 place = place[step]
             if path[0] in ("apiVersion", "kind"):
                 continue
             place[path[-1] + "x"] = place.pop(path[-1])
-            assert not is_valid(broken), f"{thing['kind']} {thing['metadata']['name']}: a typo in {path} is let pass"
+            assert not is_valid(broken), f"{obj['kind']} {obj['metadata']['name']}: a typo in {path} is accepted"
             count += 1
     assert count > 100

@@ -1,4 +1,4 @@
-"""The network policies: who reaches whom, by the rules that a network plugin goes by."""
+"""The network policies: which pods may connect to which, evaluated as a network plugin does."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def policies() -> list[dict[str, Any]]:
-    """The rendered policies. Those of both overlays are the base's."""
-    return [thing for thing in render(ROOT / "k8s/overlays/gpu") if thing["kind"] == "NetworkPolicy"]
+    """The rendered policies, which are the same in both overlays."""
+    return [obj for obj in render(ROOT / "k8s/overlays/gpu") if obj["kind"] == "NetworkPolicy"]
 
 
 def allows(policies: list[dict[str, Any]], source: dict[str, Any], target: dict[str, Any], port: int) -> bool:
-    """Whether the policies let one reach another. Each is a pod, {"labels", "namespace", ...}, or an {"address"}."""
+    """Whether the policies allow a connection. Source and target: a pod {"labels", "namespace", ...} or {"address"}."""
 
     def side(kind: str, pod: dict[str, Any], peer: dict[str, Any]) -> bool:
         if "address" in pod:
@@ -68,8 +68,12 @@ def matches(entry: dict[str, Any], peer: dict[str, Any]) -> bool:
         )
     if "address" in peer:
         return False
-    space = entry.get("namespaceSelector")
-    here = peer["namespace"] == "sightline" if space is None else selects(space, {"labels": peer["namespace_labels"]})
+    namespace = entry.get("namespaceSelector")
+    here = (
+        peer["namespace"] == "sightline"
+        if namespace is None
+        else selects(namespace, {"labels": peer["namespace_labels"]})
+    )
     return here and selects(entry.get("podSelector", {}), peer)
 
 
@@ -90,7 +94,7 @@ def elsewhere(namespace: str, labels: dict[str, str] | None = None, **about: str
 HEAD, WORKER = pod_of("endpoint", "head"), pod_of("endpoint", "worker")
 JOB_HEAD, JOB_WORKER, SUBMITTER = pod_of("batch", "head"), pod_of("batch", "worker"), pod_of("submitter")
 OPERATOR = elsewhere("operators", {"app.kubernetes.io/name": "kuberay-operator"})
-CLIENT, STRANGER = elsewhere("shop", sightline_client="yes"), elsewhere("shop")
+CLIENT, OTHER = elsewhere("shop", sightline_client="yes"), elsewhere("shop")
 METRICS = elsewhere("monitoring", sightline_metrics="yes")
 DNS = elsewhere("kube-system", {"k8s-app": "kube-dns"})
 S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
@@ -101,7 +105,7 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
     [
         *[(WORKER, HEAD, port, True) for port in (6379, 6380, 6381, 6382, 6383, 8265, 10002, 19999, 52365)],
         *[(HEAD, WORKER, port, True) for port in (6380, 10002)],
-        # Serve's gRPC between replicas, and Ray's own servers: ports that the kernel picks.
+        # The kernel chooses the ports of Serve's gRPC between replicas and of Ray's own servers.
         *[(WORKER, WORKER, port, True) for port in (32768, 45555, 60999)],
         *[(JOB_WORKER, JOB_WORKER, port, True) for port in (6381, 32768, 60999)],
         (JOB_WORKER, WORKER, 45555, False),
@@ -120,8 +124,8 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
         (CLIENT, WORKER, 8265, False),
         (CLIENT, HEAD, 8265, False),
         (CLIENT, JOB_HEAD, 8000, False),
-        (STRANGER, WORKER, 8000, False),
-        (STRANGER, HEAD, 8265, False),
+        (OTHER, WORKER, 8000, False),
+        (OTHER, HEAD, 8265, False),
         ({"address": "203.0.113.9"}, HEAD, 8265, False),
         ({"address": "203.0.113.9"}, WORKER, 8000, False),
         (METRICS, WORKER, 8080, True),
@@ -139,7 +143,7 @@ S3, METADATA = {"address": "52.216.1.1"}, {"address": "169.254.169.254"}
         (pod_of("launcher"), JOB_HEAD, 8265, False),
     ],
 )
-def test_only_what_is_needed_gets_through(
+def test_only_needed_connections_are_allowed(
     policies: list[dict[str, Any]], source: Any, target: Any, port: int, allowed: bool
 ) -> None:
     assert allows(policies, source, target, port) is allowed
@@ -167,12 +171,12 @@ EKS, GKE = {"address": "169.254.170.23"}, {"address": "169.254.169.252"}
         ("gke-workload-identity", SUBMITTER, METADATA, 80, False),
     ],
 )
-def test_a_component_opens_its_own_way_alone(
+def test_a_component_allows_only_its_own_connections(
     policies: list[dict[str, Any]], component: str, source: Any, target: Any, port: int, allowed: bool
 ) -> None:
     assert not allows(policies, source, target, port)
     for path in (ROOT / "k8s/components" / component).glob("*.yaml"):
-        for thing in yaml.safe_load_all(path.read_text()):
-            if isinstance(thing, dict) and thing["kind"] == "NetworkPolicy":
-                policies = [*policies, thing]
+        for obj in yaml.safe_load_all(path.read_text()):
+            if isinstance(obj, dict) and obj["kind"] == "NetworkPolicy":
+                policies = [*policies, obj]
     assert allows(policies, source, target, port) is allowed

@@ -1,4 +1,4 @@
-"""The network policies as a packet filter, between listeners on the ports that Ray, Serve and S3 use."""
+"""The network policies as a packet filter, with real connections to the ports that Ray, Serve and S3 use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def network() -> Iterator[Network]:
 @pytest.mark.parametrize(
     ("source", "reached", "dropped"),
     [
-        # From the ingress to the model on another pod, on the port that the kernel picked.
+        # Port 0 is the port that the kernel chose: an ingress calls a model replica in another pod on such a port.
         (
             "worker",
             [("worker2", 0), ("worker2", 10002), ("head", 6379), ("head", 8265), ("s3", 443)],
@@ -34,12 +34,12 @@ def network() -> Iterator[Network]:
         ("operator", [("head", 8265), ("head", 8000), ("jobhead", 8265)], [("head", 6379), ("worker", 0)]),
         ("client", [("worker", 8000)], [("worker", 8265), ("worker", 0), ("head", 8265), ("jobhead", 8000)]),
         ("metrics", [("worker", 8080), ("jobhead", 8080)], [("head", 8265), ("worker", 8000)]),
-        ("stranger", [], [("worker", 8000), ("head", 8265), ("jobhead", 8265), ("worker", 8080)]),
+        ("other", [], [("worker", 8000), ("head", 8265), ("jobhead", 8265), ("worker", 8080)]),
         ("internet", [], [("worker", 8000), ("head", 8265)]),
         ("head", [("dns", 53)], [("dns", 80)]),
     ],
 )
-def test_what_is_listed_crosses_and_nothing_else(
+def test_only_allowed_connections_are_made(
     network: Network, source: str, reached: list[tuple[str, int]], dropped: list[tuple[str, int]]
 ) -> None:
     found = dict(zip([*reached, *dropped], network.reaches(source, *reached, *dropped), strict=True))

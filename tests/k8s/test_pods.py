@@ -1,4 +1,4 @@
-"""Ray itself between pods, with the network policies in force: the endpoint and the job, each on pods of its own."""
+"""Real Ray clusters in network namespaces with the network policies active: one for the endpoint, one for the job."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.ray_cluster import BIN, SIGHTLINE, STORE_BYTES
 
 RAY_PODS = ("head", "worker", "worker2", "jobhead", "jobworker", "jobworker2")
 pytestmark = pytest.mark.alone
-ASK = """
+SEND = """
 import json, sys, urllib.request
 url, key, body = sys.argv[1], sys.argv[2], sys.stdin.buffer.read()
 headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -40,7 +40,7 @@ with urllib.request.urlopen(urllib.request.Request(url, body or None, headers), 
 
 
 class Pods:
-    """Rays in pods. Each has a folder and an environment of its own, and nothing but the network in common."""
+    """Ray nodes in pods. Each has its own folder and environment; they share only the network."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -62,7 +62,7 @@ class Pods:
         }
 
     def start(self, pod: str, *arguments: str) -> None:
-        """`ray start` in a pod, as KubeRay has it there."""
+        """Run `ray start` in a pod, as KubeRay does."""
         command = [*self.network.inside(pod), str(BIN / "ray"), "start", "--block", "--disable-usage-stats"]
         command += [f"--node-ip-address={self.network.addresses[pod]}", f"--temp-dir={self.folder.name}/{pod}/ray"]
         command += [f"--object-store-memory={STORE_BYTES}", *arguments]
@@ -70,7 +70,7 @@ class Pods:
             self.started.append(subprocess.Popen(command, env=self.environment(pod), stdout=log, stderr=log))
 
     def run(self, pod: str, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        """A program in a pod, to its end."""
+        """Run a program in a pod, and return it after its end."""
         return subprocess.run(
             [*self.network.inside(pod), *command],
             env=self.environment(pod),
@@ -81,20 +81,20 @@ class Pods:
             check=False,
         )
 
-    def ask(self, pod: str, url: str, key: str, body: Any = None) -> Any:
-        """What a URL answers to somebody in a pod. Raises `OSError` with what was said, when it is no success."""
-        done = self.run(pod, sys.executable, "-c", ASK, url, key, text=json.dumps(body) if body else "")
+    def send(self, pod: str, url: str, key: str, body: Any = None) -> Any:
+        """Send a request from a pod, and return the JSON response. Raises `OSError` if it is not a success."""
+        done = self.run(pod, sys.executable, "-c", SEND, url, key, text=json.dumps(body) if body else "")
         if done.returncode:
             raise OSError(done.stderr)
         return json.loads(done.stdout)
 
-    def wait_for(self, head: str, asker: str, nodes: int) -> str:
-        """The dashboard's URL, when so many nodes have joined."""
+    def wait_for(self, head: str, client: str, nodes: int) -> str:
+        """Wait until `nodes` nodes have joined, and return the dashboard's URL."""
         url = f"http://{self.network.addresses[head]}:8265"
         deadline = time.monotonic() + 60
         while True:
             try:
-                found = self.ask(asker, f"{url}/api/v0/nodes", self.token)["data"]["result"]["result"]
+                found = self.send(client, f"{url}/api/v0/nodes", self.token)["data"]["result"]["result"]
                 if sum(node["state"] == "ALIVE" for node in found) >= nodes:
                     return url
             except OSError:
@@ -124,8 +124,8 @@ def pods() -> Iterator[Pods]:
             found.close()
 
 
-def test_the_endpoint_between_two_pods(pods: Pods, tmp_path: Path) -> None:
-    """The ingress on one, the model on the other: single images in the call itself, many through the object store."""
+def test_the_endpoint_runs_on_two_pods(pods: Pods, tmp_path: Path) -> None:
+    """Ingress and model on different pods: one image travels inside the call, many through the object store."""
     head = f"{pods.network.addresses['head']}:6379"
     pods.start("head", "--head", "--num-cpus=0", "--dashboard-host=0.0.0.0")
     pods.wait_for("head", "operator", 1)
@@ -148,7 +148,7 @@ def test_the_endpoint_between_two_pods(pods: Pods, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     deadline = time.monotonic() + 120
     while True:
-        state = pods.ask("operator", f"{dashboard}/api/serve/applications/", pods.token)["applications"]["sightline"]
+        state = pods.send("operator", f"{dashboard}/api/serve/applications/", pods.token)["applications"]["sightline"]
         if state["status"] == "RUNNING":
             break
         assert state["status"] != "DEPLOY_FAILED", state["message"]
@@ -159,13 +159,13 @@ def test_the_endpoint_between_two_pods(pods: Pods, tmp_path: Path) -> None:
     url = f"http://{pods.network.addresses['worker']}:8000/v1/classify"
     images = [data_uri(shape_png("red circle", n)) for n in range(32)]
     for count in (1, len(images)):
-        answer = pods.ask("client", url, key, {"images": images[:count], "labels": ["red", "blue"]})
-        assert len(answer["data"]) == count
+        response = pods.send("client", url, key, {"images": images[:count], "labels": ["red", "blue"]})
+        assert len(response["data"]) == count
     with pytest.raises(OSError, match="timed out"):
-        pods.ask("stranger", url, key, {"images": images[:1], "labels": ["red", "blue"]})
+        pods.send("other", url, key, {"images": images[:1], "labels": ["red", "blue"]})
 
 
-def test_the_job_on_two_pods(pods: Pods, tmp_path: Path) -> None:
+def test_the_job_runs_on_two_pods(pods: Pods, tmp_path: Path) -> None:
     head = f"{pods.network.addresses['jobhead']}:6379"
     pods.start("jobhead", "--head", "--num-cpus=0", "--dashboard-host=0.0.0.0")
     pods.wait_for("jobhead", "submitter", 1)

@@ -1,4 +1,4 @@
-"""The manifests: what `kubectl apply -k` would apply is valid, restricted, and fits together."""
+"""The rendered manifests: all objects are valid, their pods are restricted, and their settings fit together."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def overlays() -> dict[str, list[dict[str, Any]]]:
-    """Every overlay, rendered."""
+    """The rendered objects of every overlay."""
     return {name: render(K8S / "overlays" / name) for name in OVERLAYS}
 
 
-def of_kind(things: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [thing for thing in things if thing["kind"] == kind]
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [obj for obj in objects if obj["kind"] == kind]
 
 
-def the(things: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (found,) = of_kind(things, kind)
+def the(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = of_kind(objects, kind)
     return found
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_object_is_valid(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
-    for thing in overlays[name]:
-        check(thing)
-        assert thing["kind"] == "Namespace" or thing["metadata"]["namespace"] == "sightline"
+    for obj in overlays[name]:
+        check(obj)
+        assert obj["kind"] == "Namespace" or obj["metadata"]["namespace"] == "sightline"
 
 
-def test_kuberays_schemas_are_those_of_its_release() -> None:
+def test_kuberays_schemas_are_those_of_the_release() -> None:
     committed = json.loads(COMPACT.read_text())
     assert set(committed) == {"RayCluster", "RayCronJob", "RayJob", "RayService"}
     if folder := os.environ.get("KUBERAY_SCHEMAS"):
@@ -93,7 +93,7 @@ def test_patches_are_json6902() -> None:
 
 
 def restricted(template: dict[str, Any]) -> list[str]:
-    """What a pod does that Pod Security's profile `restricted` forbids."""
+    """List what a pod does that Pod Security's profile `restricted` forbids."""
     spec = template["spec"]
     pod = spec.get("securityContext", {})
     problems = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
@@ -132,20 +132,20 @@ def restricted(template: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_pod_is_restricted(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
-    found = {where: template for thing in overlays[name] for where, template in pods(thing.get("spec", {}))}
+    found = {where: template for obj in overlays[name] for where, template in pods(obj.get("spec", {}))}
     assert {where: restricted(template) for where, template in found.items()} == {where: [] for where in found}
     containers = [c["name"] for template in found.values() for c in template["spec"]["containers"]]
     assert "autoscaler" in containers
     assert "ray-job-submitter" in containers
-    for template in found.values():  # an image's user has a name, which a kubelet cannot compare with root's
+    for template in found.values():  # the image's user is a name, and a kubelet cannot check that it is not root
         assert template["spec"]["securityContext"]["runAsUser"] > 0
-    for thing in overlays[name]:
-        job = thing["spec"]["jobTemplate"] if thing["kind"] == "RayCronJob" else None
-        # A submitter beside the head would have no security context, and KubeRay lets none be given to it.
+    for obj in overlays[name]:
+        job = obj["spec"]["jobTemplate"] if obj["kind"] == "RayCronJob" else None
+        # A submitter in the head's pod would have no security context, and KubeRay has no setting for it.
         assert job is None or (job["submissionMode"] == "K8sJobMode" and job["submitterPodTemplate"])
 
 
-def test_the_restrictions_are_noticed(overlays: dict[str, list[dict[str, Any]]]) -> None:
+def test_violations_of_the_profile_are_found(overlays: dict[str, list[dict[str, Any]]]) -> None:
     cluster = the(overlays["gpu"], "RayService")["spec"]["rayClusterConfig"]
     del cluster["autoscalerOptions"]["securityContext"]["capabilities"]
     assert any("autoscaler: capabilities.drop" in p for _, t in pods(copy.deepcopy(cluster)) for p in restricted(t))
@@ -161,13 +161,13 @@ def test_the_restrictions_are_noticed(overlays: dict[str, list[dict[str, Any]]])
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_secret_is_in_a_manifest_and_roles_come_first(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
-    things = overlays[name]
-    assert not of_kind(things, "Secret")
-    text = yaml.safe_dump_all(things)
+def test_manifests_have_no_secrets_and_pods_use_roles(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
+    objects = overlays[name]
+    assert not of_kind(objects, "Secret")
+    text = yaml.safe_dump_all(objects)
     assert not re.search(r"AKIA[0-9A-Z]{16}|AWS_SECRET_ACCESS_KEY|sl-[\w-]{40}|sha256:[0-9a-f]{64}", text)
-    for thing in things:
-        for where, template in pods(thing.get("spec", {})):
+    for obj in objects:
+        for where, template in pods(obj.get("spec", {})):
             spec = template["spec"]
             talks = template["metadata"]["labels"].get("sightline/kubernetes-api") == "yes"
             assert spec["automountServiceAccountToken"] is talks, where
@@ -175,10 +175,10 @@ def test_no_secret_is_in_a_manifest_and_roles_come_first(overlays: dict[str, lis
                 assert spec["serviceAccountName"] == "sightline"
                 keys = [source["secretRef"] for source in spec["containers"][0]["envFrom"] if "secretRef" in source]
                 assert keys == [{"name": "s3", "optional": True}]
-    if accounts := of_kind(things, "ServiceAccount"):
+    if accounts := of_kind(objects, "ServiceAccount"):
         ray = next(account for account in accounts if account["metadata"]["name"] == "sightline")
         assert ray["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
-        rules = the(things, "Role")["rules"]
+        rules = the(objects, "Role")["rules"]
         assert [(rule["resources"], rule["verbs"]) for rule in rules] == [
             (["raycronjobs"], ["get"]),
             (["rayjobs"], ["create", "get", "list"]),
@@ -186,83 +186,84 @@ def test_no_secret_is_in_a_manifest_and_roles_come_first(overlays: dict[str, lis
         ]
 
 
-def test_ray_asks_for_a_token_and_is_no_service_outside(overlays: dict[str, list[dict[str, Any]]]) -> None:
-    for things in overlays.values():
-        assert not of_kind(things, "Ingress")
-        for thing in things:
-            for cluster in clusters(thing):
+def test_ray_needs_a_token_and_is_not_reachable_from_outside(overlays: dict[str, list[dict[str, Any]]]) -> None:
+    for objects in overlays.values():
+        assert not of_kind(objects, "Ingress")
+        for obj in objects:
+            for cluster in clusters(obj):
                 assert cluster["authOptions"] == {"mode": "token"}
                 assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
                 assert "enableIngress" not in cluster["headGroupSpec"]
                 assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def clusters(thing: Any) -> Iterator[dict[str, Any]]:
-    """Ray cluster specs in an object."""
-    if isinstance(thing, dict):
-        if "headGroupSpec" in thing:
-            yield thing
-        for value in thing.values():
+def clusters(obj: Any) -> Iterator[dict[str, Any]]:
+    """Yield the specs of Ray clusters in an object."""
+    if isinstance(obj, dict):
+        if "headGroupSpec" in obj:
+            yield obj
+        for value in obj.values():
             yield from clusters(value)
 
 
-def test_the_versions_are_those_that_are_tested(overlays: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_versions_are_the_tested_ones(overlays: dict[str, list[dict[str, Any]]]) -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    for things in overlays.values():
-        for thing in things:
-            assert all(cluster["rayVersion"] == pinned["ray"] for cluster in clusters(thing))
+    for objects in overlays.values():
+        for obj in objects:
+            assert all(cluster["rayVersion"] == pinned["ray"] for cluster in clusters(obj))
     dockerfile = (K8S / "Dockerfile").read_text()
     assert f"rayproject/ray:{pinned['ray']}-py311" in dockerfile
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = {
-        image for things in overlays.values() for image in re.findall(r"image: (\S+)", yaml.safe_dump_all(things))
+        image for objects in overlays.values() for image in re.findall(r"image: (\S+)", yaml.safe_dump_all(objects))
     }
     assert images == {f"sightline:{version}-cpu", f"sightline:{version}-gpu"}
 
 
-def test_every_template_may_be_read_by_its_launcher(overlays: dict[str, list[dict[str, Any]]]) -> None:
-    """kustomize renames what stands in a role like a generated config map."""
+def test_launchers_may_read_their_templates(overlays: dict[str, list[dict[str, Any]]]) -> None:
+    """kustomize renames a name in a role if a generated config map has the same name."""
     for name in ("cpu", "gpu"):
         (rule, *_) = the(overlays[name], "Role")["rules"]
-        things = [*overlays[name], *overlays[f"labelling-{name}"]]
-        assert set(rule["resourceNames"]) == {t["metadata"]["name"] for t in of_kind(things, "RayCronJob")}
-        for thing in things:
-            if thing["kind"] in ("CronJob", "Job"):
-                spec = thing["spec"].get("jobTemplate", thing)["spec"]["template"]["spec"]
+        objects = [*overlays[name], *overlays[f"labelling-{name}"]]
+        assert set(rule["resourceNames"]) == {t["metadata"]["name"] for t in of_kind(objects, "RayCronJob")}
+        for obj in objects:
+            if obj["kind"] in ("CronJob", "Job"):
+                spec = obj["spec"].get("jobTemplate", obj)["spec"]["template"]["spec"]
                 assert spec["containers"][0]["command"][-1] in rule["resourceNames"]
                 assert spec["serviceAccountName"] == the(overlays[name], "RoleBinding")["subjects"][0]["name"]
 
 
-def test_runs_are_alone_and_bounded(overlays: dict[str, list[dict[str, Any]]]) -> None:
-    for name, things in overlays.items():
-        ray = the(things, "RayCronJob")["spec"]
+def test_runs_do_not_overlap_and_have_deadlines(overlays: dict[str, list[dict[str, Any]]]) -> None:
+    for name, objects in overlays.items():
+        ray = the(objects, "RayCronJob")["spec"]
         job = ray["jobTemplate"]
         assert ray["suspend"] is True
         if name in ("cpu", "gpu"):
-            cron = the(things, "CronJob")["spec"]
+            cron = the(objects, "CronJob")["spec"]
             assert cron["concurrencyPolicy"] == "Forbid"
             limit = cron["jobTemplate"]["spec"]["activeDeadlineSeconds"]
             assert limit < 86400
         else:
-            limit = the(things, "Job")["spec"]["activeDeadlineSeconds"]
-        assert job["activeDeadlineSeconds"] < limit  # the run ends by itself before its launcher is ended
-        assert job["backoffLimit"] == 0  # each of KubeRay's tries would start the deadline anew
+            limit = the(objects, "Job")["spec"]["activeDeadlineSeconds"]
+        assert job["activeDeadlineSeconds"] < limit  # the run reaches its deadline before its launcher does
+        assert job["backoffLimit"] == 0  # each retry by KubeRay would restart the deadline
         assert job["shutdownAfterJobFinishes"] is True  # no deletion rule matches a job that was stopped
         assert job["ttlSecondsAfterFinished"] <= 300
-        assert "deletionStrategy" not in job  # KubeRay refuses it beside that
+        assert "deletionStrategy" not in job  # KubeRay refuses it together with shutdownAfterJobFinishes
 
 
 NODE = {"cpu": 7.9 - 0.5, "memory": 27.0}
-"""Of 8 CPUs and 32 GiB: what a node leaves to pods (GKE, the least: 7.9 CPUs, 28 GiB), less small daemons."""
+"""What a node with 8 CPUs and 32 GiB leaves to pods: GKE leaves the least, 7.9 CPUs and 28 GiB. Small daemons are
+subtracted."""
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_pod_fits_a_common_node(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
-    for thing in overlays[name]:
-        for where, template in pods(thing.get("spec", {})):
-            asked = [container["resources"]["requests"] for container in template["spec"]["containers"]]
-            assert sum(cpus(a["cpu"]) for a in asked) <= NODE["cpu"], where
-            assert sum(gibibytes(a["memory"]) for a in asked) <= NODE["memory"], where
+    for obj in overlays[name]:
+        for where, template in pods(obj.get("spec", {})):
+            requests = [container["resources"]["requests"] for container in template["spec"]["containers"]]
+            assert sum(cpus(a["cpu"]) for a in requests) <= NODE["cpu"], where
+            assert sum(gibibytes(a["memory"]) for a in requests) <= NODE["memory"], where
 
 
 def cpus(quantity: str) -> float:
@@ -274,11 +275,11 @@ def gibibytes(quantity: str) -> float:
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_the_endpoint_outlives_drains_slow_starts_and_new_settings(
+def test_the_endpoint_survives_drains_slow_starts_and_updates(
     overlays: dict[str, list[dict[str, Any]]], name: str
 ) -> None:
     service = the(overlays[name], "RayService")
-    # A first start that takes longer would end for good; KubeRay looks at it in no upgrade.
+    # With this annotation a slow first start fails for ever, and KubeRay ignores it in upgrades.
     assert "ray.io/initializing-timeout" not in service["metadata"].get("annotations", {})
     cluster = service["spec"]["rayClusterConfig"]
     (group,) = cluster["workerGroupSpecs"]
@@ -293,38 +294,38 @@ def test_the_endpoint_outlives_drains_slow_starts_and_new_settings(
     for scaling, percent in ((config.replicas, surge["model"]), (config.ingress, surge["ingress"])):
         assert scaling.min >= 2
         assert percent > 0
-        # There is room for the new beside the old: otherwise the update waits for ever.
+        # The group has room for new replicas beside the old ones. Otherwise an update would wait for ever.
         assert scaling.largest + math.ceil(scaling.largest * percent / 100) <= group["maxReplicas"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_head_is_moved_to_save_a_node(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
-    for thing in overlays[name]:
-        for cluster in clusters(thing):
+def test_the_cluster_autoscaler_does_not_evict_heads(overlays: dict[str, list[dict[str, Any]]], name: str) -> None:
+    for obj in overlays[name]:
+        for cluster in clusters(obj):
             assert cluster["headGroupSpec"]["template"]["metadata"]["annotations"] == {
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 "karpenter.sh/do-not-disrupt": "true",
             }
 
 
-def with_components(tmp_path: Path, *names: str) -> list[dict[str, Any]]:
-    """The gpu overlay with more components, rendered from a copy."""
+def render_with(tmp_path: Path, *names: str) -> list[dict[str, Any]]:
+    """Return the rendered objects of the GPU overlay with more components, from a copy of the files."""
     for folder in ("k8s", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     path = tmp_path / "k8s/overlays/gpu/kustomization.yaml"
     line = "  - ../../components/gpu\n"
     assert line in path.read_text()
     path.write_text(path.read_text().replace(line, line + "".join(f"  - ../../components/{name}\n" for name in names)))
-    things = render(path.parent)
-    for thing in things:
-        check(thing)
-        for where, template in pods(thing.get("spec", {})):
+    objects = render(path.parent)
+    for obj in objects:
+        check(obj)
+        for where, template in pods(obj.get("spec", {})):
             assert restricted(template) == [], where
-    return things
+    return objects
 
 
-def test_workers_on_preemptible_nodes_by_one_line(tmp_path: Path) -> None:
-    cluster = the(with_components(tmp_path, "spot"), "RayCronJob")["spec"]["jobTemplate"]["rayClusterSpec"]
+def test_one_line_puts_workers_on_preemptible_nodes(tmp_path: Path) -> None:
+    cluster = the(render_with(tmp_path, "spot"), "RayCronJob")["spec"]["jobTemplate"]["rayClusterSpec"]
 
     def terms(group: dict[str, Any]) -> list[set[tuple[str, str]]]:
         affinity = group["template"]["spec"]["affinity"]["nodeAffinity"]
@@ -337,7 +338,7 @@ def test_workers_on_preemptible_nodes_by_one_line(tmp_path: Path) -> None:
     assert {operator for _, operator in never} == {"NotIn"}
     assert "tolerations" not in cluster["headGroupSpec"]["template"]["spec"]
     for group in cluster["workerGroupSpecs"]:
-        # One term is enough, and each is one cloud's label: all that the head keeps away from.
+        # The terms are alternatives, one for each cloud's label: the same labels that the head avoids.
         assert terms(group) == [{(key, "In")} for key, _ in sorted(never, key=lambda pair: LABELS.index(pair[0]))]
         keys = [entry["key"] for entry in group["template"]["spec"]["tolerations"]]
         assert ("nvidia.com/gpu" in keys) is (group["groupName"] == "actors")
@@ -352,12 +353,12 @@ LABELS = [
 
 
 def test_the_endpoint_survives_its_head_with_ha(tmp_path: Path) -> None:
-    things = with_components(tmp_path, "ha")
-    options = the(things, "RayService")["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
-    service, server = the(things, "Service"), the(things, "StatefulSet")
+    objects = render_with(tmp_path, "ha")
+    options = the(objects, "RayService")["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    service, server = the(objects, "Service"), the(objects, "StatefulSet")
     assert options["redisAddress"] == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     assert service["spec"]["selector"] == server["spec"]["template"]["metadata"]["labels"]
-    assert not {"redis"} & set(the(things, "RayCronJob")["spec"]["jobTemplate"]["rayClusterSpec"])
+    assert not {"redis"} & set(the(objects, "RayCronJob")["spec"]["jobTemplate"]["rayClusterSpec"])
     (container,) = server["spec"]["template"]["spec"]["containers"]
     assert container["env"][0]["valueFrom"] == options["redisPassword"]["valueFrom"]
 
@@ -404,7 +405,7 @@ def test_serve_settings_and_pods_fit(overlays: dict[str, list[dict[str, Any]]], 
     assert str(config.auth.keys_file).startswith(mounts[0]["mountPath"])
 
 
-def test_the_readme_names_what_is_there() -> None:
+def test_the_readme_names_existing_files_and_settings() -> None:
     text = (K8S / "README.md").read_text()
     for path in set(re.findall(r"`((?:k8s|configs|serve)/[\w./-]+)`", text)):
         assert (ROOT / path).exists(), path
@@ -419,10 +420,10 @@ def test_the_readme_builds_an_image_without_cuda_for_cpus() -> None:
     text = (K8S / "README.md").read_text()
     (line,) = (line for line in text.splitlines() if "docker build" in line and "0.1.0-cpu" in line)
     assert "--build-arg TORCH_INDEX=https://" in line
-    assert "torch.version.cuda" in text  # what a GPU node's driver must know
+    assert "torch.version.cuda" in text  # the README says how to check a GPU node's driver
 
 
-def test_alerts_are_rules() -> None:
+def test_alerts_have_a_severity_and_a_summary() -> None:
     for group in yaml.safe_load((K8S / "alerts.yaml").read_text())["groups"]:
         for rule in group["rules"]:
             assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from json import dumps
 
@@ -90,7 +90,8 @@ def test_stopping_loses_no_request(served: tuple[subprocess.Popen[str], int]) ->
 
     def receive(connection: HTTPConnection) -> None:
         try:
-            found[connection.getresponse().status] += 1
+            with closing(connection), connection.getresponse() as response:
+                found[response.status] += 1
         except (OSError, HTTPException) as error:
             found[repr(error)] += 1
 

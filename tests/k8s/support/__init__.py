@@ -1,1 +1,1 @@
-"""What the tests of `k8s/` share: schemas, an API server, controllers, pods in network namespaces."""
+"""Shared by the tests of `k8s/`: schemas, an API server, controllers, pods in network namespaces."""

@@ -1,9 +1,8 @@
-"""A small Kubernetes API server for tests: real HTTPS over a store, with the semantics that the launcher meets.
+"""A small Kubernetes API server for tests: real HTTPS, and the semantics that the launcher depends on.
 
-It keeps a name for one object of a kind, checks every object against Kubernetes' and KubeRay's schemas, lets an account
-do what the rendered roles let it, deletes what a deleted object owns, and goes by a clock that a test can put forward.
-Knows nothing of watches, versions of objects, patches, quotas or admission. Who acts on the objects is in
-`tests.k8s.support.controllers`.
+Names are unique per kind. Every object is checked against the schemas of Kubernetes and KubeRay. An account may do what
+the rendered roles allow. Deleting an object deletes what it owns. A test can move the clock forward. There are no
+watches, resource versions, patches, quotas or admission. `tests.k8s.support.controllers` acts on the objects.
 """
 
 from __future__ import annotations
@@ -45,78 +44,78 @@ PLURALS = {
     "ServiceAccount": "serviceaccounts",
 }
 
-Thing = dict[str, Any]
+KubeObject = dict[str, Any]
 
 
 class Conflict(Exception):
-    """An object of this kind and name is there already: 409 AlreadyExists."""
+    """An object of this kind and name already exists: 409 AlreadyExists."""
 
 
 class Store:
-    """Objects by (plural, name) in one namespace, on a clock of its own. Thread-safe."""
+    """The objects of one namespace by (plural, name), with their own clock. Thread-safe."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.objects: dict[tuple[str, str], Thing] = {}
+        self.objects: dict[tuple[str, str], KubeObject] = {}
         self.events: list[str] = []
         self._ahead = 0.0
 
     def now(self) -> float:
-        """Seconds since the epoch, here."""
+        """Return the store's time in seconds since the epoch."""
         return time.time() + self._ahead
 
     def pass_time(self, seconds: float) -> None:
-        """Put the clock forward."""
+        """Move the clock forward."""
         self._ahead += seconds
 
-    def create(self, thing: Thing) -> Thing:
-        """Raises `Conflict`; `jsonschema.ValidationError` for what the schemas refuse."""
+    def create(self, obj: KubeObject) -> KubeObject:
+        """Create an object. Raises `Conflict`, or `jsonschema.ValidationError` if a schema refuses the object."""
         with self.lock:
-            plural, name = PLURALS[thing["kind"]], thing["metadata"]["name"]
+            plural, name = PLURALS[obj["kind"]], obj["metadata"]["name"]
             if (plural, name) in self.objects:
                 raise Conflict(f'{plural} "{name}" already exists')
-            check({key: value for key, value in thing.items() if key != "status"})
-            made = copy.deepcopy(thing)
+            check({key: value for key, value in obj.items() if key != "status"})
+            made = copy.deepcopy(obj)
             made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp(self.now())}
             made["metadata"].setdefault("namespace", NAMESPACE)
             made.setdefault("status", {})
             self.objects[plural, name] = made
             return made
 
-    def get(self, plural: str, name: str) -> Thing | None:
-        """The object itself, not a copy: controllers write its status in place."""
+    def get(self, plural: str, name: str) -> KubeObject | None:
+        """Return the object itself, not a copy, because controllers change its status in place."""
         return self.objects.get((plural, name))
 
-    def list(self, plural: str, **labels: str) -> list[Thing]:
-        """The objects of a kind with all these labels, oldest first."""
+    def list(self, plural: str, **labels: str) -> list[KubeObject]:
+        """Return the objects of a kind with all these labels, oldest first."""
         with self.lock:
             return [
-                thing
-                for (kind, _), thing in self.objects.items()
-                if kind == plural and labels.items() <= thing["metadata"].get("labels", {}).items()
+                obj
+                for (kind, _), obj in self.objects.items()
+                if kind == plural and labels.items() <= obj["metadata"].get("labels", {}).items()
             ]
 
-    def owned(self, plural: str, owner: Thing) -> Iterator[Thing]:
-        """What has `owner` among its owners."""
-        for thing in self.list(plural):
-            if owner["metadata"]["uid"] in [ref["uid"] for ref in thing["metadata"].get("ownerReferences", [])]:
-                yield thing
+    def owned(self, plural: str, owner: KubeObject) -> Iterator[KubeObject]:
+        """Yield the objects that `owner` owns."""
+        for obj in self.list(plural):
+            if owner["metadata"]["uid"] in [ref["uid"] for ref in obj["metadata"].get("ownerReferences", [])]:
+                yield obj
 
     def delete(self, plural: str, name: str) -> None:
-        """The object and, as the garbage collector does in the background, all that it owns."""
+        """Delete an object and all objects that it owns, as the garbage collector does."""
         with self.lock:
-            thing = self.objects.pop((plural, name), None)
-            if thing:
+            obj = self.objects.pop((plural, name), None)
+            if obj:
                 for kind in set(PLURALS.values()):
-                    for below in list(self.owned(kind, thing)):
+                    for below in list(self.owned(kind, obj)):
                         self.delete(kind, below["metadata"]["name"])
 
-    def say(self, reason: str, message: str) -> None:
+    def record_event(self, reason: str, message: str) -> None:
         """Record an event."""
         self.events.append(f"{reason}: {message}")
 
-    def may(self, account: str, verb: str, group: str, resource: str, name: str) -> bool:
-        """Whether the roles bound to a service account allow this."""
+    def is_allowed(self, account: str, verb: str, group: str, resource: str, name: str) -> bool:
+        """Whether the roles of a service account allow a verb on a resource."""
         for binding in self.list("rolebindings"):
             if account not in [s["name"] for s in binding["subjects"] if s["kind"] == "ServiceAccount"]:
                 continue
@@ -127,7 +126,7 @@ class Store:
                     group in rule["apiGroups"]
                     and resource in rule["resources"]
                     and verb in rule["verbs"]
-                    # A name in a rule never allows `create` or `list`: those requests carry none.
+                    # A rule with names never allows `create` or `list`, because such requests have no name.
                     and (not names or name in names)
                 ):
                     return True
@@ -135,16 +134,16 @@ class Store:
 
 
 class ApiServer:
-    """A store behind HTTPS on a loopback port. To be used in a `with`; `folder` becomes a service account's."""
+    """HTTPS server of a store on a loopback port, as a context manager. `folder` gets a service account's files."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
         self.calls: list[tuple[str, str, int]] = []
         self.tokens: dict[str, str] = {}
         self.failures: list[int] = []
-        """Statuses that the next calls get, whatever they ask."""
+        """Status codes of the next responses, for any request."""
         self.removed: set[str] = set()
-        """Kinds, by plural, that this server does not know: their definitions are not installed."""
+        """Plurals of kinds whose definitions are not installed on this server."""
         authority = trustme.CA()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -153,12 +152,12 @@ class ApiServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.answer("GET")
+                self.respond("GET")
 
             def do_POST(self) -> None:
-                self.answer("POST")
+                self.respond("POST")
 
-            def answer(self, method: str) -> None:
+            def respond(self, method: str) -> None:
                 length = int(self.headers.get("Content-Length", 0))
                 code, body = api.handle(method, self.path, self.headers["Authorization"], self.rfile.read(length))
                 data = json.dumps(body).encode()
@@ -187,12 +186,12 @@ class ApiServer:
         self.thread.join()
 
     def renew_token(self, account: str) -> None:
-        """A new token for the account, in its folder; the ones before end."""
+        """Write a new token for the account into its folder. Older tokens become invalid."""
         self.tokens = {uuid.uuid4().hex: account}
         (self.folder / "token").write_text(next(iter(self.tokens)))
 
-    def handle(self, method: str, url: str, authorization: str, body: bytes) -> tuple[int, Thing]:
-        """Answer one call: authentication, then permission, then the object, as a real server goes about it."""
+    def handle(self, method: str, url: str, authorization: str, body: bytes) -> tuple[int, KubeObject]:
+        """Handle a request in a real server's order: authentication, then authorization, then the object."""
         if self.failures:
             return self.failures.pop(0), {"message": "not now"}
         account = self.tokens.get((authorization or "").removeprefix("Bearer "))
@@ -204,7 +203,7 @@ class ApiServer:
             return 404, {"message": "the server could not find the requested resource"}
         group, plural, name = found[1], found[3], found[4] or ""
         verb = {"GET": "get" if name else "list", "POST": "create"}[method]
-        if not self.store.may(account, verb, group, plural, name):
+        if not self.store.is_allowed(account, verb, group, plural, name):
             return 403, {"message": f'{plural}.{group} "{name}" is forbidden: {account} may not {verb} it'}
         if method == "POST":
             try:
@@ -218,15 +217,15 @@ class ApiServer:
                 selector = urllib.parse.parse_qs(parts.query).get("labelSelector", [""])[0]
                 labels = dict(term.split("=") for term in selector.split(",") if term)
                 return 200, {"items": copy.deepcopy(self.store.list(plural, **labels))}
-            thing = copy.deepcopy(self.store.get(plural, name))
-        return (200, thing) if thing else (404, {"message": f'{plural} "{name}" not found'})
+            obj = copy.deepcopy(self.store.get(plural, name))
+        return (200, obj) if obj else (404, {"message": f'{plural} "{name}" not found'})
 
 
 def timestamp(seconds: float) -> str:
-    """Kubernetes' form of a time."""
+    """Format a time as Kubernetes does."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds_of(stamp: str) -> float:
-    """The reverse of `timestamp`."""
+    """Parse a time in Kubernetes' format to seconds since the epoch."""
     return datetime.fromisoformat(stamp).timestamp()

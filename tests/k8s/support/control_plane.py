@@ -1,14 +1,14 @@
-"""A real Kubernetes control plane with KubeRay's real operator on loopback. The test plays the nodes, and Ray.
+"""A real Kubernetes control plane with KubeRay's real operator on loopback. Nodes and Ray are simulated.
 
-Three variables of the environment say where the programs are; CONTRIBUTING.md says how to get them:
+Three environment variables name the programs; CONTRIBUTING.md says how to get them:
 
 * KUBEBUILDER_ASSETS: the folder of etcd, kube-apiserver and kube-controller-manager
 * KUBERAY_OPERATOR: the operator's program
 * KUBERAY_CRDS: the folder of its CustomResourceDefinitions and, in `role.yaml`, its ClusterRole
 
-Permissions, admission, validation, garbage collection, Jobs, CronJobs, disruption budgets and everything of KubeRay's
-are real. Nothing is scheduled and no container runs, but the launcher's: `Nodes` says of every pod that it runs, and
-`Ray` answers the operator.
+Permissions, admission, validation, garbage collection, Jobs, CronJobs, disruption budgets and KubeRay's operator are
+real. Nothing is scheduled, and no container runs except the launcher's: `Nodes` reports every pod as running, and `Ray`
+responds to the operator.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.k8s.support.schemas import find_kubectl
 from tests.support.ports import free_port
 
-Thing = dict[str, Any]
+KubeObject = dict[str, Any]
 VARIABLES = ("KUBEBUILDER_ASSETS", "KUBERAY_OPERATOR", "KUBERAY_CRDS")
 NAMESPACE = "sightline"
 
 
-def is_at_hand() -> bool:
-    """Whether the environment names a control plane."""
+def is_installed() -> bool:
+    """Whether the environment variables name a control plane."""
     return all(os.environ.get(name) for name in VARIABLES)
 
 
 def own_address() -> str:
-    """An address of this machine that is not loopback: the API server sends nothing to a pod on one."""
+    """Return an address of this machine that is not loopback, because the API server refuses pods on loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("198.51.100.1", 9))  # nothing is sent
+        probe.connect(("198.51.100.1", 9))  # a UDP socket sends nothing on connect
         return str(probe.getsockname()[0])
 
 
 class ControlPlane:
-    """The four programs, their state in `folder`. To be used in a `with`."""
+    """The four programs, as a context manager. Their state and logs are in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,7 +116,7 @@ class ControlPlane:
             f"--tls-private-key-file={self.folder / 'server.key'}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=RBAC",
-            # Its cache asks more of etcd than Debian's, which is older, can answer.
+            # The cache needs a feature that Debian's etcd is too old for.
             "--watch-cache=false",
             "--service-cluster-ip-range=10.255.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
@@ -130,17 +130,17 @@ class ControlPlane:
             f"--kubeconfig={self.kubeconfig('admin')}",
             f"--service-account-private-key-file={self.folder / 'accounts.key'}",
             f"--root-ca-file={self.folder / 'ca.crt'}",
-            # No kubelet renews a lease here.
+            # No kubelet renews leases here, so this controller would mark the node as lost.
             "--controllers=*,-node-lifecycle-controller",
             f"--secure-port={free_port()}",
             "--bind-address=127.0.0.1",
             "--leader-elect=false",
         )
         crds = Path(os.environ["KUBERAY_CRDS"])
-        self.apply(thing for path in crds.glob("*.yaml") for thing in yaml.safe_load_all(path.read_text()) if thing)
+        self.apply(obj for path in crds.glob("*.yaml") for obj in yaml.safe_load_all(path.read_text()) if obj)
         self.wait("KubeRay's kinds", lambda: len(self._discover("apis/ray.io/v1")) >= 4)
         self.kubectl("create", "clusterrolebinding", "operator", "--clusterrole=kuberay-operator", "--user=operator")
-        # What `--use-kubernetes-proxy` needs: the operator has no way of its own to a pod here.
+        # `--use-kubernetes-proxy` needs this role: here the operator cannot connect to pods directly.
         proxy = {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRole",
@@ -175,12 +175,12 @@ class ControlPlane:
         self.client.close()
 
     def start(self, name: str, program: Path, *arguments: str) -> None:
-        """Start one of the programs. What it says is in `folder`, in a file of its name."""
+        """Start one of the programs. Its output goes to the file NAME.log in `folder`."""
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen([str(program), *arguments], stdout=log, stderr=log)
 
     def kubeconfig(self, user: str) -> Path:
-        """A kubeconfig for one of the users."""
+        """Write a kubeconfig for one of the users, and return its path."""
         path = self.folder / f"{user}.yaml"
         server = {"server": self.url, "certificate-authority": str(self.folder / "ca.crt")}
         config = {
@@ -195,7 +195,7 @@ class ControlPlane:
         return path
 
     def kubectl(self, *arguments: str) -> str:
-        """Run kubectl as the administrator. Returns what it says; `AssertionError` with its words when it fails."""
+        """Run kubectl as the administrator, and return its output. Raises `AssertionError` with its message."""
         program = find_kubectl()
         assert program
         done = subprocess.run(
@@ -208,43 +208,45 @@ class ControlPlane:
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    def apply(self, things: Iterable[Thing]) -> None:
-        """Server-side apply, in order. `AssertionError` for what is refused, unknown fields and warnings."""
-        for thing in things:
-            group = f"apis/{thing['apiVersion']}" if "/" in thing["apiVersion"] else f"api/{thing['apiVersion']}"
-            plural, namespaced = self._discover(group)[thing["kind"]]
-            folder = f"namespaces/{thing['metadata'].get('namespace', 'default')}/{plural}" if namespaced else plural
-            answer = self.client.patch(
-                f"/{group}/{folder}/{thing['metadata']['name']}",
+    def apply(self, objects: Iterable[KubeObject]) -> None:
+        """Server-side apply, in order. Raises `AssertionError` for a refusal, an unknown field or a warning."""
+        for obj in objects:
+            group = f"apis/{obj['apiVersion']}" if "/" in obj["apiVersion"] else f"api/{obj['apiVersion']}"
+            plural, namespaced = self._discover(group)[obj["kind"]]
+            folder = f"namespaces/{obj['metadata'].get('namespace', 'default')}/{plural}" if namespaced else plural
+            response = self.client.patch(
+                f"/{group}/{folder}/{obj['metadata']['name']}",
                 params={"fieldManager": "test", "fieldValidation": "Strict"},
-                content=json.dumps(thing),
+                content=json.dumps(obj),
                 headers={"Content-Type": "application/apply-patch+yaml"},
             )
-            assert answer.status_code in (200, 201), f"{thing['kind']} {thing['metadata']['name']}: {answer.text}"
-            assert "Warning" not in answer.headers, (thing["metadata"]["name"], answer.headers["Warning"])
+            assert response.status_code in (200, 201), f"{obj['kind']} {obj['metadata']['name']}: {response.text}"
+            assert "Warning" not in response.headers, (obj["metadata"]["name"], response.headers["Warning"])
 
     def _discover(self, group: str) -> dict[str, tuple[str, bool]]:
-        """Plural, and whether in a namespace, by kind."""
+        """Return each kind's plural, and whether its objects are in namespaces."""
         found = self.client.get(f"/{group}").raise_for_status().json()["resources"]
         return {one["kind"]: (one["name"], one["namespaced"]) for one in found if "/" not in one["name"]}
 
-    def call(self, method: str, path: str, body: Thing | None = None, kind: str = "application/json") -> Thing:
-        """One call of the API as the administrator. The answer has its status in `code` when it is an error."""
-        answer = self.client.request(method, path, json=body, headers={"Content-Type": kind} if body else {})
-        found: Thing = answer.json()
+    def call(
+        self, method: str, path: str, body: KubeObject | None = None, kind: str = "application/json"
+    ) -> KubeObject:
+        """Call the API as the administrator. The JSON of an error response has its status as `code`."""
+        response = self.client.request(method, path, json=body, headers={"Content-Type": kind} if body else {})
+        found: KubeObject = response.json()
         return found
 
-    def list(self, plural: str, **labels: str) -> list[Thing]:
-        """The namespace's objects of a kind with all these labels, oldest first."""
+    def list(self, plural: str, **labels: str) -> list[KubeObject]:
+        """Return the namespace's objects of a kind with all these labels, oldest first."""
         groups = {"jobs": "apis/batch/v1", "cronjobs": "apis/batch/v1", "poddisruptionbudgets": "apis/policy/v1"}
         group = groups.get(plural, "apis/ray.io/v1" if plural.startswith("ray") else "api/v1")
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        answer = self.client.get(f"/{group}/namespaces/{NAMESPACE}/{plural}", params={"labelSelector": selector})
-        found: list[Thing] = answer.raise_for_status().json()["items"]
-        return sorted(found, key=lambda thing: thing["metadata"]["creationTimestamp"])
+        response = self.client.get(f"/{group}/namespaces/{NAMESPACE}/{plural}", params={"labelSelector": selector})
+        found: list[KubeObject] = response.raise_for_status().json()["items"]
+        return sorted(found, key=lambda obj: obj["metadata"]["creationTimestamp"])
 
     def wait(self, what: str, found: Callable[[], Any], seconds: float = 60) -> Any:
-        """What `found` finds, once it finds something. `AssertionError` with the logs' ends after `seconds`."""
+        """Call `found` until it returns something true, and return this. Raises `AssertionError` after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -260,18 +262,19 @@ class ControlPlane:
 
 
 class Nodes:
-    """A node of endless size whose kubelet says of every pod that it runs. To be used in a `with`.
+    """A simulated node without limits, as a context manager. Its kubelet reports every pod as running.
 
-    A launcher's pod is its rendered command as a process, with a token of its account. A submitter's pod tells `ray`.
+    A launcher's pod is its rendered command as a process, with a token of its service account. A submitter's pod
+    submits its job to `ray`.
     """
 
     def __init__(self, plane: ControlPlane, ray: Ray) -> None:
         self.plane, self.ray = plane, ray
         self.address = own_address()
         self.launchers: dict[str, subprocess.Popen[str]] = {}
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.unready: set[str] = set()
-        """Components whose pods stay without an answer to their readiness probes."""
+        """Pods that fail their readiness probes, as "COMPONENT NODE-TYPE"."""
         self._known: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -299,7 +302,7 @@ class Nodes:
         except Exception as problem:
             self._problem = problem
 
-    def _sync(self, pod: Thing) -> None:
+    def _sync(self, pod: KubeObject) -> None:
         meta, name = pod["metadata"], pod["metadata"]["name"]
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}"
         phase = pod["status"].get("phase")
@@ -309,7 +312,7 @@ class Nodes:
                 process.wait(30)
                 self._exited(pod)
             elif phase == "Running":
-                self._say(pod, "Failed", code=143)
+                self._report(pod, "Failed", code=143)
             self.plane.call("DELETE", path, {"gracePeriodSeconds": 0})
         elif not pod["spec"].get("nodeName"):
             binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}}
@@ -320,22 +323,22 @@ class Nodes:
                 self._launch(pod)
             elif submitter := meta["labels"].get("batch.kubernetes.io/job-name"):
                 self.ray.submit(submitter, json.dumps(pod["spec"]))
-            self._say(pod, "Running")
+            self._report(pod, "Running")
         elif name in self.launchers:
             if self.launchers[name].poll() is not None:
                 self._exited(pod)
         elif phase == "Running" and (submitter := meta["labels"].get("batch.kubernetes.io/job-name")):
             if self.ray.is_over(submitter):
-                self._say(pod, "Succeeded", code=0)
+                self._report(pod, "Succeeded", code=0)
         elif phase == "Running" and self._is_ready(pod) != ("Ready" in _true(pod)):
-            self._say(pod, "Running")
+            self._report(pod, "Running")
 
-    def _is_ready(self, pod: Thing) -> bool:
+    def _is_ready(self, pod: KubeObject) -> bool:
         labels = pod["metadata"]["labels"]
         return f"{labels.get('app.kubernetes.io/component')} {labels.get('ray.io/node-type')}" not in self.unready
 
-    def _launch(self, pod: Thing) -> None:
-        """The rendered command, its variables from the pod's fields, its token from the API server."""
+    def _launch(self, pod: KubeObject) -> None:
+        """Start the rendered command, with variables from the pod's fields and a token from the API server."""
         meta, spec = pod["metadata"], pod["spec"]
         (container,) = spec["containers"]
         path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{spec['serviceAccountName']}/token"
@@ -355,23 +358,23 @@ class Nodes:
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def _exited(self, pod: Thing) -> None:
+    def _exited(self, pod: KubeObject) -> None:
         process = self.launchers.pop(pod["metadata"]["name"])
-        self.said.append(process.communicate()[0])
-        self._say(pod, "Failed" if process.returncode else "Succeeded", code=process.returncode)
+        self.printed.append(process.communicate()[0])
+        self._report(pod, "Failed" if process.returncode else "Succeeded", code=process.returncode)
 
-    def _say(self, pod: Thing, phase: str, code: int | None = None) -> None:
-        """What a kubelet writes of a pod's state. `code` is of its first container, once that has ended."""
+    def _report(self, pod: KubeObject, phase: str, code: int | None = None) -> None:
+        """Write a pod's status as a kubelet does. `code` is the exit code of its containers if they have ended."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         ready = phase == "Running" and self._is_ready(pod)
-        state: Thing = {"running": {"startedAt": now}}
+        state: KubeObject = {"running": {"startedAt": now}}
         if code is not None:
             state = {"terminated": {"exitCode": code, "startedAt": now, "finishedAt": now}}
         containers = [
             {
                 "name": container["name"],
                 "image": container["image"],
-                "imageID": "played",
+                "imageID": "simulated",
                 "restartCount": 0,
                 "ready": ready,
                 "started": True,
@@ -395,25 +398,25 @@ class Nodes:
         self.plane.call("PATCH", path, {"status": status}, "application/merge-patch+json")
 
 
-def _true(pod: Thing) -> set[str]:
+def _true(pod: KubeObject) -> set[str]:
     return {c["type"] for c in pod["status"].get("conditions", []) if c["status"] == "True"}
 
 
 class Ray:
-    """The dashboards of all Ray heads, at the port that their pods name, and the health of all their proxies.
+    """Simulated Ray: the dashboards of all heads, and the health checks of all Serve proxies, on the pods' ports.
 
-    `drivers` says how each submitted driver ends: by its exit code, as "stopped", or, with None, that it does not.
+    `drivers` has the end of each submitted driver: its exit code, or "stopped", or None if it still runs.
     """
 
     def __init__(self) -> None:
         self.drivers: list[int | str | None] = []
         self.submitted: list[str] = []
-        """The jobs that ran, by their RayJobs."""
+        """The names of the RayJobs whose drivers started."""
         self.ids: dict[str, str] = {}
-        self.applications: list[Thing] = []
+        self.applications: list[KubeObject] = []
         """The Serve configs that the operator sent."""
         self.health = "RUNNING"
-        """What is said of every Serve application."""
+        """The reported status of every Serve application."""
         self._servers: list[ThreadingHTTPServer] = []
         self._begun = time.time()
         self._end_times: dict[str, int] = {}
@@ -423,13 +426,13 @@ class Ray:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.answer(*ray.answer(self.path))
+                self.respond(*ray.respond(self.path))
 
             def do_PUT(self) -> None:
                 ray.applications.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.answer(200, {})
+                self.respond(200, {})
 
-            def answer(self, code: int, body: Any) -> None:
+            def respond(self, code: int, body: Any) -> None:
                 data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
                 self.send_response_only(code)
                 self.send_header("Content-Length", str(len(data)))
@@ -451,22 +454,22 @@ class Ray:
             server.server_close()
 
     def submit(self, name: str, spec: str) -> None:
-        """A submitter's pod runs: the job it submits is named in its command."""
+        """Submit a job, as a submitter's pod does. `spec` is the pod's, whose command contains the job's id."""
         found = re.search(rf"--submission-id ({re.escape(name)}-[a-z0-9]{{5}}) ", spec)
         assert found, spec
         self.ids[found[1]] = name
         self.submitted.append(name)
 
     def ended(self, name: str) -> int | str | None:
-        """How a job ended; None while it runs."""
+        """Return how a job ended; None while it runs."""
         number = self.submitted.index(name)
         return self.drivers[number] if number < len(self.drivers) else None
 
     def is_over(self, name: str) -> bool:
         return self.ended(name) is not None
 
-    def answer(self, path: str) -> tuple[int, Any]:
-        """The dashboard's answer to a GET."""
+    def respond(self, path: str) -> tuple[int, Any]:
+        """Return the dashboard's response to a GET request: status and body."""
         path = path.partition("?")[0].rstrip("/")
         if path.endswith("/-/healthz"):
             return 200, "success"
@@ -479,10 +482,10 @@ class Ray:
         found = path.rpartition("/")[2]
         return (200, self.job(found)) if found in self.ids else (404, "no such job")
 
-    def job(self, found: str) -> Thing:
-        """A job as the dashboard tells of it."""
+    def job(self, found: str) -> KubeObject:
+        """Return the dashboard's description of a job."""
         end = self.ended(self.ids[found])
-        job: Thing = {
+        job: KubeObject = {
             "submission_id": found,
             "type": "SUBMISSION",
             "status": "RUNNING",

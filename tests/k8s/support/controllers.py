@@ -1,12 +1,12 @@
-"""The controllers of Kubernetes and of KubeRay that act on the objects of `tests.k8s.support.apiserver`.
+"""Simulated controllers of Kubernetes and KubeRay for the objects of `tests.k8s.support.apiserver`.
 
-Each follows its original in what matters to the manifests, as far as named; the rest of it is not there. Pods are
-played: a launcher's pod is the rendered command as a process, Ray's driver is a result that the test names.
+Each follows its original in the points listed here, which matter to the manifests, and does nothing else. Pods are
+simulated: a launcher's pod is the rendered command as a process, and the test gives the result of Ray's driver.
 
 * CronJob: `syncCronJob` of pkg/controller/cronjob: names, Forbid, starting deadline, history.
 * Job: pkg/controller/job: retries, podFailurePolicy, activeDeadlineSeconds.
-* RayJob: `Reconcile` of rayjob_controller.go in KubeRay 1.7.0: states, deadlines, retries, submitter Job, shut-down.
-* Disruption: `getExpectedPodCount` of pkg/controller/disruption, and the eviction that goes by its result.
+* RayJob: `Reconcile` of rayjob_controller.go in KubeRay 1.7.0: states, deadlines, retries, submitter Job, deletion.
+* Disruption: `getExpectedPodCount` of pkg/controller/disruption, and evictions, which depend on its result.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.k8s.support.apiserver import NAMESPACE, ApiServer, Conflict, Store, Thing, seconds_of, timestamp
+from tests.k8s.support.apiserver import NAMESPACE, ApiServer, Conflict, KubeObject, Store, seconds_of, timestamp
 
 OPERATOR = {"app.kubernetes.io/created-by": "kuberay-operator"}
 
 
 SCALES = {"Deployment", "ReplicaSet", "ReplicationController", "StatefulSet"}
-"""Kinds whose objects can be asked how many pods they want."""
+"""Kinds with a `scale` subresource, which tells how many pods they want."""
 
 
-def owner(thing: Thing) -> list[Thing]:
-    """The reference by which a controller marks its own."""
-    meta = thing["metadata"]
+def owner(obj: KubeObject) -> list[KubeObject]:
+    """Return the owner references of an object that `obj` controls."""
+    meta = obj["metadata"]
     return [
         {
-            "apiVersion": thing["apiVersion"],
-            "kind": thing["kind"],
+            "apiVersion": obj["apiVersion"],
+            "kind": obj["kind"],
             "name": meta["name"],
             "uid": meta["uid"],
             "controller": True,
@@ -42,13 +42,13 @@ def owner(thing: Thing) -> list[Thing]:
     ]
 
 
-def condition(thing: Thing, kind: str) -> Thing | None:
-    """A condition that is true."""
-    return next((c for c in thing["status"].get("conditions", []) if c["type"] == kind and c["status"] == "True"), None)
+def condition(obj: KubeObject, kind: str) -> KubeObject | None:
+    """Return the condition of this type if it is true, else None."""
+    return next((c for c in obj["status"].get("conditions", []) if c["type"] == kind and c["status"] == "True"), None)
 
 
 class CronJobs:
-    """Daily schedules, `M H * * *`, in UTC: what the manifests have."""
+    """The CronJob controller, for daily schedules `M H * * *` in UTC, as in the manifests."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -57,7 +57,7 @@ class CronJobs:
         for cron in self.store.list("cronjobs"):
             self.sync(cron)
 
-    def sync(self, cron: Thing) -> None:
+    def sync(self, cron: KubeObject) -> None:
         spec, status, now = cron["spec"], cron["status"], self.store.now()
         jobs = list(self.store.owned("jobs", cron))
         finished = {kind: [job for job in jobs if condition(job, kind)] for kind in ("Complete", "Failed")}
@@ -76,10 +76,10 @@ class CronJobs:
         if due <= status.get("last", seconds_of(cron["metadata"]["creationTimestamp"])):
             return
         if due + spec["startingDeadlineSeconds"] < now:
-            self.store.say("MissSchedule", cron["metadata"]["name"])
+            self.store.record_event("MissSchedule", cron["metadata"]["name"])
             return
         if spec["concurrencyPolicy"] == "Forbid" and active:
-            self.store.say("JobAlreadyActive", cron["metadata"]["name"])
+            self.store.record_event("JobAlreadyActive", cron["metadata"]["name"])
             return
         name = f"{cron['metadata']['name']}-{int(due // 60)}"
         self.store.create(
@@ -94,12 +94,12 @@ class CronJobs:
 
 
 class Jobs:
-    """Jobs of one pod. A submitter's pod is KubeRay's; any other is a process, the launcher's."""
+    """The Job controller, for Jobs with one pod: a launcher's is a process, and `RayJobs` simulates a submitter's."""
 
     def __init__(self, store: Store, api: ApiServer) -> None:
         self.store, self.api = store, api
         self.processes: dict[str, subprocess.Popen[str]] = {}
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.evicted: set[str] = set()
 
     def step(self) -> None:
@@ -107,7 +107,7 @@ class Jobs:
             if not condition(job, "Complete") and not condition(job, "Failed"):
                 self.sync(job)
 
-    def sync(self, job: Thing) -> None:
+    def sync(self, job: KubeObject) -> None:
         spec, status, name = job["spec"], job["status"], job["metadata"]["name"]
         status.setdefault("startTime", timestamp(self.store.now()))
         limit = spec.get("activeDeadlineSeconds")
@@ -116,7 +116,7 @@ class Jobs:
             self.end(name)
             return
         if "ray.io/originated-from-cr-name" in job["metadata"].get("labels", {}):
-            return  # `RayJobs` plays its pod
+            return  # `RayJobs` simulates its pod
         process = self.processes.get(name)
         if process is None:
             self.start(job)
@@ -125,7 +125,7 @@ class Jobs:
         if code is None:
             return
         assert process.stdout
-        self.said.append(process.stdout.read())
+        self.printed.append(process.stdout.read())
         process.stdout.close()
         del self.processes[name]
         if code == 0:
@@ -142,13 +142,13 @@ class Jobs:
                     self.finish(job, "Failed", "PodFailurePolicy")
                     return
                 assert rule["action"] == "Ignore"
-                return  # another pod, and nothing is counted
+                return  # another pod is created, and no failure is counted
         status["failed"] = status.get("failed", 0) + 1
         if status["failed"] > spec["backoffLimit"]:
             self.finish(job, "Failed", "BackoffLimitExceeded")
 
-    def start(self, job: Thing) -> None:
-        """The pod, as the kubelet runs it: the rendered command, its variables from the pod's fields."""
+    def start(self, job: KubeObject) -> None:
+        """Start the pod as a kubelet does: the rendered command, with variables from the pod's fields."""
         template = job["spec"]["template"]["spec"]
         (container,) = template["containers"]
         labels = {
@@ -167,7 +167,7 @@ class Jobs:
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def finish(self, job: Thing, kind: str, reason: str) -> None:
+    def finish(self, job: KubeObject, kind: str, reason: str) -> None:
         at = timestamp(self.store.now())
         job["status"].setdefault("conditions", []).append({"type": kind, "status": "True", "reason": reason})
         job["status"]["finishedAt"] = at
@@ -175,16 +175,16 @@ class Jobs:
             job["status"]["completionTime"] = at
 
     def evict(self, name: str) -> None:
-        """The node of the Job's pod is drained: SIGTERM, and the condition that says why."""
+        """Drain the node of the Job's pod: send SIGTERM, and set the condition DisruptionTarget."""
         self.evicted.add(name)
         self.processes[name].terminate()
         self.processes[name].wait(30)
 
     def end(self, name: str) -> None:
-        """End the Job's process, if there is one."""
+        """Stop the Job's process, if there is one."""
         if process := self.processes.pop(name, None):
             process.terminate()
-            self.said.append(process.communicate(timeout=30)[0])
+            self.printed.append(process.communicate(timeout=30)[0])
 
     def close(self) -> None:
         for name in list(self.processes):
@@ -192,26 +192,26 @@ class Jobs:
 
 
 class RayJobs:
-    """KubeRay's operator, and Ray under it: `drivers` says how each submitted driver ends, `None` that it does not."""
+    """KubeRay's operator, and Ray. `drivers` has the end of each submitted driver, or None while the driver runs."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.drivers: list[int | str | None] = []
         self.submitted: list[str] = []
-        """The Ray jobs that ran, by RayJob."""
+        """The names of the RayJobs whose drivers started."""
 
     def step(self) -> None:
         for job in self.store.list("rayjobs"):
             self.sync(job)
 
-    def sync(self, job: Thing) -> None:
+    def sync(self, job: KubeObject) -> None:
         spec, status, name, now = job["spec"], job["status"], job["metadata"]["name"], self.store.now()
         state = status.get("jobDeploymentStatus", "")
         if state in ("", "New"):
             if len(name) > 47:
                 status |= {"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed"}
                 return
-            # Each try, and with it the deadline, starts here.
+            # Each attempt starts here, and its deadline with it.
             status |= {
                 "jobDeploymentStatus": "Initializing",
                 "jobStatus": "",
@@ -239,7 +239,7 @@ class RayJobs:
         elif state in ("Complete", "Failed"):
             self.clean(job)
 
-    def initialize(self, job: Thing) -> None:
+    def initialize(self, job: KubeObject) -> None:
         name, status = job["metadata"]["name"], job["status"]
         if not self.store.get("rayclusters", status["rayClusterName"]):
             self.store.create(
@@ -251,7 +251,8 @@ class RayJobs:
                 }
             )
             return
-        # The operator's cache holds only Jobs with its own labels: another's is not found, and then cannot be made.
+        # The operator's cache holds only Jobs with its own labels. It does not find another Job of the same name, and
+        # then cannot create its own.
         if not [found for found in self.store.list("jobs", **OPERATOR) if found["metadata"]["name"] == name]:
             labels = {
                 "ray.io/originated-from-cr-name": name,
@@ -259,7 +260,7 @@ class RayJobs:
                 **OPERATOR,
             }
             backoff = job["spec"].get("submitterConfig", {}).get("backoffLimit", 2)
-            submitter: Thing = {
+            submitter: KubeObject = {
                 "apiVersion": "batch/v1",
                 "kind": "Job",
                 "metadata": {"name": name, "labels": labels, "ownerReferences": owner(job)},
@@ -268,18 +269,18 @@ class RayJobs:
             try:
                 self.store.create(submitter)
             except Conflict as conflict:
-                self.store.say("FailedToCreateRayJobSubmitter", str(conflict))
+                self.store.record_event("FailedToCreateRayJobSubmitter", str(conflict))
                 return
         self.submitted.append(name)
         status["jobDeploymentStatus"] = "Running"
 
-    def run(self, job: Thing) -> None:
+    def run(self, job: KubeObject) -> None:
         status = job["status"]
         ended = self.drivers[len(self.submitted) - 1] if len(self.submitted) <= len(self.drivers) else None
         if ended is None:
             status["jobStatus"] = "RUNNING"
             return
-        # `ray job logs --follow` ends with 0 however the driver ended: the submitter is done.
+        # `ray job logs --follow` exits with 0 however the driver ended, so the submitter is complete.
         if ended == 0:
             status |= {
                 "jobStatus": "SUCCEEDED",
@@ -299,7 +300,7 @@ class RayJobs:
             words = f"Job entrypoint command failed with exit code {ended}, last available logs (truncated):\nFAILED 2"
             self.fail(job, "AppFailed", words)
 
-    def fail(self, job: Thing, reason: str, message: str) -> None:
+    def fail(self, job: KubeObject, reason: str, message: str) -> None:
         status = job["status"]
         status["failed"] = status.get("failed", 0) + 1
         status |= {"reason": reason, "message": message, "endTime": timestamp(self.store.now())}
@@ -307,7 +308,7 @@ class RayJobs:
         again = not final and status["failed"] < job["spec"].get("backoffLimit", -1) + 1
         status["jobDeploymentStatus"] = "Retrying" if again else "Failed"
 
-    def clean(self, job: Thing) -> None:
+    def clean(self, job: KubeObject) -> None:
         spec, status, name = job["spec"], job["status"], job["metadata"]["name"]
         passed = self.store.now() - seconds_of(status["endTime"])
         policies = [
@@ -327,7 +328,7 @@ class RayJobs:
 
 
 class Disruption:
-    """Budgets, and evictions by them."""
+    """The disruption controller, and evictions."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -336,7 +337,7 @@ class Disruption:
         for budget in self.store.list("poddisruptionbudgets"):
             budget["status"] = self.status_of(budget["spec"])
 
-    def status_of(self, spec: Thing) -> Thing:
+    def status_of(self, spec: KubeObject) -> KubeObject:
         pods = self.store.list("pods", **spec["selector"]["matchLabels"])
         healthy = sum(pod["status"].get("ready", False) for pod in pods)
         wanted = spec.get("minAvailable")
@@ -356,7 +357,7 @@ class Disruption:
         return {"disruptionsAllowed": max(0, healthy - wanted), "conditions": []}
 
     def evict(self, pod: str) -> int:
-        """POST .../eviction: its status code."""
+        """Return the status code of POST .../eviction."""
         self.step()
         labels = (self.store.objects["pods", pod])["metadata"]["labels"]
         for budget in self.store.list("poddisruptionbudgets"):
@@ -368,15 +369,15 @@ class Disruption:
         return 201
 
 
-def make_pods(store: Store, cluster: Thing, spec: dict[str, Any]) -> list[str]:
-    """The worker pods of a Ray cluster at its least size, ready, as the operator makes them. Returns their names."""
+def make_pods(store: Store, cluster: KubeObject, spec: dict[str, Any]) -> list[str]:
+    """Create the ready worker pods of a Ray cluster of minimum size, as the operator does. Returns their names."""
     names = []
     for group in spec["workerGroupSpecs"]:
         for number in range(group["minReplicas"]):
             template = group["template"]
             name = f"{cluster['metadata']['name']}-{group['groupName']}-{number}"
             labels = {**template["metadata"]["labels"], "ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}
-            pod: Thing = {
+            pod: KubeObject = {
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": name, "labels": labels, "ownerReferences": owner(cluster)},

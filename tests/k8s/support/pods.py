@@ -1,6 +1,7 @@
-"""Pods as network namespaces: a node between them forwards, and nftables decides by the network policies.
+"""Pods as network namespaces. A node between them forwards packets, and nftables filters by the network policies.
 
-Real connections. Knows nothing of a network plugin: how rules become a filter is this file's own reading of the API.
+The connections are real. The translation of the policies into a filter is this module's own and follows the API's
+documentation; no network plugin is involved.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from tests.k8s.test_network_policies import (
     METADATA,
     METRICS,
     OPERATOR,
+    OTHER,
     S3,
-    STRANGER,
     SUBMITTER,
     WORKER,
     matches,
@@ -43,7 +44,7 @@ PODS: dict[str, dict[str, Any]] = {
     "submitter": SUBMITTER,
     "operator": OPERATOR,
     "client": CLIENT,
-    "stranger": STRANGER,
+    "other": OTHER,
     "metrics": METRICS,
     "dns": DNS,
     "s3": S3,
@@ -84,7 +85,7 @@ def shell(*command: str, text: str | None = None) -> None:
 
 
 def compile_rules(policies: list[dict[str, Any]], addresses: dict[str, str]) -> str:
-    """nftables for the node: a new connection needs the leave of its source's policies and of its target's."""
+    """Return the node's nftables rules: policies of both the source and the target must allow a new connection."""
     lines = []
     for kind, bit, here, there in (("Egress", 1, "saddr", "daddr"), ("Ingress", 2, "daddr", "saddr")):
         for name, pod in PODS.items():
@@ -114,7 +115,7 @@ def compile_rules(policies: list[dict[str, Any]], addresses: dict[str, str]) -> 
 
 
 class Network:
-    """Namespaces of their own names, gone at the end."""
+    """Network namespaces with unique names, which `close` deletes."""
 
     def __init__(self) -> None:
         self.prefix = f"sl{os.getpid()}"
@@ -125,7 +126,7 @@ class Network:
         self.chosen: dict[str, int] = {}
 
     def start(self, policies: list[dict[str, Any]], listeners: Iterable[str]) -> None:
-        """Make the pods, with listeners on the ports that Ray, Serve and S3 use in some of them."""
+        """Create the pods. The pods in `listeners` listen on the ports that Ray, Serve and S3 use."""
         self._add(self.node)
         for number, (name, address) in enumerate(self.addresses.items()):
             space, link = f"{self.prefix}-{name}", f"p{number}"
@@ -150,11 +151,11 @@ class Network:
             self.chosen[name] = int(server.stdout.readline())
 
     def inside(self, name: str) -> list[str]:
-        """What to put before a command, to run it in a pod."""
+        """Return the words to put before a command that runs in a pod."""
         return ["ip", "netns", "exec", f"{self.prefix}-{name}"]
 
     def reaches(self, source: str, *targets: tuple[str, int]) -> list[bool]:
-        """Whether connections are made. Port 0 is the one that the kernel picked for the target."""
+        """Return which connections succeed. Port 0 is the port that the kernel chose for the target."""
         wanted = [(self.addresses[name], port or self.chosen[name]) for name, port in targets]
         command = [*self.inside(source), sys.executable, "-c", CLIENT_CODE, json.dumps(wanted)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -177,14 +178,14 @@ class Network:
 
 @contextmanager
 def open_network(listeners: Iterable[str]) -> Iterator[Network]:
-    """The pods and the GPU overlay's policies, which are the base's, for the length of a `with`."""
+    """Create the pods with the GPU overlay's policies, which are the same in all overlays, until the block ends."""
     missing = [tool for tool in ("ip", "nft", "sysctl") if not shutil.which(tool)]
     require("packet filter", f"{missing[0]} is not installed" if missing else None)
     require("packet filter", None if os.geteuid() == 0 else "only root may make network namespaces")
     require("kubectl", None if find_kubectl() else "it is not installed")
     network = Network()
     try:
-        policies = [thing for thing in render(ROOT / "k8s/overlays/gpu") if thing["kind"] == "NetworkPolicy"]
+        policies = [obj for obj in render(ROOT / "k8s/overlays/gpu") if obj["kind"] == "NetworkPolicy"]
         network.start(policies, listeners)
         yield network
     finally:

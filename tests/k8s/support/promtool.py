@@ -1,4 +1,4 @@
-"""Prometheus' own tool, over series: made up, or as an exporter gave them."""
+"""Runs Prometheus' promtool on series that are written by hand or scraped from an exporter."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SELECTOR = re.compile(r"\b(ray_sightline_\w+)\{([^}]*)\}")
 
 
 def run_promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What promtool says."""
+    """Run promtool, and return the ended process."""
     require("promtool", None if shutil.which("promtool") else "apt-get install prometheus")
     return subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, timeout=120)
 
 
 def evaluate(folder: Path, series: Mapping[str, str], queries: Iterable[Mapping[str, Any]]) -> None:
-    """Check `promql_expr_test`s of promtool over the alert rules and series with a sample a minute."""
+    """Run `promql_expr_test`s of promtool on the alert rules and on series with one sample per minute."""
     test: dict[str, Any] = {
         "rule_files": [str(RULES)],
         "evaluation_interval": "1m",
@@ -46,7 +46,7 @@ def evaluate(folder: Path, series: Mapping[str, str], queries: Iterable[Mapping[
 
 
 def read_dashboard() -> list[str]:
-    """The queries of the Grafana dashboard, with its variables filled in."""
+    """Return the queries of the Grafana dashboard, with values for its variables."""
     dashboard = json.loads((ROOT / "serve/grafana/dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     assert queries
@@ -54,7 +54,7 @@ def read_dashboard() -> list[str]:
 
 
 def make_series(scrapes: Sequence[str], prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Series with a sample for each scrape of an exporter's text."""
+    """Return series with one sample for each scrape of an exporter's text."""
     found: dict[str, list[str]] = {}
     for number, text in enumerate(scrapes):
         for name, value in _SAMPLE.findall(text):
@@ -65,9 +65,9 @@ def make_series(scrapes: Sequence[str], prefixes: tuple[str, ...]) -> dict[str, 
 
 
 def check_queries(folder: Path, scrapes: Sequence[str], absent: str = "") -> None:
-    """The dashboard's queries give something over what was scraped, and the alerts ask for labels that are there.
+    """Check that the dashboard's queries have results on the scraped metrics, and that the alerts' labels exist.
 
-    `absent` is a metric that nothing has counted in: its panel is empty.
+    `absent` is a metric without any sample, whose panel is empty.
     """
     series = make_series(scrapes, ("ray_sightline_", "ray_serve_"))
     end = f"{len(scrapes) - 1}m"
@@ -83,5 +83,5 @@ def check_queries(folder: Path, scrapes: Sequence[str], absent: str = "") -> Non
         metric, _, rest = name.partition("{")
         labels.setdefault(metric, set()).update(re.findall(r'(\w+)="', rest))
     for metric, matchers in _SELECTOR.findall(RULES.read_text().replace("\n", " ")):
-        asked = set(re.findall(r"(\w+)\s*[=!]", matchers))
-        assert asked <= labels.get(metric, set()), f"{metric} has no {asked - labels.get(metric, set())}"
+        wanted = set(re.findall(r"(\w+)\s*[=!]", matchers))
+        assert wanted <= labels.get(metric, set()), f"{metric} has no {wanted - labels.get(metric, set())}"

@@ -1,9 +1,9 @@
-"""Manifests under test: rendering an overlay, and checking objects against Kubernetes' and KubeRay's schemas.
+"""Renders overlays, and checks objects against the schemas of Kubernetes and KubeRay.
 
-Kubernetes' come from the package kubernetes-validate. KubeRay's own fields are in `kuberay.json`, made by
-`python -m tests.k8s.support.schemas FOLDER` from the CRDs of the operator's release: pod templates and the like are not
-spelled out again but refer to Kubernetes' definitions. Where KUBERAY_SCHEMAS names a folder of whole CRD schemas, objects are
-checked against those as well, and `kuberay.json` against what is made of them now.
+Kubernetes' schemas come from the package kubernetes-validate. `kuberay.json` has KubeRay's own fields; the command
+`python -m tests.k8s.support.schemas FOLDER` makes it from the CRDs of the operator's release. In it, pod templates and
+similar fields refer to Kubernetes' definitions instead of repeating them. If KUBERAY_SCHEMAS names a folder of complete
+CRD schemas, objects are checked against these schemas too, and `kuberay.json` is compared with a newly made one.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _SHARED = {
     "redisPassword": None,
     "redisUsername": None,
 }
-"""Fields of KubeRay that are whole Kubernetes objects."""
+"""Fields of KubeRay that are complete Kubernetes objects."""
 _SHARED_ITEMS = {"env": "EnvVar", "envFrom": "EnvFromSource", "volumeMounts": "VolumeMount"}
 
 
 def find_kubectl() -> str | None:
-    """A kubectl: the one installed beside this Python, or the one on the path."""
+    """Return the path of kubectl: in this Python's folder, or on the PATH. None if there is none."""
     return shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
-    """The objects that `kubectl apply -k FOLDER` would apply. Raises `RuntimeError` with kubectl's words."""
+    """Return the objects that `kubectl apply -k FOLDER` would apply. Raises `RuntimeError` with kubectl's message."""
     kubectl = find_kubectl()
     assert kubectl
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False, timeout=60)
@@ -59,34 +59,34 @@ def render(folder: Path) -> list[dict[str, Any]]:
     return [found for found in yaml.safe_load_all(done.stdout) if found]
 
 
-def check(thing: dict[str, Any]) -> None:
-    """Raises `jsonschema.ValidationError` for an object with an unknown field, a wrong type or a missing field."""
-    if thing["apiVersion"] != RAY_API:
-        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+def check(obj: dict[str, Any]) -> None:
+    """Raise `jsonschema.ValidationError` if an object has an unknown field, a wrong type or a missing field."""
+    if obj["apiVersion"] != RAY_API:
+        kubernetes_validate.validate(obj, KUBERNETES, strict=True)
         return
-    for schema in _ray_schemas(thing["kind"]):
-        Draft202012Validator(schema, registry=_registry()).validate(thing)
+    for schema in _ray_schemas(obj["kind"]):
+        Draft202012Validator(schema, registry=_registry()).validate(obj)
 
 
-def pods(thing: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pod template in an object, as (where, template), with the containers that KubeRay adds to it.
+def pods(obj: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every pod template in an object as (path, template), with the containers that KubeRay adds to it.
 
-    An autoscaling cluster's head gets the autoscaler's container, with the security context of `autoscalerOptions`. A
-    worker gets an init container with its own container's.
+    The head of an autoscaling cluster gets the autoscaler's container, with the security context of
+    `autoscalerOptions`. A worker gets an init container, with the security context of the worker's container.
     """
-    if isinstance(thing, list):
-        for number, item in enumerate(thing):
+    if isinstance(obj, list):
+        for number, item in enumerate(obj):
             yield from pods(item, f"{where}[{number}]")
         return
-    if not isinstance(thing, dict):
+    if not isinstance(obj, dict):
         return
-    for key, value in thing.items():
+    for key, value in obj.items():
         path = f"{where}.{key}"
         if key in ("template", "submitterPodTemplate") and isinstance(value, dict) and "spec" in value:
             yield path, value
-        elif key == "headGroupSpec" and thing.get("enableInTreeAutoscaling"):
+        elif key == "headGroupSpec" and obj.get("enableInTreeAutoscaling"):
             template = json.loads(json.dumps(value["template"]))
-            options = thing.get("autoscalerOptions", {})
+            options = obj.get("autoscalerOptions", {})
             template["spec"]["containers"].append({"name": "autoscaler", **options})
             yield f"{path}.template", template
         elif key == "workerGroupSpecs":
@@ -101,7 +101,7 @@ def pods(thing: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def compact(folder: Path) -> dict[str, Any]:
-    """KubeRay's own fields out of a folder of CRD schemas: `{kind: schema of its spec}`, and the cluster's once."""
+    """Return KubeRay's own fields from a folder of CRD schemas: `{kind: schema of its spec}`, the cluster's once."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
         crd = json.loads(path.read_text())
@@ -116,7 +116,7 @@ def compact(folder: Path) -> dict[str, Any]:
 
 
 def _shorten(schema: Any) -> Any:
-    """A schema with Kubernetes' objects replaced by references to their definitions."""
+    """Replace Kubernetes' objects in a schema by references to their definitions."""
     if isinstance(schema, list):
         return [_shorten(item) for item in schema]
     if not isinstance(schema, dict):
@@ -132,7 +132,7 @@ def _shorten(schema: Any) -> Any:
 
 
 def _close(schema: Any) -> Any:
-    """A CRD's schema as a strict API server reads it: no unknown fields, numbers where they are allowed."""
+    """Return a CRD's schema as a strict API server reads it: no unknown fields, and integers where they are allowed."""
     if isinstance(schema, list):
         return [_close(item) for item in schema]
     if not isinstance(schema, dict):
@@ -147,14 +147,14 @@ def _close(schema: Any) -> Any:
 
 
 def _dump(schemas: dict[str, Any]) -> str:
-    """One line for each kind: nobody reads it, and a new release changes few of them."""
+    """Write one line per kind, because people do not read this file, and a new release changes few lines."""
     lines = (f"{json.dumps(kind)}: {json.dumps(schema, sort_keys=True)}" for kind, schema in schemas.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 @cache
 def _ray_schemas(kind: str) -> list[dict[str, Any]]:
-    """The schemas of one of KubeRay's kinds: the compact one, and the CRD's where it is at hand."""
+    """Return the schemas of one of KubeRay's kinds: the compact one, and the CRD's if KUBERAY_SCHEMAS is set."""
     metadata = "/api/_definitions.json#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
     definitions = json.loads(COMPACT.read_text())
     schemas: list[dict[str, Any]] = [
