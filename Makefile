@@ -24,7 +24,7 @@ check: install ## Lint and type-check
 	$(BIN)/mypy $(SOURCES)
 
 quick: install ## Run the tests of single modules, in less than a minute
-	$(BIN)/pytest tests/quick -m "core and not slow" $(TWO_PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/pytest tests/quick -m core $(TWO_PROCESSES) $(PYTEST_ARGS)
 
 test: install ## Run the core tests, which need no system package, in less than ten minutes
 	$(BIN)/pytest -m core $(TWO_PROCESSES) --junitxml=reports/core.xml $(PYTEST_ARGS)

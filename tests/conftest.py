@@ -23,8 +23,8 @@ CORE = (
     "quick",
     "model",
     "endpoint",
+    "ray/test_api.py",
     "ray/test_command.py",
-    "ray/test_curation_commands.py",
     "ray/test_faults.py",
     "ray/test_job.py",
     "ray/test_property.py",
@@ -34,8 +34,8 @@ CORE = (
 )
 """The folders and files whose tests `make test` runs, apart from those with a mark of `NOT_CORE`."""
 
-NOT_CORE = ("alone", "browser", "gpu", "s3")
-"""Marks of tests that need a system package, a GPU, or the whole machine."""
+NOT_CORE = ("alone", "browser", "gpu", "s3", "slow")
+"""Marks of tests that need the whole machine, a system package or a GPU, or that take long."""
 
 LONG = ("ray", "rayserve", "k8s")
 """Folders whose test files take minutes."""
@@ -58,9 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Test files import Ray Serve when they are collected, which is later than this hook.
     """
     config.addinivalue_line("markers", "core: what `make test` runs; set by `CORE` in tests/conftest.py, never by hand")
-    config.addinivalue_line(
-        "markers", "slow: takes more than about 3 seconds; in tests/quick, `make quick` leaves it out"
-    )
+    config.addinivalue_line("markers", "slow: takes more than about 5 seconds, so it is not core")
     folder = TemporaryDirectory(prefix="sl-", dir="/tmp")
     config.add_cleanup(folder.cleanup)
     os.environ.update({internals.PROXY_CALLBACK: CALLBACK_PATH, **haproxy.make_environment(Path(folder.name), 30)})

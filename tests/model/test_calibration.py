@@ -66,6 +66,7 @@ def make_truth(output: TaggedOutput, shown: list[str], images: np.ndarray, seed:
     )
 
 
+@pytest.mark.slow
 def test_precision_is_kept_in_ninety_of_a_hundred_splits(drawn: tuple[TaggedOutput, list[str]]) -> None:
     output, shown = drawn
     whole = make_truth(output, shown, np.arange(IMAGES), 0)

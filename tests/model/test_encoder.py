@@ -46,6 +46,7 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_compiled_encoder_has_a_graph_for_small_batches(
     threads: int, torch_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
