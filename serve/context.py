@@ -25,7 +25,7 @@ class RequestContext:
     """
 
     request_id: str
-    held: Permit
+    permit: Permit
     started: float = field(default_factory=time.monotonic)
     key: str | None = None
     images: int = 0

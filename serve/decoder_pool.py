@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serve.admission.batcher import Batcher, Done
-from serve.admission.meter import Meter
+from serve.admission.service_time import ServiceTime
 from siglip.config import ImageSpec, Limits
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import Decoder
@@ -50,12 +50,14 @@ class DecoderPool:
     decoder that hangs is killed after `limits.max_seconds`; the images of the same call wait for that long.
     """
 
-    def __init__(self, spec: ImageSpec, limits: Limits, mode: DecodeMode, processes: int, meter: Meter) -> None:
+    def __init__(
+        self, spec: ImageSpec, limits: Limits, mode: DecodeMode, processes: int, service_time: ServiceTime
+    ) -> None:
         self._free = [Decoder(spec, limits, mode) for _ in range(processes)]
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
         self._pending = 0
         self._batcher: Batcher[tuple[bytes, _Budget], Decoded | ImageRejected | None] = Batcher(
-            self._run, TOGETHER, runners=processes, meter=meter
+            self._run, TOGETHER, runners=processes, service_time=service_time
         )
 
     async def decode(

@@ -124,7 +124,7 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._ended_lately()
-            self.metrics.flush(self.admission.held.items)
+            self.metrics.flush(self.admission.in_flight.items)
 
     def _ended_lately(self) -> bool:
         """Count batch runners that ended in the metrics; tell whether one ended within `DEATH_SECONDS`."""

@@ -1,9 +1,9 @@
-"""Batches out of single items, for whatever does better with several at once: the model, a decoder process.
+"""Batches of single items, for stages that are faster with several items at once: the model, a decoder process.
 
-Ray Serve's own `@serve.batch` cuts batches by the clock: while one is being computed, what arrives within each
-`batch_wait_timeout_s` becomes another, and these small batches then queue for their turn. Behind a model that takes
-longer than that wait, batches stay as small as they were cut. Here a batch is taken from the queue at the moment at
-which something can run it, so that whatever has piled up fills it; and what is no longer wanted is left out then.
+Ray Serve's own `@serve.batch` cuts batches by time: while a batch is computed, the items that arrive within each
+`batch_wait_timeout_s` become another batch, and these small batches then queue. If the model takes longer than that
+wait, batches stay as small as they were cut. Here a batch is taken from the queue only when something can run it, so
+that everything that was queued meanwhile fills it. Items that are no longer wanted are left out at that moment.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from serve.admission.meter import Meter
+from serve.admission.service_time import ServiceTime
 from serve.log import log
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
-PATIENCE = 0.5
-"""The share of the longest wait for more items after which it is over, if none arrived in it."""
-HELD, TRAVEL_SECONDS = 0.5, 0.05
-"""The share of a batch's time for which the next one, which has to wait for it, is held open for more items, less what
-it may take to get there: where batches are quick there is no waiting to be made use of."""
+IDLE_SHARE = 0.5
+"""The wait for more items ends early when no item has arrived for this share of the longest wait."""
+HELD_SHARE, TRAVEL_SECONDS = 0.5, 0.05
+"""While all places are busy, the next batch stays open for more items for this share of the time that the last batch
+took, less the seconds that a batch may need to reach its place. If batches are quicker than that, it does not wait."""
 
 
 class Expired(Exception):
@@ -35,15 +34,15 @@ class Expired(Exception):
 
 
 class Interrupted(Exception):
-    """Somebody else cancelled the work."""
+    """The call that did the work was cancelled, and not by the caller."""
 
 
 @dataclass
 class Done(Generic[Result]):
-    """The results of a submission, in its order, and what happened to it.
+    """The results of a submission in its order, and its times in seconds.
 
-    `waited` are seconds until its last item was taken up, `ran` those that its batches ran, and `batch` is the size of
-    the last batch that it was in.
+    `waited` is the time until its last item was taken from the queue, `ran` the time that its batches ran, and `batch`
+    the size of the last batch that it was in.
     """
 
     results: list[Result]
@@ -56,30 +55,39 @@ class Done(Generic[Result]):
 class _Submission(Generic[Item, Result]):
     future: asyncio.Future[Done[Result]]
     deadline: float
-    left: int
+    missing: int
     done: Done[Result]
-    slots: dict[int, Result] = field(default_factory=dict)
+    results: dict[int, Result] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
 
+_Entry = tuple[_Submission[Item, Result], int, Item]
+"""A queued item: its submission, its index there, and the item."""
+
+
 class Batcher(Generic[Item, Result]):
-    """Runs items in batches of at most `size`, on at most `runners` at a time.
+    """Runs queued items in batches of at most `size`, at most `runners` batches at a time.
 
-    `run` gets the items of a batch and returns as many results. When a runner is free and less than a batch is there,
-    it waits for up to `wait` seconds, but only while `coming` says that items are on their way, and some do arrive: a
-    client who sends one thing after another would wait for nobody. What is there is shared among the `places` that
-    batches run in, each with as many runners, if several are free. Items that were queued by one submission may end in
-    several batches. Belongs to the event loop that first submits. It has no bound of its own: who submits was admitted.
+    `run` gets the items of a batch and returns as many results. Batches run in `places` (replicas, processes), each
+    of which has as many runners as the others: one batch runs there while the next is on its way.
 
-    A batch that is ready while all places are taken has to wait for one of them, so it is held open for half as long as
-    a batch lately took: clients that were answered together ask again together, and the first of them would make a
-    small batch of its own.
+    * What fills a batch: everything that is queued, shared among the places that are free. Items of one submission may
+      end up in several batches.
+    * When a runner is free and less than a full batch is queued, it waits for up to `wait` seconds, but only while
+      `coming` says that items are being prepared and some do arrive. A client that sends one request after another
+      therefore never waits for others.
+    * When all places are busy, the next batch has to wait anyway, so it stays open for half of the time that the last
+      batch took. Clients that got their responses together send their next requests together, and the first of those
+      would otherwise become a small batch of its own.
+    * Keys take turns, one item each: a key that queued a thousand items does not delay other keys.
+    * Expired and cancelled items are dropped when a batch is taken; `dropped` is called with the reason.
 
-    Keys take turns, an item each: whoever queued a thousand items is in nobody's way.
+    Runners serve all submissions, so they have a `contextvars` context of their own: Ray Serve cancels the calls that
+    were made in a request's context when that request's client disconnects. A runner that ends nevertheless is replaced
+    and counted in `died`.
 
-    Runners serve all submissions and so are nobody's tasks: they run in a context of their own, because Ray Serve
-    cancels the calls that were made in a request's context when that request's client leaves. A runner that ends all
-    the same is replaced, and `died` says how many were.
+    The queue has no limit of its own: callers submit only admitted work. A batcher belongs to the event loop of its
+    first submission.
     """
 
     def __init__(
@@ -90,8 +98,8 @@ class Batcher(Generic[Item, Result]):
         coming: Callable[[], int] = lambda: 0,
         runners: int = 1,
         places: int | None = None,
-        dropped: Callable[[str], None] = lambda why: None,
-        meter: Meter | None = None,
+        dropped: Callable[[str], None] = lambda reason: None,
+        service_time: ServiceTime | None = None,
     ) -> None:
         self.died = 0
         self._run = run
@@ -101,20 +109,21 @@ class Batcher(Generic[Item, Result]):
         self._runners = runners
         self._places = places or runners
         self._dropped = dropped
-        self._meter = meter or Meter()
-        self._queues: OrderedDict[str, deque[tuple[_Submission[Item, Result], int, Item]]] = OrderedDict()
+        self._service_time = service_time or ServiceTime()
+        self._queues: OrderedDict[str, deque[_Entry[Item, Result]]] = OrderedDict()  # by key; the first has its turn
         self._queued = 0
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()  # an item was queued, or a batch ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._busy = 0
-        self._turned = 0.0  # when the last batch ended, or began where none ran
-        self._took = 0.0
+        self._running = 0
+        self._last_turn = 0.0  # when the last batch ended, or when one began while none ran
+        self._last_seconds = 0.0  # how long the last batch took
 
     async def submit(self, items: Sequence[Item], deadline: float, key: str = "") -> Done[Result]:
         """Queue items of `key` and wait for their results. `deadline` is on the clock of `time.monotonic`.
 
-        Cancelling it drops the items that no batch holds yet. Raises `Expired`, or what `run` raised.
+        If the caller is cancelled, items that are not in a batch yet are dropped. Raises `Expired`, `Interrupted`, or
+        what `run` raised.
         """
         if not items:
             return Done([])
@@ -125,15 +134,15 @@ class Batcher(Generic[Item, Result]):
         )
         self._queues.setdefault(key, deque()).extend((submission, index, item) for index, item in enumerate(items))
         self._queued += len(items)
-        self._arrived.set()
+        self._changed.set()
         return await submission.future
 
     def __len__(self) -> int:
-        """Items that wait."""
+        """The number of queued items."""
         return self._queued
 
     def close(self) -> None:
-        """Stop the runners. What waits is never answered: submit nothing afterwards."""
+        """Stop the runners. Queued items never get results: submit nothing afterwards."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -153,46 +162,47 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while True:
-            await self._gather()
+            await self._wait_for_batch()
             batch = self._take()
             if not batch:
                 continue
-            if not self._busy:
-                self._turned = time.monotonic()
-            self._busy += 1
+            if not self._running:
+                self._last_turn = time.monotonic()
+            self._running += 1
             try:
                 await self._run_batch(batch)
             finally:
-                self._busy -= 1
+                self._running -= 1
                 now = time.monotonic()
-                self._took, self._turned = now - self._turned, now
-                self._arrived.set()  # a batch that was held for this one
+                self._last_seconds, self._last_turn = now - self._last_turn, now
+                self._changed.set()  # wakes a runner that holds a batch open until this place is free
 
-    async def _gather(self) -> None:
-        """Return when a batch is worth taking."""
+    async def _wait_for_batch(self) -> None:
+        """Return when a batch should be taken: see the class for the two reasons to wait for more items."""
         while not self._queued:
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._changed.clear()
+            await self._changed.wait()
         until = time.monotonic() + self._wait
         while 0 < self._queued < self._size:
-            if self._busy >= self._places:
-                patience = left = self._turned + HELD * self._took - TRAVEL_SECONDS - time.monotonic()
+            if self._running >= self._places:
+                held_until = self._last_turn + HELD_SHARE * self._last_seconds - TRAVEL_SECONDS
+                timeout = left = held_until - time.monotonic()
             else:
                 left = until - time.monotonic() if self._coming() else 0.0
-                patience = min(left, self._wait * PATIENCE)
+                timeout = min(left, self._wait * IDLE_SHARE)
             if left <= 0:
                 return
-            self._arrived.clear()
+            self._changed.clear()
             try:
-                async with asyncio.timeout(patience):
-                    await self._arrived.wait()
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
             except TimeoutError:
                 return
 
-    def _take(self) -> list[tuple[_Submission[Item, Result], int, Item]]:
-        """The next batch: of each key in turn its oldest item, an equal share of all for each place that is free."""
-        share = min(self._size, -(-self._queued // max(1, self._places - self._busy)))
-        batch: list[tuple[_Submission[Item, Result], int, Item]] = []
+    def _take(self) -> list[_Entry[Item, Result]]:
+        """Take the next batch: each key's oldest item in turn, and an equal share of all items for each free place."""
+        share = min(self._size, -(-self._queued // max(1, self._places - self._running)))
+        batch: list[_Entry[Item, Result]] = []
         now = time.monotonic()
         while self._queued and len(batch) < share:
             key, queue = next(iter(self._queues.items()))
@@ -200,7 +210,7 @@ class Batcher(Generic[Item, Result]):
             self._queued -= 1
             submission = entry[0]
             if submission.future.done():
-                # Its client has gone, or another batch of it has failed.
+                # Its client has disconnected, or another batch of the submission has failed.
                 self._dropped("cancelled" if submission.future.cancelled() else "failed")
             elif now > submission.deadline:
                 self._dropped("expired")
@@ -212,11 +222,11 @@ class Batcher(Generic[Item, Result]):
                 del self._queues[key]
         return batch
 
-    async def _run_batch(self, batch: list[tuple[_Submission[Item, Result], int, Item]]) -> None:
+    async def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
         start = time.monotonic()
-        loaded = self._queued > 0 or len(batch) == self._size
+        saturated = self._queued > 0 or len(batch) == self._size
         done = 0
-        self._meter.begin()
+        self._service_time.begin()
         try:
             results = await self._run([item for _, _, item in batch])
             if len(results) != len(batch):
@@ -229,20 +239,24 @@ class Batcher(Generic[Item, Result]):
                     submission.future.set_exception(Interrupted("the work was cancelled") if cancelled else error)
             task = asyncio.current_task()
             if not isinstance(error, Exception) and not (cancelled and task and not task.cancelling()):
-                raise  # this runner itself is to stop, and not only what it called
+                raise  # this runner itself is cancelled, and not only the call that it made
             return
         finally:
-            self._meter.end(done, loaded)
-        ran = time.monotonic() - start
-        seen: set[int] = set()
-        for (submission, index, _), result in zip(batch, results, strict=True):
-            submission.slots[index] = result
-            submission.left -= 1
-            if id(submission) not in seen:
-                seen.add(id(submission))
-                submission.done.waited = start - submission.since - submission.done.ran
-                submission.done.ran += ran
-                submission.done.batch = len(batch)
-            if not submission.left and not submission.future.done():
-                submission.done.results = [submission.slots[number] for number in range(len(submission.slots))]
-                submission.future.set_result(submission.done)
+            self._service_time.end(done, saturated)
+        _distribute(batch, results, start, time.monotonic() - start)
+
+
+def _distribute(batch: list[_Entry[Item, Result]], results: list[Result], start: float, seconds: float) -> None:
+    """Give a batch's results to its submissions. The batch began at `start` and ran for `seconds`."""
+    seen: set[int] = set()
+    for (submission, index, _), result in zip(batch, results, strict=True):
+        submission.results[index] = result
+        submission.missing -= 1
+        if id(submission) not in seen:
+            seen.add(id(submission))
+            submission.done.waited = start - submission.since - submission.done.ran
+            submission.done.ran += seconds
+            submission.done.batch = len(batch)
+        if not submission.missing and not submission.future.done():
+            submission.done.results = [submission.results[number] for number in range(len(submission.results))]
+            submission.future.set_result(submission.done)

@@ -63,14 +63,14 @@ class Embedder:
             coming=decoders.count,
             runners=runners,
             places=replicas,
-            meter=admission.images,
+            service_time=admission.images,
         )
         self._texts: Batcher[QueuedText, ItemEmbedding] = Batcher(
             TextBatchRunner(client, prompts).run,
             client.about.text_batch,
             runners=runners,
             places=replicas,
-            meter=admission.texts,
+            service_time=admission.texts,
         )
 
     @property
@@ -91,7 +91,7 @@ class Embedder:
         check_image_count(len(images), self._limits)
         context.images += len(images)
         self.admit(context, images=len(images))
-        deadline = context.held.deadline
+        deadline = context.permit.deadline
         try:
             done = await self._decoders.decode(images, self._limits.pixels, deadline, context.queue_key)
         except TooManyPixels:
@@ -116,19 +116,19 @@ class Embedder:
         check_texts(texts, params, self._limits, self._family)
         context.texts += len(texts)
         self.admit(context, texts=len(texts))
-        return await self._submit(self._texts, [QueuedText(text, context.held.deadline) for text in texts], context)
+        return await self._submit(self._texts, [QueuedText(text, context.permit.deadline) for text in texts], context)
 
     async def embed_prompts(self, prompts: Sequence[str], context: RequestContext) -> Floats:
         """Embed prompts and cache their embeddings: float32 (N, D). The caller has admitted them.
 
         Raises `ApiError` and `Expired`.
         """
-        texts = [QueuedText(prompt, context.held.deadline, keep=True) for prompt in prompts]
+        texts = [QueuedText(prompt, context.permit.deadline, keep=True) for prompt in prompts]
         return await self._submit(self._texts, texts, context)
 
     def admit(self, context: RequestContext, images: int = 0, texts: int = 0) -> None:
         """Reserve capacity for a request's items and charge them to its key's rate limit. Raises `ApiError`."""
-        self._admission.add(context.held, images, texts)
+        self._admission.add(context.permit, images, texts)
         if self._rates is None or context.key is None:
             return
         quota = context.quotas["items"] = self._rates.check(context.key, images + texts)
@@ -144,7 +144,7 @@ class Embedder:
     ) -> Floats:
         """Queue items and wait for their embeddings: float32 (N, D)."""
         try:
-            done = await batcher.submit(items, context.held.deadline, context.queue_key)
+            done = await batcher.submit(items, context.permit.deadline, context.queue_key)
         except Interrupted:
             raise ApiError("unavailable", "the work was cancelled: try again", retry_after=RETRY_AFTER) from None
         last = done.results[-1]

@@ -38,7 +38,7 @@ class ImageReader:
             fetched += count
             if fetched > limit:
                 raise ApiError("body_too_large", f"the images behind the URLs have more than {limit} bytes together")
-            self._admission.add_bytes(context.held, count)
+            self._admission.add_bytes(context.permit, count)
 
         return await read_images(sources, params, self._fetcher, context.queue_key, hold)
 

@@ -535,9 +535,9 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
             for thread in threads:
                 thread.start()
             deadline = time.monotonic() + 60
-            while running.service.admission.held.items < 8 and time.monotonic() < deadline:
+            while running.service.admission.in_flight.items < 8 and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert running.service.admission.held.items == 8, "four requests of two items are in flight"
+            assert running.service.admission.in_flight.items == 8, "four requests of two items are in flight"
             for _ in range(20):
                 ask()
         finally:
@@ -548,7 +548,7 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
             assert (answer.status_code, error_of(answer)["code"]) == (429, "overloaded")
             assert int(answer.headers["retry-after"]) >= 1
         assert [answer.status_code for answer in answers[20:]] == [200] * 4
-        assert running.service.admission.held.items == 0
+        assert running.service.admission.in_flight.items == 0
 
 
 def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -> None:

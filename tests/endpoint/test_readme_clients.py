@@ -91,14 +91,14 @@ def test_openai_retries_an_overloaded_server(tmp_path: Path) -> None:
         assert int(limited.value.response.headers["retry-after"]) <= 60
     with run_endpoint(make_config()) as running:
         gate, full = running.service.admission, running.service.config.limits.in_flight
-        gate.held.requests += full
+        gate.in_flight.requests += full
         refused = 0
         retry_after = gate.retry_after
 
         def count() -> float:
             nonlocal refused
             refused += 1
-            gate.held.requests -= full  # there is room when the client comes back
+            gate.in_flight.requests -= full  # there is room when the client comes back
             return retry_after()
 
         gate.retry_after = count  # type: ignore[method-assign]

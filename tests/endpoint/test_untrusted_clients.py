@@ -71,7 +71,7 @@ def test_a_body_without_a_key_is_not_taken_in(path: str, tmp_path: Path) -> None
             upload.sendall(f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 1000000\r\n\r\n".encode())
             upload.sendall(b"x" * 100_000)
             time.sleep(0.2)
-            assert endpoint.service.admission.held.bytes == 0
+            assert endpoint.service.admission.in_flight.bytes == 0
             assert modest.post("/v1/classify", json=ASK).status_code == 200
 
 
@@ -159,7 +159,7 @@ def test_bombs_are_refused_and_delay_nobody_else(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_many_pixels_together")
         one = modest.post("/v1/classify", json={**ASK, "image": make_bomb(4900)})
         assert one.status_code == 200, "a photo of 24 megapixels is no bomb"
-        assert endpoint.service.admission.held.items == 0
+        assert endpoint.service.admission.in_flight.items == 0
 
 
 def slow_down(endpoint: Endpoint, seconds: float) -> list[int]:

@@ -34,7 +34,7 @@ class AdmissionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = get_context(scope)
         seconds = _read_timeout(Headers(scope=scope), self._limits.deadline_s)
-        with self._admission.admit(seconds, context.key if self._has_keys else None) as context.held:
+        with self._admission.admit(seconds, context.key if self._has_keys else None) as context.permit:
             try:
                 async with asyncio.timeout(seconds):
                     await self._app(scope, receive, send)

@@ -30,12 +30,12 @@ class BodyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context, headers = get_context(scope), Headers(scope=scope)
-        body = await self._read(headers, receive, context.held)
+        body = await self._read(headers, receive, context.permit)
         context.body_received = True
         check_structure(body, headers.get("content-type", ""), self._limits)
         await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, headers: Headers, receive: Receive, held: Permit) -> bytes:
+    async def _read(self, headers: Headers, receive: Receive, permit: Permit) -> bytes:
         """The whole body, unpacked. Raises `ApiError`, and `ClientGone` when the connection was closed."""
         limit = self._limits.body_bytes
         too_large = ApiError("body_too_large", f"the body has more than {limit} bytes: send fewer or smaller images")
@@ -57,7 +57,7 @@ class BodyMiddleware:
             size += len(chunk)
             if size > limit:
                 raise too_large
-            self._admission.add_bytes(held, len(chunk))
+            self._admission.add_bytes(permit, len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)

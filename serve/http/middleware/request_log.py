@@ -46,7 +46,7 @@ class RequestLogMiddleware:
                 "ms": round(seconds * 1000, 2),
                 "images": context.images,
                 "texts": context.texts,
-                "bytes": context.held.load.bytes,
+                "bytes": context.permit.load.bytes,
                 "stages_ms": {stage: round(value * 1000, 2) for stage, value in context.stages.items()},
             },
         )

@@ -1,4 +1,4 @@
-"""Batches, deadlines and admission: no model, no HTTP."""
+"""Batches, deadlines and admission, without a model and HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from serve.admission.batcher import Batcher, Expired, Interrupted
 from serve.admission.controller import AdmissionController, Load
-from serve.admission.meter import Meter
+from serve.admission.service_time import ServiceTime
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 
@@ -32,7 +32,7 @@ class Doubler:
         return [2 * item for item in items]
 
 
-def test_what_piles_up_behind_a_busy_runner_becomes_one_batch() -> None:
+def test_items_queued_behind_a_busy_runner_become_one_batch() -> None:
     async def scenario() -> None:
         run = Doubler()
         batcher = Batcher(run, size=4)
@@ -55,7 +55,7 @@ def test_what_piles_up_behind_a_busy_runner_becomes_one_batch() -> None:
 
 
 @pytest.mark.alone
-def test_an_idle_runner_waits_for_what_is_coming_and_no_longer() -> None:
+def test_an_idle_runner_waits_only_for_items_that_are_being_prepared() -> None:
     async def scenario() -> None:
         run = Doubler()
         run.go = asyncio.Semaphore(9)
@@ -64,7 +64,7 @@ def test_an_idle_runner_waits_for_what_is_coming_and_no_longer() -> None:
         start = time.monotonic()
         await asyncio.gather(batcher.submit([1, 2], LATER))
         await batcher.submit([3], LATER)
-        assert time.monotonic() - start < 2, "nobody else is coming, whatever was before"
+        assert time.monotonic() - start < 2, "no other item is being prepared"
         coming = 2
         await batcher.submit([4, 5, 6], LATER)
         assert time.monotonic() - start < 2, "a full batch does not wait"
@@ -74,14 +74,14 @@ def test_an_idle_runner_waits_for_what_is_coming_and_no_longer() -> None:
         coming = 0
         waiting.append(asyncio.create_task(batcher.submit([8], LATER)))
         await asyncio.gather(*waiting)
-        assert run.batches[3:] == [[7, 8]], "the last that was coming has come"
+        assert run.batches[3:] == [[7, 8]], "the last prepared item has arrived"
         batcher.close()
 
     asyncio.run(scenario())
 
 
 @pytest.mark.alone
-def test_what_does_not_come_is_not_waited_for() -> None:
+def test_the_wait_ends_early_when_no_item_arrives() -> None:
     async def scenario(every: float) -> float:
         run = Doubler()
         run.go = asyncio.Semaphore(99)
@@ -95,12 +95,12 @@ def test_what_does_not_come_is_not_waited_for() -> None:
         batcher.close()
         return time.monotonic() - start
 
-    assert 0.9 < asyncio.run(scenario(1.6)) < 1.6, "half of the wait, and nothing came"
-    assert 1.8 < asyncio.run(scenario(0.05)) < 4, "all of it, since there was always one more"
+    assert 0.9 < asyncio.run(scenario(1.6)) < 1.6, "half of the wait, in which no item arrived"
+    assert 1.8 < asyncio.run(scenario(0.05)) < 4, "the whole wait, because items kept arriving"
 
 
 @pytest.mark.alone
-def test_a_batch_that_has_to_wait_is_held_open_for_those_who_ask_again() -> None:
+def test_a_batch_behind_a_busy_place_stays_open_for_more_items() -> None:
     async def scenario() -> None:
         sizes: list[int] = []
         place = asyncio.Lock()
@@ -119,7 +119,7 @@ def test_a_batch_that_has_to_wait_is_held_open_for_those_who_ask_again() -> None
                 await batcher.submit([number], LATER)
 
         await asyncio.gather(*(client(number) for number in range(8)))
-        # Unheld, the first to come back goes alone each time, and 40 items make some 15 batches.
+        # If no batch stays open, the first item runs alone each time, and 40 items make some 15 batches.
         assert sum(sizes) == 40
         assert len(sizes) <= 12, sizes
         batcher.close()
@@ -127,7 +127,7 @@ def test_a_batch_that_has_to_wait_is_held_open_for_those_who_ask_again() -> None
     asyncio.run(scenario())
 
 
-def test_a_held_batch_goes_when_the_one_before_it_ends() -> None:
+def test_an_open_batch_runs_as_soon_as_the_previous_batch_ends() -> None:
     async def scenario() -> None:
         run = Doubler()
         batcher = Batcher(run, size=4, runners=2, places=1)
@@ -139,7 +139,7 @@ def test_a_held_batch_goes_when_the_one_before_it_ends() -> None:
         await asyncio.sleep(0.02)
         third = asyncio.create_task(batcher.submit([3], LATER))
         await asyncio.sleep(0.02)
-        assert run.batches == [[1], [2]], "held, for the one before took long"
+        assert run.batches == [[1], [2]], "the batch stays open, because the previous one took long"
         run.go.release()
         await second
         await asyncio.sleep(0.02)
@@ -151,7 +151,7 @@ def test_a_held_batch_goes_when_the_one_before_it_ends() -> None:
     asyncio.run(scenario())
 
 
-def test_one_place_gets_all_that_waits_and_two_share_it() -> None:
+def test_free_places_share_the_queued_items() -> None:
     async def scenario(places: int) -> list[list[int]]:
         run = Doubler()
         batcher = Batcher(run, size=8, runners=2 * places, places=places)
@@ -167,7 +167,7 @@ def test_one_place_gets_all_that_waits_and_two_share_it() -> None:
     assert asyncio.run(scenario(2)) == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_free_runners_share_what_waits() -> None:
+def test_free_runners_share_the_queued_items() -> None:
     async def scenario() -> None:
         run = Doubler()
         batcher = Batcher(run, size=8, runners=2)
@@ -182,7 +182,7 @@ def test_free_runners_share_what_waits() -> None:
     asyncio.run(scenario())
 
 
-def test_work_that_nobody_waits_for_is_not_run() -> None:
+def test_cancelled_and_expired_items_are_not_run() -> None:
     async def scenario() -> None:
         run = Doubler()
         dropped: list[str] = []
@@ -226,7 +226,7 @@ def test_a_failed_batch_fails_its_submissions_and_no_others() -> None:
 
 
 def test_keys_take_turns() -> None:
-    """Whoever queued a thousand items is in nobody's way."""
+    """A key with many queued items does not delay the items of other keys."""
 
     async def scenario() -> None:
         run = Doubler()
@@ -247,7 +247,7 @@ def test_keys_take_turns() -> None:
     asyncio.run(scenario())
 
 
-def test_a_cancelled_call_costs_its_batch_and_no_runner() -> None:
+def test_a_cancelled_call_fails_its_batch_and_keeps_its_runner() -> None:
     """Ray Serve cancels a call, and so what awaits it, when the client in whose context it was made leaves."""
 
     async def scenario() -> None:
@@ -288,8 +288,8 @@ def test_a_runner_that_ends_is_replaced_and_counted() -> None:
     asyncio.run(scenario())
 
 
-def test_runners_are_nobodys_tasks() -> None:
-    """They live in a context of their own: what is done to a request's does not reach them."""
+def test_runners_have_a_context_of_their_own() -> None:
+    """Cancelling a request's context does not reach them."""
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
     seen: list[str] = []
 
@@ -311,131 +311,133 @@ def limits(**changes: float) -> EndpointLimits:
     return EndpointLimits.model_validate({"images": 4, "texts": 4, "labels": 4, "in_flight": 20, **changes})
 
 
-def measured(seconds_per_item: float) -> Meter:
-    meter = Meter()
-    meter._working, meter._done = 100 * seconds_per_item, 100.0
-    return meter
+def measured(seconds_per_item: float) -> ServiceTime:
+    service_time = ServiceTime()
+    service_time._batches.append((seconds_per_item, 1))
+    return service_time
 
 
-def test_the_gate_counts_items_and_lets_them_out() -> None:
-    gate = AdmissionController(limits())
-    with gate.admit(10) as first:
-        gate.add(first, images=10, texts=8)
-        with gate.admit(10) as second:
+def test_admission_counts_items_and_releases_them() -> None:
+    controller = AdmissionController(limits())
+    with controller.admit(10) as first:
+        controller.add(first, images=10, texts=8)
+        with controller.admit(10) as second:
             with pytest.raises(ApiError, match="the queue is full") as refused:
-                gate.add(second, texts=1)
+                controller.add(second, texts=1)
             assert (refused.value.status_code, refused.value.code) == (429, "overloaded")
             assert int(refused.value.headers_out()["retry-after"]) >= 1
-            with pytest.raises(ApiError), gate.admit(10):
-                raise AssertionError("one request too many was let in")
-        gate.add(first, images=1)
-    assert gate.held == Load()
+            with pytest.raises(ApiError), controller.admit(10):
+                raise AssertionError("one request too many was admitted")
+        controller.add(first, images=1)
+    assert controller.in_flight == Load()
 
 
-def test_the_gate_counts_bytes() -> None:
-    gate = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
-    with gate.admit(10) as first, gate.admit(10) as second:
-        gate.add_bytes(first, 60)
+def test_admission_counts_bytes() -> None:
+    controller = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
+    with controller.admit(10) as first, controller.admit(10) as second:
+        controller.add_bytes(first, 60)
         with pytest.raises(ApiError, match="too many bytes"):
-            gate.add_bytes(second, 60)
-        gate.add_bytes(second, 40)
-    assert gate.held == Load()
+            controller.add_bytes(second, 60)
+        controller.add_bytes(second, 40)
+    assert controller.in_flight == Load()
 
 
-def test_one_key_has_half_and_the_other_finds_room() -> None:
-    gate = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
-    with gate.admit(10, "greedy") as first:
-        gate.add(first, images=9)
-        gate.add_bytes(first, 50)
-        with pytest.raises(ApiError, match="this key has 10") as refused, gate.admit(10, "greedy"):
+def test_one_key_may_hold_half_of_the_capacity() -> None:
+    controller = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
+    with controller.admit(10, "greedy") as first:
+        controller.add(first, images=9)
+        controller.add_bytes(first, 50)
+        with pytest.raises(ApiError, match="this key has 10") as refused, controller.admit(10, "greedy"):
             raise AssertionError("more than half for one key")
         assert refused.value.code == "overloaded"
         with pytest.raises(ApiError, match="too many bytes of this key's"):
-            gate.add_bytes(first, 1)
-        with gate.admit(10, "modest") as second:
-            gate.add(second, images=9)
-            gate.add_bytes(second, 50)
-    assert gate.held == Load()
-    assert gate._keys == {}
+            controller.add_bytes(first, 1)
+        with controller.admit(10, "modest") as second:
+            controller.add(second, images=9)
+            controller.add_bytes(second, 50)
+    assert controller.in_flight == Load()
+    assert controller._keys == {}
 
 
-def test_the_gate_refuses_what_would_wait_past_its_deadline() -> None:
-    gate = AdmissionController(limits())
-    gate.images = measured(1.0)
-    with gate.admit(10) as alone:
-        gate.add(alone, images=15)  # nothing is ahead of it: the estimate may be wrong, and the work is tried
-        with pytest.raises(ApiError, match="15 s long, and the deadline is in 10 s") as refused, gate.admit(10):
-            raise AssertionError("let in")
+def test_admission_refuses_work_that_would_miss_its_deadline() -> None:
+    controller = AdmissionController(limits())
+    controller.images = measured(1.0)
+    with controller.admit(10) as alone:
+        controller.add(alone, images=15)  # no other work: admitted whatever the estimate says
+        with pytest.raises(ApiError, match="15 s long, and the deadline is in 10 s") as refused, controller.admit(10):
+            raise AssertionError("admitted")
+        with pytest.raises(ApiError), controller.admit(18):
+            raise AssertionError("admitted, without a margin for errors of the estimate")
         assert refused.value.retry_after == 7.5
-        with gate.admit(30) as patient:
-            gate.add(patient, images=1)
+        with controller.admit(30) as patient:
+            controller.add(patient, images=1)
 
 
-def test_a_key_waits_for_its_own_work_and_as_much_of_each_other() -> None:
-    gate = AdmissionController(limits(in_flight=40))
-    gate.images = measured(1.0)
-    with gate.admit(30, "greedy") as first:
-        gate.add(first, images=15)
-        with gate.admit(3, "modest") as second:
-            gate.add(second, images=1)  # is done after one image of each, and not after sixteen
+def test_a_keys_estimated_wait_counts_its_own_work_and_as_much_of_each_other_key() -> None:
+    controller = AdmissionController(limits(in_flight=40))
+    controller.images = measured(1.0)
+    with controller.admit(30, "greedy") as first:
+        controller.add(first, images=15)
+        with controller.admit(3, "modest") as second:
+            controller.add(second, images=1)  # done after one image of each key, and not after sixteen
             with pytest.raises(ApiError, match="about 4 s long"):
-                gate.add(second, images=1)
+                controller.add(second, images=1)
 
 
-def test_waiting_is_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients whose bodies take an hour, and images that cannot be read, make nobody's queue longer."""
+def test_slow_clients_and_unreadable_images_do_not_lengthen_the_estimated_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies that take an hour to arrive, and images that are rejected, are no work of the model."""
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    gate = AdmissionController(limits())
+    controller = AdmissionController(limits())
     for _ in range(20):
-        with gate.admit(3600):
+        with controller.admit(3600):
             now += 3000
-        with gate.admit(60) as held:
-            gate.add(held, images=1)
-            gate.decoding.begin()
+        with controller.admit(60) as held:
+            controller.add(held, images=1)
+            controller.decoding.begin()
             now += 0.1
-            gate.decoding.end(1, loaded=True)
-    assert gate.images.seconds_per_item == 0
-    assert gate.decoding.seconds_per_item <= 0.1
-    with gate.admit(10) as held:
-        gate.add(held, images=4)
-        with gate.admit(10) as other:
-            gate.add(other, images=4)
+            controller.decoding.end(1, saturated=True)
+    assert controller.images.seconds_per_item == 0
+    assert controller.decoding.seconds_per_item <= 0.1
+    with controller.admit(10) as held:
+        controller.add(held, images=4)
+        with controller.admit(10) as other:
+            controller.add(other, images=4)
 
 
-def test_a_meter_knows_what_an_item_costs_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_time_is_the_seconds_per_item_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of four that take two seconds each, with idle hours and single items between: half a second an item."""
     now = 1000.0
-    monkeypatch.setattr("serve.admission.meter.time.monotonic", lambda: now)
-    meter = Meter()
+    monkeypatch.setattr("serve.admission.service_time.time.monotonic", lambda: now)
+    service_time = ServiceTime()
     for _ in range(10):
         now += 3600
-        for items, loaded in ((4, True), (1, False)):
-            meter.begin()
+        for items, saturated in ((4, True), (1, False)):
+            service_time.begin()
             now += 2
-            meter.end(items, loaded)
-    assert meter.seconds_per_item == pytest.approx(0.5)
+            service_time.end(items, saturated)
+    assert service_time.seconds_per_item == pytest.approx(0.5)
     # Two at a time are twice as fast.
     for _ in range(30):
-        meter.begin()
-        meter.begin()
+        service_time.begin()
+        service_time.begin()
         now += 2
-        meter.end(4, loaded=True)
-        meter.end(4, loaded=True)
-    assert meter.seconds_per_item == pytest.approx(0.25, rel=0.1)
+        service_time.end(4, saturated=True)
+        service_time.end(4, saturated=True)
+    assert service_time.seconds_per_item == pytest.approx(0.25, rel=0.1)
 
 
-def test_a_slow_start_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eighteen seconds for the first item, and a gate that then lets in one at a time, behind which nothing waits."""
+def test_service_time_recovers_from_a_slow_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighteen seconds for the first item; admission then admits one item at a time, and nothing waits behind it."""
     now = 1000.0
-    monkeypatch.setattr("serve.admission.meter.time.monotonic", lambda: now)
-    meter = Meter()
-    meter.begin()
+    monkeypatch.setattr("serve.admission.service_time.time.monotonic", lambda: now)
+    service_time = ServiceTime()
+    service_time.begin()
     now += 18
-    meter.end(1, loaded=True)
-    assert meter.seconds_per_item == pytest.approx(18)
+    service_time.end(1, saturated=True)
+    assert service_time.seconds_per_item == pytest.approx(18)
     for _ in range(500):
-        meter.begin()
+        service_time.begin()
         now += 0.01
-        meter.end(1, loaded=False)
-    assert meter.seconds_per_item < 0.1
+        service_time.end(1, saturated=False)
+    assert service_time.seconds_per_item < 0.1
