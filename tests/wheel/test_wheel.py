@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,8 +77,13 @@ def test_the_code_is_the_wheels(wheel: Wheel, hostile: Path) -> None:
 
 
 def test_the_demo(wheel: Wheel, hostile: Path) -> None:
-    printed = run(hostile, wheel.commands / "sightline", "demo")
+    sightline = wheel.commands / "sightline"
+    printed = run(hostile, sightline, "demo")
     assert "verify: ok, 612 rows in = 607 tagged + 5 rejected" in printed
+    advice = re.findall("^see it: sightline (report .+), then open (.+)$", printed, re.MULTILINE)
+    assert advice == [("report demo/output --to demo/report.html", "demo/report.html")]
+    run(hostile, sightline, *advice[0][0].split())
+    assert "data:image/jpeg;base64," in (hostile / advice[0][1]).read_text(), "thumbnails"
 
 
 def test_a_job_and_its_verification(command: list[str], job: Path) -> None:
@@ -98,8 +104,9 @@ def test_the_endpoint(command: list[str], hostile: Path) -> None:
     )
     try:
         assert process.stdout is not None
+        assert process.stderr is not None
         line = process.stdout.readline()
-        assert line.startswith(f"ready: http://127.0.0.1:{port} "), line
+        assert line.startswith(f"ready: http://127.0.0.1:{port} "), line or process.stderr.read()
         files = {"image": ("a.png", encode(make_rgb()), "image/png")}
         response = httpx.post(
             f"http://127.0.0.1:{port}/v1/classify", files=files, data={"label_set": "shapes"}, timeout=60
