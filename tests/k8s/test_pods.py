@@ -30,6 +30,8 @@ from tests.support.ray_cluster import BIN, SIGHTLINE, STORE_BYTES
 
 RAY_PODS = ("head", "worker", "worker2", "jobhead", "jobworker", "jobworker2")
 pytestmark = pytest.mark.alone
+START_SECONDS = 180
+"""How long Ray nodes may take to start: they load many modules, and the machine may be busy."""
 SEND = """
 import json, sys, urllib.request
 url, key, body = sys.argv[1], sys.argv[2], sys.stdin.buffer.read()
@@ -91,7 +93,7 @@ class Pods:
     def wait_for(self, head: str, client: str, nodes: int) -> str:
         """Wait until `nodes` nodes have joined, and return the dashboard's URL."""
         url = f"http://{self.network.addresses[head]}:8265"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 found = self.send(client, f"{url}/api/v0/nodes", self.token)["data"]["result"]["result"]
