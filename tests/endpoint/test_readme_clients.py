@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import openai
 import pytest
 
 from serve.admission.auth import new_key
+from tests.conftest import require
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 
 MODEL = "google/siglip-base-patch16-256"
@@ -172,6 +174,7 @@ def test_the_readmes_commands(example: str, open_endpoint: tuple[Endpoint, Path]
     if "curl" not in example:
         assert example.startswith(("sightline serve", "serve deploy", "sightline key new")), example
         return
+    require("curl", None if shutil.which("curl") else "apt-get install curl")
     script = example.replace("http://127.0.0.1:8000", running.url).replace("curl ", "curl -sS --fail-with-body ")
     done = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -84,7 +84,7 @@ def test_a_night_starts_on_schedule(cluster: Cluster) -> None:
     cluster.apply(OVERLAYS / "gpu")
     patch = json.dumps({"spec": {"schedule": "* * * * *"}})
     cluster.plane.kubectl("-n", "sightline", "patch", "cronjob", "nightly", "-p", patch)
-    (job,) = cluster.plane.wait("the night's Job", lambda: cluster.plane.list("jobs"), 90)
+    (job,) = cluster.plane.wait("the nightly Job", lambda: cluster.plane.list("jobs"), 90)
     patch = json.dumps({"spec": {"suspend": True}})
     cluster.plane.kubectl("-n", "sightline", "patch", "cronjob", "nightly", "-p", patch)
     assert cluster.end(job["metadata"]["name"]) == "Complete"

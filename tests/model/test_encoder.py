@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,10 +28,14 @@ from siglip.encoder import Encoder
 from siglip.images.decode import decode_image
 from siglip.labels import LabelSet
 from siglip.scoring import score_pairs, sigmoid
+from tests.conftest import require
 from tests.support.images import encode
+
+NO_COMPILER = None if any(map(shutil.which, ("g++", "clang++", "c++"))) else "apt-get install g++"
 
 
 def test_a_compiled_encoder_gives_the_same_embeddings() -> None:
+    require("C++ compiler", NO_COMPILER)
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
     config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=8)
     compiled = Encoder(pin_model(config), texts=False)
@@ -51,6 +56,7 @@ def torch_threads() -> Iterator[Callable[[int], None]]:
 def test_a_compiled_encoder_has_a_graph_for_small_batches(
     threads: int, torch_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    require("C++ compiler", NO_COMPILER)
     torch_threads(threads)
     torch._dynamo.reset()  # torch compiles one function at most eight times in a process
     frozen: list[tuple[Any, ...]] = []
