@@ -1,4 +1,7 @@
-"""An endpoint's configuration: the keys of `sightline serve CONFIG`, and of `args:` in a Ray Serve config file."""
+"""The configuration of an endpoint: the keys of `sightline serve CONFIG`, and of `args:` in a Ray Serve config file.
+
+`python -m serve.config` prints a Markdown table of all keys.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,27 @@ from siglip.config import Limits, ModelConfig, count_cores
 from siglip.heads import check_probes
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
+from storage.key_table import make_key_table
 from storage.mirror import Mirror
 from storage.schemes import is_remote
 from storage.settings import check_settings, read_settings
 from storage.store import StoreOptions
 
 GPU_ITEMS, CPU_ITEMS = 256, 64
-"""The largest batch that model.batch_size: auto makes on a GPU, and on a CPU."""
+"""The largest batches that `model.batch_size: auto` makes, on a GPU and on a CPU."""
 
 
 class ProcessCount(BaseModel):
-    """How many processes, and what each is given."""
+    """The number of processes of one kind, and the resources of each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: int = Field(1, ge=1, description="Never fewer than this.")
-    max: int | None = Field(None, ge=1, description="Up to this many under load; null is min.")
-    upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before there are more.")
-    downscale_delay_s: float = Field(300.0, ge=0, description="Seconds without it before there are fewer.")
-    num_cpus: float | None = Field(None, ge=0, description="Cores for each; null is 1.")
-    resources: dict[str, float] = Field({}, description="Custom Ray resources for each.")
+    min: int = Field(1, ge=1, description="Smallest number of processes.")
+    max: int | None = Field(None, ge=1, description="Largest number of processes, reached under load; null is min.")
+    upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before a process is added.")
+    downscale_delay_s: float = Field(300.0, ge=0, description="Seconds without load before a process is removed.")
+    num_cpus: float | None = Field(None, ge=0, description="CPU cores of each process; null is 1.")
+    resources: dict[str, float] = Field({}, description="Custom Ray resources of each process.")
 
     @model_validator(mode="after")
     def _check(self) -> ProcessCount:
@@ -47,38 +51,42 @@ class ProcessCount(BaseModel):
 
     @property
     def largest(self) -> int:
-        """The most that there may be."""
+        """The largest number of processes."""
         return self.max or self.min
 
 
 class ReplicasConfig(ProcessCount):
     """The model's replicas."""
 
-    num_gpus: float = Field(0, ge=0, description="GPUs for each replica; a fraction shares one.")
+    num_gpus: float = Field(0, ge=0, description="GPUs of each replica; replicas with a fraction share a GPU.")
 
 
 class IngressConfig(ProcessCount):
-    """The processes that speak HTTP and decode images."""
+    """The ingress processes, which speak HTTP and decode images."""
 
-    decoders: int | None = Field(None, ge=1, description="Decoder processes of each; null is one for each core.")
+    decoders: int | None = Field(
+        None, ge=1, description="Decoder processes of each ingress; null is one for each of its cores."
+    )
 
     def decoder_processes(self) -> int:
-        """Decoder processes of each ingress."""
+        """The number of decoder processes of each ingress."""
         return self.decoders or max(1, int(self.num_cpus or count_cores()))
 
 
 class CorsConfig(BaseModel):
-    """Which web pages of other origins may ask, from a browser."""
+    """Web pages of other origins that may use the API from a browser."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     origins: list[str] = Field(
-        [], description="Such as https://app.example.com; '*' is every page. None by default: the endpoint's own page."
+        [],
+        description="Origins such as https://app.example.com whose pages may call the API; '*' is every origin. By "
+        "default only the endpoint's own page may.",
     )
 
 
 class BatchingConfig(BaseModel):
-    """How batches fill. Their size is model.batch_size."""
+    """How batches are filled. Their size is `model.batch_size`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,48 +94,52 @@ class BatchingConfig(BaseModel):
         50.0,
         ge=0,
         le=10_000,
-        description="How long images wait, while a replica is free, for those that are being decoded.",
+        description="Milliseconds that decoded images wait for images that are still being decoded, while a replica is "
+        "free. A longer wait makes fuller batches.",
     )
 
 
 class EndpointLimits(BaseModel):
-    """What a request may cost, and how much may wait. Each has its own error."""
+    """Limits of one request, and of all requests in flight. Each limit has its own error code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    body_bytes: int = Field(32 * 2**20, gt=0, description="Bytes of a request's body.")
-    images: int = Field(64, ge=1, le=MAX_ITEMS, description="Images in a request.")
+    body_bytes: int = Field(32 * 2**20, gt=0, description="Largest body of a request, in bytes, unpacked.")
+    images: int = Field(64, ge=1, le=MAX_ITEMS, description="Largest number of images in a request.")
     image: Limits = Field(
         Limits(max_bytes=20 * 2**20, max_pixels=25_000_000, max_seconds=10.0),
-        description="What one image may cost. 46 bytes of WebP can hold millions of pixels.",
+        description="Limits of one image. 46 bytes of WebP can hold millions of pixels.",
     )
     pixels: int = Field(
-        200_000_000, ge=1, description="Pixels of all images in a request together, before they are resized."
+        200_000_000, ge=1, description="Largest sum of the pixels of a request's images, before they are resized."
     )
-    texts: int = Field(2048, ge=1, le=MAX_ITEMS, description="Texts in a request to embed.")
-    text_characters: int = Field(4096, ge=1, description="Characters of a text to embed.")
+    texts: int = Field(2048, ge=1, le=MAX_ITEMS, description="Largest number of texts in a request to embed.")
+    text_characters: int = Field(4096, ge=1, description="Longest text to embed, in characters.")
     labels: int = Field(
-        1000, ge=1, le=MAX_ITEMS, description="Labels in a request, and prompts: labels times templates."
+        1000, ge=1, le=MAX_ITEMS, description="Largest number of prompts in a request: labels times templates."
     )
-    label_characters: int = Field(256, ge=1, description="Characters of a label or a template.")
+    label_characters: int = Field(256, ge=1, description="Longest label or template in a request, in characters.")
     cached_prompts: int = Field(
         20_000,
         ge=1,
-        description="Prompts of unregistered labels whose embeddings an ingress keeps, last used last out.",
+        description="Size of each ingress's LRU cache of prompt embeddings, for label sets that are not registered.",
     )
     in_flight: int = Field(
         4096,
         ge=1,
-        description="Requests, images and texts that an ingress holds at once; more is refused with 429. One key may "
-        "have half of them.",
+        description="Largest number of requests, images and texts, added up, that an ingress holds at once; more is "
+        "refused with 429. One key may hold half.",
     )
     in_flight_bytes: int = Field(
         512 * 2**20,
         gt=0,
-        description="Bytes of bodies that an ingress holds at once; more is refused with 429. One key may have half.",
+        description="Largest sum of the bodies that an ingress holds at once, in bytes; more is refused with 429. One "
+        "key may hold half.",
     )
     deadline_s: float = Field(
-        30.0, gt=0, description="Seconds for a request; X-Request-Timeout-Seconds asks for fewer."
+        30.0,
+        gt=0,
+        description="Deadline of a request, in seconds. A client can shorten it with X-Request-Timeout-Seconds.",
     )
 
     @model_validator(mode="after")
@@ -141,49 +153,55 @@ class EndpointLimits(BaseModel):
         return self
 
     def key_items(self) -> int:
-        """How much of `in_flight` one key may hold: half, and no less than the largest request."""
+        """The share of `in_flight` that one key may hold: half, but at least the largest request."""
         return max(self.in_flight // 2, self._largest())
 
     def key_bytes(self) -> int:
-        """How much of `in_flight_bytes` one key may hold: half, and no less than the largest body."""
+        """The share of `in_flight_bytes` that one key may hold: half, but at least the largest body."""
         return max(self.in_flight_bytes // 2, self.body_bytes)
 
     def _largest(self) -> int:
-        """Items of the largest request."""
+        """The number of items of the largest request."""
         return 1 + self.images + max(self.texts, self.labels)
 
 
 class EndpointConfig(BaseModel):
-    """The endpoint. Every key is checked; an unknown one is an error."""
+    """All keys of an endpoint's YAML file. Values are validated, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = Field(
-        None, min_length=1, description="The model's id for clients; null is model.source, or its last part if a path."
+        None,
+        min_length=1,
+        description="The model's id for clients; null is model.source, or the last part of it if it is a path.",
     )
     model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
     label_sets: dict[str, LabelSet] = Field(
         {},
-        description="Registered label sets by name: {names, templates, threshold, top_k}, or the path of a file, which "
-        "is read again when it changes.",
+        description="Registered label sets by name. Each is a mapping, a list of label names, or the path of a file, "
+        "which is read again when it changes.",
     )
     decode: DecodeMode = Field(
         "auto",
-        description="auto lets libjpeg shrink large JPEGs while decoding where that does not show; fast goes further; "
-        "exact never does.",
+        description="How JPEGs are decoded. auto lets libjpeg shrink large JPEGs while decoding where the result is "
+        "almost the same; fast shrinks more; exact never shrinks.",
     )
     replicas: ReplicasConfig = Field(ReplicasConfig(), description="The model's replicas.")
-    ingress: IngressConfig = Field(IngressConfig(), description="The processes that speak HTTP and decode.")
-    batching: BatchingConfig = Field(BatchingConfig(), description="How batches fill.")
-    limits: EndpointLimits = Field(EndpointLimits(), description="What a request may cost, and how much may wait.")
-    auth: AuthConfig = Field(AuthConfig(), description="API keys and rates. Without keys only loopback is answered.")
+    ingress: IngressConfig = Field(IngressConfig(), description="The processes that speak HTTP and decode images.")
+    batching: BatchingConfig = Field(BatchingConfig(), description="How batches are filled.")
+    limits: EndpointLimits = Field(EndpointLimits(), description="Limits of a request, and of all requests in flight.")
+    auth: AuthConfig = Field(AuthConfig(), description="API keys and rate limits.")
     token_vocabulary: Path | None = Field(
-        None, description="A file of tiktoken's, cl100k_base.tiktoken, to read the token ids that LangChain sends."
+        None,
+        description="Path of tiktoken's file cl100k_base.tiktoken. With it the endpoint accepts the token ids that "
+        "LangChain sends instead of texts.",
     )
-    cors: CorsConfig = Field(CorsConfig(), description="Pages of other origins that may ask from a browser.")
+    cors: CorsConfig = Field(CorsConfig(), description="Web pages that may use the API from a browser.")
     fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")
     metrics_route: bool = Field(
-        False, description="Answer GET /metrics on the API's own port too, to whoever may use the API."
+        False,
+        description="Serve Prometheus metrics at GET /metrics on the API's own port too. Clients need a key as for the "
+        "API.",
     )
 
     _label_sources: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -191,7 +209,7 @@ class EndpointConfig(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _remember(cls, value: Any, read: Callable[[Any], EndpointConfig]) -> EndpointConfig:
-        """Where label sets come from, to read them again."""
+        """Keep the paths of label sets that come from files, so that the files can be read again."""
         config = read(value)
         sets = value.get("label_sets") if isinstance(value, dict) else None
         if isinstance(sets, dict):
@@ -200,7 +218,7 @@ class EndpointConfig(BaseModel):
 
     @property
     def label_sources(self) -> dict[str, Any]:
-        """The registered label sets that were read from files: their paths, or mappings with one."""
+        """The registered label sets that come from files, by name: a path, or a mapping whose `names` is a path."""
         return self._label_sources
 
     @field_validator("label_sets", mode="after")
@@ -219,17 +237,17 @@ class EndpointConfig(BaseModel):
         return source.rstrip("/").rsplit("/", 1)[-1] if is_path else source
 
     def model_digest(self) -> str:
-        """What tells these settings of the model from others."""
+        """A digest of the model's settings: an ingress recognizes replicas with its own configuration by it."""
         return hashlib.sha256(self.model.model_dump_json().encode()).hexdigest()
 
     def replica_items(self) -> int:
-        """Images and texts that Ray Serve hands to a replica at once: a batch that runs, and one that fills."""
+        """Images and texts that Ray Serve may hand to a replica at once: a batch that runs and a batch that fills."""
         size = self.model.batch_size
         return 2 * ((GPU_ITEMS if self.replicas.num_gpus else CPU_ITEMS) if size == "auto" else size)
 
 
 def load_endpoint(path: Path) -> EndpointConfig:
-    """Read an endpoint's YAML. Relative files that it names are looked up beside it when they are not found from here.
+    """Read an endpoint's YAML file. Relative paths in it are looked up in the working directory, then beside the file.
 
     Raises `storage.settings.ConfigError`.
     """
@@ -246,14 +264,14 @@ def load_endpoint(path: Path) -> EndpointConfig:
 
 
 def _beside(path: Path, value: Any) -> Any:
-    """A relative path that exists only beside the settings file, from there."""
+    """The absolute path of a file that exists only beside the settings file; any other value unchanged."""
     if isinstance(value, str) and not Path(value).exists() and (path.parent / value).is_file():
         return str((path.parent / value).resolve())
     return value
 
 
 def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:
-    """The checkpoint that is configured, from its settings alone, and its registered label sets checked against it.
+    """Pin the configured checkpoint, without loading its weights, and check the registered label sets against it.
 
     Raises `siglip.checkpoint.CheckpointError` and `siglip.labels.LabelError`.
     """
@@ -262,3 +280,12 @@ def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:
         labels.check(pinned.rule)
         check_probes(labels, pinned.identity, pinned.width)
     return pinned
+
+
+def describe_keys() -> str:
+    """A Markdown table of all keys with their defaults and meanings, for `docs/endpoint.md`."""
+    return make_key_table(EndpointConfig, EndpointConfig())
+
+
+if __name__ == "__main__":
+    print(describe_keys())

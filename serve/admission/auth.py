@@ -1,10 +1,10 @@
-"""API keys and how often each may ask.
+"""API keys, and rate limits for each key.
 
-A key is 256 random bits, so one round of SHA-256 is the right way to store it: there is no dictionary of such keys to
-try, and a slow hash made for passwords would only slow down every request. The file of hashes opens no door by itself,
-and may lie in a Kubernetes Secret beside the config.
+A key is 256 random bits. Its hash is one round of SHA-256, which is enough: no dictionary of such keys exists, and a
+slow password hash would only slow down every request. The file of hashes does not give access to the API, so it may be
+stored in a Kubernetes Secret next to the configuration.
 
-It does not know HTTP: who sends which header, and what a refusal looks like, is the app's business.
+This module knows no HTTP: `serve.http.middleware.authentication` reads the headers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from serve.log import log
 from storage.settings import ConfigError
 
 KEY_PREFIX = "sl-"
-"""What a key starts with, so that a secret scanner, or a person, knows one when it sees it."""
+"""The prefix of every key, by which secret scanners and people recognize a key."""
 REREAD_SECONDS = 1.0
-"""How long a change of the keys file may go unseen."""
+"""Seconds between two readings of the keys file: a change takes effect after this time at the latest."""
 UNREAD_SECONDS = 60.0
-"""How long keys are trusted when their file cannot be read: longer than a node takes to swap a mounted Secret."""
+"""Seconds for which the last keys stay valid while their file cannot be read. A node needs less to swap a mounted
+Secret."""
 MAX_BUCKETS = 10_000
-"""Names whose use is remembered at once."""
+"""Number of keys that a rate limiter keeps the state of."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -40,29 +41,31 @@ Clock = Callable[[], float]
 
 
 class AuthConfig(BaseModel):
-    """Who may ask, and how often."""
+    """API keys, and the rate limits of each key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keys_file: Path | None = Field(
         None,
-        description="Lines of NAME sha256:HEX, as `sightline key new` prints them; read again when it changes. null "
-        "lets everybody in, and then the server listens on loopback only.",
+        description="Path of a file with lines NAME sha256:HEX, as `sightline key new` prints them. It is read again "
+        "when it changes. null is no keys: then the server accepts clients on its own machine only.",
     )
     requests_per_minute: int | None = Field(
         None,
         gt=0,
-        description="For each key and each ingress replica; all of them may come at once. null for no limit.",
+        description="Requests a minute of each key at each ingress; a burst may use all of them at once. null is no "
+        "limit.",
     )
     items_per_minute: int | None = Field(
         None,
         gt=0,
-        description="Images and texts, likewise; new prompts of labels are texts. A request with more counts as all.",
+        description="Images and texts a minute of each key at each ingress; prompts of new labels count as texts. A "
+        "request with more than this counts as this many. null is no limit.",
     )
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key for `name`, and the line for the keys file that lets it in. Raises `ConfigError` for a bad name."""
+    """Make a new key for `name`: the key, and its line for the keys file. Raises `ConfigError` for a bad name."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"key name {name!r}: use up to 64 letters, digits, '.', '_' and '-'")
     key = KEY_PREFIX + secrets.token_urlsafe(32)
@@ -70,15 +73,15 @@ def new_key(name: str) -> tuple[str, str]:
 
 
 class KeyRing:
-    """The keys that are let in, read from a file, and read again while the server runs.
+    """The valid API keys of a file, which is read again while the server runs.
 
-    The file is read whole when it is asked for and a second has passed, because that sees every kind of change: an
-    edit, a rename, a Kubernetes Secret whose symbolic link is swapped, two edits within one tick of the file system's
-    clock. (A Secret mounted with `subPath` never changes; mount the folder.) Whoever is not in the file is not let in:
-    a line that is not a key's is logged as an error and counts for nothing, and the others count. While the file cannot
-    be read at all, the keys before it stay for a minute, and then nobody is let in.
+    The whole file is read at most once a second, when a key is verified. That notices every kind of change: an edit, a
+    rename, a Kubernetes Secret whose symbolic link is swapped, two edits within one tick of the file system's clock. (A
+    Secret that is mounted with `subPath` never changes: mount the folder.) A key that is not in the file is invalid. A
+    bad line is logged as an error and ignored; the other lines stay valid. While the file cannot be read at all, the
+    last keys stay valid for `UNREAD_SECONDS`, and then no key is valid.
 
-    Raises `ConfigError` when the file is bad from the start.
+    Raises `ConfigError` if the file is bad at the start.
     """
 
     def __init__(self, path: Path, clock: Clock = time.monotonic) -> None:
@@ -90,12 +93,12 @@ class KeyRing:
         self._unread_since: float | None = None
 
     def names(self) -> list[str]:
-        """The names of the keys that are let in now."""
+        """The names of the keys that are valid now."""
         self._refresh()
         return list(self._keys)
 
     def verify(self, token: str) -> str | None:
-        """The name of the key that `token` is, or None. Takes as long for every token of a length."""
+        """The name of the key `token`, or None if it is not valid. The time depends only on the token's length."""
         self._refresh()
         digest = _hash(token)
         found = None
@@ -105,7 +108,7 @@ class KeyRing:
         return found
 
     def _refresh(self) -> None:
-        """Take over the file's keys if a second has passed. What is wrong with it is logged once."""
+        """Read the file if `REREAD_SECONDS` have passed. Each problem of the file is logged once."""
         now = self._clock()
         if now - self._read_at < REREAD_SECONDS:
             return
@@ -115,8 +118,9 @@ class KeyRing:
             self._unread_since = None
         except ConfigError as error:
             self._unread_since = now if self._unread_since is None else self._unread_since
-            lost = now - self._unread_since >= UNREAD_SECONDS
-            keys, problems = {} if lost else self._keys, [f"{error}; {'nobody is let in' if lost else 'keys stay'}"]
+            expired = now - self._unread_since >= UNREAD_SECONDS
+            effect = "no key is valid any more" if expired else "the last keys stay valid"
+            keys, problems = {} if expired else self._keys, [f"{error}; {effect}"]
         if problems and problems != self._problems:
             log.error("%s", "; ".join(problems))
         self._problems = problems
@@ -126,9 +130,9 @@ class KeyRing:
 
 
 def read_keys(path: Path) -> dict[str, bytes]:
-    """A keys file's names and SHA-256 digests. Blank lines and lines that start with # are skipped.
+    """Read the names and SHA-256 digests of a keys file. Blank lines and lines that start with # are skipped.
 
-    Raises `ConfigError`, one line, which shows nothing of the line that is wrong: it may be a key.
+    Raises `ConfigError` with one line, which shows nothing of the bad line because it may contain a key.
     """
     keys, problems = _parse_keys(path)
     if problems:
@@ -137,7 +141,7 @@ def read_keys(path: Path) -> dict[str, bytes]:
 
 
 def _parse_keys(path: Path) -> tuple[dict[str, bytes], list[str]]:
-    """The keys of the lines that are good, and what is wrong with the others. Raises `ConfigError` for no file."""
+    """The keys of the valid lines, and a message for each bad line. Raises `ConfigError` if the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -155,20 +159,20 @@ def _parse_keys(path: Path) -> tuple[dict[str, bytes], list[str]]:
         elif len(words) != 2 or not digest or not _NAME.fullmatch(words[0]):
             problems.append(f"{where}: expected NAME sha256:HEX, as `sightline key new NAME` prints it")
         elif words[0] in keys:
-            problems.append(f"{where}: the name {words[0]} is there twice; give the new key a name of its own")
+            problems.append(f"{where}: the name {words[0]} is there twice; give the new key another name")
         else:
             keys[words[0]] = bytes.fromhex(digest[1])
     if not keys and not problems:
-        problems.append(f"keys_file {path}: holds no key; make one with `sightline key new NAME`")
+        problems.append(f"keys_file {path}: has no key; make one with `sightline key new NAME`")
     return keys, problems
 
 
 @dataclass(frozen=True)
 class Quota:
-    """What a key has left after one check. Seconds are from now.
+    """The state of a key's rate limit after one check.
 
-    `reset_s` is when all of `limit` is there again; `retry_after_s` is 0 when the request was allowed, else when it
-    would be.
+    `remaining` is how much of `limit` is left. `reset_s` is the time in seconds until all of it is available again.
+    `retry_after_s` is 0 if the check was allowed, else the time in seconds until the same check would be allowed.
     """
 
     allowed: bool
@@ -178,7 +182,7 @@ class Quota:
     retry_after_s: float
 
     def headers(self, unit: str = "requests") -> dict[str, str]:
-        """OpenAI's names for the quota, and HTTP's `Retry-After` in whole seconds when the request was refused."""
+        """OpenAI's rate limit headers, and `Retry-After` in whole seconds if the request was refused."""
         fields = {
             f"x-ratelimit-limit-{unit}": str(self.limit),
             f"x-ratelimit-remaining-{unit}": str(self.remaining),
@@ -190,11 +194,11 @@ class Quota:
 
 
 class RateLimiter:
-    """A token bucket for each name: `per_minute` requests at once, and then one every 60 / `per_minute` seconds.
+    """A token bucket for each key: a burst of `per_minute`, then one every 60 / `per_minute` seconds.
 
-    It counts in its own process: with N ingress replicas a key may ask up to N times as often, and what a client reads
-    in the headers is the state of the replica that answered. Memory is bounded: beyond `MAX_BUCKETS` names, the one
-    that was quiet for longest is forgotten, and starts full. Not thread-safe: for one event loop.
+    Each process counts for itself: with N ingresses a key may send up to N times as much, and the headers have the
+    state of the ingress that responded. At most `MAX_BUCKETS` keys have a state. Beyond that the key that was unused
+    for longest is forgotten, and starts with a full bucket. Not thread-safe: for one event loop.
     """
 
     def __init__(self, per_minute: int, clock: Clock = time.monotonic) -> None:
@@ -203,16 +207,16 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # name -> (tokens, when), oldest first
 
     def check(self, name: str, cost: int = 1) -> Quota:
-        """Take `cost` tokens from the bucket of `name` if they are there; a refusal takes none.
+        """Take `cost` tokens from the bucket of `name` if it has so many; a refused check takes none.
 
-        A cost over the whole limit is charged as all of it, or it could never be paid.
+        A cost over the whole limit is reduced to the limit, because otherwise it could never be allowed.
         """
         limit, rate, now = self.per_minute, self.per_minute / 60, self._clock()
         cost = min(cost, limit)
         tokens, since = self._buckets.get(name, (float(limit), now))
         tokens = min(limit, tokens + (now - since) * rate)
         missing = cost - tokens
-        # A client that waits for exactly as long as it was told must not fail by the last bit of a float.
+        # The tolerance is for clients that wait exactly `retry_after_s`: a rounding error must not refuse them.
         allowed = missing <= 1e-6
         if allowed:
             tokens = max(0.0, tokens - cost)
@@ -224,5 +228,5 @@ class RateLimiter:
 
 
 def _hash(key: str) -> bytes:
-    # A token from a header may hold any bytes, lone surrogates included.
+    # A token from a header may contain any bytes, also lone surrogates.
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -31,8 +31,8 @@ MAX_RETRY_AFTER = 60.0
 """The largest Retry-After, in seconds."""
 USED_DEADLINE = 0.8
 """The share of the time until its deadline that a request may be expected to wait. The rest is a margin for errors of
-the estimate: without a margin the simulation has 10.9 responses/s instead of 12.2. With two keys, of which one sends ten
-times the capacity, that key has 1.8 responses/s instead of 11.3."""
+the estimate: without a margin the simulation has 10.9 responses/s instead of 12.2. With two keys, of which one sends
+ten times the capacity, that key has 1.8 responses/s instead of 11.3."""
 
 
 @dataclass

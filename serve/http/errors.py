@@ -1,4 +1,4 @@
-"""Every way in which a request can fail, in OpenAI's error envelope."""
+"""The error codes of the API, and OpenAI's error envelope."""
 
 from __future__ import annotations
 
@@ -12,44 +12,48 @@ from starlette.types import Message
 from siglip.images.decode import REASONS, ImageRejected
 
 CODES: dict[str, tuple[int, str]] = {
-    "invalid_request": (400, "a field is missing, unknown or of the wrong kind; `param` names it"),
+    "invalid_request": (400, "a field is missing, unknown or of the wrong type; `param` names the field"),
     "invalid_json": (400, "the body is not JSON"),
-    "invalid_image": (400, "the image's field is neither base64 nor a data: URI nor a URL"),
+    "invalid_image": (400, "the image field has neither base64 nor a data: URI nor a URL"),
     "unsupported_dimensions": (400, "SigLIP's embeddings cannot be shortened: leave `dimensions` out"),
-    "unsupported_input": (400, "token ids, several images in one message, or another input that has no embedding"),
-    "too_many_images": (400, "more images in one request than limits.images"),
-    "too_many_pixels_together": (400, "the images in one request have more pixels together than limits.pixels"),
-    "too_many_texts": (400, "more texts in one request than limits.texts"),
+    "unsupported_input": (
+        400,
+        "token ids (without token_vocabulary), several images in one message, or other input without embedding",
+    ),
+    "too_many_images": (400, "the request has more images than limits.images"),
+    "too_many_pixels_together": (400, "the sum of the pixels of the request's images is larger than limits.pixels"),
+    "too_many_texts": (400, "the request has more texts than limits.texts"),
     "text_too_long": (400, "a text has more characters than limits.text_characters"),
-    "too_many_labels": (400, "more labels, or more prompts for them, than limits.labels"),
+    "too_many_labels": (400, "the request has more prompts (labels times templates) than limits.labels"),
     "label_too_long": (400, "a label or template has more characters than limits.label_characters"),
-    "label_set_not_found": (404, "no label set of that name is registered: see GET /v1/label-sets"),
-    "invalid_api_key": (401, "no API key was sent, or one that is not known"),
-    "loopback_only": (403, "no API keys are configured, so only this machine's own clients are answered"),
-    "model_not_found": (404, "this server runs another model: see GET /v1/models"),
-    "not_found": (404, "there is no such path"),
-    "method_not_allowed": (405, "the path exists, and takes another method"),
+    "label_set_not_found": (404, "no label set of this name is registered: see GET /v1/label-sets"),
+    "invalid_api_key": (401, "the request has no API key, or an unknown one"),
+    "loopback_only": (403, "no API keys are configured, so only clients on the same machine are accepted"),
+    "model_not_found": (404, "this server does not run the requested model: see GET /v1/models"),
+    "not_found": (404, "the path does not exist"),
+    "method_not_allowed": (405, "the path does not allow this method"),
     "body_timeout": (408, "the request's body did not arrive in time"),
     "body_too_large": (413, "the request's body is larger than limits.body_bytes"),
-    "unsupported_media_type": (415, "the body's Content-Type is none that this path reads"),
-    "rate_limit_exceeded": (429, "this key has used up its rate; Retry-After says when to come back"),
-    "overloaded": (429, "the queue is full, or too long for the deadline; nothing was computed"),
+    "unsupported_media_type": (415, "this path does not read bodies of this Content-Type or Content-Encoding"),
+    "rate_limit_exceeded": (429, "the key has reached its rate limit; Retry-After has the seconds to wait"),
+    "overloaded": (429, "the queue is full, or too long for the request's deadline; nothing was computed"),
     "deadline_exceeded": (429, "the deadline passed while the request waited; nothing was computed"),
-    "unavailable": (503, "the replica that held the request died, or none is ready; try again"),
-    "internal_error": (500, "a fault of this server; its log has the request id"),
+    "unavailable": (503, "the replica that held the request ended, or no replica is ready; try again"),
+    "internal_error": (500, "an unexpected error of the server; its log has the request id"),
 }
-"""Every code that the server itself answers with: status and meaning. Images and URLs add their own."""
+"""The status and the meaning of every error code, except those of rejected images (`siglip.images.decode.REASONS`) and
+of refused URLs (`serve.fetch.fetcher`)."""
 
 IMAGE_STATUS = {"too_many_bytes": 413}
-"""Statuses of rejected images, where it is not 400."""
+"""The statuses of rejected images that are not 400."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
-    """A refused request. `code` is for programs, `message` says what to change, `param` names the field.
+    """A refused request: a machine-readable `code`, a `message` that says what to change, and the field `param`.
 
-    `retry_after` are seconds: sent as Retry-After, rounded up.
+    `retry_after` is in seconds; the header Retry-After has it rounded up. `status` replaces the code's own status.
     """
 
     def __init__(
@@ -68,18 +72,18 @@ class ApiError(HTTPException):
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's envelope."""
+        """The error envelope of this error."""
         return make_envelope(self.status_code, self.message, self.code, self.param)
 
     def headers_out(self) -> dict[str, str]:
-        """Retry-After, and what the status asks for."""
+        """Retry-After if it is known, and WWW-Authenticate for 401."""
         headers = {"www-authenticate": "Bearer"} if self.status_code == 401 else {}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         return headers
 
     def messages(self) -> tuple[Message, Message]:
-        """The whole answer, as ASGI sends it."""
+        """The whole response as ASGI messages: start and body."""
         body = json.dumps(self.body()).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **self.headers_out()}
         pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -94,7 +98,7 @@ def make_envelope(status: int, message: str, code: str, param: str | None = None
 
 
 def image_error(rejected: ImageRejected, param: str) -> ApiError:
-    """A rejected image as an error of the field that held it. The code is the reason of the batch job's rejects."""
+    """The error of a rejected image; `param` is the image's field. The code is the batch job's reject reason."""
     detail = f" ({rejected.detail})" if rejected.detail else ""
     message = f"{param}: {REASONS[rejected.reason]}{detail}"
     return ApiError(rejected.reason, message, status=IMAGE_STATUS.get(rejected.reason, 400), param=param)

@@ -1,4 +1,4 @@
-"""API keys and rates: who is let in, how keys are rotated, and what the quota headers say."""
+"""API keys and rate limits: which keys are valid, how keys are rotated, and the rate limit headers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from sightline.cli import app
 from storage.settings import ConfigError
 
 LOGGER = "ray.serve.sightline"
-"""Below Ray Serve's, whose handlers write to the replica's log file: others reach none there."""
+"""The logger is below Ray Serve's, whose handlers write to the replica's log file. Other loggers have no handler there."""
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -47,7 +47,7 @@ def write_keys(path: Path, *names: str) -> dict[str, str]:
     return {name: key for name, (key, _) in made.items()}
 
 
-def test_several_keys_each_with_its_name(tmp_path: Path) -> None:
+def test_verify_returns_the_name_of_each_key(tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys", "alice", "nightly-job", "b.o_b")
     ring = KeyRing(tmp_path / "keys")
     assert ring.names() == ["alice", "nightly-job", "b.o_b"]
@@ -65,8 +65,8 @@ def test_a_key_is_random_and_long() -> None:
     assert all(len(key) == len("sl-") + 43 for key in keys)  # 256 bits in base64
 
 
-def test_the_hash_is_one_that_anybody_can_make(tmp_path: Path) -> None:
-    """`printf %s KEY | sha256sum`, for a key that was made elsewhere."""
+def test_the_hash_is_plain_sha256(tmp_path: Path) -> None:
+    """`printf %s KEY | sha256sum` makes the hash of a key that another tool made."""
     key = "a key that was made elsewhere"
     (tmp_path / "keys").write_text(f"legacy sha256:{hashlib.sha256(key.encode()).hexdigest()}")
     assert KeyRing(tmp_path / "keys").verify(key) == "legacy"
@@ -90,7 +90,7 @@ def test_keys_rotate_without_restart(tmp_path: Path) -> None:
     assert (ring.verify(new["new"]), ring.verify(replaced["replaced"])) == (None, "replaced")
 
 
-def test_a_kubernetes_secret_swaps_its_link(tmp_path: Path) -> None:
+def test_a_swapped_kubernetes_secret_is_read_again(tmp_path: Path) -> None:
     """The kubelet writes a new folder, and renames a symbolic link to it over the old one."""
     clock = Clock()
     for day in ("one", "two"):
@@ -107,8 +107,8 @@ def test_a_kubernetes_secret_swaps_its_link(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "empty": ("", "holds no key"),
-    "only comments": ("# nobody\n", "holds no key"),
+    "empty": ("", "has no key"),
+    "only comments": ("# nobody\n", "has no key"),
     "no hash": ("alice\n", "line 1: expected NAME sha256:HEX"),
     "a short hash": ("alice sha256:abcd\n", "line 1: expected NAME sha256:HEX"),
     "another hash": ("alice md5:" + "0" * 32, "line 1: expected NAME sha256:HEX"),
@@ -120,7 +120,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_line_lets_nobody_in_and_is_an_error(
+def test_a_bad_line_is_an_error_and_no_key(
     text: str, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, clock = tmp_path / "keys", Clock()
@@ -145,7 +145,7 @@ def test_a_broken_line_lets_nobody_in_and_is_an_error(
     assert caplog.records[-1].getMessage().endswith("now 1 keys: bob")
 
 
-def test_a_key_that_was_taken_away_is_out_while_another_line_is_bad(tmp_path: Path) -> None:
+def test_a_removed_key_is_invalid_although_another_line_is_bad(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys", Clock()
     keys = write_keys(path, "alice", "bob")
     ring = KeyRing(path, clock)
@@ -156,7 +156,7 @@ def test_a_key_that_was_taken_away_is_out_while_another_line_is_bad(tmp_path: Pa
     assert ring.verify(keys["bob"]) == "bob", "a slip in one line locks nobody else out"
 
 
-def test_a_file_that_goes_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_of_a_missing_file_stay_valid_for_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         KeyRing(tmp_path / "keys")
     clock, keys = Clock(), write_keys(tmp_path / "keys", "alice")
@@ -164,13 +164,13 @@ def test_a_file_that_goes_away(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     (tmp_path / "keys").unlink()
     clock.now += REREAD_SECONDS
     assert ring.verify(keys["alice"]) == "alice"
-    assert "keys stay" in caplog.text
+    assert "the last keys stay valid" in caplog.text
     (tmp_path / "keys").write_bytes(b"\xff\xfe\x00")
     clock.now += REREAD_SECONDS
     assert ring.verify(keys["alice"]) == "alice"
     clock.now += UNREAD_SECONDS
     assert ring.verify(keys["alice"]) is None
-    assert "nobody is let in" in caplog.text
+    assert "no key is valid any more" in caplog.text
     keys = write_keys(tmp_path / "keys", "alice")
     clock.now += REREAD_SECONDS
     assert ring.verify(keys["alice"]) == "alice"
@@ -240,7 +240,7 @@ def test_quota_headers() -> None:
     }
 
 
-def test_a_cost_over_the_limit_can_be_paid() -> None:
+def test_a_cost_over_the_limit_is_reduced_to_the_limit() -> None:
     clock = Clock()
     limiter = RateLimiter(10, clock)
     assert limiter.check("alice", cost=64).remaining == 0
@@ -249,7 +249,7 @@ def test_a_cost_over_the_limit_can_be_paid() -> None:
     assert refused.retry_after_s == pytest.approx(60.0)
 
 
-def test_memory_is_bounded() -> None:
+def test_the_number_of_buckets_is_limited() -> None:
     clock = Clock()
     limiter = RateLimiter(1, clock)
     for n in range(MAX_BUCKETS):

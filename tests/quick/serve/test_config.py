@@ -13,14 +13,15 @@ from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
 from serve.app import build
-from serve.config import EndpointConfig, load_endpoint
+from serve.config import EndpointConfig, describe_keys, load_endpoint
 from serve.rayserve.internals import PROXY_CALLBACK
 from serve.rayserve.proxy import CALLBACK_PATH
 from sightline.cli import app
 from sightline.demo.shapes import LABELS
 from storage.settings import ConfigError
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs"
 
 
 def test_the_serve_config_file_is_the_endpoint_of_the_example() -> None:
@@ -110,3 +111,17 @@ def test_a_taken_port_is_named() -> None:
         result = CliRunner().invoke(app, ["serve", str(CONFIGS / "endpoint.yaml"), "--port", str(port)])
     assert result.exit_code == 2
     assert f"cannot listen on 127.0.0.1:{port}" in " ".join(result.output.split())
+
+
+def test_the_documentation_has_every_key() -> None:
+    """`docs/endpoint.md` contains the table that `python -m serve.config` prints, between two markers."""
+    text = (ROOT / "docs" / "endpoint.md").read_text()
+    table = text.partition("<!-- keys -->")[2].partition("<!-- /keys -->")[0].strip()
+    assert table == describe_keys(), "print the new table with `python -m serve.config` and paste it there"
+    assert "| `limits.image.max_bytes` | `20971520 (20 MiB)` |" in table, "the endpoint's own default, not the job's"
+
+
+def test_every_key_has_a_meaning() -> None:
+    rows = [line.split(" | ") for line in describe_keys().splitlines()[2:]]
+    assert len(rows) > 60
+    assert [key for key, _, meaning in rows if len(meaning) < 10] == []
