@@ -1,9 +1,9 @@
 """Fetching images by URLs from untrusted clients, protected against server-side request forgery (SSRF).
 
-The check is at the place where a socket is opened. Whatever a URL, a redirect or a DNS server says, the IP address of
-the connection is checked, and the connection goes to exactly this address: no second DNS lookup can return another
-address (DNS rebinding). Safety therefore does not depend on how a parser reads an ambiguous URL. Ambiguous URLs are
-refused anyway, so that their senders get an error message.
+The check is at the place where a socket is opened: it checks the IP address of each connection, also after a redirect,
+and the connection goes to exactly this address. No second DNS lookup can return another address (DNS rebinding). Safety
+therefore does not depend on how a parser reads an ambiguous URL. Ambiguous URLs are refused anyway, so that their
+senders get an error message.
 
 The check does not know which public addresses lead into this network, such as NAT64 under the network's own prefix or
 a public address of an internal load balancer. A network policy that blocks internal addresses for the ingress is

@@ -88,7 +88,7 @@ def test_pending_pods_fire(tmp_path: Path) -> None:
 
 
 def test_health_checks_do_not_lower_the_ratios(tmp_path: Path) -> None:
-    """2 % of the requests fail, and requests take 1.5 s on average, beside ten times as many health checks."""
+    """2 % of the requests fail, and requests take 1.5 s on average. There are ten times as many health checks."""
     of = 'application="sightline", deployment="ingress", replica="r"'
     series = {
         f'ray_sightline_requests_total{{{of}, route="/readyz", status="200", code=""}}': "0+1000x60",

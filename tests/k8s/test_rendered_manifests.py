@@ -294,7 +294,7 @@ def test_the_endpoint_survives_drains_slow_starts_and_updates(
     for scaling, percent in ((config.replicas, surge["model"]), (config.ingress, surge["ingress"])):
         assert scaling.min >= 2
         assert percent > 0
-        # The group has room for new replicas beside the old ones. Otherwise an update would wait for ever.
+        # The group has room for new replicas in addition to the old ones. Otherwise an update would wait for ever.
         assert scaling.largest + math.ceil(scaling.largest * percent / 100) <= group["maxReplicas"]
 
 
