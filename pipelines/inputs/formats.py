@@ -23,7 +23,7 @@ class Archive(Protocol):
     def recognizes(self, name: str) -> bool:
         """Tell whether an object has this format, by its lower-case name."""
 
-    def size_up(self, planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
+    def inspect(self, planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
         """Inspect a new input, and split it into parts of about a shard's size.
 
         Raises `StoreError` if the input cannot be read now, `ConfigError` if the configuration does not fit it.

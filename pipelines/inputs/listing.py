@@ -19,7 +19,7 @@ from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
 from storage.store import Entry, StoreError, StoreOptions
 
-_LOOKS_AHEAD = 16
+_INSPECTIONS = 16
 """Archives that are inspected at the same time."""
 _TARS_SAMPLED = 16
 """Tars of a folder that are inspected before the others' images are estimated from their size."""
@@ -83,51 +83,144 @@ class KnownInputs:
         self._database.close()
 
 
-def list_new(
-    config: JobConfig, options: StoreOptions, known: KnownInputs, columns: PassedColumns, report: PlanReport
-) -> Iterator[Input]:
-    """Yield the inputs that are not planned yet, in listing order; archives are split into parts.
+class InputLister:
+    """Lists the inputs that are not planned yet.
 
-    Each object is yielded once, also if configured inputs overlap. Adds to `report` and `columns`. Raises `ConfigError`
-    if the configuration does not fit an input, and `StoreError` if the listing itself fails.
+    `known` are the planned inputs. Listing adds to `known`, to `report`, and the types of passed-through columns to
+    `columns`.
     """
-    queue: deque[tuple[Input, Future[InputStats] | None]] = deque()
-    folders = _Folders()
-    looking = 0
-    with ThreadPoolExecutor(_LOOKS_AHEAD) as pool:
 
-        def take_first() -> Iterator[Input]:
-            nonlocal looking
-            planned, look = queue.popleft()
-            looking -= look is not None
-            for found in _finish_look(planned, look, columns, report):
-                if look is not None:
-                    folders.note(found)
-                yield found
+    def __init__(
+        self, config: JobConfig, options: StoreOptions, known: KnownInputs, columns: PassedColumns, report: PlanReport
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._known = known
+        self._columns = columns
+        self._report = report
 
-        for planned in _list_unknown(config, options, known, report):
-            archive, guessed = ARCHIVES.get(planned.kind), folders.guess(planned)
-            look = pool.submit(archive.size_up, planned, config, options) if archive and guessed is None else None
-            queue.append((guessed or planned, look))
-            looking += look is not None
-            while queue and (_is_done(queue[0][1]) or looking > 2 * _LOOKS_AHEAD or len(queue) > _QUEUE):
+    def list_new(self) -> Iterator[Input]:
+        """Yield the new inputs in listing order, archives split into parts.
+
+        Each object is yielded once, also if configured inputs overlap. Raises `ConfigError` if the configuration does
+        not fit an input, and `StoreError` if the listing itself fails.
+        """
+        queue: deque[tuple[Input, Future[InputStats] | None]] = deque()
+        sizes = _TarSizes()
+        running = 0
+        with ThreadPoolExecutor(_INSPECTIONS) as pool:
+
+            def take_first() -> Iterator[Input]:
+                nonlocal running
+                planned, inspection = queue.popleft()
+                running -= inspection is not None
+                for part in self._finish(planned, inspection):
+                    if inspection is not None:
+                        sizes.note(part)
+                    yield part
+
+            for planned in self._list_unknown():
+                archive, estimated = ARCHIVES.get(planned.kind), sizes.estimate(planned)
+                inspection = None
+                if archive and estimated is None:
+                    inspection = pool.submit(archive.inspect, planned, self._config, self._options)
+                queue.append((estimated or planned, inspection))
+                running += inspection is not None
+                while queue and (_is_done(queue[0][1]) or running > 2 * _INSPECTIONS or len(queue) > _QUEUE):
+                    yield from take_first()
+            while queue:
                 yield from take_first()
-        while queue:
-            yield from take_first()
+
+    def _finish(self, planned: Input, inspection: Future[InputStats] | None) -> Iterator[Input]:
+        try:
+            found = inspection.result() if inspection else InputStats([planned])
+        except StoreError as error:
+            self._report.waiting.append(Waiting(planned.uri, wait_reason(error), str(error), 1))
+            return
+        if not found.parts:
+            self._report.skipped.add(planned.uri, "Parquet files without an image column")
+            return
+        if found.schema is not None:
+            self._columns.add(planned.uri, found.schema, found.small_integers)
+        self._report.inputs += 1
+        yield from found.parts
+
+    def _list_unknown(self) -> Iterator[Input]:
+        for planned in self._list_inputs():
+            version, versions = planned.version, self._known.versions(planned.uri)
+            if version in versions or (versions and ("" in versions or not version)):
+                self._report.known += 1
+                continue
+            if versions and self._config.on_changed == "error":
+                self._report.known += 1
+                detail = (
+                    f"{planned.uri} changed since it was planned: give it a new name, or set on_changed: retag to tag "
+                    "it once more"
+                )
+                self._report.waiting.append(Waiting(planned.uri, "changed", detail, planned.rows))
+                continue
+            self._known.add(iter([(planned.uri, version)]))
+            yield planned
+
+    def _list_inputs(self) -> Iterator[Input]:
+        """Yield every object that is an input by its name, and the images that lists name. Counts all others."""
+        roots = [root.rstrip("/") + "/" for root in self._config.input]
+        configured = set(self._config.input)
+        skipped = self._report.skipped
+        for entry in self._list_entries():
+            root = next((root for root in roots if entry.uri.startswith(root)), "")
+            key = entry.uri.removeprefix(root) if root else entry.uri.rpartition("/")[2]
+            name = entry.uri.lower().rpartition("/")[2]
+            if entry.size < 0:
+                skipped.add(_printable(entry.uri), "broken links and special files")
+            elif not _is_utf8(entry.uri):
+                skipped.add(_printable(entry.uri), "names that are not UTF-8")
+            elif name.startswith("._"):
+                skipped.add(entry.uri, "hidden files")
+            elif lists.recognizes(name) and entry.uri in configured:
+                yield from lists.expand(entry, self._options)
+            elif (archive := archive_of(name)) is not None:
+                yield _plan_input(archive.KIND, entry, key)
+            elif images.recognizes(name):
+                yield _plan_input("image", entry, key)
+            else:
+                skipped.add_suffix(entry.uri)
+
+    def _list_entries(self) -> Iterator[Entry]:
+        """Yield every object under the configured inputs, except the output's files. Raises `ConfigError`."""
+        own = self._config.output + "/"
+        for uri in self._config.input:
+            store = open_store(uri, self._options)
+            single = store.stat(uri)
+            if single is not None:
+                yield single
+                continue
+            empty = True
+            for entry in store.list(uri):
+                empty = False
+                if not entry.uri.startswith(own):
+                    yield entry
+            if empty and (is_remote(uri) or Path(uri).is_dir()):
+                self._report.skipped.add(uri, "inputs with nothing under them")
+            elif empty:
+                if not self._known.holds(uri):
+                    raise ConfigError(f"input: {uri} does not exist")
+                if self._config.on_missing == "wait":  # it existed at an earlier run, so a mount may be missing
+                    self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
 
 
-class _Folders:
+class _TarSizes:
     """Bytes per image in the tars of each folder, learned from the first few tars and used to estimate the others."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, bool], list[float]] = {}
 
     def note(self, tar: Input) -> None:
-        """Add a tar that was inspected itself."""
+        """Add a tar that was inspected."""
         if tar.kind == "tar":
             self._seen.setdefault(self._group(tar), []).append(tar.size / tar.rows)
 
-    def guess(self, tar: Input) -> Input | None:
+    def estimate(self, tar: Input) -> Input | None:
         """Return the tar with estimated rows, or None if too few similar tars were inspected.
 
         Similar tars are in the same folder, and compressed or uncompressed like this one.
@@ -141,89 +234,8 @@ class _Folders:
         return tar.uri.rpartition("/")[0], tar.uri.lower().endswith("gz")
 
 
-def _is_done(look: Future[InputStats] | None) -> bool:
-    return look is None or look.done()
-
-
-def _finish_look(
-    planned: Input, look: Future[InputStats] | None, columns: PassedColumns, report: PlanReport
-) -> Iterator[Input]:
-    try:
-        found = look.result() if look else InputStats([planned])
-    except StoreError as error:
-        report.waiting.append(Waiting(planned.uri, wait_reason(error), str(error), 1))
-        return
-    if not found.parts:
-        report.skipped.add(planned.uri, "Parquet files without an image column")
-        return
-    if found.schema is not None:
-        columns.add(planned.uri, found.schema, found.small_integers)
-    report.inputs += 1
-    yield from found.parts
-
-
-def _list_unknown(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
-    for planned in _classify(config, options, known, report):
-        version, versions = planned.version, known.versions(planned.uri)
-        if version in versions or (versions and ("" in versions or not version)):
-            report.known += 1
-            continue
-        if versions and config.on_changed == "error":
-            report.known += 1
-            detail = (
-                f"{planned.uri} changed since it was planned: give it a new name, or set on_changed: retag to tag it "
-                "once more"
-            )
-            report.waiting.append(Waiting(planned.uri, "changed", detail, planned.rows))
-            continue
-        known.add(iter([(planned.uri, version)]))
-        yield planned
-
-
-def _list_entries(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Entry]:
-    """Yield every object under the configured inputs, except the output's files. Raises `ConfigError`."""
-    own = config.output + "/"
-    for uri in config.input:
-        store = open_store(uri, options)
-        single = store.stat(uri)
-        if single is not None:
-            yield single
-            continue
-        empty = True
-        for entry in store.list(uri):
-            empty = False
-            if not entry.uri.startswith(own):
-                yield entry
-        if empty and (is_remote(uri) or Path(uri).is_dir()):
-            report.skipped.add(uri, "inputs with nothing under them")
-        elif empty:
-            if not known.holds(uri):
-                raise ConfigError(f"input: {uri} does not exist")
-            if config.on_missing == "wait":  # it existed at an earlier run, so a mount may be missing
-                report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
-
-
-def _classify(config: JobConfig, options: StoreOptions, known: KnownInputs, report: PlanReport) -> Iterator[Input]:
-    roots = [root.rstrip("/") + "/" for root in config.input]
-    named = set(config.input)
-    for entry in _list_entries(config, options, known, report):
-        root = next((root for root in roots if entry.uri.startswith(root)), "")
-        key = entry.uri.removeprefix(root) if root else entry.uri.rpartition("/")[2]
-        name = entry.uri.lower().rpartition("/")[2]
-        if entry.size < 0:
-            report.skipped.add(_printable(entry.uri), "broken links and special files")
-        elif not _is_utf8(entry.uri):
-            report.skipped.add(_printable(entry.uri), "names that are not UTF-8")
-        elif name.startswith("._"):
-            report.skipped.add(entry.uri, "hidden files")
-        elif lists.recognizes(name) and entry.uri in named:
-            yield from lists.expand(entry, options)
-        elif (archive := archive_of(name)) is not None:
-            yield _plan_input(archive.KIND, entry, key)
-        elif images.recognizes(name):
-            yield _plan_input("image", entry, key)
-        else:
-            report.skipped.add_suffix(entry.uri)
+def _is_done(inspection: Future[InputStats] | None) -> bool:
+    return inspection is None or inspection.done()
 
 
 def _plan_input(kind: Kind, entry: Entry, key: str) -> Input:

@@ -34,7 +34,7 @@ def recognizes(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def size_up(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
+def inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
     """Split a file into runs of row groups with about `rows_per_shard` rows. A file without images has no parts.
 
     A file that is not valid Parquet becomes one part; reading it gives a reject row with the error.

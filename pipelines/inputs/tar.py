@@ -34,7 +34,7 @@ def recognizes(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def size_up(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
+def inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
     """Return the tar as one part. The number of its images is estimated from its first megabyte."""
     return InputStats([replace(planned, rows=_estimate_rows(open_store(planned.uri, options), planned))])
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.listing import KnownInputs, PlanReport, list_new
+from pipelines.inputs.listing import InputLister, KnownInputs, PlanReport
 from pipelines.inputs.rows import Input
 from pipelines.output.layout import shard_name
 from pipelines.output.output import Output
@@ -88,7 +88,7 @@ def draft_plan(config: JobConfig, output: Output, columns: PassedColumns, folder
     try:
         for segment in segments:
             known.add(_read_versions(output.store, segment))
-        inputs = list_new(config, output.options, known, columns, report)
+        inputs = InputLister(config, output.options, known, columns, report).list_new()
         draft = Draft(report, columns, len(segments), [])
         draft.files += _write_segments(config, folder, len(segments), inputs, report)
     finally:

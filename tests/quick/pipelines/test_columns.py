@@ -45,7 +45,7 @@ VALUES: dict[str, pa.Array] = {
 def look(path: Path, columns: dict[str, str]) -> tuple[Any, frozenset[str]]:
     config = JobConfig(input=str(path), output="/out", labels=["a"], parquet={"image_column": "i", "columns": columns})
     planned = Input("parquet", str(path), path.name, path.stat().st_size, "")
-    found = parquet.size_up(planned, config, OPTIONS)
+    found = parquet.inspect(planned, config, OPTIONS)
     return found.schema, found.small_integers
 
 
