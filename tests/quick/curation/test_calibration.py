@@ -1,4 +1,4 @@
-"""Thresholds that keep their promise on answers that did not choose them."""
+"""Calibration: Platt scaling, bounds, and thresholds that keep their precision on held-out answers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from tests.support.vectors import draw_vectors
 WIDTH, SHARDS, ROWS = 16, 6, 1000
 
 
-def test_wilsons_bound() -> None:
-    # statsmodels.stats.proportion.proportion_confint(9, 10, 0.1, "wilson") and (52, 52), (0, 10).
+def test_wilson_bound_equals_statsmodels() -> None:
+    # Expected: statsmodels.stats.proportion.proportion_confint(9, 10, 0.1, "wilson"), and for (52, 52) and (0, 10).
     assert wilson_bound(0.9, 10, JUDGE_QUANTILE) == pytest.approx(0.6523, abs=1e-4)
     assert wilson_bound(1.0, 52, JUDGE_QUANTILE) >= 0.95 > wilson_bound(1.0, 51, JUDGE_QUANTILE)
     assert wilson_bound(0.0, 10, JUDGE_QUANTILE) == pytest.approx(0)
@@ -47,12 +47,12 @@ def test_wilsons_bound() -> None:
     assert wilson_bound(0.97, needed, JUDGE_QUANTILE) >= 0.95 > wilson_bound(0.97, needed - 1, JUDGE_QUANTILE)
 
 
-def test_equal_weights_are_no_weights_and_unequal_ones_count_less() -> None:
+def test_effective_weights_add_up_to_kishs_effective_number() -> None:
     assert effective_weights(np.full(10, 7.0)).sum() == pytest.approx(10)
     assert effective_weights(np.array([1.0, 1, 1, 97])).sum() == pytest.approx(100**2 / (97**2 + 3))
 
 
-def test_platt_is_logistic_regression_and_leans_on_the_prior_where_answers_are_few() -> None:
+def test_platt_scaling_is_logistic_regression_with_a_prior_for_few_answers() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(-3, 2, 4000)
     right = random.random(4000) < 1 / (1 + np.exp(-(0.6 * logits + 1)))
@@ -69,7 +69,7 @@ def test_platt_is_logistic_regression_and_leans_on_the_prior_where_answers_are_f
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, Floats]:
-    """Six thousand images whose labels are right with a probability that rises with the logit; and all their logits."""
+    """An output of 6,000 images with three labels, and all its embeddings."""
     root = str(tmp_path_factory.mktemp("calibration") / "made")
     texts = np.eye(WIDTH, dtype=np.float32)[:3]
 
@@ -81,7 +81,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaggedOutput, Floats
 
 
 def draw(made: tuple[TaggedOutput, Floats], seed: int, noise: float = 0.0) -> tuple[Truth, Truth]:
-    """Two halves of a sample of 3,000 images, with an answer for each label. `noise` of the answers are flipped."""
+    """Draw 3,000 images with an answer about each label, in two halves. A share `noise` of the answers is flipped.
+
+    The probability that a label is right rises with its logit.
+    """
     output, vectors = made
     random = np.random.default_rng(seed)
     positions = random.permutation(len(vectors))[:3000]
@@ -110,7 +113,7 @@ def draw(made: tuple[TaggedOutput, Floats], seed: int, noise: float = 0.0) -> tu
 
 
 def judge(output: TaggedOutput, labels: LabelSet, truth: Truth) -> dict[str, tuple[int, float]]:
-    """By label how many answers of a truth are accepted, and their precision."""
+    """For each label with an accept threshold, the number of accepted answers and their precision."""
     from siglip.heads import build_head
 
     head = build_head(labels, output.head.vectors, output.table.scale, output.weights)
@@ -125,10 +128,10 @@ def judge(output: TaggedOutput, labels: LabelSet, truth: Truth) -> dict[str, tup
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "noise"), [(0.9, 0.03), (0.95, 0.0), (0.8, 0.05)])
-def test_the_precision_is_kept_on_held_out_answers(
+def test_precision_reaches_the_target_on_held_out_answers(
     made: tuple[TaggedOutput, Floats], target: float, noise: float
 ) -> None:
-    # The lowest threshold whose precision merely was the target on its own answers keeps it in about half of them.
+    # Without a bound, the lowest threshold that has the target precision on its own answers keeps it in about half.
     kept = reached = 0
     for seed in range(100):
         chose, judges = draw(made, seed, noise)
@@ -143,7 +146,7 @@ def test_the_precision_is_kept_on_held_out_answers(
     assert kept >= 0.9 * reached
 
 
-def test_scores_become_probabilities(made: tuple[TaggedOutput, Floats]) -> None:
+def test_calibrated_scores_are_probabilities(made: tuple[TaggedOutput, Floats]) -> None:
     from siglip.heads import build_head
 
     output, _ = made
@@ -159,7 +162,7 @@ def test_scores_become_probabilities(made: tuple[TaggedOutput, Floats]) -> None:
                 assert judges.right[inside].mean() == pytest.approx(scores[inside].mean(), abs=0.1)
 
 
-def test_too_few_answers_say_how_many_more(made: tuple[TaggedOutput, Floats]) -> None:
+def test_too_few_answers_report_how_many_more_are_needed(made: tuple[TaggedOutput, Floats]) -> None:
     output, _ = made
     whole, _ = draw(made, 3)
     few = np.isin(whole.image, np.arange(40))
@@ -175,7 +178,7 @@ def test_too_few_answers_say_how_many_more(made: tuple[TaggedOutput, Floats]) ->
     assert not labels.has_bands()
 
 
-def test_review_holds_the_rest_and_the_work_is_counted(made: tuple[TaggedOutput, Floats]) -> None:
+def test_review_band_has_the_wanted_recall_and_the_workload_is_counted(made: tuple[TaggedOutput, Floats]) -> None:
     output, vectors = made
     whole, _ = draw(made, 4)
     found = calibrate(output, whole, 0.9, recall=0.97)
@@ -191,13 +194,13 @@ def test_review_holds_the_rest_and_the_work_is_counted(made: tuple[TaggedOutput,
     right = whole.right & (whole.label == 0)
     assert (scores[right] >= sure.threshold).mean() >= 0.97
     everything = head.scores(vectors)[:, 0]
-    [work, *_] = count_workload(output, labels)
-    assert work.accepted == (everything >= np.float32(sure.accept)).sum() > 100
-    assert work.review == (everything >= np.float32(sure.threshold)).sum() - work.accepted > 0
+    [workload, *_] = count_workload(output, labels)
+    assert workload.accepted == (everything >= np.float32(sure.accept)).sum() > 100
+    assert workload.review == (everything >= np.float32(sure.threshold)).sum() - workload.accepted > 0
 
 
-def test_weights_correct_a_sample_that_was_not_even(made: tuple[TaggedOutput, Floats]) -> None:
-    """Right answers drawn five times as often as wrong ones: without weights, the threshold comes out too low."""
+def test_weights_correct_a_biased_sample(made: tuple[TaggedOutput, Floats]) -> None:
+    """Right answers are drawn five times as often as wrong ones. Without weights, the threshold is too low."""
     output, _ = made
     truth, judges = draw(made, 5)
     random = np.random.default_rng(5)
@@ -218,13 +221,13 @@ def test_weights_correct_a_sample_that_was_not_even(made: tuple[TaggedOutput, Fl
 
 
 @given(st.floats(1e-12, 1, allow_subnormal=False))
-def test_a_threshold_is_rounded_and_never_up(score: float) -> None:
+def test_thresholds_are_rounded_down(score: float) -> None:
     rounded = _round_down(score)
     assert rounded <= score
     assert rounded == pytest.approx(score, rel=1.1e-4)
 
 
-def test_best_f1(made: tuple[TaggedOutput, Floats]) -> None:
+def test_best_f1_is_close_to_the_best_on_held_out_answers(made: tuple[TaggedOutput, Floats]) -> None:
     output, _ = made
     truth, judges = draw(made, 6)
     found = calibrate(output, truth, None)
@@ -242,7 +245,7 @@ def test_best_f1(made: tuple[TaggedOutput, Floats]) -> None:
     assert f1_score(judges.right[mine], scores >= np.float32(sure.accept)) >= best - 0.03
 
 
-def test_what_is_written_is_a_label_set(made: tuple[TaggedOutput, Floats], tmp_path: Path) -> None:
+def test_a_calibrated_label_set_survives_yaml(made: tuple[TaggedOutput, Floats], tmp_path: Path) -> None:
     import yaml
 
     output, _ = made

@@ -1,4 +1,4 @@
-"""Figures that are scikit-learn's, and answers that the model contradicts."""
+"""Evaluation: metrics equal to scikit-learn's, intervals, and answers that the model contradicts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from typer.testing import CliRunner
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.evaluation import evaluate, find_suspects
-from curation.probe import make_label_set, train_probes
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from curation.truth import Truth, read_truth
 from sightline.cli import app
-from siglip.heads import build_head
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from tests.support.vectors import draw_vectors
@@ -54,9 +52,9 @@ def make_truth(
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_every_figure_is_scikit_learns(output: TaggedOutput, weighted: bool) -> None:
+def test_metrics_equal_scikit_learn(output: TaggedOutput, weighted: bool) -> None:
     truth = make_truth(output, 1, weighted=weighted)
-    drawn = np.random.default_rng(3).random(len(truth.image)) < 0.7  # not every label of every image was answered
+    drawn = np.random.default_rng(3).random(len(truth.image)) < 0.7  # some labels of some images have no answer
     truth = replace(
         truth,
         image=truth.image[drawn],
@@ -67,12 +65,12 @@ def test_every_figure_is_scikit_learns(output: TaggedOutput, weighted: bool) -> 
     )
     found = evaluate(output, truth, resamples=50)
     scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
-    given = scores >= np.asarray(output.labels.thresholds(), np.float32)[truth.label]
+    predicted = scores >= np.asarray(output.labels.thresholds(), np.float32)[truth.label]
     averages = []
     for row, one in enumerate(found.labels):
         mine = truth.label == row
         precision, recall, f1, _ = precision_recall_fscore_support(
-            truth.right[mine], given[mine], average="binary", sample_weight=truth.weight[mine]
+            truth.right[mine], predicted[mine], average="binary", sample_weight=truth.weight[mine]
         )
         average = average_precision_score(truth.right[mine], scores[mine], sample_weight=truth.weight[mine])
         averages.append(average)
@@ -81,13 +79,13 @@ def test_every_figure_is_scikit_learns(output: TaggedOutput, weighted: bool) -> 
         assert all(figure.low <= figure.value <= figure.high for figure in figures)
         assert all(0 < figure.high - figure.low < 0.5 for figure in figures)
         assert (one.answers, one.right) == (mine.sum(), truth.right[mine].sum())
-    micro = precision_recall_fscore_support(truth.right, given, average="binary", sample_weight=truth.weight)[:3]
+    micro = precision_recall_fscore_support(truth.right, predicted, average="binary", sample_weight=truth.weight)[:3]
     assert [found.micro_precision.value, found.micro_recall.value, found.micro_f1.value] == pytest.approx(micro)
     assert found.mean_average_precision.value == pytest.approx(np.mean(averages))
     assert not found.confusions
 
 
-def test_top_k_and_confusions_of_one_label_an_image(output: TaggedOutput) -> None:
+def test_top_k_and_confusions_with_one_right_label_per_image(output: TaggedOutput) -> None:
     truth = make_truth(output, 2, exclusive=True)
     found = evaluate(output, truth, resamples=50)
     scores = output.head.scores(truth.embeddings)
@@ -103,8 +101,8 @@ def test_top_k_and_confusions_of_one_label_an_image(output: TaggedOutput) -> Non
     assert [c.images for c in found.confusions] == sorted((c.images for c in found.confusions), reverse=True)
 
 
-def test_the_interval_holds_what_it_should(output: TaggedOutput) -> None:
-    """Precision on small samples of a large truth: the interval has the large one's in about 95 of 100."""
+def test_intervals_cover_the_true_precision(output: TaggedOutput) -> None:
+    """The interval of a small sample contains the precision of the whole in about 95 of 100 samples."""
     whole = make_truth(output, 4)
     real = evaluate(output, whole, resamples=2).micro_precision.value
     inside = 0
@@ -129,7 +127,7 @@ def test_the_interval_holds_what_it_should(output: TaggedOutput) -> None:
     assert 88 <= inside <= 100
 
 
-def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_last(output: TaggedOutput) -> None:
+def test_intervals_contain_the_mean_when_labels_have_one_right_answer_ranked_last(output: TaggedOutput) -> None:
     truth = make_truth(output, 7, noise=0.5)
     scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
     right = truth.right.copy()
@@ -141,10 +139,10 @@ def test_a_mean_stays_in_its_interval_where_labels_are_right_once_and_ranked_las
     assert mean.low <= mean.value <= mean.high < 0.6
 
 
-def test_scores_that_tie_are_one_rank_in_resamples_too(output: TaggedOutput, tmp_path: Path) -> None:
-    """All scores of a saturated label are 1: its average precision is the share of what is right in any order."""
+def test_equal_scores_share_a_rank_in_resamples(output: TaggedOutput, tmp_path: Path) -> None:
+    """All scores of a saturated label are 1: its average precision is the share of right answers in any order."""
     truth = make_truth(output, 8)
-    order = np.lexsort((~truth.right, truth.label))  # what is right comes first
+    order = np.lexsort((~truth.right, truth.label))  # right answers first
     truth = replace(truth, image=truth.image[order], label=truth.label[order], right=truth.right[order])
     saturated = str(tmp_path / "saturated")
     texts = np.eye(WIDTH, dtype=np.float32)[:LABELS]
@@ -154,7 +152,7 @@ def test_scores_that_tie_are_one_rank_in_resamples_too(output: TaggedOutput, tmp
         assert one.average_precision.low < one.average_precision.value < one.average_precision.high
 
 
-def test_planted_mistakes_lead_the_suspects(output: TaggedOutput) -> None:
+def test_wrong_answers_are_ranked_first_among_the_suspects(output: TaggedOutput) -> None:
     truth = make_truth(output, 5, noise=0.5)
     logits = output.head.logits(truth.embeddings)[truth.image, truth.label]
     sure = np.flatnonzero(np.where(truth.right, logits > 4, logits < -10))
@@ -169,47 +167,19 @@ def test_planted_mistakes_lead_the_suspects(output: TaggedOutput) -> None:
     assert [one.margin for one in suspects] == sorted((one.margin for one in suspects), reverse=True)
 
 
-def test_what_is_not_defined_is_null(output: TaggedOutput) -> None:
+def test_undefined_metrics_are_null_in_json(output: TaggedOutput) -> None:
     truth = make_truth(output, 6)
     first = truth.label == 0
     found = evaluate(output, replace(truth, right=truth.right & ~first), resamples=20)
     assert math.isnan(found.labels[0].average_precision.value)
-    told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert told["labels"][0]["average_precision"] == {"value": None, "low": None, "high": None}
-    assert told["labels"][0]["recall"]["value"] is None
+    parsed = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert parsed["labels"][0]["average_precision"] == {"value": None, "low": None, "high": None}
+    assert parsed["labels"][0]["recall"]["value"] is None
 
 
 @pytest.mark.slow
-def test_a_probe_learns_what_prompts_do_not_say(output: TaggedOutput) -> None:
-    """Label 0 is right for another direction than its prompt's, label 1 for its prompt's, label 2 has no answers."""
-    vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])
-    random = np.random.default_rng(1)
-    other = vectors[:, 9] * 20 + random.normal(0, 1, len(vectors)) > 5
-    own = output.head.logits(vectors)[:, 1] + random.normal(0, 1, len(vectors)) > 0
-    image = np.concatenate([np.arange(2 * ROWS)] * 2)
-    label = np.repeat([0, 1], 2 * ROWS)
-    names = [str(row) for row in range(2 * ROWS)]
-    right = np.concatenate([other, own])
-    truth = Truth(np.arange(2 * ROWS), names, names, vectors, image, label, right, np.ones(len(right)))
-    [learned, known] = train_probes(output, truth)
-    assert (learned.label, known.label) == ("label 0", "label 1")
-    assert learned.probe is not None
-    assert learned.after > 0.9 > 0.5 > learned.before
-    assert known.probe is None
-    assert known.reason == "no better than the label as it is"
-    assert abs(known.after - known.before) < 0.03
-    labels = make_label_set(output.labels, [learned, known])
-    head = build_head(labels, output.head.vectors, output.table.scale, output.weights)
-    fresh = embed(99)
-    assert average_precision_score(fresh[:, 9] * 20 > 5, head.scores(fresh)[:, 0]) > 0.9
-    few = replace(truth, image=image[:15], label=label[:15], right=right[:15], weight=truth.weight[:15])
-    [short] = train_probes(output, few)
-    assert short.probe is None
-    assert "fewer than 10 answers are right" in short.reason
-
-
 @pytest.mark.slow
-def test_commands_end_to_end(output: TaggedOutput, tmp_path: Path) -> None:
+def test_commands_evaluate_calibrate_and_probe(output: TaggedOutput, tmp_path: Path) -> None:
     truth = make_truth(output, 7)
     names = output.labels.label_names()
     keys = [key for batch in output.batches(["key"]) for key in batch["key"].to_pylist()]

@@ -1,4 +1,4 @@
-"""Finished outputs, and what people say of their images, however it is written down."""
+"""Ground truth files in all their formats, and the error messages for files that are not ground truth."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def told(truth: Truth) -> set[tuple[str, str, bool, float]]:
     return {(truth.keys[image], NAMES[label], bool(right), float(weight)) for image, label, right, weight in answers}
 
 
-def test_answers_count_once_and_the_last_one_counts(output: TaggedOutput, tmp_path: Path) -> None:
+def test_the_last_answer_about_an_image_and_a_label_counts(output: TaggedOutput, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"key": "0003", "label": "cat", "answer": "wrong"},
         {"key": "0100", "label": "dog", "answer": "wrong", "weight": 2.5},
@@ -63,7 +63,7 @@ def test_answers_count_once_and_the_last_one_counts(output: TaggedOutput, tmp_pa
     assert np.array_equal(truth.logits(output), output.head.logits(truth.embeddings)[truth.image, truth.label])
 
 
-def test_one_truth_in_three_formats_by_any_name(output: TaggedOutput, tmp_path: Path) -> None:
+def test_formats_and_id_columns_give_the_same_truth(output: TaggedOutput, tmp_path: Path) -> None:
     rows = pa.Table.from_batches(output.batches(["id", "key", "sha256"])).slice(10, 3).to_pylist()
     said = [["cat"], [], ["dog", "bird"]]
     tables = []
@@ -82,7 +82,7 @@ def test_one_truth_in_three_formats_by_any_name(output: TaggedOutput, tmp_path: 
     assert sum(right for _, _, right, _ in told(tables[0])) == 3
 
 
-def test_one_label_an_image_excludes_the_others(output: TaggedOutput, tmp_path: Path) -> None:
+def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("key,label\n0010,cat\n0011,dog\n")
     truth = read_truth(tmp_path / "truth.csv", output)
     assert truth.exclusive
@@ -92,7 +92,7 @@ def test_one_label_an_image_excludes_the_others(output: TaggedOutput, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("none.jsonl", None, "is not a file"),
         ("a.txt", "x", "a truth file is .jsonl, .csv, .parquet or"),
@@ -122,8 +122,10 @@ def test_one_label_an_image_excludes_the_others(output: TaggedOutput, tmp_path: 
         ("a.parquet", "none", "cannot be read"),
     ],
 )
-def test_what_is_no_truth(output: TaggedOutput, tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_files_that_are_not_ground_truth_are_refused(
+    output: TaggedOutput, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_truth(tmp_path / name, output)
