@@ -60,7 +60,7 @@ def _fetch(planned: Input, reading: Reading) -> Row:
         if planned.kind == "uri":
             row.rejected = _reject_listed(error)
         else:
-            row.rejected = reading.lose(planned, error).rejected
+            row.rejected = reading.reject_or_raise(planned, error).rejected
     return row
 
 

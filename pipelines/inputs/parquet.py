@@ -112,7 +112,7 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
     except (pa.ArrowException, OSError, ValueError) as error:
         yield lost_row(planned, "corrupt_archive", " ".join(str(error).split()), count)
     except StoreError as error:
-        yield reading.lose(planned, error, count)
+        yield reading.reject_or_raise(planned, error, count)
 
 
 def _batch_rows(

@@ -89,7 +89,7 @@ class Reading:
     on_changed: Literal["error", "retag"] = "error"
     on_missing: Literal["wait", "reject"] = "wait"
 
-    def lose(self, planned: Input, error: StoreError, read: int = 0) -> Row:
+    def reject_or_raise(self, planned: Input, error: StoreError, read: int = 0) -> Row:
         """Return the reject row for a planned object that could not be read, if the configuration says to reject it.
 
         `read` is the number of its images that were read before. Otherwise raises `error`, and the shard is left to the

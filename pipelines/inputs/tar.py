@@ -79,7 +79,7 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         broken = "corrupt_archive", str(error)
     except StoreError as error:
-        lost = reading.lose(planned, error, count)
+        lost = reading.reject_or_raise(planned, error, count)
         yield from sample.finish()
         yield lost
         return

@@ -27,11 +27,12 @@ _PROBLEMS_LISTED = 20
 
 @dataclass
 class Report:
-    """The result of a verification. Row counts come from the data and reject files, not from commit records.
+    """The result of a verification. Rows are counted in the data and reject files.
 
-    `shards` counts planned shards, and `committed` those of them that are committed. `duplicates` are rows that are in
-    the output more than once. `missing` are rows that were read and are not there, and the expected rows of shards that
-    are not committed. `orphans` are files that no commit names. `problems` describes the first 20 problems in words.
+    `shards` counts planned shards, and `committed` those of them that are committed. `rows_in` is the number of rows
+    that were read, from the commit records. `duplicates` are rows that are in the output more than once. `missing` are
+    rows that were read and are not there, and the expected rows of shards that are not committed. `orphans` are files
+    that no commit names. `problems` describes the first 20 problems in words.
     """
 
     ok: bool = False
