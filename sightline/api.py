@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import JobConfig, absolute, load_config
-from storage.settings import ConfigError, check_settings
+from storage.settings import ConfigError, check_settings, override_key
 from storage.store import StoreError, StoreOptions
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ def tag(
     """Run a batch job, as `sightline tag` does: tag every image under the input that is not yet in the output.
 
     `config` is a job's configuration or the path of its YAML file. `keys` replace keys of the file, or are the whole
-    configuration when there is none: `tag(input="photos", output="tagged", labels=["cat", "dog"])`. A `JobConfig` takes
-    no keys. `retry_rejects` also takes up rejected rows: those with one of these reasons, or all of them when it is
-    empty. Progress goes to stderr, unless `quiet`.
+    configuration when there is none: `tag(input="photos", output="tagged", labels=["cat", "dog"])`. A key of a section
+    is written as `model={"source": "tiny"}`, which replaces the whole section, or `**{"model.source": "tiny"}`. A
+    `JobConfig` takes no keys. `retry_rejects` also takes up rejected rows: those with one of these reasons, or all of
+    them when it is empty. Progress goes to stderr, unless `quiet`.
 
     Ray is started for the run, or joined if `ray.address` or RAY_ADDRESS names a cluster. A Ray that this process has
     already initialised is used as it is.
@@ -77,6 +78,9 @@ def _make_config(config: JobConfig | str | PathLike[str] | None, keys: dict[str,
         if keys:
             raise ConfigError(f"{', '.join(keys)}: change the JobConfig instead, or give the path of its YAML file")
         return config
-    if config is None:
-        return check_settings(CONFIG_NAME, keys, JobConfig)
-    return load_config(Path(config), keys)
+    if config is not None:
+        return load_config(Path(config), keys)
+    raw: dict[str, Any] = {}
+    for key, value in keys.items():
+        override_key(raw, key, value, JobConfig)
+    return check_settings(CONFIG_NAME, raw, JobConfig)

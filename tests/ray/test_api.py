@@ -1,16 +1,51 @@
-"""The Python API against a job's output: the same numbers, to the bit."""
+"""The Python API against a job's output, and the README's snippet."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import sightline
 from tests.support.images import encode, make_rgb
 
-LABELS = {"names": ["red circle", "blue square", "green star"], "templates": ["a photo of a {label}"], "top_k": None}
+SHARE: dict[str, Any] = {"actors": {"num_cpus": 1}, "ray": {"readers": 2}}
+"""What a job takes of `local_ray`."""
+LABELS: dict[str, Any] = {
+    "names": ["red circle", "blue square", "green star"],
+    "templates": ["a photo of a {label}"],
+    "top_k": None,
+}
+
+
+SNIPPET = """\
+import sightline
+
+encoder = sightline.Encoder.load("google/siglip-base-patch16-256")
+scores = encoder.scores(["cat.jpg", "dog.jpg"], ["cat", "dog"])  # probabilities, float32 (2, 2)
+embeddings = encoder.images(["cat.jpg", "dog.jpg"])  # unit vectors, float32 (2, 768)
+
+sightline.tag("job.yaml")  # the same as `sightline tag job.yaml`
+table = sightline.open_output("output").to_arrow(["source", "labels", "scores", "embedding"])
+"""
+"""The README's snippet of the Python API."""
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_readmes_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert SNIPPET in readme or "import sightline" not in readme
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        Path(f"{name}.jpg").write_bytes(encode(make_rgb(seed=len(name)), "JPEG"))
+    Path("job.yaml").write_text(yaml.safe_dump({"input": ".", "output": "output", "labels": ["cat", "dog"], **SHARE}))
+    names: dict[str, Any] = {}
+    exec(SNIPPET.replace("google/siglip-base-patch16-256", "tiny"), names)
+    assert (names["scores"].shape, names["embeddings"].shape) == ((2, 2), (2, names["encoder"].width))
+    assert {Path(path).name for path in names["table"]["source"].to_pylist()} == {"cat.jpg", "dog.jpg"}
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -20,7 +55,7 @@ def test_a_job_and_the_encoder_give_the_same_numbers(tmp_path: Path, capfd: pyte
         name, format = f"{number}.{('jpg', 'png')[number % 2]}", ("JPEG", "PNG")[number % 2]
         size = (60 + 70 * number, 900 - 40 * number)
         (tmp_path / "input" / name).write_bytes(encode(make_rgb(*size, seed=number), format))
-    keys = {"output": str(tmp_path / "output"), "labels": LABELS, "actors": {"num_cpus": 1}, "ray": {"readers": 2}}
+    keys: dict[str, Any] = {"output": str(tmp_path / "output"), "labels": LABELS, **SHARE}
     outcome = sightline.tag(input=str(tmp_path / "input"), quiet=True, **keys)
     assert (outcome.new_shards, outcome.manifest["rows_tagged"], outcome.rejected_fraction) == (1, 20, 0)
     assert capfd.readouterr().err == "", "quiet"
@@ -32,6 +67,7 @@ def test_a_job_and_the_encoder_give_the_same_numbers(tmp_path: Path, capfd: pyte
     labels = sightline.LabelSet.model_validate(LABELS)
     scores = encoder.scores(paths, labels)
     for row, names, written in zip(scores, table["labels"].to_pylist(), table["scores"].to_pylist(), strict=True):
-        assert dict(zip(names, np.float32(written), strict=True)) == dict(zip(labels.label_names(), row, strict=True))
+        expected = dict(zip(labels.label_names(), row.tolist(), strict=True))
+        assert dict(zip(names, written, strict=True)) == expected
     again = sightline.tag(input=str(tmp_path / "input"), quiet=True, **keys)
     assert again.new_shards == 0

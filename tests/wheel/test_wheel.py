@@ -16,6 +16,7 @@ import yaml
 
 from tests.support.images import encode, make_rgb
 from tests.support.ports import free_port
+from tests.support.ray_cluster import RayCluster
 from tests.wheel.conftest import REPOSITORY, SOURCES, Wheel
 
 NOT_INSTALLED = {"README.md", "kustomization.yaml", "serve/grafana/dashboard.json"}
@@ -89,6 +90,22 @@ def test_the_demo(wheel: Wheel, hostile: Path) -> None:
 def test_a_job_and_its_verification(command: list[str], job: Path) -> None:
     assert "2 tagged, 0 rejected" in run(job.parent, *command, "tag", job)
     assert "problems" not in run(job.parent, *command, "verify", "output")
+
+
+def test_a_job_on_a_joined_cluster(job: Path) -> None:
+    """The nodes' PYTHONPATH holds the hostile folder too."""
+    with RayCluster({"PYTHONPATH": str(job.parent)}) as cluster:
+        cluster.add_worker("workers", 3)
+        result = subprocess.run(
+            [sys.executable, "-m", "sightline", "tag", str(job)],
+            cwd=job.parent,
+            env={**cluster.env, "RAY_ADDRESS": cluster.address},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert result.returncode == 0, result.stderr
+    assert "2 tagged, 0 rejected" in result.stdout
 
 
 def test_the_endpoint(command: list[str], hostile: Path) -> None:

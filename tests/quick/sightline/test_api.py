@@ -121,6 +121,7 @@ def test_an_image_that_cannot_be_decoded_is_named(encoder: sightline.Encoder, tm
 
 def test_mistakes_are_one_line(encoder: sightline.Encoder, tmp_path: Path) -> None:
     config = sightline.JobConfig.model_validate({"input": "x", "output": "y", "labels": ["x"]})
+    dotted: dict[str, Any] = {"actors.mx": 1}
     mistakes: list[tuple[Callable[[], object], str]] = [
         (lambda: sightline.Encoder.load("no/such/directory/at/all"), "is not a directory"),
         (lambda: sightline.Encoder.load(batch_size=0), "model: batch_size"),
@@ -131,6 +132,7 @@ def test_mistakes_are_one_line(encoder: sightline.Encoder, tmp_path: Path) -> No
             lambda: sightline.tag(input="x", output="y", labels=["x"], lables=1),
             "config: unknown key lables: did you mean labels?",
         ),
+        (lambda: sightline.tag(input="x", output="y", labels=["x"], **dotted), "did you mean max?"),
         (lambda: sightline.tag(input=str(tmp_path / "none"), output="y", labels=["x"], quiet=True), "does not exist"),
         (
             lambda: sightline.tag(config, output="z"),
