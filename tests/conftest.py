@@ -37,8 +37,8 @@ CORE = (
 NOT_CORE = ("alone", "browser", "gpu", "s3", "slow")
 """Marks of tests that need the whole machine, a system package or a GPU, or that take long."""
 
-LONG = ("ray", "rayserve", "k8s")
-"""Folders whose test files take minutes."""
+LONG = ("ray", "rayserve", "k8s", "quick/siglip/test_decoder.py")
+"""Folders and files whose tests take longest."""
 
 
 def require(what: str, missing: str | None) -> None:
@@ -71,16 +71,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects tests by their marks (-m)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the core tests, and put the folders whose files take minutes first.
+    """Mark the core tests, and put the files that take longest first.
 
-    pytest-xdist hands out files in this order, so that no process starts a file of several minutes at the end.
+    pytest-xdist hands out files in this order, so that no process begins a long file when the others are done.
     """
+
+    def is_in(item: pytest.Item, places: tuple[str, ...]) -> bool:
+        path = item.path.relative_to(TESTS).as_posix()
+        return any(path == place or path.startswith(f"{place}/") for place in places)
+
     for item in items:
-        place = item.path.relative_to(TESTS).as_posix()
-        chosen = any(place == core or place.startswith(f"{core}/") for core in CORE)
-        if chosen and not any(item.get_closest_marker(mark) for mark in NOT_CORE):
+        if is_in(item, CORE) and not any(item.get_closest_marker(mark) for mark in NOT_CORE):
             item.add_marker("core")
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
+    items.sort(key=lambda item: not is_in(item, LONG))
 
 
 @pytest.fixture(scope="session")
