@@ -1,10 +1,11 @@
-"""What reads outputs, on a made-up one: seconds, rows a second and memory, beside what reading alone takes.
+"""Benchmark of the curation commands on a synthetic output: seconds, rows per second and memory of each step.
 
     python -m benchmarks.curation --rows 500000 5000000 --labels 100
 
-Each step is a process of its own and reads the whole output, embeddings of 768 float32: `read` does nothing with them,
-`matrix` scores them and keeps nothing, `sample` and `survey` (the report) are single passes, `retag` writes them anew.
-The matrix rate is that of float32 products in blocks of one shape, which give an image the same bits in any batch.
+Each step runs in its own process and reads the whole output; embeddings are 768 float32. `read` only reads the
+embeddings, `matrix` also computes their logits, `sample` draws a sample, `statistics` computes those of the report, and
+`retag` writes a new output. `matrix` multiplies float32 matrices in blocks of a fixed shape, so that an image gets the
+same bits in any batch.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from siglip.labels import LabelSet
 from siglip.scoring import Floats
 
 WIDTH, SHARD_ROWS = 768, 4096
-STEPS = ("read", "matrix", "sample", "survey", "retag")
+STEPS = ("read", "matrix", "sample", "statistics", "retag")
 
 
 def make(root: str, rows: int, labels: int) -> None:
-    """An output whose embeddings are a few thousand, turned about differently in each shard."""
+    """Write an output of `rows` rows. All shards have the same 4,096 random vectors, rolled by the shard's number."""
     random = np.random.default_rng(0)
     base = random.standard_normal((SHARD_ROWS, WIDTH)).astype(np.float32)
     base /= np.linalg.norm(base, axis=1, keepdims=True)
@@ -47,12 +48,17 @@ def make(root: str, rows: int, labels: int) -> None:
 
 
 def run_step(step: str, root: str) -> None:
-    """One step, in this process."""
+    """Run one step in this process."""
     if step == "retag":
         _retag(root)
         return
     output = open_output(root)
-    steps = {"read": _read, "matrix": _score, "sample": lambda one: draw_sample(one, 100), "survey": compute_statistics}
+    steps = {
+        "read": _read,
+        "matrix": _score,
+        "sample": lambda output: draw_sample(output, 100),
+        "statistics": compute_statistics,
+    }
     steps[step](output)
 
 
@@ -67,7 +73,7 @@ def _score(output: TaggedOutput) -> None:
 
 
 def _retag(root: str) -> None:
-    """By the command, with other thresholds: no model is asked."""
+    """Run `sightline retag` with other thresholds. The model is not loaded."""
     labels = open_output(root).labels.model_copy(update={"threshold": 2e-5})
     with tempfile.TemporaryDirectory(dir=Path(root).parent) as folder:
         file = Path(folder) / "labels.yaml"
@@ -79,7 +85,7 @@ def _retag(root: str) -> None:
 
 
 def measure(step: str, root: str) -> tuple[float, float]:
-    """Seconds and the peak memory in MiB of one step in a process of its own; of retag, of its largest process."""
+    """Seconds and peak memory in MiB of one step in its own process. For `retag`, the memory of its largest process."""
     start = time.perf_counter()
     code = f"from benchmarks.curation import run_step; run_step({step!r}, {root!r}); from resource import *; "
     code += "print(max(getrusage(RUSAGE_SELF).ru_maxrss, getrusage(RUSAGE_CHILDREN).ru_maxrss))"
@@ -91,19 +97,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--labels", type=int, default=100)
-    parser.add_argument("--folder", default=None, help="Where the outputs are made; 3 KB a row.")
+    parser.add_argument("--folder", default=None, help="Folder for the outputs; they take 3 KB per row.")
     arguments = parser.parse_args()
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-            made = f"{temporary}/made"
-            make(made, rows, arguments.labels)
+            root = f"{temporary}/made"
+            make(root, rows, arguments.labels)
             print(f"{rows:,} rows, {arguments.labels} labels")
             reading = 0.0
             for step in STEPS:
-                seconds, peak = measure(step, made)
+                seconds, peak = measure(step, root)
                 reading = reading or seconds
                 print(
-                    f"  {step:8s} {seconds:8.1f} s  {rows / seconds:10,.0f} rows/s  {seconds / reading:5.2f} x reading"
+                    f"  {step:10s} {seconds:8.1f} s  {rows / seconds:10,.0f} rows/s  {seconds / reading:5.2f} x read"
                     f"  {peak:7.0f} MiB",
                     flush=True,
                 )

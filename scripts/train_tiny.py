@@ -1,10 +1,10 @@
-"""Train the checkpoint that ships with Sightline: a real SigLIP, 1.5 M parameters, that knows coloured shapes.
+"""Train the checkpoint that ships with Sightline: a SigLIP of 1.5 M parameters that recognises coloured shapes.
 
     python scripts/train_tiny.py siglip/checkpoints/tiny
 
-Takes about ten minutes on two cores. Images are rendered at mixed sizes and aspect ratios, saved as JPEG and decoded
-by the project's own preprocessing, so that the checkpoint is trained on what it will be given. The loss is SigLIP's:
-every image against every prompt, a sigmoid for each pair, positive where all words of the prompt hold.
+Takes about ten minutes on two cores. Images are rendered in mixed sizes and aspect ratios, saved as JPEG and decoded by
+the project's own preprocessing, so that training and inference see the same pixels. The loss is SigLIP's sigmoid loss
+over all pairs of image and prompt; a pair is positive when all words of the prompt are true of the image.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BATCH = 128
 
 
 def render_jpeg(label: str, rng: random.Random) -> bytes:
-    """One image of mixed size, as a JPEG of mixed quality."""
+    """Render one image of random size as a JPEG of random quality."""
     side = rng.randint(64, 320)
     width, height = side, max(48, int(side * rng.uniform(0.62, 1.6)))
     buffer = io.BytesIO()
@@ -47,7 +47,7 @@ def render_jpeg(label: str, rng: random.Random) -> bytes:
 
 
 def render_chunk(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` images as uint8 (count, S, S, 3) and their label numbers."""
+    """Render `count` images: pixels uint8 (count, S, S, 3) and label indices (count,)."""
     rng = random.Random(seed)
     numbers = [rng.randrange(len(LABELS)) for _ in range(count)]
     spec, limits = ImageSpec(size=SIZE), Limits()
@@ -56,7 +56,7 @@ def render_chunk(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Many images, rendered by two processes."""
+    """Render `count` images (a multiple of 500) in two processes. Returns arrays as `render_chunk` does."""
     chunk = 500
     seeds = range(seed * 1_000_000, seed * 1_000_000 + count // chunk)
     with ProcessPoolExecutor(2) as pool:
@@ -65,7 +65,7 @@ def render_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_tokenizer(directory: Path) -> Path:
-    """A SentencePiece BPE model of the captions, with `</s>` as id 1 and `<unk>` as id 2, as in the real one."""
+    """Train a SentencePiece BPE model on the captions. `</s>` is id 1 and `<unk>` id 2, as in SigLIP's tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     captions = [canonicalize(fill(template, query)) for template in TEMPLATES for query in QUERIES]
     alphabet = [" ".join("abcdefghijklmnopqrstuvwxyz0123456789")] * 4
@@ -87,12 +87,12 @@ def train_tokenizer(directory: Path) -> Path:
 
 
 def matches() -> np.ndarray:
-    """Which of the queries hold for which label: bool (64, 80)."""
+    """Whether each query is true of each label: bool (64 labels, 80 queries)."""
     return np.array([[set(query.split()) <= set(label.split()) for query in QUERIES] for label in LABELS])
 
 
 def train(directory: Path, seed: int, steps: int, count: int) -> None:
-    """Train from nothing and write the checkpoint."""
+    """Train from random weights and write the checkpoint."""
     from transformers import SiglipTokenizer
 
     spiece = train_tokenizer(directory)
@@ -141,7 +141,7 @@ def train(directory: Path, seed: int, steps: int, count: int) -> None:
 
 
 def evaluate(directory: Path, seed: int, count: int) -> None:
-    """Print held-out accuracy, and how right and wrong labels score."""
+    """Print the accuracy on held-out images, and the scores of right and wrong labels."""
     encoder = Encoder(pin_model(ModelConfig(source=str(directory), compile=False)))
     pixels, numbers = render_images(seed, count)
     embeddings = encoder.embed_images(pixels)
@@ -160,7 +160,7 @@ def evaluate(directory: Path, seed: int, count: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="where to write, or what to evaluate")
+    parser.add_argument("directory", type=Path, help="folder of the checkpoint: to write, or to evaluate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--images", type=int, default=40_000)
