@@ -10,7 +10,8 @@ The server therefore counts its threads before every fork. With more than one, o
 (outside Linux), it starts the decoder as a new process (exec), which is slower and shares no memory.
 
 Forked decoders have the same address space layout (ASLR) as their server, unlike processes started by exec. Code that
-has taken over a decoder sees the environment variables, as in every child process, but no descriptors of others.
+has taken over a decoder sees the environment variables, as in every child process, but no descriptors of others. It
+runs as the same user as the other processes, and can send signals to them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import traceback
 import warnings
 from contextlib import suppress
 from functools import cache
-from struct import Struct
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -38,7 +38,11 @@ from numpy.typing import NDArray
 from siglip.config import Limits
 from siglip.images.decode import ImageRejected, decode_image
 from siglip.images.protocol import (
+    FORK,
+    REQUEST,
     SLOTS,
+    STATUS,
+    UNKNOWN_STATUS,
     DecoderSettings,
     SlotResult,
     read_bytes,
@@ -47,15 +51,6 @@ from siglip.images.protocol import (
     send_rejection,
     send_result,
 )
-
-FORK, END = 1, 2
-REQUEST = Struct("=BQiI")
-"""A request to the server: FORK or END; the decoder's number; its scheduling policy; bytes of settings that follow.
-FORK carries two descriptors: the decoder's socket and its shared memory."""
-STATUS = Struct("=Qi")
-"""The server's reply to END: the decoder's number, and its exit status as `subprocess.Popen.returncode` has it."""
-UNKNOWN_STATUS = -(2**31)
-"""The status of a decoder that this server did not start: an earlier server did, and died."""
 
 BYTES_PER_PIXEL = 36
 """Memory that one pixel may take while an image is decoded. The largest known is a WebP with alpha: two canvases of
@@ -95,7 +90,12 @@ def serve_forks(control: socket.socket) -> None:
             if control.fileno() in ready:
                 request = _read_request(control)
                 if request.operation == FORK:
-                    running[request.number] = _start_decoder(request)
+                    # A process or descriptor limit must not end the server, and with it the other decoders. The
+                    # reader notices that the decoder's socket is closed.
+                    try:
+                        running[request.number] = _start_decoder(request)
+                    except (OSError, ValueError):
+                        traceback.print_exc()
                 else:
                     status = _end_decoder(request.number, running, ended)
                     control.sendall(STATUS.pack(request.number, status))
@@ -132,10 +132,10 @@ def _read_request(control: socket.socket) -> _Request:
 
 
 def _start_decoder(request: _Request) -> int:
-    """Start a decoder and return its process id."""
+    """Start a decoder and return its process id. Raises `OSError` or `ValueError` when a limit does not allow it."""
     server = os.getpid()
-    connection, memory = request.files
     try:
+        connection, memory = request.files
         if _count_threads() != 1:
             return _spawn_decoder(request, server)
         pid = os.fork()

@@ -17,8 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-from siglip.images.decoder_process import END, FORK, REQUEST, STATUS, UNKNOWN_STATUS
-from siglip.images.protocol import read_bytes
+from siglip.images.protocol import END, FORK, REQUEST, STATUS, UNKNOWN_STATUS, read_bytes
 
 STARTUP_SECONDS = 60.0
 """Longest wait for the server's imports, and so for its first reply."""

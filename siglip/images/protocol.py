@@ -2,7 +2,8 @@
 
 A decoder runs C code on untrusted bytes, so a hostile image may take it over. Its messages are therefore fixed
 records of numbers plus a bounded text. Nothing in them is unpickled or evaluated, every field is checked, and a
-record that does not fit raises `ProtocolError`. Messages in the other direction come from a trusted process.
+record that does not fit raises `ProtocolError`. Messages in the other direction, and those of the decoder server, come
+from trusted processes.
 
 Lengths and numbers have the machine's byte order, because both sides run on the same machine.
 """
@@ -37,6 +38,15 @@ DECODE_REASONS = (
     "corrupt",
 )
 """Reasons that `siglip.images.decode.decode_image` gives. A decoder sends the index into this tuple."""
+
+FORK, END = 1, 2
+REQUEST = Struct("=BQiI")
+"""A request to the server: FORK or END; the decoder's number; its scheduling policy; bytes of settings that follow.
+FORK carries two descriptors: the decoder's socket and its shared memory."""
+STATUS = Struct("=Qi")
+"""The server's reply to END: the decoder's number, and its exit status as `subprocess.Popen.returncode` has it."""
+UNKNOWN_STATUS = -(2**31)
+"""The status of a decoder that this server did not start: an earlier server did, and died."""
 
 _LENGTH = Struct("=Q")
 _READY = Struct("=I")
