@@ -1,7 +1,7 @@
-"""What several routes' requests and answers have in common. Each route's own are beside it, in `serve.routes`.
+"""Pydantic models that several routes share. Each route's own models are in its module of `serve.routes`.
 
-Requests forbid unknown fields, except for those of other vendors' shapes: their clients send fields that mean nothing
-here (`user`, `truncate`, `priority`), and must go on working when a new one is added.
+Requests of Sightline's own API forbid unknown fields. Requests of other vendors' APIs ignore them: the vendors' clients
+send fields without a meaning here (`user`, `truncate`, `priority`), and must keep working when they add a field.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-IMAGE_HELP = "A data: URI, base64, or (where the server fetches) an http(s) URL."
+IMAGE_HELP = "A data: URI, base64 or, if the server has fetch.enabled, an http(s) URL."
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeAAg1MCAOBWAShOAhDlAAAAAElFTkSuQmCC"
 """A red PNG of 8 x 8 pixels, in base64."""
 
 
 MAX_ITEMS = 32_768
-"""Items of a list in a request, whatever the limits: so many are read before the limits are looked at."""
+"""Largest number of items in any list of a request. The configured limits, which are smaller, are checked later."""
 SOME = Field(fail_fast=True, max_length=MAX_ITEMS)
-"""A list is refused at its first wrong item: what is wrong with all of them takes seconds."""
+"""Pydantic stops at a list's first wrong item: collecting the errors of all items would take seconds."""
 Strings = Annotated[list[str], SOME]
 
 
 class Strict(BaseModel):
-    """A request of Sightline's own: a field that it does not know is a mistake."""
+    """A request of Sightline's own API: an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_mistake(cls, value: Any) -> Any:
-        """Of the fields that it does not know the first: a complaint for each of a hundred thousand takes a second."""
+    def _keep_one_unknown(cls, value: Any) -> Any:
+        """Drop all unknown fields except the first: an error for each of a hundred thousand fields takes a second."""
         if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
             return value
         unknown = next(name for name in value if name not in cls.model_fields)
@@ -38,19 +38,19 @@ class Strict(BaseModel):
 
 
 class Lenient(BaseModel):
-    """A request in another vendor's shape."""
+    """A request of another vendor's API: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class ResponseModel(BaseModel):
-    """An answer."""
+    """A response, or a part of one."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class ErrorBody(ResponseModel):
-    """What went wrong."""
+    """The error: `message` says what to change, `param` names the field, `code` is for programs."""
 
     message: str
     type: str
@@ -59,20 +59,22 @@ class ErrorBody(ResponseModel):
 
 
 class Error(ResponseModel):
-    """OpenAI's error envelope: the body of every answer that is not a success."""
+    """OpenAI's error envelope: the body of every response that is not a success."""
 
     error: ErrorBody
 
 
 class Fingerprint(ResponseModel):
-    """What decided the numbers. The batch job's manifest has the same strings as model.weights and labels.digest."""
+    """Model and label set of a response. The batch job's manifest has the same strings as model.weights and
+    labels.digest."""
 
-    model: str = Field(description="Identity of the checkpoint's files.")
+    model: str = Field(description="Digest of the checkpoint's files.")
     labels: str | None = Field(None, description="Digest of the label set: names and prompts, in order.")
 
 
 class Usage(ResponseModel):
-    """What was computed. Every text is padded to the model's length, so its tokens do not depend on its words."""
+    """The images and text tokens that were computed. Every text is padded to the model's input length, so the number of
+    tokens does not depend on the words."""
 
     prompt_tokens: int
     total_tokens: int
@@ -80,7 +82,7 @@ class Usage(ResponseModel):
 
 
 class ImageUrl(Lenient):
-    """Where a chat message's image is."""
+    """The image of a chat message."""
 
     url: str = Field(description=IMAGE_HELP)
 
@@ -89,28 +91,35 @@ Labels = Annotated[Strings, Field(min_length=1)]
 
 
 class LabelQuery(Strict):
-    """What is asked of images: labels, or the name of a registered label set."""
+    """The labels to score, or the name of a registered label set, and how to score them."""
 
-    labels: Labels | None = Field(None, description="Label names. Exactly one of labels and label_set.")
+    labels: Labels | None = Field(None, description="Label names. Give exactly one of labels and label_set.")
     label_set: str | None = Field(None, description="The name of a registered label set: see GET /v1/label-sets.")
     templates: Labels | None = Field(
         None,
-        description="Prompts with {label} in them, averaged; only with labels. Default: This is a photo of {label}.",
+        description="Prompts that contain {label}; the embeddings of several are averaged. Only with labels. Default: "
+        "This is a photo of {label}.",
     )
     top_k: int | None = Field(
-        None, ge=1, description="At most this many labels an image. Default: the label set's, or all of labels."
+        None,
+        ge=1,
+        description="At most this many labels for each image. Default: the top_k of the label set, or all of labels.",
     )
     threshold: float | None = Field(
-        None, ge=0, le=1, description="Labels that score less are left out. Default: the label set's for sigmoid, or 0."
+        None,
+        ge=0,
+        le=1,
+        description="Labels with a lower score are left out. Default: the label set's threshold for sigmoid, else 0.",
     )
     activation: Literal["sigmoid", "softmax"] = Field(
         "sigmoid",
-        description="sigmoid: each label is a question of its own. softmax: exactly one of them is right.",
+        description="sigmoid: the scores of the labels are independent. softmax: exactly one label is correct, and the "
+        "scores add up to 1.",
     )
 
 
 class LabelScore(ResponseModel):
-    """A label and its score, a probability. `band` is there when the registered label set has bands."""
+    """A label and its score, a probability. It has a `band` if the registered label set has bands."""
 
     label: str
     score: float
@@ -118,6 +127,6 @@ class LabelScore(ResponseModel):
 
 
 class Health(ResponseModel):
-    """Whether the process lives, or is ready."""
+    """The status of the process: it responds (ok), or it is ready for requests."""
 
     status: Literal["ok", "ready"]

@@ -1,4 +1,4 @@
-"""`POST /v2/embed`: what `cohere.ClientV2(base_url=URL).embed` sends."""
+"""Cohere's API, `POST /v2/embed`: the requests of `cohere.ClientV2(base_url=URL).embed`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from serve.http.errors import ApiError
 from serve.http.responses import PydanticResponse, context_of, documented
-from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
+from serve.routes.inputs import EmbeddingInput, embed_inputs, encode_vector, read_image_url
 from serve.schemas import PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Strings
 from serve.service import Service
 from siglip.scoring import Floats
@@ -19,7 +19,7 @@ EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
 class CohereContent(Lenient):
-    """A text or an image of an input."""
+    """The text or the image of an input."""
 
     type: Literal["text", "image_url"]
     text: str | None = None
@@ -27,13 +27,13 @@ class CohereContent(Lenient):
 
 
 class CohereInput(Lenient):
-    """An input with one text or one image in it."""
+    """One text or one image to embed."""
 
     content: Annotated[list[CohereContent], SOME]
 
 
 class CohereRequest(Lenient):
-    """Exactly one of texts, images and inputs."""
+    """Texts and images to embed. Exactly one of texts, images and inputs."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -52,14 +52,14 @@ class CohereRequest(Lenient):
     embedding_types: Annotated[list[EmbeddingType], SOME] = Field(
         ["float"],
         min_length=1,
-        description="int8 and uint8 stretch each vector to its largest component, and are for cosines; binary and "
-        "ubinary have a bit for each component, whether it is above zero.",
+        description="float and base64 are float32. int8 and uint8 scale each vector by its largest component, so only "
+        "cosines of them are meaningful. binary and ubinary have one bit for each component: whether it is positive.",
     )
     output_dimension: int | None = None
 
 
 class CohereResponse(ResponseModel):
-    """The embeddings by type, in the order of the input."""
+    """The embeddings by type, in the order of the request."""
 
     response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
     id: str
@@ -74,11 +74,14 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v2/embed", response_model=CohereResponse, responses=documented(400, 404), tags=["other clients"])
     async def embed(body: CohereRequest, request: Request) -> PydanticResponse:
-        """What `cohere.ClientV2(base_url=URL).embed` sends. `input_type` and `truncate` mean nothing to SigLIP."""
+        """Embed texts or images for `cohere.ClientV2(base_url=URL).embed`.
+
+        `input_type` and `truncate` have no effect, because SigLIP has no such settings.
+        """
         context = context_of(request)
         service.check_model(body.model)
         service.check_dimensions(body.output_dimension, "output_dimension")
-        vectors = await embed_sources(_list_sources(body), service, context)
+        vectors = await embed_inputs(_list_inputs(body), service, context)
         embeddings = {kind: encode_vectors(vectors, kind) for kind in dict.fromkeys(body.embedding_types)}
         usage = service.usage(context)
         return PydanticResponse(
@@ -96,12 +99,15 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
 
 
 def encode_vectors(vectors: Floats, kind: EmbeddingType) -> list[Any]:
-    """Embeddings (N, D) as Cohere's type of that name, a row for each.
+    """Encode embeddings (N, D) as Cohere's embedding type `kind`: a list with one row for each embedding.
 
-    `int8` is each vector times what makes its largest component 127 (components of unit vectors are small: 768 of them
-    would all round to a few levels otherwise), and `uint8` is 128 more. Cosines are those of the vectors to within
-    rounding; lengths are lost. `binary` and `ubinary` have a bit for each component, set where it is positive, the
-    first one highest, eight to a number of -128 to 127 and of 0 to 255; D must be a multiple of eight, as SigLIP's are.
+    * `float`: the components. `base64`: little-endian float32.
+    * `int8`: each vector is scaled so that the absolute value of its largest component is 127. Without scaling, the
+      small components of a unit vector (768 of them) would all round to a few levels. Cosines stay the same up to
+      rounding; lengths are lost. `uint8` is `int8` plus 128.
+    * `ubinary`: one bit for each component, set if it is positive. Eight components make a number from 0 to 255, with
+      the first component in the highest bit. `binary` is `ubinary` minus 128. D must be a multiple of eight, as
+      SigLIP's is.
     """
     if kind == "float":
         rows: list[Any] = vectors.tolist()
@@ -116,26 +122,26 @@ def encode_vectors(vectors: Floats, kind: EmbeddingType) -> list[Any]:
     return list((bits - 128 * (kind == "binary")).tolist())
 
 
-def _list_sources(body: CohereRequest) -> list[Source]:
-    """What a request wants embedded. Raises `ApiError`."""
+def _list_inputs(body: CohereRequest) -> list[EmbeddingInput]:
+    """The inputs of a request, in order. Raises `ApiError`."""
     given = [name for name in ("texts", "images", "inputs") if getattr(body, name)]
     if len(given) != 1:
         raise ApiError("invalid_request", "give exactly one of texts, images and inputs", param="texts")
     if body.texts:
-        return [Source("text", text, f"texts.{n}") for n, text in enumerate(body.texts)]
+        return [EmbeddingInput("text", text, f"texts.{n}") for n, text in enumerate(body.texts)]
     if body.images:
-        return [Source("image", image, f"images.{n}") for n, image in enumerate(body.images)]
+        return [EmbeddingInput("image", image, f"images.{n}") for n, image in enumerate(body.images)]
     return [_read_input(item, f"inputs.{n}") for n, item in enumerate(body.inputs or ())]
 
 
-def _read_input(item: CohereInput, param: str) -> Source:
+def _read_input(item: CohereInput, param: str) -> EmbeddingInput:
     if len(item.content) != 1:
         raise ApiError(
             "unsupported_input",
-            f"{param}: {len(item.content)} parts; each input is one text or one image, which SigLIP embeds separately",
+            f"{param}: {len(item.content)} parts; send one text or one image per input: SigLIP has no joint embedding",
             param=param,
         )
     [part] = item.content
     if part.type == "image_url":
         return read_image_url(part.image_url, param)
-    return Source("text", part.text or "", param)
+    return EmbeddingInput("text", part.text or "", param)

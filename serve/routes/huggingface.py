@@ -1,6 +1,7 @@
-"""`POST /`: what `huggingface_hub.InferenceClient(model=URL)` and the Inference API's other clients send.
+"""Hugging Face's APIs.
 
-`POST /embed`, `GET /info`: Text Embeddings Inference.
+* `POST /`: the Inference API, for clients such as `huggingface_hub.InferenceClient(model=URL)`.
+* `POST /embed` and `GET /info`: Text Embeddings Inference.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from siglip.labels import DEFAULT_TEMPLATE
 
 
 class HuggingFaceParameters(Lenient):
-    """Of zero-shot image classification."""
+    """The parameters of zero-shot image classification."""
 
-    candidate_labels: Labels | str | None = Field(None, description="A list, or names with commas between them.")
+    candidate_labels: Labels | str | None = Field(None, description="A list of labels, or labels separated by commas.")
     hypothesis_template: str | None = None
 
     def labels(self) -> list[str] | None:
-        """The candidates one by one; None if there are none, which asks for embeddings."""
+        """The list of candidate labels; None if the request has none, and so is a request for embeddings."""
         given = self.candidate_labels
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
 class HuggingFaceRequest(Lenient):
-    """With candidate_labels, `inputs` is an image; without, it is one text or several to embed."""
+    """An image to classify, if there are candidate_labels; otherwise one text or several to embed."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -48,22 +49,22 @@ class HuggingFaceRequest(Lenient):
 
     inputs: str | Strings
     parameters: HuggingFaceParameters | None = None
-    normalize: bool | None = Field(None, description="Embeddings always have unit norm: false is refused.")
+    normalize: bool | None = Field(None, description="false is refused: embeddings always have unit norm.")
     dimensions: int | None = None
 
 
 class TeiRequest(Lenient):
-    """Text Embeddings Inference's: texts to embed. Texts beyond the model's length are always cut."""
+    """Texts to embed. A text that is longer than the model's input is always truncated."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red square", "a blue circle"]}]})
 
     inputs: str | Strings
-    normalize: bool | None = Field(None, description="Embeddings always have unit norm: false is refused.")
+    normalize: bool | None = Field(None, description="false is refused: embeddings always have unit norm.")
     dimensions: int | None = None
 
 
 class TeiInfo(ResponseModel):
-    """What Text Embeddings Inference tells of itself."""
+    """The description of the server that Text Embeddings Inference has."""
 
     model_id: str
     model_sha: str
@@ -84,7 +85,7 @@ class Vectors(RootModel[list[list[float]]]):
 
 
 class HuggingFaceResponse(RootModel[list[LabelScore] | list[list[float]]]):
-    """Scores for an image with labels, embeddings for texts, or for an image without."""
+    """Scores of an image with labels; embeddings of texts, or of an image without labels."""
 
 
 def add_huggingface_routes(app: FastAPI, service: Service) -> None:
@@ -98,21 +99,21 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         tags=["other clients"],
     )
     async def infer(request: Request) -> PydanticResponse:
-        """What `huggingface_hub.InferenceClient(model=URL)` sends.
+        """Classify an image or embed texts for `huggingface_hub.InferenceClient(model=URL)`.
 
-        `zero_shot_image_classification` gives every label's score, `feature_extraction` embeddings. The body may be an
-        image itself: `candidate_labels` and `hypothesis_template` are in the query then.
+        Its `zero_shot_image_classification` returns every label's score, its `feature_extraction` returns embeddings.
+        The body may also be an image file, with `candidate_labels` and `hypothesis_template` in the query.
         """
         context = context_of(request)
-        found = await read_uploads(request, service.config.limits)
-        if found is not None:
-            [image, *others], fields = found
+        uploads = await read_uploads(request, service.config.limits)
+        if uploads is not None:
+            [image, *others], fields = uploads
             if others:
-                raise ApiError("unsupported_input", "one image at a time", param="image")
-            asked = HuggingFaceParameters.model_validate({name: str(value) for name, value in fields.items()})
-            return await classify(image, "image", asked, context)
+                raise ApiError("unsupported_input", "image: send one image at a time", param="image")
+            parameters = HuggingFaceParameters.model_validate({name: str(value) for name, value in fields.items()})
+            return await classify(image, "image", parameters, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
-        check_shape(service, body)
+        check_embedding_options(service, body)
         parameters = body.parameters or HuggingFaceParameters()
         if parameters.labels() is None:
             return await embed_texts(body.inputs, context)
@@ -123,13 +124,13 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed", response_model=Vectors, responses=documented(400), tags=["other clients"])
     async def embed(body: TeiRequest, request: Request) -> PydanticResponse:
-        """What clients of Text Embeddings Inference send."""
-        check_shape(service, body)
+        """Embed texts for clients of Text Embeddings Inference."""
+        check_embedding_options(service, body)
         return await embed_texts(body.inputs, context_of(request))
 
     @app.get("/info", response_model=TeiInfo, responses=documented(), tags=["other clients"])
     async def describe() -> PydanticResponse:
-        """What clients of Text Embeddings Inference ask first."""
+        """Describe the server for clients of Text Embeddings Inference, which request this first."""
         about, limits = service.about, service.config.limits
         return PydanticResponse(
             TeiInfo(
@@ -152,22 +153,24 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         return PydanticResponse(Vectors(vectors.tolist()))
 
     async def classify(
-        image: bytes, param: str, asked: HuggingFaceParameters, context: RequestContext
+        image: bytes, param: str, parameters: HuggingFaceParameters, context: RequestContext
     ) -> PydanticResponse:
-        """An image's scores, or without labels its embedding."""
-        labels = asked.labels()
+        """The scores of an image or, without labels, its embedding."""
+        labels = parameters.labels()
         if labels is None:
             return PydanticResponse(Vectors((await service.embedder.embed_images([image], [param], context)).tolist()))
         if not labels:
-            raise ApiError("invalid_request", "candidate_labels: no label in it", param="parameters.candidate_labels")
-        question = LabelQuery(labels=labels, templates=[asked.hypothesis_template or DEFAULT_TEMPLATE])
-        found = await service.label_sets.find(question, context)
-        [row] = score_labels(await service.embedder.embed_images([image], [param], context), found, question)
+            raise ApiError(
+                "invalid_request", "candidate_labels: no label in the list", param="parameters.candidate_labels"
+            )
+        query = LabelQuery(labels=labels, templates=[parameters.hypothesis_template or DEFAULT_TEMPLATE])
+        label_set = await service.label_sets.find(query, context)
+        [row] = score_labels(await service.embedder.embed_images([image], [param], context), label_set, query)
         return PydanticResponse(Scores(row))
 
 
-def check_shape(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:
-    """Raises `ApiError` when embeddings are wanted as they are not."""
+def check_embedding_options(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:
+    """Refuse requests for embeddings of another width or without unit norm. Raises `ApiError`."""
     service.check_dimensions(body.dimensions, "dimensions")
     if body.normalize is False:
         raise ApiError("invalid_request", "normalize: embeddings always have unit norm", param="normalize")

@@ -1,6 +1,7 @@
-"""OpenAI's routes: `POST /v1/embeddings`, with images beside texts, and `GET /v1/models`.
+"""OpenAI's API: `POST /v1/embeddings`, for texts and images, and `GET /v1/models`.
 
-vLLM's and infinity's clients ask the same: `messages` instead of `input`, `modality: image`, no `/v1` before the path.
+Clients of vLLM and infinity use the same routes: vLLM's send `messages` instead of `input`, infinity's send
+`modality: image` and paths without `/v1`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from serve.http.errors import ApiError
 from serve.http.json_body import read_json
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
-from serve.routes.sources import Source, embed_sources, encode_vector, read_image_url
+from serve.routes.inputs import EmbeddingInput, embed_inputs, encode_vector, read_image_url
 from serve.schemas import IMAGE_HELP, PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Usage
 from serve.service import Service
 from serve.tokens import TokenVocabulary
@@ -30,7 +31,7 @@ _FORM_SCHEMA: dict[str, Any] = {
         "encoding_format": {"type": "string", "enum": ["float", "base64"]},
     },
 }
-"""The multipart body: files, and how to answer."""
+"""The schema of a multipart body: image files, and the format of the response."""
 
 
 class TextPart(Lenient):
@@ -54,14 +55,14 @@ class ContentPart(Lenient):
 
 
 class Message(Lenient):
-    """A message of a conversation, as vLLM's embedding endpoint takes it."""
+    """A message of a conversation, as vLLM's embedding endpoint reads it."""
 
     role: str = "user"
     content: str | Annotated[list[ContentPart], SOME]
 
 
 def _tag_input(value: Any) -> str:
-    """Which kind of input a value is, so that it is compared with that one alone."""
+    """The tag of a value's kind of input, so that pydantic validates it against this kind only."""
     if isinstance(value, dict):
         return "TextPart" if "text" in value else "ImagePart"
     if isinstance(value, list):
@@ -107,16 +108,17 @@ class EmbeddingRequest(Lenient):
             Discriminator(_tag_inputs),
         ]
         | None
-    ) = Field(None, description="Texts, data: URIs of images, {text} or {image}; or a list of them.")
+    ) = Field(None, description="A text, the data: URI of an image, {text} or {image}; or a list of these.")
     messages: Annotated[list[Message], SOME] | None = Field(
         None,
-        description="Instead of input: one conversation, which is one embedding, of its one image or of its texts.",
+        description="A conversation, instead of input. Its one image or, without an image, its joined texts make one "
+        "embedding.",
     )
     modality: Literal["auto", "text", "image"] = Field(
-        "auto", description="How to read plain strings. auto takes data: URIs for images and all else for text."
+        "auto", description="How to read plain strings: auto reads data: URIs as images and all others as texts."
     )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64 is little-endian float32.")
-    dimensions: int | None = Field(None, description="Only the model's own width is possible.")
+    dimensions: int | None = Field(None, description="Must be the width of the model's embeddings, if it is given.")
 
 
 class EmbeddingItem(ResponseModel):
@@ -128,7 +130,7 @@ class EmbeddingItem(ResponseModel):
 
 
 class EmbeddingResponse(ResponseModel):
-    """The embeddings, in the order of the input."""
+    """The embeddings, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     model: str
@@ -142,7 +144,7 @@ class ModelCard(ResponseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="When this replica loaded it, in seconds since 1970.")
+    created: int = Field(description="When the replica loaded the model, in seconds since 1970.")
     owned_by: str = "sightline"
     dimensions: int
     image_size: int
@@ -153,7 +155,7 @@ class ModelCard(ResponseModel):
 
 
 class ModelList(ResponseModel):
-    """All models: one."""
+    """The list of models, which has one."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -162,7 +164,7 @@ class ModelList(ResponseModel):
 def add_openai_routes(app: FastAPI, service: Service) -> None:
     """Register the routes."""
 
-    @app.post("/embeddings", include_in_schema=False)  # where infinity has it
+    @app.post("/embeddings", include_in_schema=False)  # the path that infinity uses
     @app.post(
         "/v1/embeddings",
         response_model=EmbeddingResponse,
@@ -171,15 +173,15 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         tags=["embeddings"],
     )
     async def create_embeddings(request: Request) -> PydanticResponse:
-        """Embed texts and images into one space, with unit norm: their dot product is their cosine.
+        """Embed texts and images into one space.
 
-        The body may be an image itself, or a form with several; `model` and `encoding_format` are in the query then, or
-        in the form.
+        Embeddings have unit norm, so their dot product is their cosine. The body may also be an image file, with
+        `model` and `encoding_format` in the query, or a form with several image files and these two fields.
         """
         context = context_of(request)
-        model, encoding, sources = await _read_request(request, service)
+        model, encoding, inputs = await _read_request(request, service)
         service.check_model(model)
-        vectors = await embed_sources(sources, service, context)
+        vectors = await embed_inputs(inputs, service, context)
         as_base64 = encoding == "base64"
         return PydanticResponse(
             EmbeddingResponse(
@@ -201,13 +203,13 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{id:path}", response_model=ModelCard, responses=documented(404), tags=["models"])
     async def retrieve_model(id: str) -> PydanticResponse:
-        """One model. Its id may hold slashes."""
+        """The model with this id. An id may contain slashes."""
         service.check_model(id)
         return PydanticResponse(make_card(service))
 
 
 def make_card(service: Service) -> ModelCard:
-    """What clients can know of the model."""
+    """The description of the model for clients."""
     about = service.about
     return ModelCard(
         id=service.name,
@@ -221,64 +223,66 @@ def make_card(service: Service) -> ModelCard:
     )
 
 
-def list_sources(body: EmbeddingRequest, vocabulary: TokenVocabulary | None) -> list[Source]:
-    """What a request wants embedded, in order. Raises `ApiError`."""
+def list_inputs(body: EmbeddingRequest, vocabulary: TokenVocabulary | None) -> list[EmbeddingInput]:
+    """The inputs of a request, in order. Raises `ApiError`."""
     if (body.input is None) == (body.messages is None):
         raise ApiError("invalid_request", "give exactly one of input and messages", param="input")
     if body.messages is not None:
-        sources = [_read_conversation(body.messages)] if body.messages else []
+        inputs = [_read_conversation(body.messages)] if body.messages else []
     elif isinstance(body.input, list) and body.input and isinstance(body.input[0], int):
-        sources = [_read_tokens(body.input, "input", vocabulary)]  # a list of ids is one text
+        inputs = [_read_tokens(body.input, "input", vocabulary)]  # a list of ids is one text
     elif isinstance(body.input, list):
-        sources = [
+        inputs = [
             _read_tokens(item, f"input.{n}", vocabulary)
             if isinstance(item, list)
             else _read_input(item, f"input.{n}", body.modality)
             for n, item in enumerate(body.input)
         ]
     else:
-        sources = [_read_input(body.input, "input", body.modality)]
-    if not sources:
+        inputs = [_read_input(body.input, "input", body.modality)]
+    if not inputs:
         raise ApiError("invalid_request", "nothing to embed: the list is empty", param="input")
-    return sources
+    return inputs
 
 
 def _read_input(
     item: str | TextPart | ImagePart | int | None, param: str, modality: Literal["auto", "text", "image"]
-) -> Source:
+) -> EmbeddingInput:
     if isinstance(item, TextPart):
-        return Source("text", item.text, param)
+        return EmbeddingInput("text", item.text, param)
     if isinstance(item, ImagePart):
-        return Source("image", item.image, param)
+        return EmbeddingInput("image", item.image, param)
     if isinstance(item, str):
         is_image = modality == "image" or (modality == "auto" and is_data_uri(item))
-        return Source("image" if is_image else "text", item, param)
-    raise ApiError("invalid_request", f"{param}: a token id alone is no text", param=param)
+        return EmbeddingInput("image" if is_image else "text", item, param)
+    raise ApiError("invalid_request", f"{param}: a single token id: send a list of token ids", param=param)
 
 
-def _read_tokens(ids: Sequence[Any], param: str, vocabulary: TokenVocabulary | None) -> Source:
-    """The text that token ids of OpenAI's stand for."""
+def _read_tokens(ids: Sequence[Any], param: str, vocabulary: TokenVocabulary | None) -> EmbeddingInput:
+    """Decode a list of OpenAI's token ids to the text. Raises `ApiError`."""
     if vocabulary is None:
         raise ApiError(
             "unsupported_input",
-            f"{param}: token ids, which this server has no token_vocabulary for: send the text "
+            f"{param}: token ids, but this server has no token_vocabulary to decode them: send the text "
             "(LangChain: check_embedding_ctx_length=False)",
             param=param,
         )
     try:
-        return Source("text", vocabulary.decode(ids), param)
+        return EmbeddingInput("text", vocabulary.decode(ids), param)
     except (KeyError, TypeError):
-        raise ApiError("unsupported_input", f"{param}: token ids of another vocabulary", param=param) from None
+        raise ApiError(
+            "unsupported_input", f"{param}: the token ids are not in this server's token_vocabulary", param=param
+        ) from None
 
 
-def _read_conversation(messages: list[Message]) -> Source:
-    """A conversation's one embedding: of its image, if it has one, and otherwise of all its texts, one after another.
+def _read_conversation(messages: list[Message]) -> EmbeddingInput:
+    """The one input of a conversation: its image or, without an image, its texts, joined by line breaks.
 
-    SigLIP has none of a text and an image together. What is said beside an image tells another model what to make of it
-    ("represent this image"), and means nothing here.
+    SigLIP cannot embed a text and an image together. Texts beside an image are instructions for other models
+    ("represent this image") and are ignored here. Raises `ApiError`.
     """
     texts: list[str] = []
-    images: list[Source] = []
+    images: list[EmbeddingInput] = []
     for number, message in enumerate(messages):
         if isinstance(message.content, str):
             texts.append(message.content)
@@ -291,23 +295,23 @@ def _read_conversation(messages: list[Message]) -> Source:
     if len(images) > 1:
         raise ApiError(
             "unsupported_input",
-            f"messages: {len(images)} images in a conversation, which is one embedding: send them as input, or apart",
+            f"messages: {len(images)} images in a conversation, which has one embedding: send them in input instead",
             param="messages",
         )
-    return images[0] if images else Source("text", "\n".join(text for text in texts if text), "messages")
+    return images[0] if images else EmbeddingInput("text", "\n".join(text for text in texts if text), "messages")
 
 
-async def _read_request(request: Request, service: Service) -> tuple[str | None, str | None, list[Source]]:
-    """A request's model, its encoding, and what it wants embedded. Raises `ApiError`."""
-    found = await read_uploads(request, service.config.limits)
-    if found is None:
+async def _read_request(request: Request, service: Service) -> tuple[str | None, str | None, list[EmbeddingInput]]:
+    """A request's model, the encoding of the response, and the inputs. Raises `ApiError`."""
+    uploads = await read_uploads(request, service.config.limits)
+    if uploads is None:
         body = await read_json(request, EmbeddingRequest, ANY_IMAGE, "multipart/form-data")
         service.check_dimensions(body.dimensions, "dimensions")
-        return body.model, body.encoding_format, list_sources(body, service.vocabulary)
-    images, fields = found
+        return body.model, body.encoding_format, list_inputs(body, service.vocabulary)
+    images, fields = uploads
     encoding = fields.get("encoding_format")
     if encoding not in (None, "float", "base64"):
-        raise ApiError("invalid_request", "encoding_format: float or base64", param="encoding_format")
+        raise ApiError("invalid_request", "encoding_format: send float or base64", param="encoding_format")
     model = fields.get("model")
-    sources = [Source("image", image, f"image.{n}") for n, image in enumerate(images)]
-    return str(model) if model else None, str(encoding) if encoding else None, sources
+    inputs = [EmbeddingInput("image", image, f"image.{n}") for n, image in enumerate(images)]
+    return str(model) if model else None, str(encoding) if encoding else None, inputs

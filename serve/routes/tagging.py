@@ -1,4 +1,4 @@
-"""`POST /v1/classify`, `POST /v1/similarity`, `GET /v1/label-sets`: Sightline's own shapes."""
+"""Sightline's own API: `POST /v1/classify`, `POST /v1/similarity`, `GET /v1/label-sets`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from serve.service import Service
 from siglip.scoring import Floats, score_pairs, sigmoid
 
 _MANY = ("labels", "templates")
+"""Fields of a form or a query that may be repeated."""
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image"],
@@ -45,11 +46,12 @@ _FORM_SCHEMA: dict[str, Any] = {
         "model": {"type": "string"},
     },
 }
-"""The multipart body: files, and the JSON body's other fields. `image`, `labels` and `templates` may be repeated."""
+"""The schema of a multipart body: image files, and the other fields of the JSON body. `image`, `labels` and `templates`
+may be repeated."""
 
 
 class ClassifyRequest(LabelQuery):
-    """One or many images, and what to ask of them."""
+    """One or several images, and the labels to score."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -60,13 +62,13 @@ class ClassifyRequest(LabelQuery):
         }
     )
 
-    model: str | None = Field(None, description="An id of GET /v1/models; may be left out.")
+    model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
     image: str | None = Field(None, description=f"{IMAGE_HELP} Exactly one of image and images.")
-    images: Labels | None = Field(None, description="Several of them.")
+    images: Labels | None = Field(None, description="Several images, each as in image.")
 
 
 class Classification(ResponseModel):
-    """One image's labels, best first. Empty when none reached its threshold."""
+    """The labels of one image, best first. The list is empty if no label reached its threshold."""
 
     object: Literal["classification"] = "classification"
     index: int
@@ -85,24 +87,24 @@ class ClassifyResponse(ResponseModel):
 
 
 class SimilarityRequest(Strict):
-    """Texts against images."""
+    """Texts and images to compare with each other."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"texts": ["a red square", "a blue circle"], "images": [PIXEL], "top_k": 1}]}
     )
 
-    model: str | None = Field(None, description="An id of GET /v1/models; may be left out.")
+    model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
     texts: Labels
     images: Labels = Field(description=IMAGE_HELP)
-    top_k: int | None = Field(None, ge=1, description="At most this many matches of each; default all.")
+    top_k: int | None = Field(None, ge=1, description="At most this many matches for each text and image; default all.")
 
 
 class Match(ResponseModel):
-    """A text or an image that was found, by its index in the request."""
+    """A text or an image that matches, by its index in the request."""
 
     index: int
     cosine: float
-    score: float = Field(description="The model's probability that they belong together.")
+    score: float = Field(description="The model's probability that the text and the image match.")
 
 
 class Ranking(ResponseModel):
@@ -113,12 +115,12 @@ class Ranking(ResponseModel):
 
 
 class SimilarityResponse(ResponseModel):
-    """Both directions of retrieval."""
+    """Matches in both directions: images for each text and texts for each image."""
 
     object: Literal["similarity"] = "similarity"
     model: str
-    texts: list[Ranking] = Field(description="For each text, the images.")
-    images: list[Ranking] = Field(description="For each image, the texts.")
+    texts: list[Ranking] = Field(description="For each text, the matching images.")
+    images: list[Ranking] = Field(description="For each image, the matching texts.")
     usage: Usage
     fingerprint: Fingerprint
 
@@ -153,28 +155,28 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         tags=["classification"],
     )
     async def classify(request: Request) -> PydanticResponse:
-        """Score labels for one or many images.
+        """Score labels for one or several images.
 
-        Scores are probabilities, and independent of each other unless softmax is asked. They run low: 0.1 to 0.5 is
-        usual for a right label.
+        Scores are probabilities. They are independent of each other unless `activation` is softmax. They are usually
+        low: 0.1 to 0.5 for a correct label.
         """
         context = context_of(request)
-        question, model, sources, images, params = await _read_classify(request, service.config.limits)
+        query, model, sources, images, params = await _read_classify(request, service.config.limits)
         service.check_model(model)
         if sources:
             images = await service.image_reader.read(sources, params, context)
-        asked = await service.label_sets.find(question, context)
+        label_set = await service.label_sets.find(query, context)
         vectors = await service.embedder.embed_images(images, params, context)
         return PydanticResponse(
             ClassifyResponse(
                 model=service.name,
-                label_set=question.label_set,
+                label_set=query.label_set,
                 data=[
                     Classification(index=index, labels=row)
-                    for index, row in enumerate(score_labels(vectors, asked, question))
+                    for index, row in enumerate(score_labels(vectors, label_set, query))
                 ],
                 usage=service.usage(context),
-                fingerprint=service.fingerprint(asked.digest),
+                fingerprint=service.fingerprint(label_set.digest),
             )
         )
 
@@ -182,7 +184,10 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         "/v1/similarity", response_model=SimilarityResponse, responses=documented(400, 404), tags=["classification"]
     )
     async def compare(body: SimilarityRequest, request: Request) -> PydanticResponse:
-        """Rank images for each text and texts for each image: retrieval, both ways. Texts are taken as they are."""
+        """Rank images for each text, and texts for each image.
+
+        Texts are embedded without a template.
+        """
         context = context_of(request)
         service.check_model(body.model)
         params = [f"images.{n}" for n in range(len(body.images))]
@@ -203,26 +208,29 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/label-sets", response_model=LabelSetList, responses=documented(), tags=["classification"])
     async def list_label_sets() -> PydanticResponse:
-        """The label sets that were registered when the server started, and are embedded already."""
+        """The registered label sets of the configuration. Their prompts are embedded already."""
         return PydanticResponse(
             LabelSetList(
                 data=[
                     LabelSetCard(
                         id=name,
-                        labels=question.names,
-                        templates=list(question.labels.templates),
-                        threshold=question.labels.threshold,
-                        top_k=question.labels.top_k,
-                        fingerprint=service.fingerprint(question.digest),
+                        labels=label_set.names,
+                        templates=list(label_set.labels.templates),
+                        threshold=label_set.labels.threshold,
+                        top_k=label_set.labels.top_k,
+                        fingerprint=service.fingerprint(label_set.digest),
                     )
-                    for name, question in service.label_sets.registered.items()
+                    for name, label_set in service.label_sets.registered.items()
                 ]
             )
         )
 
 
 def rank_pairs(cosines: Floats, scores: Floats, top_k: int | None) -> list[Ranking]:
-    """Rows of cosines (Q, C) and scores to each row's best columns, best first; ties keep their order."""
+    """For each row of `cosines` (Q, C), its `top_k` best columns, best first. Equal cosines keep the columns' order.
+
+    `scores` has the shape of `cosines`; None for `top_k` is all columns.
+    """
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
     return [
         Ranking(
@@ -237,14 +245,14 @@ def rank_pairs(cosines: Floats, scores: Floats, top_k: int | None) -> list[Ranki
 
 
 Parsed = tuple[LabelQuery, str | None, list[str], list[bytes], list[str]]
-"""The question, the model's name, images as strings or as bytes, and the fields that these came from."""
+"""The query, the model's name, the images as strings or as encoded bytes, and the fields that the images came from."""
 
 
 async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
-    """A request's body, JSON, an image or a form. Raises `ApiError`."""
-    found = await read_uploads(request, limits)
-    if found is not None:
-        return _read_fields(*found)
+    """Read a body that is JSON, an image file or a form. Raises `ApiError`."""
+    uploads = await read_uploads(request, limits)
+    if uploads is not None:
+        return _read_fields(*uploads)
     body = await read_json(request, ClassifyRequest, ANY_IMAGE, "multipart/form-data")
     if (body.image is None) == (body.images is None):
         raise ApiError("invalid_request", "give exactly one of image and images", param="image")
@@ -254,15 +262,18 @@ async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
     return body, body.model, sources, [], [f"images.{n}" for n in range(len(sources))]
 
 
-def _read_fields(images: list[bytes], given: FormData | QueryParams) -> Parsed:
-    """Images, and what stands beside them as it stands in JSON. Numbers stay strings, which pydantic reads."""
+def _read_fields(images: list[bytes], raw: FormData | QueryParams) -> Parsed:
+    """The query of a form or a URL, as JSON would have it. Numbers stay strings, which pydantic converts.
+
+    Raises `ApiError`.
+    """
     fields: dict[str, Any] = {}
-    for name in given:
-        values = given.getlist(name)
+    for name in raw:
+        values = raw.getlist(name)
         fields[name] = values if name in _MANY else values[-1]
     model = fields.pop("model", None)
     try:
-        question = LabelQuery.model_validate(fields)
+        query = LabelQuery.model_validate(fields)
     except ValidationError as error:
         raise describe_validation(error.errors()) from None
-    return question, str(model) if model else None, [], images, [f"image.{n}" for n in range(len(images))]
+    return query, str(model) if model else None, [], images, [f"image.{n}" for n in range(len(images))]

@@ -27,7 +27,7 @@ from sightline.cli import app
 from storage.settings import ConfigError
 
 LOGGER = "ray.serve.sightline"
-"""The logger is below Ray Serve's, whose handlers write to the replica's log file. Other loggers have no handler there."""
+"""A logger below Ray Serve's, whose handlers write to the replica's log file; other loggers have no handler there."""
 
 
 class Clock:

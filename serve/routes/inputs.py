@@ -1,0 +1,61 @@
+"""The inputs of embedding routes, in one form for all clients' APIs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from serve.context import RequestContext
+from serve.http.errors import ApiError
+from serve.schemas import ImageUrl
+from serve.service import Service
+from siglip.scoring import Floats
+
+
+@dataclass(frozen=True)
+class EmbeddingInput:
+    """A text or an image to embed. `param` is the field of the request that it came from.
+
+    An image is a string (a data: URI, base64 or a URL) or its encoded bytes.
+    """
+
+    kind: Literal["text", "image"]
+    value: str | bytes
+    param: str
+
+
+async def embed_inputs(inputs: Sequence[EmbeddingInput], service: Service, context: RequestContext) -> Floats:
+    """Embed texts and images, mixed: float32 (N, D) in the order of `inputs`. Raises `ApiError`."""
+    vectors = np.zeros((len(inputs), service.about.width), np.float32)
+    texts = [n for n, item in enumerate(inputs) if item.kind == "text"]
+    images = [n for n, item in enumerate(inputs) if item.kind == "image"]
+    if texts:
+        params = [inputs[n].param for n in texts]
+        vectors[texts] = await service.embedder.embed_texts([str(inputs[n].value) for n in texts], params, context)
+    if images:
+        vectors[images] = await _embed_images([inputs[n] for n in images], service, context)
+    return vectors
+
+
+async def _embed_images(images: Sequence[EmbeddingInput], service: Service, context: RequestContext) -> Floats:
+    strings = [(item.value, item.param) for item in images if isinstance(item.value, str)]
+    values, params = [value for value, _ in strings], [param for _, param in strings]
+    read = iter(await service.image_reader.read(values, params, context))
+    encoded = [item.value if isinstance(item.value, bytes) else next(read) for item in images]
+    return await service.embedder.embed_images(encoded, [item.param for item in images], context)
+
+
+def encode_vector(vector: Floats) -> str:
+    """An embedding as base64 of little-endian float32: OpenAI's client requests this format by default."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def read_image_url(url: ImageUrl | str | None, param: str) -> EmbeddingInput:
+    """The image of a chat message's `image_url` part. Raises `ApiError`."""
+    if url is None:
+        raise ApiError("invalid_request", f"{param}: an image_url part without image_url", param=param)
+    return EmbeddingInput("image", url if isinstance(url, str) else url.url, param)
