@@ -85,9 +85,26 @@ def install_hook(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") 
     return log
 
 
+@pytest.fixture(scope="module")
+def hooked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DecoderServer, Path]]:
+    """A decoder server that runs `HOOK`, for most tests of this module because its start takes seconds; and its log."""
+    with pytest.MonkeyPatch.context() as patch:
+        log = install_hook(tmp_path_factory.mktemp("hook"), patch)
+        server = DecoderServer()
+        server._running.add(-1)  # so that it does not end with the last decoder of a test
+        yield server, log
+        server._stop()
+
+
 @pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderServer]:
-    """A decoder server of the test's own, which ends with the test."""
+def shared_server(hooked: tuple[DecoderServer, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders of a test are started by the module's server."""
+    monkeypatch.setattr("siglip.images.decoder.SERVER", hooked[0])
+
+
+@pytest.fixture
+def own_server(shared_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderServer]:
+    """Decoders of a test are started by a server of its own, which starts with the first of them."""
     server = DecoderServer()
     monkeypatch.setattr("siglip.images.decoder.SERVER", server)
     yield server
@@ -95,9 +112,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderServer]:
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """By an image's width, a decoder sleeps (14), takes 4 GiB (15), sends a pickle (16) or crashes (17)."""
-    return install_hook(tmp_path, monkeypatch)
+def log(hooked: tuple[DecoderServer, Path]) -> Path:
+    """By an image's width, a decoder sleeps (14), takes 4 GiB (15), sends a pickle (16) or crashes (17).
+
+    Returns the file in which decoders write their starts and the widths of images.
+    """
+    log = hooked[1]
+    log.write_text("")
+    return log
 
 
 def decode(widths: list[int], limits: Limits) -> list[str | int]:
@@ -237,20 +259,20 @@ def test_a_decoder_that_sends_something_else_has_crashed(log: Path) -> None:
 
 
 @linux
-def test_decoders_end_with_their_server_and_it_is_replaced(server: DecoderServer) -> None:
+def test_decoders_end_with_their_server_and_it_is_replaced(own_server: DecoderServer) -> None:
     ring = DecoderRing(ImageSpec(size=32), Limits())
     ring.resize(2)
     ring.wait()
     before = our_decoders()
-    assert server._process is not None
-    server._process.kill()
+    assert own_server._process is not None
+    own_server._process.kill()
     wait_until(lambda: not any(process.is_running() for process in before), "they end with it")
     for width in (20, 21, 22, 23):
         ring.submit(encode(make_rgb(width, 30)))
     outcomes = [ring.take() for _ in range(4)]
     ring.close()
     assert [type(outcome) for outcome in outcomes] == [Decoded] * 4, "no image is rejected for it"
-    assert server._process is None, "it ends with the last decoder"
+    assert own_server._process is None, "it ends with the last decoder"
 
 
 READER = """
@@ -309,7 +331,7 @@ def test_a_decoder_has_no_descriptors_of_others_and_cannot_shrink_its_memory() -
 @pytest.mark.alone
 @linux
 def test_a_server_with_a_second_thread_starts_decoders_without_forking(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_server: DecoderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = install_hook(tmp_path, monkeypatch, THREAD)
     assert decode([20, 14, 21], Limits(max_seconds=1)) == [20, "decoder_timeout", 21]
@@ -318,7 +340,7 @@ def test_a_server_with_a_second_thread_starts_decoders_without_forking(
 
 @linux
 def test_a_fork_that_fails_ends_neither_the_server_nor_other_decoders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_server: DecoderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = tmp_path / "fails"
     install_hook(tmp_path, monkeypatch, FAILING_FORK.format(fails=str(fails)))
@@ -452,7 +474,7 @@ def test_a_decoder_has_the_scheduling_policy_of_the_thread_that_starts_it() -> N
         return start_decoder()
 
     before = Decoder(ImageSpec(size=64), Limits())
-    before.wait()  # the server is started by a thread without the policy
+    before.wait()  # the server was started by a thread without the policy
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(start_batch).result() == os.SCHED_BATCH
     assert start_decoder() == os.sched_getscheduler(0) != os.SCHED_BATCH

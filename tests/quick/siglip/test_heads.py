@@ -119,18 +119,18 @@ def test_the_digest_changes_only_with_the_scores() -> None:
         ({"names": ["a", "b"], "groups": {"g": ["a"]}}, "group 'g' has fewer than two labels"),
         (
             {"names": ["a", "b"], "groups": {"g": ["a", "z"]}},
-            "group 'g' contains 'z', which is not a label",
+            "group 'g' contains 'z', which is not a label of this set",
         ),
         ({"names": ["a", "b"], "groups": {"g": ["a", "b"], "h": ["b", "a"]}}, "'b' is in two groups"),
         ({"names": ["a", "b"], "groups": {"g": ["a", "a"]}}, "'a' is in two groups, or twice in one"),
         (
             {"names": [{"name": "a", "accept": 0.1}], "threshold": 0.2},
-            "'a' has accept 0.1, which is under its threshold",
+            "'a' has accept 0.1, which is under its threshold 0.2",
         ),
         ({"names": [{"name": "a", "calibration": {"scale": -1, "bias": 0}}]}, "greater than 0"),
         ({"names": [{"name": "a", "calibration": {"scale": 1, "bias": float("nan")}}]}, "finite"),
         ({"names": [{"name": "a", "probe": {"model": "m", "weights": "AAAA", "bias": 0}}]}, "float32"),
-        ({"names": [{"name": "a", "probe": {"model": "m", "weights": "AAAAAA==", "bias": 0}}]}, "zeros"),
+        ({"names": [{"name": "a", "probe": {"model": "m", "weights": "AAAAAA==", "bias": 0}}]}, "all zero"),
         ({"names": [{"name": "a", "probe": {"model": "m", "weights": "AADAfw==", "bias": 0}}]}, "not finite"),
         (
             {"names": [{"name": "a", "prompts": ["x"], "probe": {"model": "m", "weights": "AACAPw==", "bias": 0}}]},
