@@ -42,7 +42,8 @@ class LabelCalibration:
 
     `answers` is the number of answers about the label, `right` the number of those that say right. `calibration` is
     applied to the label's logit. `accept` is the lowest score from which the target precision is shown, or None when
-    no score is; `missing` is then about how many more accepted answers would show it, or None when no number would.
+    no score is; `answers_needed` is then about how many more accepted answers would show it, or None when no number is
+    enough.
     `review` is the review threshold: the wanted share of the right images score at least that.
 
     `accepted`, `precision` and `bound` come from cross-validation: the number of held-out answers that are accepted,
@@ -60,7 +61,7 @@ class LabelCalibration:
     precision: float
     bound: float
     recall: float
-    missing: int | None = None
+    answers_needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -283,10 +284,12 @@ def _calibrate_label(
         if accept is not None and right.any()
         else 0.0,
     )
-    return found if reached or target is None else replace(found, missing=_count_missing_answers(whole, target))
+    return (
+        found if reached or target is None else replace(found, answers_needed=_estimate_answers_needed(whole, target))
+    )
 
 
-def _count_missing_answers(curve: _PrecisionRecallCurve, target: float) -> int | None:
+def _estimate_answers_needed(curve: _PrecisionRecallCurve, target: float) -> int | None:
     """About how many more accepted answers would show the target, at the threshold that needs the fewest."""
     needed = [
         count - int(seen)

@@ -150,22 +150,22 @@ def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, see
     precision, recall, f1 = _precision_recall_f1(*counts)
     totals = [count.sum(axis=1, keepdims=True) for count in counts]
     micro_precision, micro_recall, micro_f1 = (_estimate(metric[:, 0]) for metric in _precision_recall_f1(*totals))
-    asked = np.bincount(truth.label, minlength=len(names))
-    right = np.bincount(truth.label[truth.right], minlength=len(names))
+    answer_counts = np.bincount(truth.label, minlength=len(names))
+    right_counts = np.bincount(truth.label[truth.right], minlength=len(names))
     labels = [
         LabelQuality(
             name,
-            int(asked[row]),
-            int(right[row]),
+            int(answer_counts[row]),
+            int(right_counts[row]),
             _estimate(precision[:, row]),
             _estimate(recall[:, row]),
             _estimate(f1[:, row]),
             _estimate(average_precision[row]),
         )
         for row, name in enumerate(names)
-        if asked[row]
+        if answer_counts[row]
     ]
-    labelled = np.flatnonzero(asked)
+    labelled = np.flatnonzero(answer_counts)
     return Evaluation(
         len(truth.positions),
         len(truth.image),
@@ -197,11 +197,11 @@ def find_suspects(output: TaggedOutput, truth: Truth) -> list[Suspect]:
     margins = np.full(len(logits), -math.inf)
     for answers in group_answers(truth, len(names)):
         for answer in (True, False):
-            asked = answers[truth.right[answers] == answer]
-            other = logits[answers[truth.right[answers] != answer]]
-            if len(asked) and len(other) > 1:
-                distance = (logits[asked] - other.mean()) / max(other.std(ddof=1), 1e-6)
-                margins[asked] = -distance if answer else distance
+            alike = answers[truth.right[answers] == answer]
+            opposite = logits[answers[truth.right[answers] != answer]]
+            if len(alike) and len(opposite) > 1:
+                distance = (logits[alike] - opposite.mean()) / max(opposite.std(ddof=1), 1e-6)
+                margins[alike] = -distance if answer else distance
     order = np.argsort(-margins, kind="stable")
     return [
         Suspect(
@@ -252,12 +252,12 @@ def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
     return np.split(order, np.searchsorted(truth.label[order], np.arange(1, labels)))
 
 
-def _average_precision(truth: Truth, scores: Floats, asked: NDArray[np.intp], draws: Doubles) -> Doubles:
+def _average_precision(truth: Truth, scores: Floats, answers: NDArray[np.intp], draws: Doubles) -> Doubles:
     """The average precision of one label in each resample, (1 + R,), as in scikit-learn: equal scores share a rank."""
-    right = truth.right[asked]
+    right = truth.right[answers]
     if right.all() or not right.any():
         return np.full(len(draws), math.nan)
-    order = asked[np.argsort(-scores[asked], kind="stable")]
+    order = answers[np.argsort(-scores[answers], kind="stable")]
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     weights = draws[:, truth.image[order]] * truth.weight[order]
     hits = np.cumsum(weights * truth.right[order], axis=1)[:, last]

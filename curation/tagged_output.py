@@ -242,8 +242,8 @@ def _read_state(output: Output) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = output.read_json(MANIFEST)
     fingerprint = output.read_json(FINGERPRINT)
     commits = output.commits()
-    told = manifest["shards"], manifest["generations"]
-    whole = manifest["planned_shards"] == manifest["shards"] and (len(commits), sum(commits.values())) == told
+    recorded = manifest["shards"], manifest["generations"]
+    whole = manifest["planned_shards"] == manifest["shards"] and (len(commits), sum(commits.values())) == recorded
     if manifest["waiting"] or not whole:
         raise ConfigError(f"{output.uri} is not finished: run `sightline tag` again to tag the remaining shards")
     return manifest, fingerprint

@@ -23,7 +23,7 @@ class AnswerFile:
     """The file `answers.jsonl` beside a sample: one line for each answer, in the order of the answers.
 
     The last line about an image and a label counts. A line that takes an answer back leaves the question unanswered.
-    `given` maps the sample's rows to the answers that count. Use one process at a time: two that write at once do not
+    `current` maps the sample's rows to the answers that count. Use one process at a time: two that write at once do not
     see each other's answers until they are started again.
 
     Raises `ConfigError` when the file belongs to another sample, is not an answers file, or cannot be written.
@@ -34,7 +34,7 @@ class AnswerFile:
         self._rows = sample.select(_COLUMNS).to_pylist()
         self._indices = {(row[ID], row["label"]): index for index, row in enumerate(self._rows)}
         self._lock = threading.Lock()
-        self.given: dict[int, str] = {}
+        self.current: dict[int, str] = {}
         try:
             self._file = self.path.open("a+b")
         except OSError as error:
@@ -79,6 +79,6 @@ class AnswerFile:
             self._record(row, answer)
 
     def _record(self, row: int, answer: str) -> None:
-        self.given.pop(row, None)
+        self.current.pop(row, None)
         if answer != TAKEN_BACK:
-            self.given[row] = answer
+            self.current[row] = answer

@@ -78,7 +78,7 @@ def make_app(sample: pa.Table, metadata: dict[str, Any], answers: AnswerFile) ->
                 "label": [indices[label] for label in sample["label"].to_pylist()],
                 "key": sample["key"].to_pylist(),
                 "score": sample["score"].to_pylist(),
-                "given": {str(row): answer for row, answer in answers.given.items()},
+                "answers": {str(row): answer for row, answer in answers.current.items()},
             }
         )
 
@@ -99,6 +99,6 @@ def make_app(sample: pa.Table, metadata: dict[str, Any], answers: AnswerFile) ->
             raise HTTPException(404) from None
         except OSError as error:
             raise HTTPException(507, f"{answers.path} cannot be written: {error.strerror}") from error
-        return JSONResponse({"answered": len(answers.given)})
+        return JSONResponse({"answered": len(answers.current)})
 
     return app

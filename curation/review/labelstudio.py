@@ -108,10 +108,10 @@ def _split(tasks: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _read_task(task: dict[str, Any]) -> dict[str, Any] | None:
-    given = [one for one in task.get("annotations", []) if not one.get("was_cancelled") and one.get("result")]
-    if not given:
+    annotations = [one for one in task.get("annotations", []) if not one.get("was_cancelled") and one.get("result")]
+    if not annotations:
         return None
-    latest = max(given, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
+    latest = max(annotations, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
     [chosen] = [item["value"]["choices"][0] for item in latest["result"] if item.get("from_name") == "answer"]
     data = task["data"]
     return {**{name: data[name] for name in (ID, "key", "sha256", "label", "weight")}, "answer": chosen}

@@ -21,7 +21,7 @@ let saving = Promise.resolve();
 
 async function start() {
   sample = await (await fetch("/api/sample")).json();
-  answers = new Map(Object.entries(sample.given).map(([key, answer]) => [Number(key), answer]));
+  answers = new Map(Object.entries(sample.answers).map(([key, answer]) => [Number(key), answer]));
   const counts = sample.labels.map((_, label) => sample.label.filter((other) => other === label).length);
   const all = new Option(`All ${sample.labels.length} labels`, "");
   $("labels").replaceChildren(all, ...sample.labels.map((name, label) => new Option(`${name} (${counts[label]})`, label)));

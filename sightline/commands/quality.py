@@ -66,10 +66,10 @@ def calibrate(
         for one, workload in list(zip(found, workloads, strict=True))[:SHOWN]:
             if one.accept is not None:
                 result = f"{workload.accepted:,} accepted at {target}"
-            elif one.missing is None:
+            elif one.answers_needed is None:
                 result = f"not calibrated: no threshold reaches the target with {one.answers} answers"
             else:
-                result = f"not calibrated: about {one.missing:,} more accepted answers needed"
+                result = f"not calibrated: about {one.answers_needed:,} more accepted answers needed"
             out.print(f"{escape(one.label)}: {result}, {workload.review:,} to review", highlight=False)
         _print_omitted(len(found))
         reached = sum(one.accept is not None for one in found)

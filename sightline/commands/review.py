@@ -52,8 +52,8 @@ def sample(
         else:
             next_step = f"sightline review {folder}"
         images = len(set(table["id"].to_pylist()))
-        said = f"{table.num_rows:,} questions about {images:,} images of {source.rows:,}. Next: {next_step}"
-        out.print(escape(said), highlight=False)
+        message = f"{table.num_rows:,} questions about {images:,} images of {source.rows:,}. Next: {next_step}"
+        out.print(escape(message), highlight=False)
 
 
 def review(
@@ -78,10 +78,10 @@ def review(
         with listen(port) as socket:
             url = f"http://127.0.0.1:{socket.getsockname()[1]}"
             out.print(
-                f"{len(answers.given):,} of {table.num_rows:,} answered; ready: [bold]{url}[/bold]", highlight=False
+                f"{len(answers.current):,} of {table.num_rows:,} answered; ready: [bold]{url}[/bold]", highlight=False
             )
             config = uvicorn.Config(app, log_level="warning", access_log=False)
             with suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop
                 uvicorn.Server(config).run(sockets=[socket])
         answers.close()
-        out.print(escape(f"{len(answers.given):,} of {table.num_rows:,} answered: {answers.path}"), highlight=False)
+        out.print(escape(f"{len(answers.current):,} of {table.num_rows:,} answered: {answers.path}"), highlight=False)

@@ -118,12 +118,15 @@ def judge(output: TaggedOutput, labels: LabelSet, truth: Truth) -> dict[str, tup
 
     head = build_head(labels, output.head.vectors, output.table.scale, output.weights)
     scores = head.scores(truth.embeddings)[truth.image, truth.label]
-    said = {}
+    accepted_by_label = {}
     for row, label in enumerate(labels.names):
         if label.accept is not None:
             accepted = (truth.label == row) & (scores >= np.float32(label.accept))
-            said[label.name] = int(accepted.sum()), float(truth.right[accepted].mean()) if accepted.any() else 1.0
-    return said
+            accepted_by_label[label.name] = (
+                int(accepted.sum()),
+                float(truth.right[accepted].mean()) if accepted.any() else 1.0,
+            )
+    return accepted_by_label
 
 
 @pytest.mark.slow
@@ -136,12 +139,12 @@ def test_precision_reaches_the_target_on_held_out_answers(
     for seed in range(100):
         chose, judges = draw(made, seed, noise)
         found = calibrate(made[0], chose, target, seed=seed)
-        said = judge(made[0], make_label_set(made[0], found), judges)
-        assert "never" not in said
-        if "sure" in said:
+        judged = judge(made[0], make_label_set(made[0], found), judges)
+        assert "never" not in judged
+        if "sure" in judged:
             reached += 1
-            kept += said["sure"][1] >= target
-            assert said["sure"][0] > 20
+            kept += judged["sure"][1] >= target
+            assert judged["sure"][0] > 20
     assert reached >= 65
     assert kept >= 0.9 * reached
 
@@ -171,9 +174,9 @@ def test_too_few_answers_report_how_many_more_are_needed(made: tuple[TaggedOutpu
     )
     [sure, unsure, never] = calibrate(output, short, 0.95)
     assert (sure.accept, never.accept, unsure.accept) == (None, None, None)
-    assert sure.missing is not None
-    assert 30 <= sure.missing <= 52
-    assert never.missing is None
+    assert sure.answers_needed is not None
+    assert 30 <= sure.answers_needed <= 52
+    assert never.answers_needed is None
     labels = make_label_set(output, [sure, unsure, never])
     assert not labels.has_bands()
 

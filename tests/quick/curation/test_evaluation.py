@@ -188,11 +188,11 @@ def test_commands_evaluate_calibrate_and_probe(output: TaggedOutput, tmp_path: P
     for image, label, right in zip(truth.image, truth.label, truth.right, strict=True):
         if right:
             by_image[int(image)].append(names[label])
-    file.write_text("".join(json.dumps({"key": keys[i], "labels": said}) + "\n" for i, said in by_image.items()))
+    file.write_text("".join(json.dumps({"key": keys[i], "labels": right}) + "\n" for i, right in by_image.items()))
     assert np.array_equal(read_truth(file, output).right, truth.right)
-    said = CliRunner().invoke(app, ["evaluate", output.uri, "--truth", str(file), "--json"])
-    assert said.exit_code == 0, said.output
-    assert json.loads(said.stdout)["images"] == 800
+    printed = CliRunner().invoke(app, ["evaluate", output.uri, "--truth", str(file), "--json"])
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout)["images"] == 800
     shown = CliRunner().invoke(app, ["evaluate", output.uri, "--truth", str(file)])
     assert "mean average precision" in shown.stdout
     assert "check again: image 0" in shown.stdout

@@ -117,9 +117,9 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     def figures(score: Floats, yes: np.ndarray, weight: np.ndarray) -> dict[str, float]:
         found = {"share right": (weight * yes).sum() / weight.sum()}
         for bar in (0.1, 0.5):
-            given = score >= bar
-            found[f"precision at {bar}"] = (weight * (given & yes)).sum() / (weight * given).sum()
-            found[f"recall at {bar}"] = (weight * (given & yes)).sum() / (weight * yes).sum()
+            predicted = score >= bar
+            found[f"precision at {bar}"] = (weight * (predicted & yes)).sum() / (weight * predicted).sum()
+            found[f"recall at {bar}"] = (weight * (predicted & yes)).sum() / (weight * yes).sum()
         return found
 
     real = figures(scores[:, 1], right[:, 1], np.ones(len(scores)))

@@ -40,7 +40,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def told(truth: Truth) -> set[tuple[str, str, bool, float]]:
+def describe(truth: Truth) -> set[tuple[str, str, bool, float]]:
     answers = zip(truth.image, truth.label, truth.right, truth.weight, strict=True)
     return {(truth.keys[image], NAMES[label], bool(right), float(weight)) for image, label, right, weight in answers}
 
@@ -55,7 +55,7 @@ def test_the_last_answer_about_an_image_and_a_label_counts(output: TaggedOutput,
         {"key": "0005", "label": "cat", "answer": "taken back"},
     ]
     truth = read_truth(write(tmp_path / "truth.jsonl", rows), output)
-    assert told(truth) == {("0003", "cat", True, 1.0), ("0100", "dog", False, 2.5)}
+    assert describe(truth) == {("0003", "cat", True, 1.0), ("0100", "dog", False, 2.5)}
     assert not truth.complete
     whole = list(output.batches(["embedding"]))
     everything = np.concatenate([read_embeddings(batch) for batch in whole])
@@ -65,21 +65,21 @@ def test_the_last_answer_about_an_image_and_a_label_counts(output: TaggedOutput,
 
 def test_formats_and_id_columns_give_the_same_truth(output: TaggedOutput, tmp_path: Path) -> None:
     rows = pa.Table.from_batches(output.batches(["id", "key", "sha256"])).slice(10, 3).to_pylist()
-    said = [["cat"], [], ["dog", "bird"]]
+    right_labels = [["cat"], [], ["dog", "bird"]]
     tables = []
     for name in ("id", "key", "sha256"):
         listed: list[dict[str, object]] = [
-            {name: row[name], "labels": labels} for row, labels in zip(rows, said, strict=True)
+            {name: row[name], "labels": labels} for row, labels in zip(rows, right_labels, strict=True)
         ]
         tables.append(read_truth(write(tmp_path / f"{name}.jsonl", listed), output))
         pq.write_table(pa.Table.from_pylist(listed), tmp_path / "truth.parquet")
         tables.append(read_truth(tmp_path / "truth.parquet", output))
-        lines = [f"{row[name]},{'|'.join(labels)}" for row, labels in zip(rows, said, strict=True)]
+        lines = [f"{row[name]},{'|'.join(labels)}" for row, labels in zip(rows, right_labels, strict=True)]
         (tmp_path / "truth.csv").write_text(f"{name},labels\n" + "\n".join(lines) + "\n")
         tables.append(read_truth(tmp_path / "truth.csv", output))
-    assert len({frozenset(told(table)) for table in tables}) == 1
+    assert len({frozenset(describe(table)) for table in tables}) == 1
     assert all(table.complete and not table.exclusive and len(table.image) == 9 for table in tables)
-    assert sum(right for _, _, right, _ in told(tables[0])) == 3
+    assert sum(right for _, _, right, _ in describe(tables[0])) == 3
 
 
 def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_path: Path) -> None:
