@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGE_HELP = "A data: URI, base64 or, if the server has fetch.enabled, an http(s) URL."
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeAAg1MCAOBWAShOAhDlAAAAAElFTkSuQmCC"
+EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeAAg1MCAOBWAShOAhDlAAAAAElFTkSuQmCC"
 """A red PNG of 8 x 8 pixels, in base64."""
 
 
 MAX_ITEMS = 32_768
 """Largest number of items in any list of a request. The configured limits, which are smaller, are checked later."""
-SOME = Field(fail_fast=True, max_length=MAX_ITEMS)
+BOUNDED = Field(fail_fast=True, max_length=MAX_ITEMS)
 """Pydantic stops at a list's first wrong item: collecting the errors of all items would take seconds."""
-Strings = Annotated[list[str], SOME]
+Strings = Annotated[list[str], BOUNDED]
 
 
 class Strict(BaseModel):
@@ -87,15 +87,15 @@ class ImageUrl(Lenient):
     url: str = Field(description=IMAGE_HELP)
 
 
-Labels = Annotated[Strings, Field(min_length=1)]
+NonEmptyStrings = Annotated[Strings, Field(min_length=1)]
 
 
 class LabelQuery(Strict):
     """The labels to score, or the name of a registered label set, and how to score them."""
 
-    labels: Labels | None = Field(None, description="Label names. Give exactly one of labels and label_set.")
+    labels: NonEmptyStrings | None = Field(None, description="Label names. Give exactly one of labels and label_set.")
     label_set: str | None = Field(None, description="The name of a registered label set: see GET /v1/label-sets.")
-    templates: Labels | None = Field(
+    templates: NonEmptyStrings | None = Field(
         None,
         description="Prompts that contain {label}; the embeddings of several are averaged. Only with labels. Default: "
         "This is a photo of {label}.",

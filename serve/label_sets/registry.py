@@ -13,7 +13,7 @@ from serve.embedding.embedder import Embedder
 from serve.embedding.inputs import check_labels
 from serve.embedding.model_client import ModelClient
 from serve.http.errors import ApiError
-from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, embed_label_set
+from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, LabelKey, embed_label_set
 from serve.label_sets.files import REREAD_SECONDS, LabelFiles
 from serve.log import log
 from serve.rayserve.metrics import IngressMetrics
@@ -106,9 +106,7 @@ class LabelSetRegistry:
         self._metrics.count_lookup(True)
         return found
 
-    async def _embed_new(
-        self, key: tuple[tuple[str, ...], tuple[str, ...]], context: RequestContext
-    ) -> EmbeddedLabelSet:
+    async def _embed_new(self, key: LabelKey, context: RequestContext) -> EmbeddedLabelSet:
         """Embed a request's own labels and cache them. `key` has the label names and the templates."""
         names, templates = key
         check_labels(names, templates, self._config.limits)

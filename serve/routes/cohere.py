@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from serve.http.errors import ApiError
 from serve.http.responses import PydanticResponse, context_of, documented
 from serve.routes.inputs import EmbeddingInput, embed_inputs, encode_vector, read_image_url
-from serve.schemas import PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Strings
+from serve.schemas import BOUNDED, EXAMPLE_PNG, Fingerprint, ImageUrl, Lenient, ResponseModel, Strings
 from serve.service import Service
 from siglip.scoring import Floats
 
@@ -29,7 +29,7 @@ class CohereContent(Lenient):
 class CohereInput(Lenient):
     """One text or one image to embed."""
 
-    content: Annotated[list[CohereContent], SOME]
+    content: Annotated[list[CohereContent], BOUNDED]
 
 
 class CohereRequest(Lenient):
@@ -38,7 +38,7 @@ class CohereRequest(Lenient):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"model": "tiny", "input_type": "image", "images": [f"data:image/png;base64,{PIXEL}"]},
+                {"model": "tiny", "input_type": "image", "images": [f"data:image/png;base64,{EXAMPLE_PNG}"]},
                 {"model": "tiny", "input_type": "search_query", "texts": ["a red square"]},
             ]
         }
@@ -48,8 +48,8 @@ class CohereRequest(Lenient):
     input_type: str | None = None
     texts: Strings | None = None
     images: Strings | None = None
-    inputs: Annotated[list[CohereInput], SOME] | None = None
-    embedding_types: Annotated[list[EmbeddingType], SOME] = Field(
+    inputs: Annotated[list[CohereInput], BOUNDED] | None = None
+    embedding_types: Annotated[list[EmbeddingType], BOUNDED] = Field(
         ["float"],
         min_length=1,
         description="float and base64 are float32. int8 and uint8 scale each vector by its largest component, so only "

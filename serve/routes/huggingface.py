@@ -18,7 +18,7 @@ from serve.http.json_body import read_json
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.label_sets.scoring import score_labels
-from serve.schemas import PIXEL, LabelQuery, Labels, LabelScore, Lenient, ResponseModel, Strings
+from serve.schemas import EXAMPLE_PNG, LabelQuery, LabelScore, Lenient, NonEmptyStrings, ResponseModel, Strings
 from serve.service import Service
 from siglip.labels import DEFAULT_TEMPLATE
 
@@ -26,7 +26,9 @@ from siglip.labels import DEFAULT_TEMPLATE
 class HuggingFaceParameters(Lenient):
     """The parameters of zero-shot image classification."""
 
-    candidate_labels: Labels | str | None = Field(None, description="A list of labels, or labels separated by commas.")
+    candidate_labels: NonEmptyStrings | str | None = Field(
+        None, description="A list of labels, or labels separated by commas."
+    )
     hypothesis_template: str | None = None
 
     def labels(self) -> list[str] | None:
@@ -41,7 +43,7 @@ class HuggingFaceRequest(Lenient):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"inputs": PIXEL, "parameters": {"candidate_labels": ["red square", "blue circle"]}},
+                {"inputs": EXAMPLE_PNG, "parameters": {"candidate_labels": ["red square", "blue circle"]}},
                 {"inputs": ["a red square", "a blue circle"]},
             ]
         }

@@ -18,7 +18,7 @@ from serve.http.json_body import read_json
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.routes.inputs import EmbeddingInput, embed_inputs, encode_vector, read_image_url
-from serve.schemas import IMAGE_HELP, PIXEL, SOME, Fingerprint, ImageUrl, Lenient, ResponseModel, Usage
+from serve.schemas import BOUNDED, EXAMPLE_PNG, IMAGE_HELP, Fingerprint, ImageUrl, Lenient, ResponseModel, Usage
 from serve.service import Service
 from serve.tokens import TokenVocabulary
 
@@ -58,7 +58,7 @@ class Message(Lenient):
     """A message of a conversation, as vLLM's embedding endpoint reads it."""
 
     role: str = "user"
-    content: str | Annotated[list[ContentPart], SOME]
+    content: str | Annotated[list[ContentPart], BOUNDED]
 
 
 def _tag_input(value: Any) -> str:
@@ -75,10 +75,10 @@ OneInput = Annotated[
     | Annotated[TextPart, Tag("TextPart")]
     | Annotated[ImagePart, Tag("ImagePart")]
     | Annotated[int, Tag("Token")]
-    | Annotated[list[int], SOME, Tag("Tokens")],
+    | Annotated[list[int], BOUNDED, Tag("Tokens")],
     Discriminator(_tag_input),
 ]
-Inputs = Annotated[list[OneInput], SOME]
+Inputs = Annotated[list[OneInput], BOUNDED]
 
 
 def _tag_inputs(value: Any) -> str:
@@ -91,8 +91,12 @@ class EmbeddingRequest(Lenient):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"model": "tiny", "input": ["a photo of a red circle", f"data:image/png;base64,{PIXEL}"]},
-                {"model": "tiny", "input": [{"text": "a red circle"}, {"image": PIXEL}], "encoding_format": "float"},
+                {"model": "tiny", "input": ["a photo of a red circle", f"data:image/png;base64,{EXAMPLE_PNG}"]},
+                {
+                    "model": "tiny",
+                    "input": [{"text": "a red circle"}, {"image": EXAMPLE_PNG}],
+                    "encoding_format": "float",
+                },
             ]
         }
     )
@@ -109,7 +113,7 @@ class EmbeddingRequest(Lenient):
         ]
         | None
     ) = Field(None, description="A text, the data: URI of an image, {text} or {image}; or a list of these.")
-    messages: Annotated[list[Message], SOME] | None = Field(
+    messages: Annotated[list[Message], BOUNDED] | None = Field(
         None,
         description="A conversation, instead of input. Its one image or, without an image, its joined texts make one "
         "embedding.",

@@ -17,12 +17,12 @@ from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.http.validation import describe_validation
 from serve.label_sets.scoring import score_labels
 from serve.schemas import (
+    EXAMPLE_PNG,
     IMAGE_HELP,
-    PIXEL,
     Fingerprint,
     LabelQuery,
-    Labels,
     LabelScore,
+    NonEmptyStrings,
     ResponseModel,
     Strict,
     Usage,
@@ -56,15 +56,15 @@ class ClassifyRequest(LabelQuery):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"image": PIXEL, "labels": ["red square", "blue circle"]},
-                {"images": [PIXEL, PIXEL], "label_set": "shapes", "top_k": 3, "threshold": 0.1},
+                {"image": EXAMPLE_PNG, "labels": ["red square", "blue circle"]},
+                {"images": [EXAMPLE_PNG, EXAMPLE_PNG], "label_set": "shapes", "top_k": 3, "threshold": 0.1},
             ]
         }
     )
 
     model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
     image: str | None = Field(None, description=f"{IMAGE_HELP} Exactly one of image and images.")
-    images: Labels | None = Field(None, description="Several images, each as in image.")
+    images: NonEmptyStrings | None = Field(None, description="Several images, each as in image.")
 
 
 class Classification(ResponseModel):
@@ -90,12 +90,14 @@ class SimilarityRequest(Strict):
     """Texts and images to compare with each other."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": ["a red square", "a blue circle"], "images": [PIXEL], "top_k": 1}]}
+        json_schema_extra={
+            "examples": [{"texts": ["a red square", "a blue circle"], "images": [EXAMPLE_PNG], "top_k": 1}]
+        }
     )
 
     model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
-    texts: Labels
-    images: Labels = Field(description=IMAGE_HELP)
+    texts: NonEmptyStrings
+    images: NonEmptyStrings = Field(description=IMAGE_HELP)
     top_k: int | None = Field(None, ge=1, description="At most this many matches for each text and image; default all.")
 
 
