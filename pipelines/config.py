@@ -90,7 +90,7 @@ class ParquetConfig(BaseModel):
                     f"columns: {{{source}: original_{name}}}"
                 )
             if not name or names.count(name) > 1:
-                raise ValueError(f"columns: {name!r} is no name, or that of two columns")
+                raise ValueError(f"columns: the name {name!r} in the output is empty, or used for two columns")
         return self
 
 

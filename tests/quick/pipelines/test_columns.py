@@ -137,7 +137,7 @@ def test_a_column_named_like_one_of_ours_can_be_renamed(tmp_path: Path) -> None:
     for name in OWN_COLUMNS:
         with pytest.raises(ValidationError, match=f"{name}: original_{name}"):
             ParquetConfig(columns=[name])
-    with pytest.raises(ValidationError, match="that of two columns"):
+    with pytest.raises(ValidationError, match="used for two columns"):
         ParquetConfig(columns={"a": "x", "b": "x"})
     assert ParquetConfig(columns={"width": "original_width"}).columns == {"width": "original_width"}
     # Users may use the names of the stages' internal columns.

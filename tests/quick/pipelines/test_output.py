@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -354,3 +355,11 @@ def test_a_commit_record_that_is_another_shards_is_damaged(place: Place) -> None
     (commits / f"{two.shard}.json").write_bytes((commits / f"{one.shard}.json").read_bytes())
     with pytest.raises(StoreError, match="damaged"):
         place.output.read_commit(two.shard)
+
+
+def test_an_output_is_pickled_without_its_store(place: Place) -> None:
+    place.output.commits()  # opens the store
+    copy = pickle.loads(pickle.dumps(place.output))
+    assert copy == place.output
+    assert "store" not in vars(copy)
+    assert copy.commits() == {}
