@@ -31,7 +31,7 @@ _MAX_NAMES = 3
 
 @dataclass(frozen=True)
 class Truth:
-    """A answers about M images of an output: whether a label is right for an image, and the weight of the answer.
+    """Ground truth: answers about M images of an output. An answer says whether one label is right for one image.
 
     `positions` (M,) are the images' indices in the output's order, `ids` and `keys` their names, and `embeddings`
     (M, D) their embeddings, float32 of unit norm. Answer i is about image `image[i]` of these M and label `label[i]` of
