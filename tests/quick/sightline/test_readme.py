@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipelines.config import JobConfig
 from sightline.cli import app
 
 ROOT = Path(__file__).parents[3]
-PAGES = [path for name in ("*.md", "serve/*.md", "k8s/*.md") for path in sorted(ROOT.glob(name))]
+PAGES = [path for name in ("*.md", "docs/*.md", "k8s/*.md", "curation/*.md") for path in sorted(ROOT.glob(name))]
 
 
 def code_lines(page: Path) -> Iterator[str]:
@@ -86,3 +87,13 @@ def test_the_example_job_is_valid() -> None:
     assert blocks
     for block in blocks:
         assert JobConfig.model_validate(yaml.safe_load(block)).labels.names
+
+
+def test_the_architecture_page_has_every_module() -> None:
+    """Mended by `python scripts/write_map.py`."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert runpy.run_path(str(ROOT / "scripts" / "write_map.py"))["replace_map"](page) == page
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

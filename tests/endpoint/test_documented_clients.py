@@ -21,7 +21,7 @@ from tests.conftest import require
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 
 MODEL = "google/siglip-base-patch16-256"
-README = Path(__file__).parents[2] / "serve" / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "endpoint.md"
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +155,13 @@ def embed_with_cohere(client: cohere.ClientV2) -> None:
 
 
 def read_examples(language: str) -> list[str]:
-    """The README's blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    """The blocks of a language in docs/endpoint.md."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, Path]]:
-    """An endpoint as the README starts it, and a folder with the README's image in it."""
+    """An endpoint as docs/endpoint.md starts it, and a folder with the image of its examples."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "shape.png").write_bytes(shape_png("red circle"))
     with run_endpoint(make_config()) as running:
@@ -169,7 +169,7 @@ def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[En
 
 
 @pytest.mark.parametrize("example", read_examples("sh"))
-def test_the_readmes_commands(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
+def test_the_documented_commands(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
     running, folder = open_endpoint
     if "curl" not in example:
         assert example.startswith(("sightline serve", "serve deploy", "sightline key new")), example
