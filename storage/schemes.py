@@ -1,4 +1,4 @@
-"""URI schemes and their stores. A new object store is one entry in `SCHEMES`; no other module knows the schemes."""
+"""URI schemes and their stores. A new object store is one module and one entry in `SCHEMES`."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_weights_that_change_after_pinning_are_refused(tmp_path: Path) -> None:
     pinned = pin_model(ModelConfig(source=source))
     assert pinned.fetch() == Path(source)
     save_file(load_file(Path(source) / "model.safetensors"), Path(source) / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"another checkpoint here .* than the one that was started with"):
+    with pytest.raises(CheckpointError, match=r"another checkpoint here .* than the one with which the run started"):
         Encoder(pinned)
 
 

@@ -72,7 +72,7 @@ def test_an_overwritten_file_is_another_checkpoint(source: str, options: StoreOp
     assert pinned.fetch().parent == cache
     store = open_store(source, options)
     store.put(join(source, name), store.read(join(source, name)) + b" ")
-    with pytest.raises(CheckpointError, match=r"another checkpoint here .* than the one that was started with"):
+    with pytest.raises(CheckpointError, match=r"another checkpoint here .* than the one with which the run started"):
         pinned.fetch()
     assert pin(source, options).identity != pinned.identity
 
