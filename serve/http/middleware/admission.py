@@ -45,7 +45,7 @@ class AdmissionMiddleware:
 
 
 def _read_timeout(headers: Headers, configured: float) -> float:
-    """Seconds for a request: the configured ones, or fewer if its header asks for fewer."""
+    """Seconds for a request: the configured deadline, or the time in its header if that is shorter."""
     try:
         seconds = float(headers.get(TIMEOUT, "")) * EARLIER
     except ValueError:
