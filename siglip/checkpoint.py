@@ -22,14 +22,8 @@ _SMALL_FLOPS = 1e9
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _SETTINGS = (_CONFIG, _IMAGES, _PROCESSOR, _TOKENIZER)
-_FILES = frozenset(
-    (
-        *_SETTINGS,
-        "special_tokens_map.json",
-        "added_tokens.json",
-        *(name for family in FAMILIES.values() for name in family.FILES),
-    )
-)
+_FAMILY_FILES = {name for family in FAMILIES.values() for name in family.FILES}
+_FILES = frozenset((*_SETTINGS, "special_tokens_map.json", "added_tokens.json", *_FAMILY_FILES))
 """The files of a checkpoint that are read, besides the weights. Pickles and code are never read."""
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
