@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pipelines.config import absolute
 from pipelines.output.fingerprint import read_columns
 from pipelines.output.labels import LabelTable, read_label_table
-from pipelines.output.layout import FINGERPRINT, MANIFEST
-from pipelines.output.output import Output
+from pipelines.output.output import FINGERPRINT, MANIFEST, Output
 from pipelines.output.schema import OutputFormat
 from siglip.heads import LinearHead
 from siglip.labels import LabelSet

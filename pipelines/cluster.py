@@ -11,9 +11,15 @@ import ray
 from ray.data import Dataset
 
 from pipelines.config import ActorsConfig, RayConfig
-from pipelines.ray_internals import data_settings, keep_sigterm, quiet_core, quiet_data, warn_untested_ray
+from pipelines.ray_internals import (
+    data_settings,
+    keep_sigterm,
+    own_code_first,
+    quiet_core,
+    quiet_data,
+    warn_untested_ray,
+)
 from pipelines.sizing import Cluster, fit_cluster, fit_machine, local_cpus
-from pipelines.worker_path import own_code_first
 from siglip.config import prefer_throughput
 from storage.settings import ConfigError
 

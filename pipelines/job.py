@@ -13,7 +13,7 @@ from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, connect, data_c
 from pipelines.committer import Committer
 from pipelines.config import JobConfig
 from pipelines.inputs.listing import PlanReport, Waiting
-from pipelines.output.layout import MANIFEST
+from pipelines.output.output import MANIFEST
 from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
 from pipelines.preparation import Work, find_work, prepare_readers, prepare_tagger

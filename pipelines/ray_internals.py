@@ -1,7 +1,8 @@
 """What the batch job uses of Ray beyond its documented interface, each item with its reason. No other file of
-`pipelines` relies on such behaviour, except `pipelines.worker_path`, which sets the workers' module search path.
+`pipelines` relies on such behaviour.
 
-`tests/quick/pipelines/test_ray_internals.py` fails with the item that an installed Ray no longer has.
+`test_ray_internals.py` and `test_worker_path.py` in `tests/quick/pipelines/` fail with the item that an installed Ray no
+longer has.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+from ray.job_config import JobConfig
 
 TESTED_RAY = "2.60.0"
 """The version of Ray that these items were tested with, as in constraints.txt."""
@@ -52,6 +56,10 @@ DATA_SETTINGS = (
     "max_consecutive_actor_init_deaths",
 )
 """The attributes of `ray.data.DataContext` that the batch job sets."""
+
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds Sightline's packages: `site-packages`, or the repository of an editable installation."""
 
 
 @cache
@@ -142,3 +150,28 @@ def data_settings(settings: dict[str, Any]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(context, name, value)
+
+
+def own_code_first() -> JobConfig:
+    """Return the `job_config` for `ray.init` with which workers import Sightline's packages, and none of the user's.
+
+    A driver tells Ray which folders its workers put first on `sys.path`. `ray.init` adds the folder of the driver's
+    script and the working directory to them, so that a user's `storage.py` in the working directory would be imported
+    by a worker instead of Sightline's package of that name. `_py_driver_sys_path` is a private name of Ray.
+
+    A worker puts `ROOT` first on its `sys.path`, before the folders of PYTHONPATH. It costs nothing when a worker
+    starts, and works on a joined cluster too: a node without this folder uses its own installation. In a worker
+    site-packages thus comes before the standard library, most of which Ray has imported by then.
+    """
+    return JobConfig(_py_driver_sys_path=_ClosedPath([str(ROOT)]))
+
+
+class _ClosedPath(list[str]):
+    """A list of folders that `ray.init` cannot extend with the script's folder and the working directory."""
+
+    def extend(self, folders: Iterable[str], /) -> None:
+        """Ignore the folders."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a plain list: a Ray Client's server reads it before it can import this module."""
+        return list, (list(self),)

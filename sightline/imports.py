@@ -6,7 +6,7 @@ of PYTHONPATH come before the installed packages. A user's own `storage.py` ther
 Sightline's package.
 
 `sightline/__init__.py` installs the guard, so it works in each process that imports `sightline` first. Ray's workers
-do not do that: see `pipelines.worker_path`. The guard cannot protect the name `sightline` itself.
+do not do that: see `pipelines.ray_internals`. The guard cannot protect the name `sightline` itself.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.output.label_columns import count_labels, count_values
-from pipelines.output.layout import commit_path
-from pipelines.output.output import Output
+from pipelines.output.output import Output, commit_path
 from pipelines.output.parts import ShardSummary, decode_rows, read_parts
 from pipelines.output.plan import ShardRef
 from pipelines.output.schema import COLUMN_PREFIX

@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.config import JobConfig
-from pipelines.output.layout import FINGERPRINT
-from pipelines.output.output import Output
+from pipelines.output.output import FINGERPRINT, Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION
 from siglip.checkpoint import PinnedModel
 from siglip.labels import LabelSet, TextRule

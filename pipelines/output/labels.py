@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pipelines.output.layout import LABELS
-from pipelines.output.output import Output
+from pipelines.output.output import LABELS, Output
 from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig
 from siglip.heads import LinearHead, build_head

@@ -20,8 +20,7 @@ from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.listing import InputLister, KnownInputs, PlanReport
 from pipelines.inputs.rows import Input
-from pipelines.output.layout import shard_name
-from pipelines.output.output import Output
+from pipelines.output.output import Output, shard_name
 from storage.files import StoreFile
 from storage.settings import ConfigError
 from storage.store import Entry, Store

@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.output.layout import FINGERPRINT, MANIFEST, owner_of
-from pipelines.output.output import Output
+from pipelines.output.output import FINGERPRINT, MANIFEST, Output, owner_of
 from pipelines.output.plan import list_shards
 from pipelines.output.writer import FINGERPRINT_KEY
 from storage.settings import ConfigError

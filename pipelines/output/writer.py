@@ -37,7 +37,7 @@ class OutputWriter:
     def write_part(self, shard: str, rows: pa.Table) -> str:
         """Write rows of a shard to a new part, and return the part's URI.
 
-        `shard` is a name as `pipelines.output.layout.shard_name` returns it. `rows` needs the columns of
+        `shard` is a name as `pipelines.output.output.shard_name` returns it. `rows` needs the columns of
         `OutputFormat.part_schema`; other columns are dropped.
         """
         schema = self.format.part_schema()

@@ -84,8 +84,7 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
         import ray
         from ray import serve as rayserve
 
-        from pipelines.ray_internals import keep_sigterm
-        from pipelines.worker_path import own_code_first
+        from pipelines.ray_internals import keep_sigterm, own_code_first
         from serve.app import build
 
         metrics_port = _free_port()

@@ -20,8 +20,7 @@ from pipelines.inputs.columns import PassedColumns
 from pipelines.output import writer
 from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
-from pipelines.output.layout import owner_of
-from pipelines.output.output import Output
+from pipelines.output.output import Output, owner_of
 from pipelines.output.parts import ShardSummary, covers, encode_rows, read_parts
 from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.output.schema import OutputFormat

@@ -9,7 +9,7 @@ from pathlib import Path
 import ray._private.worker
 from ray.job_config import JobConfig
 
-from pipelines.worker_path import own_code_first
+from pipelines.ray_internals import own_code_first
 
 ROOT = str(Path(__file__).parents[3])
 
@@ -26,5 +26,5 @@ def test_ray_still_has_the_private_names_that_this_uses() -> None:
     assert "_py_driver_sys_path" in inspect.signature(JobConfig).parameters, "Ray's JobConfig lost _py_driver_sys_path"
     source = inspect.getsource(ray._private.worker.connect)
     assert "job_config._py_driver_sys_path.extend(code_paths)" in source, (
-        "Ray's `connect` adds the working directory to the workers' path in another way: see pipelines/worker_path.py"
+        "Ray's `connect` adds the working directory to the workers' path in another way: see pipelines/ray_internals.py"
     )
