@@ -1,8 +1,8 @@
 """What the batch job uses of Ray beyond its documented interface, each item with its reason. No other file of
 `pipelines` relies on such behaviour.
 
-`test_ray_internals.py` and `test_worker_path.py` in `tests/quick/pipelines/` fail with the item that an installed Ray no
-longer has.
+`test_ray_internals.py` and `test_worker_path.py` in `tests/quick/pipelines/` fail with the item that an installed Ray
+no longer has.
 """
 
 from __future__ import annotations
