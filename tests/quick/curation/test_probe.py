@@ -31,6 +31,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> TaggedOutput:
     return open_output(root)
 
 
+@pytest.mark.slow
 def test_a_probe_is_kept_only_where_it_beats_the_prompts(output: TaggedOutput) -> None:
     """Label 0 is right along another direction than its prompt's, label 1 along its own; label 2 has no answers."""
     vectors = np.concatenate([read_embeddings(batch) for batch in output.batches(["embedding"])])

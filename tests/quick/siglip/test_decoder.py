@@ -258,6 +258,7 @@ def test_a_decoder_that_sends_something_else_has_crashed(log: Path) -> None:
     assert outcomes[1].detail.startswith("the decoder sent")
 
 
+@pytest.mark.slow
 @linux
 def test_decoders_end_with_their_server_and_it_is_replaced(own_server: DecoderServer) -> None:
     ring = DecoderRing(ImageSpec(size=32), Limits())
