@@ -1,4 +1,4 @@
-"""Clients of other vendors, unmodified, against the endpoint."""
+"""The unmodified Python clients of OpenAI, Hugging Face and Cohere, and the examples of docs/endpoint.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "endpoint.md"
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, str]]:
-    """An endpoint that wants a key, and serves under the base model's name."""
+    """An endpoint that requires an API key and serves the model under the name `MODEL`, and the key."""
     key, line = new_key("tests")
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(line + "\n")
@@ -36,80 +36,81 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, 
 
 @pytest.fixture(scope="module")
 def client(keyed: tuple[Endpoint, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key=keyed[1], max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key=keyed[1], max_retries=0) as opened:
+        yield opened
 
 
-def test_openai_embeds_texts_and_images(client: openai.OpenAI) -> None:
+def test_the_openai_client_embeds_texts_and_images(client: openai.OpenAI) -> None:
     image = data_uri(shape_png("blue star"))
-    one = client.embeddings.create(model=MODEL, input="a photo of a blue star")  # asks for base64, and decodes it
-    assert len(one.data[0].embedding) == 128
-    many = client.embeddings.create(
+    # Without `encoding_format` the client requests base64 and decodes it.
+    single = client.embeddings.create(model=MODEL, input="a photo of a blue star")
+    assert len(single.data[0].embedding) == 128
+    several = client.embeddings.create(
         model=MODEL, input=["a photo of a blue star", image, "a photo of a red ring"], encoding_format="float"
     )
-    assert [item.index for item in many.data] == [0, 1, 2]
-    np.testing.assert_allclose(one.data[0].embedding, many.data[0].embedding, atol=2e-6)
-    text, picture, other = (np.array(item.embedding) for item in many.data)
+    assert [item.index for item in several.data] == [0, 1, 2]
+    np.testing.assert_allclose(single.data[0].embedding, several.data[0].embedding, atol=2e-6)
+    text, picture, other = (np.array(item.embedding) for item in several.data)
     assert text @ picture > other @ picture
     assert np.linalg.norm(picture) == pytest.approx(1, abs=1e-5)
-    assert many.model == MODEL
-    assert many.usage.total_tokens == 2 * 16
+    assert several.model == MODEL
+    assert several.usage.total_tokens == 2 * 16
     images = client.embeddings.create(model=MODEL, input=[image, image])
     np.testing.assert_allclose(images.data[1].embedding, picture, atol=2e-6)
     assert client.embeddings.create(model=MODEL, input="a", dimensions=128).data
 
 
-def test_openai_lists_models(client: openai.OpenAI) -> None:
+def test_the_openai_client_lists_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).object == "model"
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here"):
         client.models.retrieve("gpt-4")
 
 
-def test_openai_reads_the_errors(client: openai.OpenAI, keyed: tuple[Endpoint, str]) -> None:
-    with pytest.raises(openai.BadRequestError, match="cannot be shortened") as short:
+def test_the_openai_client_raises_its_own_error_types(client: openai.OpenAI, keyed: tuple[Endpoint, str]) -> None:
+    with pytest.raises(openai.BadRequestError, match="cannot be shortened") as shortened:
         client.embeddings.create(model=MODEL, input="a", dimensions=64)
-    assert short.value.code == "unsupported_dimensions"
-    assert short.value.param == "dimensions"
+    assert shortened.value.code == "unsupported_dimensions"
+    assert shortened.value.param == "dimensions"
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="text-embedding-3-small", input="a")
     with pytest.raises(openai.BadRequestError, match="token ids"):
         client.embeddings.create(model=MODEL, input=[1, 2, 3])
-    wrong = openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key="sl-wrong", max_retries=0)
-    with wrong, pytest.raises(openai.AuthenticationError, match="this API key is not known"):
-        wrong.models.list()
+    unknown_key = openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key="sl-wrong", max_retries=0)
+    with unknown_key, pytest.raises(openai.AuthenticationError, match="this API key is not known"):
+        unknown_key.models.list()
 
 
-def test_openai_retries_an_overloaded_server(tmp_path: Path) -> None:
+def test_the_openai_client_reports_the_rate_limit_and_retries_an_overloaded_server(tmp_path: Path) -> None:
     key, line = new_key("one")
     (tmp_path / "keys").write_text(line + "\n")
     auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 1}
     with run_endpoint(make_config(auth=auth)) as running:
-        impatient = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
-        with impatient:
-            impatient.embeddings.create(model="tiny", input="a")
+        without_retries = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
+        with without_retries:
+            without_retries.embeddings.create(model="tiny", input="a")
             with pytest.raises(openai.RateLimitError, match="1 requests a minute") as limited:
-                impatient.embeddings.create(model="tiny", input="a")
+                without_retries.embeddings.create(model="tiny", input="a")
         assert int(limited.value.response.headers["retry-after"]) <= 60
     with run_endpoint(make_config()) as running:
-        gate, full = running.service.admission, running.service.config.limits.in_flight
-        gate.in_flight.requests += full
+        controller, limit = running.service.admission, running.service.config.limits.in_flight
+        controller.in_flight.requests += limit
         refused = 0
-        retry_after = gate.retry_after
+        retry_after = controller.retry_after
 
-        def count() -> float:
+        def count_and_make_room() -> float:
             nonlocal refused
             refused += 1
-            gate.in_flight.requests -= full  # there is room when the client comes back
+            controller.in_flight.requests -= limit  # so that the client's second attempt is admitted
             return retry_after()
 
-        gate.retry_after = count  # type: ignore[method-assign]
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=2) as patient:
-            assert patient.embeddings.create(model="tiny", input="a").data
+        controller.retry_after = count_and_make_room  # type: ignore[method-assign]
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=2) as with_retries:
+            assert with_retries.embeddings.create(model="tiny", input="a").data
         assert refused == 1
 
 
-def test_huggingface_hub(keyed: tuple[Endpoint, str], tmp_path: Path) -> None:
+def test_the_hugging_face_client_classifies_and_embeds(keyed: tuple[Endpoint, str], tmp_path: Path) -> None:
     endpoint, key = keyed
     client = huggingface_hub.InferenceClient(model=endpoint.url, token=key)
     labels = ["red circle", "blue star", "green ring"]
@@ -124,17 +125,17 @@ def test_huggingface_hub(keyed: tuple[Endpoint, str], tmp_path: Path) -> None:
     vector = client.feature_extraction("a photo of a blue star")
     assert vector.shape == (1, 128)
     assert vector.dtype == np.float32
-    same = huggingface_hub.InferenceClient(base_url=endpoint.url, api_key=key).feature_extraction(["a", "b"])
-    assert np.shape(same) == (2, 128)
+    pair = huggingface_hub.InferenceClient(base_url=endpoint.url, api_key=key).feature_extraction(["a", "b"])
+    assert np.shape(pair) == (2, 128)
 
 
-def test_cohere_embeds_images(keyed: tuple[Endpoint, str]) -> None:
+def test_the_cohere_client_embeds_images_and_texts(keyed: tuple[Endpoint, str]) -> None:
     endpoint, key = keyed
     with httpx.Client() as http:
         embed_with_cohere(cohere.ClientV2(api_key=key, base_url=endpoint.url, httpx_client=http))
-        stranger = cohere.ClientV2(api_key="no", base_url=endpoint.url, httpx_client=http)
+        unknown_key = cohere.ClientV2(api_key="no", base_url=endpoint.url, httpx_client=http)
         with pytest.raises(cohere.UnauthorizedError):
-            stranger.embed(model=MODEL, input_type="search_query", texts=["a"], embedding_types=["float"])
+            unknown_key.embed(model=MODEL, input_type="search_query", texts=["a"], embedding_types=["float"])
 
 
 def embed_with_cohere(client: cohere.ClientV2) -> None:
@@ -155,13 +156,13 @@ def embed_with_cohere(client: cohere.ClientV2) -> None:
 
 
 def read_examples(language: str) -> list[str]:
-    """The blocks of a language in docs/endpoint.md."""
+    """Return the code blocks of docs/endpoint.md in a language."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, Path]]:
-    """An endpoint as docs/endpoint.md starts it, and a folder with the image of its examples."""
+    """An endpoint without API keys, and a folder with the image that the examples of docs/endpoint.md use."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "shape.png").write_bytes(shape_png("red circle"))
     with run_endpoint(make_config()) as running:
@@ -169,7 +170,7 @@ def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[En
 
 
 @pytest.mark.parametrize("example", read_examples("sh"))
-def test_the_documented_commands(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
+def test_a_documented_command_succeeds(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
     running, folder = open_endpoint
     if "curl" not in example:
         assert example.startswith(("sightline serve", "serve deploy", "sightline key new")), example
@@ -182,7 +183,7 @@ def test_the_documented_commands(example: str, open_endpoint: tuple[Endpoint, Pa
 
 
 @pytest.mark.parametrize("example", read_examples("python"))
-def test_the_readmes_clients(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
+def test_a_documented_python_client_succeeds(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
     running, folder = open_endpoint
     script = example.replace("http://127.0.0.1:8000", running.url)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=folder, capture_output=True, text=True)
@@ -190,6 +191,6 @@ def test_the_readmes_clients(example: str, open_endpoint: tuple[Endpoint, Path])
     assert "red circle" in done.stdout
 
 
-def test_the_readme_has_an_example_for_each_client() -> None:
+def test_the_documentation_has_an_example_for_each_client() -> None:
     text = "\n".join(read_examples("python") + read_examples("sh"))
     assert all(word in text for word in ("openai", "huggingface_hub", "cohere", "curl", "-F image=", "/v1/similarity"))

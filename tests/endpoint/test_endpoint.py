@@ -1,4 +1,4 @@
-"""The endpoint's own shapes, its limits and its errors: the real application and model over real HTTP."""
+"""The endpoint's request and response schemas, limits and errors, with the real application and model over HTTP."""
 
 from __future__ import annotations
 
@@ -54,70 +54,75 @@ def endpoint() -> Iterator[Endpoint]:
         yield running
 
 
-def labels_of(answer: httpx.Response) -> list[list[str]]:
-    assert answer.status_code == 200, answer.text
-    return [[label["label"] for label in item["labels"]] for item in answer.json()["data"]]
+def labels_of(response: httpx.Response) -> list[list[str]]:
+    """Return the labels of each image, best first, in a successful response of /v1/classify."""
+    assert response.status_code == 200, response.text
+    return [[label["label"] for label in item["labels"]] for item in response.json()["data"]]
 
 
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    body = answer.json()
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the error in an error response. Fails if the response is not OpenAI's error envelope."""
+    body = response.json()
     assert body.keys() == {"error"}
     assert body["error"].keys() == {"message", "type", "param", "code"}
-    assert answer.headers["content-type"] == "application/json"
+    assert response.headers["content-type"] == "application/json"
     error: dict[str, Any] = body["error"]
     return error
 
 
-def test_classify_with_labels_and_with_a_registered_set(endpoint: Endpoint) -> None:
+def test_classify_takes_labels_or_a_registered_label_set(endpoint: Endpoint) -> None:
     image = data_uri(shape_png("red circle"))
-    asked = endpoint.post("/v1/classify", {"image": image, "labels": ["blue star", "red circle", "green ring"]})
-    assert labels_of(asked) == [["red circle", "blue star", "green ring"]] or labels_of(asked)[0][0] == "red circle"
-    scores = [label["score"] for label in asked.json()["data"][0]["labels"]]
+    by_labels = endpoint.post("/v1/classify", {"image": image, "labels": ["blue star", "red circle", "green ring"]})
+    assert (
+        labels_of(by_labels) == [["red circle", "blue star", "green ring"]]
+        or labels_of(by_labels)[0][0] == "red circle"
+    )
+    scores = [label["score"] for label in by_labels.json()["data"][0]["labels"]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > 0.5 > scores[1]
     registered = endpoint.post(
         "/v1/classify", {"images": [image, data_uri(shape_png("blue star"))], "label_set": "shapes"}
     )
     assert [row[0] for row in labels_of(registered)] == ["red circle", "blue star"]
-    assert all(len(row) <= 3 for row in labels_of(registered)), "the set's top_k"
-    for answer in (asked, registered):
-        fingerprint = answer.json()["fingerprint"]
+    assert all(len(row) <= 3 for row in labels_of(registered)), "the label set's top_k is 3"
+    for response in (by_labels, registered):
+        fingerprint = response.json()["fingerprint"]
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", fingerprint["model"])
         assert re.fullmatch(r"[0-9a-f]{16}", fingerprint["labels"])
-        assert answer.headers["x-sightline-model"] == fingerprint["model"]
-        assert answer.headers["x-sightline-labels"] == fingerprint["labels"]
-        timing = answer.headers["server-timing"]
+        assert response.headers["x-sightline-model"] == fingerprint["model"]
+        assert response.headers["x-sightline-labels"] == fingerprint["labels"]
+        timing = response.headers["server-timing"]
         assert all(f"{stage};dur=" in timing for stage in ("queue", "decode", "batch", "forward", "total"))
     assert endpoint.client.get("/v1/label-sets").json()["data"][0]["labels"] == list(LABELS)
 
 
-def test_top_k_threshold_templates_and_softmax(endpoint: Endpoint) -> None:
-    question = {"image": data_uri(shape_png("green heart")), "labels": ["green heart", "red ring", "blue cross"]}
-    assert labels_of(endpoint.post("/v1/classify", {**question, "top_k": 1})) == [["green heart"]]
-    assert labels_of(endpoint.post("/v1/classify", {**question, "threshold": 0.5})) == [["green heart"]]
-    assert labels_of(endpoint.post("/v1/classify", {**question, "threshold": 1})) == [[]]
-    one = endpoint.post("/v1/classify", {**question, "activation": "softmax"}).json()["data"][0]["labels"]
-    assert sum(label["score"] for label in one) == pytest.approx(1, abs=1e-5)
+def test_top_k_threshold_templates_and_activation_change_the_response(endpoint: Endpoint) -> None:
+    query = {"image": data_uri(shape_png("green heart")), "labels": ["green heart", "red ring", "blue cross"]}
+    assert labels_of(endpoint.post("/v1/classify", {**query, "top_k": 1})) == [["green heart"]]
+    assert labels_of(endpoint.post("/v1/classify", {**query, "threshold": 0.5})) == [["green heart"]]
+    assert labels_of(endpoint.post("/v1/classify", {**query, "threshold": 1})) == [[]]
+    softmax = endpoint.post("/v1/classify", {**query, "activation": "softmax"}).json()["data"][0]["labels"]
+    assert sum(label["score"] for label in softmax) == pytest.approx(1, abs=1e-5)
     templates = {"templates": ["a photo of a {label}", "{label}"]}
-    other = endpoint.post("/v1/classify", {**question, **templates})
-    plain = endpoint.post("/v1/classify", question)
-    assert other.json()["fingerprint"]["labels"] != plain.json()["fingerprint"]["labels"]
-    scores = {row["label"]: row["score"] for row in other.json()["data"][0]["labels"]}
+    templated = endpoint.post("/v1/classify", {**query, **templates})
+    plain = endpoint.post("/v1/classify", query)
+    assert templated.json()["fingerprint"]["labels"] != plain.json()["fingerprint"]["labels"]
+    scores = {row["label"]: row["score"] for row in templated.json()["data"][0]["labels"]}
     assert scores != {row["label"]: row["score"] for row in plain.json()["data"][0]["labels"]}
 
 
-def test_images_as_base64_multipart_and_broken_lines(endpoint: Endpoint) -> None:
+def test_every_encoding_of_an_image_gives_the_same_scores(endpoint: Endpoint) -> None:
     png = shape_png("yellow square")
     text = base64.b64encode(png).decode()
     lines = "\n".join(text[n : n + 76] for n in range(0, len(text), 76))
     urlsafe = base64.urlsafe_b64encode(png).decode().rstrip("=")
     escaped = "data:image/png," + "".join(f"%{byte:02x}" for byte in png)
-    want = endpoint.post("/v1/classify", {"image": data_uri(png), "label_set": "shapes"}).json()["data"]
-    assert want[0]["labels"][0]["label"] == "yellow square"
+    expected = endpoint.post("/v1/classify", {"image": data_uri(png), "label_set": "shapes"}).json()["data"]
+    assert expected[0]["labels"][0]["label"] == "yellow square"
     for image in (text, lines, urlsafe, escaped):
-        assert endpoint.post("/v1/classify", {"image": image, "label_set": "shapes"}).json()["data"] == want
+        assert endpoint.post("/v1/classify", {"image": image, "label_set": "shapes"}).json()["data"] == expected
     form = endpoint.client.post("/v1/classify", files={"image": png}, data={"label_set": "shapes"})
-    assert form.json()["data"] == want
+    assert form.json()["data"] == expected
     files = [("image", ("a.png", png)), ("image", ("b.png", shape_png("red ring")))]
     fields = {"labels": ["yellow square", "red ring"], "templates": "a photo of a {label}", "top_k": "1"}
     assert labels_of(endpoint.client.post("/v1/classify", files=files, data=fields)) == [
@@ -126,33 +131,35 @@ def test_images_as_base64_multipart_and_broken_lines(endpoint: Endpoint) -> None
     ]
 
 
-def test_similarity_ranks_both_ways(endpoint: Endpoint) -> None:
+def test_similarity_ranks_images_for_each_text_and_texts_for_each_image(endpoint: Endpoint) -> None:
     names = ["red circle", "blue star", "green ring"]
     texts = [f"a photo of a {name}" for name in names]
     images = [data_uri(shape_png(name)) for name in reversed(names)]
-    answer = endpoint.post("/v1/similarity", {"texts": texts, "images": images}).json()
-    assert [row["matches"][0]["index"] for row in answer["texts"]] == [2, 1, 0]
-    assert [row["matches"][0]["index"] for row in answer["images"]] == [2, 1, 0]
-    assert all(len(row["matches"]) == 3 for row in answer["texts"] + answer["images"])
-    cosines = {(row["index"], match["index"]): match["cosine"] for row in answer["texts"] for match in row["matches"]}
+    response = endpoint.post("/v1/similarity", {"texts": texts, "images": images}).json()
+    assert [row["matches"][0]["index"] for row in response["texts"]] == [2, 1, 0]
+    assert [row["matches"][0]["index"] for row in response["images"]] == [2, 1, 0]
+    assert all(len(row["matches"]) == 3 for row in response["texts"] + response["images"])
+    cosines = {(row["index"], match["index"]): match["cosine"] for row in response["texts"] for match in row["matches"]}
     assert all(
-        match["cosine"] == cosines[match["index"], row["index"]] for row in answer["images"] for match in row["matches"]
+        match["cosine"] == cosines[match["index"], row["index"]]
+        for row in response["images"]
+        for match in row["matches"]
     )
-    best = endpoint.post("/v1/similarity", {"texts": texts, "images": images, "top_k": 1}).json()
-    assert [len(row["matches"]) for row in best["texts"]] == [1, 1, 1]
+    top_one = endpoint.post("/v1/similarity", {"texts": texts, "images": images, "top_k": 1}).json()
+    assert [len(row["matches"]) for row in top_one["texts"]] == [1, 1, 1]
     vectors = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [texts[0], images[2]]}).json()["data"]
     dot = float(np.dot(vectors[0]["embedding"], vectors[1]["embedding"]))
-    assert dot == pytest.approx(answer["texts"][0]["matches"][0]["cosine"], abs=1e-5)
+    assert dot == pytest.approx(response["texts"][0]["matches"][0]["cosine"], abs=1e-5)
 
 
-def test_embedding_inputs_of_every_kind(endpoint: Endpoint) -> None:
+def test_embeddings_accept_every_kind_of_input(endpoint: Endpoint) -> None:
     png = shape_png("black cross")
     uri, plain = data_uri(png), base64.b64encode(png).decode()
 
     def embed(**body: Any) -> list[list[float]]:
-        answer = endpoint.post("/v1/embeddings", {"model": "tiny", **body})
-        assert answer.status_code == 200, answer.text
-        return [item["embedding"] for item in answer.json()["data"]]
+        response = endpoint.post("/v1/embeddings", {"model": "tiny", **body})
+        assert response.status_code == 200, response.text
+        return [item["embedding"] for item in response.json()["data"]]
 
     [image] = embed(input=uri)
     [text] = embed(input="a black cross")
@@ -161,15 +168,15 @@ def test_embedding_inputs_of_every_kind(endpoint: Endpoint) -> None:
     np.testing.assert_allclose(mixed, [text, image, image, text], atol=2e-6)
     np.testing.assert_allclose(embed(input=plain, modality="image"), [image], atol=2e-6)
     np.testing.assert_allclose(embed(input={"image": uri}), [image], atol=2e-6)
-    # A conversation is one embedding: of its image, whatever is said about that, or of all that is said.
-    asked = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
-    told = {"role": "system", "content": "Represent the image."}
-    np.testing.assert_allclose(embed(messages=[told, asked]), [image], atol=2e-6)
-    asked["content"].append({"type": "text", "text": "What is it?"})  # type: ignore[attr-defined]
-    np.testing.assert_allclose(embed(messages=[asked]), [image], atol=2e-6)
+    # A list of messages gives one embedding: the image's if it contains an image, else that of all its texts joined.
+    user = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
+    system = {"role": "system", "content": "Represent the image."}
+    np.testing.assert_allclose(embed(messages=[system, user]), [image], atol=2e-6)
+    user["content"].append({"type": "text", "text": "What is it?"})  # type: ignore[attr-defined]
+    np.testing.assert_allclose(embed(messages=[user]), [image], atol=2e-6)
     words = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "black cross"}]}]
     np.testing.assert_allclose(embed(messages=words), [text], atol=2e-6)
-    # A URL is a text unless it is said to be an image, and is then not fetched: fetching is off.
+    # Without `modality: image` a URL is a text. As an image it is refused here, because fetching is off by default.
     assert len(embed(input="https://example.com/cat.jpg")) == 1
     refused = endpoint.post(
         "/v1/embeddings", {"model": "tiny", "input": "https://example.com/a.jpg", "modality": "image"}
@@ -183,29 +190,29 @@ def test_embedding_inputs_of_every_kind(endpoint: Endpoint) -> None:
 
 
 PNG = base64.b64encode(shape_png()).decode()
-ASK = {"image": PNG, "labels": ["a", "b"]}
+VALID = {"image": PNG, "labels": ["a", "b"]}
 BAD_REQUESTS: list[tuple[str, str, Any, int, str, str | None]] = [
     ("no labels", "/v1/classify", {"image": PNG}, 400, "invalid_request", "labels"),
-    ("two questions", "/v1/classify", {**ASK, "label_set": "shapes"}, 400, "invalid_request", "labels"),
+    ("labels and a label set", "/v1/classify", {**VALID, "label_set": "shapes"}, 400, "invalid_request", "labels"),
     ("no image", "/v1/classify", {"labels": ["a"]}, 400, "invalid_request", "image"),
-    ("image and images", "/v1/classify", {**ASK, "images": [PNG]}, 400, "invalid_request", "image"),
+    ("image and images", "/v1/classify", {**VALID, "images": [PNG]}, 400, "invalid_request", "image"),
     ("empty labels", "/v1/classify", {"image": PNG, "labels": []}, 400, "invalid_request", "labels"),
     ("no images", "/v1/classify", {"images": [], "labels": ["a"]}, 400, "invalid_request", "images"),
-    ("double label", "/v1/classify", {"image": PNG, "labels": ["a", "a"]}, 400, "invalid_request", "labels"),
-    ("nameless label", "/v1/classify", {"image": PNG, "labels": ["?!"]}, 400, "invalid_request", "labels"),
-    ("template without a label", "/v1/classify", {**ASK, "templates": ["x"]}, 400, "invalid_request", "labels"),
-    ("templates of a set", "/v1/classify", {"image": PNG, "label_set": "shapes", "templates": ["{}"]}, 400,
+    ("duplicate label", "/v1/classify", {"image": PNG, "labels": ["a", "a"]}, 400, "invalid_request", "labels"),
+    ("label without letters", "/v1/classify", {"image": PNG, "labels": ["?!"]}, 400, "invalid_request", "labels"),
+    ("template without a label", "/v1/classify", {**VALID, "templates": ["x"]}, 400, "invalid_request", "labels"),
+    ("templates for a label set", "/v1/classify", {"image": PNG, "label_set": "shapes", "templates": ["{}"]}, 400,
      "invalid_request", "templates"),
-    ("unknown set", "/v1/classify", {"image": PNG, "label_set": "cats"}, 404, "label_set_not_found", "label_set"),
-    ("unknown model", "/v1/classify", {**ASK, "model": "gpt"}, 404, "model_not_found", "model"),
-    ("top_k 0", "/v1/classify", {**ASK, "top_k": 0}, 400, "invalid_request", "top_k"),
-    ("threshold 2", "/v1/classify", {**ASK, "threshold": 2}, 400, "invalid_request", "threshold"),
-    ("unknown field", "/v1/classify", {**ASK, "treshold": 0.2}, 400, "invalid_request", "treshold"),
-    ("softmax misspelt", "/v1/classify", {**ASK, "activation": "soft"}, 400, "invalid_request", "activation"),
-    ("not base64", "/v1/classify", {**ASK, "image": "a cat."}, 400, "invalid_image", "image"),
-    ("half a data URI", "/v1/classify", {**ASK, "image": "data:image/png;base64"}, 400, "invalid_image", "image"),
-    ("not an image", "/v1/classify", {**ASK, "image": "aGVsbG8="}, 400, "not_an_image", "image"),
-    ("empty image", "/v1/classify", {**ASK, "image": ""}, 400, "empty", "image"),
+    ("unknown label set", "/v1/classify", {"image": PNG, "label_set": "cats"}, 404, "label_set_not_found", "label_set"),
+    ("unknown model, classify", "/v1/classify", {**VALID, "model": "gpt"}, 404, "model_not_found", "model"),
+    ("top_k 0", "/v1/classify", {**VALID, "top_k": 0}, 400, "invalid_request", "top_k"),
+    ("threshold 2", "/v1/classify", {**VALID, "threshold": 2}, 400, "invalid_request", "threshold"),
+    ("unknown field", "/v1/classify", {**VALID, "treshold": 0.2}, 400, "invalid_request", "treshold"),
+    ("softmax misspelt", "/v1/classify", {**VALID, "activation": "soft"}, 400, "invalid_request", "activation"),
+    ("not base64", "/v1/classify", {**VALID, "image": "a cat."}, 400, "invalid_image", "image"),
+    ("incomplete data URI", "/v1/classify", {**VALID, "image": "data:image/png;base64"}, 400, "invalid_image", "image"),
+    ("not an image", "/v1/classify", {**VALID, "image": "aGVsbG8="}, 400, "not_an_image", "image"),
+    ("empty image", "/v1/classify", {**VALID, "image": ""}, 400, "empty", "image"),
     ("second image bad", "/v1/classify", {"images": [PNG, "aGVsbG8="], "labels": ["a"]}, 400, "not_an_image",
      "images.1"),
     ("too many images", "/v1/classify", {"images": [PNG] * 5, "labels": ["a"]}, 400, "too_many_images", None),
@@ -214,8 +221,8 @@ BAD_REQUESTS: list[tuple[str, str, Any, int, str, str | None]] = [
     ("too many prompts", "/v1/classify", {"image": PNG, "labels": [f"l{n}" for n in range(41)],
      "templates": ["{}", "a {}"]}, 400, "too_many_labels", "labels"),
     ("long label", "/v1/classify", {"image": PNG, "labels": ["a" * 31]}, 400, "label_too_long", "labels"),
-    ("long template", "/v1/classify", {**ASK, "templates": ["{} " + "a" * 30]}, 400, "label_too_long", "templates"),
-    ("too many pixels", "/v1/classify", {**ASK, "image": data_uri(encode(Image.new("1", (600, 600))))}, 400,
+    ("long template", "/v1/classify", {**VALID, "templates": ["{} " + "a" * 30]}, 400, "label_too_long", "templates"),
+    ("too many pixels", "/v1/classify", {**VALID, "image": data_uri(encode(Image.new("1", (600, 600))))}, 400,
      "too_many_pixels", "image"),
     ("too many texts", "/v1/embeddings", {"model": "tiny", "input": ["a"] * 6}, 400, "too_many_texts", None),
     ("long text", "/v1/embeddings", {"model": "tiny", "input": ["a", "a" * 61]}, 400, "text_too_long", "input.1"),
@@ -223,58 +230,60 @@ BAD_REQUESTS: list[tuple[str, str, Any, int, str, str | None]] = [
     ("empty input", "/v1/embeddings", {"model": "tiny", "input": []}, 400, "invalid_request", "input"),
     ("empty text", "/v1/embeddings", {"model": "tiny", "input": ""}, 400, "invalid_request", "input"),
     ("no model", "/v1/embeddings", {"input": "a"}, 400, "invalid_request", "model"),
-    ("wrong model", "/v1/embeddings", {"model": "clip", "input": "a"}, 404, "model_not_found", "model"),
-    ("tokens", "/v1/embeddings", {"model": "tiny", "input": [1, 2]}, 400, "unsupported_input", "input"),
-    ("lists of tokens", "/v1/embeddings", {"model": "tiny", "input": [[1, 2]]}, 400, "unsupported_input", "input.0"),
-    ("dimensions", "/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 64}, 400,
+    ("unknown model, embeddings", "/v1/embeddings", {"model": "clip", "input": "a"}, 404, "model_not_found", "model"),
+    ("token ids", "/v1/embeddings", {"model": "tiny", "input": [1, 2]}, 400, "unsupported_input", "input"),
+    ("lists of token ids", "/v1/embeddings", {"model": "tiny", "input": [[1, 2]]}, 400, "unsupported_input", "input.0"),
+    ("dimensions, embeddings", "/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 64}, 400,
      "unsupported_dimensions", "dimensions"),
-    ("two images in one conversation", "/v1/embeddings", {"model": "tiny", "messages": [{"content": [
+    ("two images in the messages", "/v1/embeddings", {"model": "tiny", "messages": [{"content": [
         {"type": "image_url", "image_url": {"url": PNG}}, {"type": "image_url", "image_url": {"url": PNG}}]}]}, 400,
      "unsupported_input", "messages"),
-    ("a silent conversation", "/v1/embeddings", {"model": "tiny", "messages": [{"content": ""}]}, 400,
+    ("messages without content", "/v1/embeddings", {"model": "tiny", "messages": [{"content": ""}]}, 400,
      "invalid_request", "messages"),
     ("lone surrogate", "/v1/embeddings", '{"model": "tiny", "input": "\\ud800"}', 400, "invalid_request", "input"),
-    ("not JSON", "/v1/embeddings", "{", 400, "invalid_json", None),
-    ("not JSON either", "/v1/classify", "{", 400, "invalid_json", None),
-    ("a list", "/v1/classify", [], 400, "invalid_request", None),
+    ("not JSON, embeddings", "/v1/embeddings", "{", 400, "invalid_json", None),
+    ("not JSON, classify", "/v1/classify", "{", 400, "invalid_json", None),
+    ("a list instead of an object", "/v1/classify", [], 400, "invalid_request", None),
     ("no texts", "/v1/similarity", {"texts": [], "images": [PNG]}, 400, "invalid_request", "texts"),
-    ("no width", "/", {"inputs": "a", "dimensions": 5}, 400, "unsupported_dimensions", "dimensions"),
-    ("not normalised", "/", {"inputs": "a", "normalize": False}, 400, "invalid_request", "normalize"),
-    ("nothing for Cohere", "/v2/embed", {"model": "tiny"}, 400, "invalid_request", "texts"),
+    ("dimensions, Hugging Face", "/", {"inputs": "a", "dimensions": 5}, 400, "unsupported_dimensions", "dimensions"),
+    ("not normalised, Hugging Face", "/", {"inputs": "a", "normalize": False}, 400, "invalid_request", "normalize"),
+    ("no input, Cohere", "/v2/embed", {"model": "tiny"}, 400, "invalid_request", "texts"),
     ("no such path", "/v1/chat/completions", {}, 404, "not_found", None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "body", "status", "code", "param"), [case[1:] for case in BAD_REQUESTS],
                          ids=[case[0] for case in BAD_REQUESTS])  # fmt: skip
-def test_bad_requests(endpoint: Endpoint, path: str, body: Any, status: int, code: str, param: str | None) -> None:
+def test_a_bad_request_is_refused_with_its_code_and_field(
+    endpoint: Endpoint, path: str, body: Any, status: int, code: str, param: str | None
+) -> None:
     content = body if isinstance(body, str) else json.dumps(body)
-    answer = endpoint.client.post(path, content=content, headers={"content-type": "application/json"})
-    error = error_of(answer)
-    assert (answer.status_code, error["code"], error["param"]) == (status, code, param), answer.text
+    response = endpoint.client.post(path, content=content, headers={"content-type": "application/json"})
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param), response.text
     assert code in CODES or code in REASONS
 
 
-def test_other_refusals(endpoint: Endpoint) -> None:
+def test_requests_of_a_wrong_type_or_size_are_refused(endpoint: Endpoint) -> None:
     client = endpoint.client
     assert error_of(client.get("/v1/embeddings"))["code"] == "method_not_allowed"
-    plain = client.post("/v1/classify", content=b"x", headers={"content-type": "text/plain"})
-    assert (plain.status_code, error_of(plain)["code"]) == (415, "unsupported_media_type")
-    unsaid = client.post("/v1/embeddings", content=b'{"model": "tiny", "input": "a"}')
-    assert (unsaid.status_code, error_of(unsaid)["code"]) == (415, "unsupported_media_type")
-    big = endpoint.post("/v1/classify", {"image": base64.b64encode(bytes(210_000)).decode(), "labels": ["a"]})
-    assert (big.status_code, error_of(big)["code"]) == (413, "too_many_bytes")
+    text_plain = client.post("/v1/classify", content=b"x", headers={"content-type": "text/plain"})
+    assert (text_plain.status_code, error_of(text_plain)["code"]) == (415, "unsupported_media_type")
+    untyped = client.post("/v1/embeddings", content=b'{"model": "tiny", "input": "a"}')
+    assert (untyped.status_code, error_of(untyped)["code"]) == (415, "unsupported_media_type")
+    large_image = endpoint.post("/v1/classify", {"image": base64.b64encode(bytes(210_000)).decode(), "labels": ["a"]})
+    assert (large_image.status_code, error_of(large_image)["code"]) == (413, "too_many_bytes")
     body = json.dumps({"image": "A" * 500_000, "labels": ["a"]}).encode()
-    told = client.post("/v1/classify", content=body, headers={"content-type": "application/json"})
-    untold = client.post("/v1/classify", content=iter([body[:1000], body[1000:]]))
-    for answer in (told, untold):
-        assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
-    file = client.post("/v1/classify", files={"labels": b"x", "image": shape_png()})
-    assert error_of(file)["param"] == "labels"
-    none = client.post("/v1/classify", files={"other": b"x"}, data={"labels": "a"})
-    assert (none.status_code, error_of(none)["param"]) == (400, "other")
-    none = client.post("/v1/classify", files={"image": (None, "text")}, data={"labels": "a"})
-    assert (none.status_code, error_of(none)["param"]) == (400, "image")
+    declared = client.post("/v1/classify", content=body, headers={"content-type": "application/json"})
+    streamed = client.post("/v1/classify", content=iter([body[:1000], body[1000:]]))
+    for response in (declared, streamed):
+        assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+    field_as_file = client.post("/v1/classify", files={"labels": b"x", "image": shape_png()})
+    assert error_of(field_as_file)["param"] == "labels"
+    other_file = client.post("/v1/classify", files={"other": b"x"}, data={"labels": "a"})
+    assert (other_file.status_code, error_of(other_file)["param"]) == (400, "other")
+    image_as_text = client.post("/v1/classify", files={"image": (None, "text")}, data={"labels": "a"})
+    assert (image_as_text.status_code, error_of(image_as_text)["param"]) == (400, "image")
     broken = client.post(
         "/v1/classify", content=b"--x\r\n", headers={"content-type": "multipart/form-data; boundary=y"}
     )
@@ -282,8 +291,8 @@ def test_other_refusals(endpoint: Endpoint) -> None:
     assert error_of(broken)["code"] == "invalid_request"
 
 
-def test_awkward_images_give_the_batch_jobs_numbers(endpoint: Endpoint, local_ray: None, tmp_path: Path) -> None:
-    """One rule for both doors: the same images through the batch job and through HTTP."""
+def test_batch_job_and_endpoint_give_the_same_numbers(endpoint: Endpoint, local_ray: None, tmp_path: Path) -> None:
+    """The same images, among them unusual ones, through the batch job and over HTTP: embeddings, labels, scores."""
     images = {name: data for name, data, _ in awkward_cases()}
     images |= {label: shape_png(label, seed) for seed, label in enumerate(LABELS[::5])}
     for number, data in enumerate(images.values()):
@@ -313,11 +322,12 @@ def test_awkward_images_give_the_batch_jobs_numbers(endpoint: Endpoint, local_ra
     assert online["fingerprint"]["labels"] == manifest["fingerprint"]["labels.digest"]
 
 
-def test_bands_groups_calibrations_and_probes_are_the_batch_jobs(endpoint: Endpoint, tmp_path: Path) -> None:
-    """A label set that says all that it may, from a file: what the job would write for the embedding that it gives."""
+def test_bands_groups_calibrations_and_probes_give_the_batch_jobs_results(endpoint: Endpoint, tmp_path: Path) -> None:
+    """The label set in the file uses every feature. The expected results are what the job writes for the same
+    embedding."""
     encoder, pinned = endpoint.model.actor.encoder, pin_model(endpoint.service.config.model)
     direction = encoder.embed_texts(["a photo of a green star"])[0]
-    grown: dict[str, Any] = {
+    full: dict[str, Any] = {
         "names": [
             {"name": "red circle", "accept": 0.6},
             {"name": "blue square", "calibration": {"scale": 0.5, "bias": 1.5}, "accept": 0.99},
@@ -330,37 +340,37 @@ def test_bands_groups_calibrations_and_probes_are_the_batch_jobs(endpoint: Endpo
         "threshold": 0.01,
         "top_k": 4,
     }
-    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
-    labels = LabelSet.model_validate(grown)
+    (tmp_path / "full.yaml").write_text(yaml.safe_dump(full))
+    labels = LabelSet.model_validate(full)
     head = build_head(labels, encoder.embed_labels(labels), encoder.scale, pinned.identity)
     seen = set()
-    with run_endpoint(make_config(label_sets={"grown": str(tmp_path / "grown.yaml")}), endpoint.model) as other:
+    with run_endpoint(make_config(label_sets={"full": str(tmp_path / "full.yaml")}), endpoint.model) as second:
         for seed, label in enumerate(("red circle", "blue square", "green star", "red heart", "red ring")):
             uri = data_uri(shape_png(label, seed))
-            [answer] = other.post("/v1/classify", {"image": uri, "label_set": "grown"}).json()["data"]
-            [embedding] = other.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
+            [response] = second.post("/v1/classify", {"image": uri, "label_set": "full"}).json()["data"]
+            [embedding] = second.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
             chosen = tag_embeddings(np.asarray([embedding["embedding"]], np.float32), labels, head)
             bands = name_bands(chosen.labels, chosen.scores, labels).tolist()
-            assert [(one["label"], one["band"]) for one in answer["labels"]] == [
+            assert [(one["label"], one["band"]) for one in response["labels"]] == [
                 (labels.names[i].name, band) for i, band in zip(chosen.labels, bands, strict=True)
             ]
-            np.testing.assert_allclose([one["score"] for one in answer["labels"]], chosen.scores, rtol=1e-5)
-            seen |= {(one["label"], one["band"]) for one in answer["labels"]}
-        softened = other.post("/v1/classify", {"image": uri, "label_set": "grown", "activation": "softmax"}).json()
-        assert all("band" not in one for one in softened["data"][0]["labels"])
+            np.testing.assert_allclose([one["score"] for one in response["labels"]], chosen.scores, rtol=1e-5)
+            seen |= {(one["label"], one["band"]) for one in response["labels"]}
+        softmax = second.post("/v1/classify", {"image": uri, "label_set": "full", "activation": "softmax"}).json()
+        assert all("band" not in one for one in softmax["data"][0]["labels"])
         plain = endpoint.post("/v1/classify", {"image": uri, "label_set": "shapes"}).json()
         assert all("band" not in one for one in plain["data"][0]["labels"])
-        # The file changes to a probe of another model: the set before stays.
-        grown["names"][2]["probe"]["model"] = "another"
-        (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+        # A file whose probe belongs to another model is invalid, so the endpoint keeps the previous label set.
+        full["names"][2]["probe"]["model"] = "another"
+        (tmp_path / "full.yaml").write_text(yaml.safe_dump(full))
         time.sleep(2 * REREAD_SECONDS)
-        kept = other.post("/v1/classify", {"image": uri, "label_set": "grown"}).json()
-        assert kept["data"] == [answer]
+        after = second.post("/v1/classify", {"image": uri, "label_set": "full"}).json()
+        assert after["data"] == [response]
     assert {("red circle", "accept"), ("starry", "accept")} <= seen
     assert "review" in {band for _, band in seen}
 
 
-def test_a_label_set_is_embedded_once(endpoint: Endpoint) -> None:
+def test_the_prompts_of_a_label_set_are_embedded_once(endpoint: Endpoint) -> None:
     texts = 0
     embed = endpoint.model.actor.encoder.embed_texts
 
@@ -372,13 +382,13 @@ def test_a_label_set_is_embedded_once(endpoint: Endpoint) -> None:
     endpoint.model.actor.encoder.embed_texts = count  # type: ignore[method-assign, assignment]
     try:
         body = {"image": PNG, "labels": [f"label number {n}" for n in range(80)]}
-        answers = [endpoint.post("/v1/classify", body).json() for _ in range(3)]
+        responses = [endpoint.post("/v1/classify", body).json() for _ in range(3)]
         assert texts == 80
-        assert [answer["usage"]["prompt_tokens"] for answer in answers] == [80 * 16, 0, 0]
-        assert answers[0]["data"] == answers[2]["data"]
+        assert [response["usage"]["prompt_tokens"] for response in responses] == [80 * 16, 0, 0]
+        assert responses[0]["data"] == responses[2]["data"]
         endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"})
         assert texts == 80
-        # Ten at once share one embedding of a new set.
+        # Ten concurrent requests with the same new labels embed them once.
         body["labels"] = [f"other {n}" for n in range(30)]
         threads = [threading.Thread(target=endpoint.post, args=("/v1/classify", body)) for _ in range(10)]
         for thread in threads:
@@ -390,17 +400,19 @@ def test_a_label_set_is_embedded_once(endpoint: Endpoint) -> None:
         endpoint.model.actor.encoder.embed_texts = embed  # type: ignore[method-assign]
 
 
-def test_the_label_cache_is_bounded() -> None:
+def test_the_cache_of_prompts_has_a_limited_size() -> None:
     with run_endpoint(make_config(limits={"cached_prompts": 5})) as running:
         tokens = []
-        for labels in ("abc", "abc", "def", "abc", "abc"):  # the second set pushes the first out
-            answer = running.post("/v1/classify", {"image": PNG, "labels": list(labels)})
-            tokens.append(answer.json()["usage"]["prompt_tokens"])
-        assert tokens == [48, 0, 48, 16, 0], "of the first set, two prompts of three were kept"
+        for labels in ("abc", "abc", "def", "abc", "abc"):  # five prompts fit: "def" evicts one prompt of "abc"
+            response = running.post("/v1/classify", {"image": PNG, "labels": list(labels)})
+            tokens.append(response.json()["usage"]["prompt_tokens"])
+        assert tokens == [48, 0, 48, 16, 0], "two of the three prompts of abc were still cached"
 
 
 @pytest.mark.alone
-def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_model_fails_readiness_and_the_health_check_until_it_responds(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert endpoint.client.get("/healthz").json() == {"status": "ok"}
     assert endpoint.client.get("/readyz").json() == {"status": "ready"}
     monkeypatch.setattr("serve.rayserve.replica.STUCK_SECONDS", 0.3)
@@ -412,8 +424,8 @@ def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatc
         stuck = threading.Thread(target=endpoint.post, args=("/v1/classify", {"image": PNG, "label_set": "shapes"}))
         stuck.start()
         time.sleep(0.6)
-        answer = endpoint.client.get("/readyz")
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "unavailable")
+        response = endpoint.client.get("/readyz")
+        assert (response.status_code, error_of(response)["code"]) == (503, "unavailable")
         assert endpoint.client.get("/healthz").status_code == 200
         with pytest.raises(Exception, match="has not answered for"):
             asyncio.run(endpoint.model.check_health())
@@ -426,18 +438,18 @@ def test_health_and_readiness(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatc
     assert endpoint.client.get("/readyz").status_code == 200
 
 
-def test_a_model_that_fails_is_no_internal_error(endpoint: Endpoint) -> None:
+def test_a_failing_model_gives_503_and_no_internal_error(endpoint: Endpoint) -> None:
     forward = endpoint.model.actor.encoder._forward
     endpoint.model.actor.encoder._forward = lambda pixels: forward(pixels) * float("nan")
     try:
-        answer = endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"})
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "unavailable")
-        assert int(answer.headers["retry-after"]) >= 1
+        response = endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"})
+        assert (response.status_code, error_of(response)["code"]) == (503, "unavailable")
+        assert int(response.headers["retry-after"]) >= 1
     finally:
         endpoint.model.actor.encoder._forward = forward
 
 
-def test_a_deadline_drops_the_work_before_the_model(endpoint: Endpoint) -> None:
+def test_an_item_past_its_deadline_is_dropped_before_the_model(endpoint: Endpoint) -> None:
     release = threading.Event()
     encoder = endpoint.model.actor.encoder
     forward, batches = encoder._forward, []
@@ -454,18 +466,18 @@ def test_a_deadline_drops_the_work_before_the_model(endpoint: Endpoint) -> None:
         first.start()
         while not batches:
             time.sleep(0.01)
-        late = endpoint.post("/v1/classify", body, headers={"x-request-timeout-seconds": "0.5"})
-        assert (late.status_code, error_of(late)["code"]) == (429, "deadline_exceeded")
-        assert int(late.headers["retry-after"]) >= 1
+        expired = endpoint.post("/v1/classify", body, headers={"x-request-timeout-seconds": "0.5"})
+        assert (expired.status_code, error_of(expired)["code"]) == (429, "deadline_exceeded")
+        assert int(expired.headers["retry-after"]) >= 1
     finally:
         release.set()
         first.join()
         encoder._forward = forward
     assert endpoint.post("/v1/classify", body).status_code == 200
-    assert batches == [1], "the late image never reached the model"
+    assert batches == [1], "the model must not compute the image whose deadline has passed"
 
 
-def test_keys_rates_and_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_and_rates_are_enforced_and_no_secret_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key, line = new_key("alice")
     (tmp_path / "keys").write_text(line + "\n")
     auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 3}
@@ -498,39 +510,39 @@ def test_keys_rates_and_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"x-forwarded-for": "203.0.113.9"}])
-def test_without_keys_only_this_machine_is_answered(endpoint: Endpoint, headers: dict[str, str]) -> None:
-    answer = endpoint.client.get("/v1/models", headers=headers)
-    assert (answer.status_code, error_of(answer)["code"]) == (403, "loopback_only")
+def test_without_keys_only_loopback_clients_are_served(endpoint: Endpoint, headers: dict[str, str]) -> None:
+    response = endpoint.client.get("/v1/models", headers=headers)
+    assert (response.status_code, error_of(response)["code"]) == (403, "loopback_only")
     assert endpoint.client.get("/healthz", headers=headers).status_code == 200
     assert endpoint.client.get("/v1/models", headers={"host": "localhost:80"}).status_code == 200
 
 
-def test_behind_haproxy_it_is_haproxys_peer_who_must_be_of_this_machine() -> None:
+def test_behind_haproxy_the_client_must_connect_to_haproxy_from_loopback() -> None:
     with run_endpoint(make_config(), behind_haproxy=True) as running:
 
-        def ask(*peers: str) -> int:
+        def status_for(*peers: str) -> int:
             return running.client.get("/v1/models", headers=[(PEER, peer) for peer in peers]).status_code
 
-        assert ask("127.0.0.1") == 200
-        assert ask("::1") == 200
-        assert ask() == 403  # whoever asks an ingress past HAProxy
-        assert ask("203.0.113.9") == 403
-        assert ask("127.0.0.1", "203.0.113.9") == 403
-        assert ask("nobody") == 403
+        assert status_for("127.0.0.1") == 200
+        assert status_for("::1") == 200
+        assert status_for() == 403  # without the header the request did not pass through HAProxy
+        assert status_for("203.0.113.9") == 403
+        assert status_for("127.0.0.1", "203.0.113.9") == 403
+        assert status_for("nobody") == 403
 
 
-def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
+def test_requests_beyond_a_full_queue_get_429_and_the_others_succeed(endpoint: Endpoint) -> None:
     limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8, "cached_prompts": 9}
     release = threading.Event()
     with run_endpoint(make_config(limits=limits)) as running:
         forward = running.model.actor.encoder._forward
         running.model.actor.encoder._forward = lambda pixels: (release.wait(120), forward(pixels))[1]
-        answers: list[httpx.Response] = []
+        responses: list[httpx.Response] = []
 
-        def ask() -> None:
-            answers.append(running.post("/v1/classify", {"image": PNG, "label_set": "shapes"}))
+        def classify() -> None:
+            responses.append(running.post("/v1/classify", {"image": PNG, "label_set": "shapes"}))
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
+        threads = [threading.Thread(target=classify) for _ in range(4)]
         try:
             for thread in threads:
                 thread.start()
@@ -539,19 +551,19 @@ def test_a_full_queue_is_429_for_each(endpoint: Endpoint) -> None:
                 time.sleep(0.01)
             assert running.service.admission.in_flight.items == 8, "four requests of two items are in flight"
             for _ in range(20):
-                ask()
+                classify()
         finally:
             release.set()
             for thread in threads:
                 thread.join()
-        for answer in answers[:20]:
-            assert (answer.status_code, error_of(answer)["code"]) == (429, "overloaded")
-            assert int(answer.headers["retry-after"]) >= 1
-        assert [answer.status_code for answer in answers[20:]] == [200] * 4
+        for response in responses[:20]:
+            assert (response.status_code, error_of(response)["code"]) == (429, "overloaded")
+            assert int(response.headers["retry-after"]) >= 1
+        assert [response.status_code for response in responses[20:]] == [200] * 4
         assert running.service.admission.in_flight.items == 0
 
 
-def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -> None:
+def test_the_schema_documents_every_error_and_its_examples_succeed(endpoint: Endpoint) -> None:
     schema = endpoint.client.get("/openapi.json").json()
     posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
     assert posts.keys() == {"/", "/embed", "/v1/classify", "/v1/embeddings", "/v1/similarity", "/v2/embed"}
@@ -565,35 +577,35 @@ def test_the_schema_documents_every_error_and_has_examples(endpoint: Endpoint) -
         if "$ref" in content:
             content = schema["components"]["schemas"][content["$ref"].rsplit("/", 1)[1]]
         for example in content["examples"]:
-            answer = endpoint.post(path, example)
-            assert answer.status_code == 200, (path, example, answer.text)
+            response = endpoint.post(path, example)
+            assert response.status_code == 200, (path, example, response.text)
 
 
-def test_a_slow_body_is_given_up(endpoint: Endpoint) -> None:
+def test_a_body_that_arrives_too_slowly_gets_408(endpoint: Endpoint) -> None:
     def drip() -> Iterator[bytes]:
         yield b"{"
         time.sleep(1.2)
         yield b"}"
 
-    answer = endpoint.client.post("/v1/classify", content=drip(), headers={"x-request-timeout-seconds": "0.5"})
-    assert (answer.status_code, error_of(answer)["code"]) == (408, "body_timeout")
+    response = endpoint.client.post("/v1/classify", content=drip(), headers={"x-request-timeout-seconds": "0.5"})
+    assert (response.status_code, error_of(response)["code"]) == (408, "body_timeout")
 
 
-def test_a_crashed_decoder_costs_one_request(endpoint: Endpoint) -> None:
+def test_a_crashed_decoder_fails_at_most_one_request(endpoint: Endpoint) -> None:
     pool = endpoint.service.decoders
     assert endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code == 200
     [decoder] = pool._free
     assert decoder.pid is not None
     os.kill(decoder.pid, signal.SIGKILL)
-    answers = [endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code for _ in range(3)]
-    assert answers.count(200) >= 2
-    assert set(answers) <= {200, 400}
+    responses = [endpoint.post("/v1/classify", {"image": PNG, "label_set": "shapes"}).status_code for _ in range(3)]
+    assert responses.count(200) >= 2
+    assert set(responses) <= {200, 400}
 
 
-def test_images_of_many_sizes_in_one_request(endpoint: Endpoint) -> None:
+def test_extreme_image_sizes_are_tagged_and_an_unsupported_format_is_refused(endpoint: Endpoint) -> None:
     images = [data_uri(encode(make_rgb(width, height), "JPEG"), "image/jpeg") for width, height in ((1, 1), (9, 400))]
-    answer = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes", "threshold": 0, "top_k": 64})
-    assert [len(item["labels"]) for item in answer.json()["data"]] == [64, 64]
+    response = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes", "threshold": 0, "top_k": 64})
+    assert [len(item["labels"]) for item in response.json()["data"]] == [64, 64]
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "ICO")
     unknown = endpoint.post("/v1/classify", {"image": data_uri(buffer.getvalue()), "label_set": "shapes"})

@@ -1,4 +1,4 @@
-"""What is loaded where: an ingress has no use for torch, and only `serve` and `sightline` know Ray Serve."""
+"""Which modules import torch and Ray: an ingress does not import torch, and the lower packages do not import Ray."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import sys
 import pytest
 
 
-def loaded(code: str) -> str:
-    """What a new process prints."""
+def run_python(code: str) -> str:
+    """Run code in a new Python process. Returns what it prints, without spaces at the ends."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.mark.parametrize("module", ["serve.app", "serve.rayserve.replica"])
-def test_torch_is_the_models_alone(module: str) -> None:
-    """Not with a module: Ray imports it before the model can say how torch's threads are to wait."""
+def test_importing_the_endpoint_does_not_import_torch(module: str) -> None:
+    """Ray imports these modules before `ModelServer` can set OMP_WAIT_POLICY, which torch reads when it is imported."""
     heavy = "{'torch', 'transformers'} & set(sys.modules)"
-    assert loaded(f"import sys, {module}; print(sorted({heavy}))") == "[]"
+    assert run_python(f"import sys, {module}; print(sorted({heavy}))") == "[]"
 
 
-def test_ray_is_not_known_below_serve() -> None:
-    """Neither by the model, nor by the store, nor by what reads outputs, but for what retags them on Ray."""
+def test_the_lower_packages_do_not_import_ray() -> None:
+    """`curation`, `siglip`, `storage` and some modules of `serve`. Only `curation.retag` starts jobs on Ray."""
     code = """
 import importlib, pkgutil, sys
 import curation, siglip, storage
@@ -32,24 +32,24 @@ for name in [*names, "serve.fetch.fetcher"]:
         importlib.import_module(name)
 print(len(names) > 30, "ray" in sys.modules)
 """
-    assert loaded(code) == "True False"
+    assert run_python(code) == "True False"
 
 
-def test_torch_finds_its_threads_told_to_sleep() -> None:
-    """OMP_WAIT_POLICY is read once, when torch's libraries are loaded."""
+def test_the_model_server_sets_the_wait_policy_of_threads_before_it_imports_torch() -> None:
+    """torch's OpenMP library reads OMP_WAIT_POLICY once, when it is loaded. With PASSIVE, waiting threads sleep."""
     code = """
 import importlib.abc, os, sys
 
-class Watch(importlib.abc.MetaPathFinder):
+class StopAtTorch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
             print(os.environ.get("OMP_WAIT_POLICY"))
             sys.stdout.flush()
             os._exit(0)
 
-sys.meta_path.insert(0, Watch())
+sys.meta_path.insert(0, StopAtTorch())
 from serve.config import EndpointConfig
 from serve.rayserve.replica import ModelServer
 ModelServer(EndpointConfig())
 """
-    assert loaded(code) == "PASSIVE"
+    assert run_python(code) == "PASSIVE"

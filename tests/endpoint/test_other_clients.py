@@ -1,4 +1,4 @@
-"""Requests as other servers' clients send them, byte for byte or by the clients themselves."""
+"""Requests in the formats of other embedding servers, some of them sent by LangChain, LlamaIndex and Cohere clients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = ["red circle", "blue star", "green ring"]
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Path:
-    """OpenAI's cl100k_base, which llama-index-core brings along under the name that tiktoken's cache gives it."""
+    """OpenAI's vocabulary cl100k_base. llama-index-core contains it under the file name that tiktoken's cache uses."""
     import llama_index.core
 
     return (
@@ -47,13 +47,15 @@ def endpoint(vocabulary: Path) -> Iterator[Endpoint]:
         yield running
 
 
-def vectors_of(answer: httpx.Response) -> np.ndarray:
-    assert answer.status_code == 200, answer.text
-    return np.asarray([item["embedding"] for item in answer.json()["data"]], np.float32)
+def vectors_of(response: httpx.Response) -> np.ndarray:
+    """Return the embeddings in a successful response, (number of inputs, width) float32."""
+    assert response.status_code == 200, response.text
+    return np.asarray([item["embedding"] for item in response.json()["data"]], np.float32)
 
 
-def code_of(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["error"]["code"]
+def code_of(response: httpx.Response) -> tuple[int, str]:
+    """Return the HTTP status and the error's code."""
+    return response.status_code, response.json()["error"]["code"]
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +70,20 @@ def text(endpoint: Endpoint) -> np.ndarray:
     )
 
 
-def test_langchain_sends_token_ids(
+def test_token_ids_from_langchain_give_the_embedding_of_the_text(
     endpoint: Endpoint, text: np.ndarray, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(vocabulary.parent))  # so that tiktoken asks nobody for it
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(vocabulary.parent))  # so that tiktoken does not download it
     client = OpenAIEmbeddings(model="tiny", openai_api_base=f"{endpoint.url}/v1", openai_api_key=SecretStr("-"))
     np.testing.assert_allclose([client.embed_query("a blue star")], text, atol=1e-5)
-    found = client.embed_documents(["a blue star", "rød sirkel, 東京"])
-    assert np.shape(found) == (2, 128)
-    np.testing.assert_allclose(found[:1], text, atol=1e-5)
+    documents = client.embed_documents(["a blue star", "rød sirkel, 東京"])
+    assert np.shape(documents) == (2, 128)
+    np.testing.assert_allclose(documents[:1], text, atol=1e-5)
 
 
-def test_token_ids_of_another_vocabulary_and_files_that_are_none(endpoint: Endpoint, tmp_path: Path) -> None:
-    answer = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [[10**9]]})
-    assert code_of(answer) == (400, "unsupported_input")
+def test_unknown_token_ids_and_invalid_vocabulary_files_are_refused(endpoint: Endpoint, tmp_path: Path) -> None:
+    response = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [[10**9]]})
+    assert code_of(response) == (400, "unsupported_input")
     for content in ("a b c\n", "YQ==\n", "*** 1\n"):
         (tmp_path / "vocabulary").write_text(content)
         with pytest.raises(ConfigError, match=r"token_vocabulary: .*tiktoken"):
@@ -90,33 +92,33 @@ def test_token_ids_of_another_vocabulary_and_files_that_are_none(endpoint: Endpo
         TokenVocabulary(tmp_path / "nothing")
 
 
-def test_llama_index(endpoint: Endpoint, text: np.ndarray) -> None:
+def test_the_llama_index_client_embeds_texts(endpoint: Endpoint, text: np.ndarray) -> None:
     client = OpenAIEmbedding(model_name="tiny", api_base=f"{endpoint.url}/v1", api_key="-", max_retries=0)
     np.testing.assert_allclose([client.get_text_embedding("a blue star")], text, atol=1e-5)
     assert np.shape(client.get_text_embedding_batch(["a", "b", "c"])) == (3, 128)
 
 
-def test_two_thousand_texts(endpoint: Endpoint) -> None:
+def test_one_request_may_have_2048_texts_and_no_more(endpoint: Endpoint) -> None:
     texts = [f"number {n}" for n in range(2048)]
-    answer = endpoint.client.post("/v1/embeddings", json={"model": "tiny", "input": texts}, timeout=120)
-    assert len(vectors_of(answer)) == 2048
+    response = endpoint.client.post("/v1/embeddings", json={"model": "tiny", "input": texts}, timeout=120)
+    assert len(vectors_of(response)) == 2048
     refused = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [*texts, "one more"]})
     assert code_of(refused) == (400, "too_many_texts")
 
 
-def test_images_as_bodies_and_as_files(endpoint: Endpoint, image: np.ndarray) -> None:
+def test_an_image_may_be_the_body_or_a_file_of_a_form(endpoint: Endpoint, image: np.ndarray) -> None:
     client = endpoint.client
     raw = client.post("/v1/embeddings?model=tiny", content=PNG, headers={"content-type": "image/png"})
     np.testing.assert_allclose(vectors_of(raw), image, atol=2e-6)
     files = [("image", ("a.png", PNG)), ("image", ("b.png", PNG))]
     form = client.post("/v1/embeddings", files=files, data={"model": "tiny", "encoding_format": "base64"})
-    packed = [base64.b64decode(item["embedding"]) for item in form.json()["data"]]
-    np.testing.assert_allclose([np.frombuffer(one, "<f4") for one in packed], np.repeat(image, 2, 0), atol=2e-6)
+    vectors = [base64.b64decode(item["embedding"]) for item in form.json()["data"]]
+    np.testing.assert_allclose([np.frombuffer(one, "<f4") for one in vectors], np.repeat(image, 2, 0), atol=2e-6)
     labels = [("labels", label) for label in LABELS]
-    asked = client.post(
+    classified = client.post(
         "/v1/classify", params=[*labels, ("top_k", "1")], content=PNG, headers={"content-type": "image/png"}
     )
-    assert [one["label"] for one in asked.json()["data"][0]["labels"]] == ["blue star"]
+    assert [one["label"] for one in classified.json()["data"][0]["labels"]] == ["blue star"]
     wrong = client.post("/v1/embeddings?encoding_format=int4", content=PNG, headers={"content-type": "image/png"})
     assert code_of(wrong) == (400, "invalid_request")
     broken = client.post("/v1/embeddings", content=PNG[:40], headers={"content-type": "image/png"})
@@ -125,16 +127,16 @@ def test_images_as_bodies_and_as_files(endpoint: Endpoint, image: np.ndarray) ->
     assert code_of(client.post("/v1/embeddings", content=b"x", headers={"content-type": "text/plain"}))[0] == 415
 
 
-def test_infinity(endpoint: Endpoint, image: np.ndarray) -> None:
-    answer = endpoint.post("/embeddings", {"model": "tiny", "input": [URI], "modality": "image"})
-    np.testing.assert_allclose(vectors_of(answer), image, atol=2e-6)
+def test_paths_of_infinity_are_served(endpoint: Endpoint, image: np.ndarray) -> None:
+    response = endpoint.post("/embeddings", {"model": "tiny", "input": [URI], "modality": "image"})
+    np.testing.assert_allclose(vectors_of(response), image, atol=2e-6)
     assert endpoint.client.get("/models").json()["data"][0]["id"] == "tiny"
     assert endpoint.client.get("/health").status_code == 200
 
 
-def test_text_embeddings_inference(endpoint: Endpoint, text: np.ndarray) -> None:
-    answer = endpoint.post("/embed", {"inputs": ["a blue star"], "normalize": True, "truncate": True})
-    np.testing.assert_allclose(answer.json(), text, atol=2e-6)
+def test_paths_of_text_embeddings_inference_are_served(endpoint: Endpoint, text: np.ndarray) -> None:
+    response = endpoint.post("/embed", {"inputs": ["a blue star"], "normalize": True, "truncate": True})
+    np.testing.assert_allclose(response.json(), text, atol=2e-6)
     assert np.shape(endpoint.post("/embed", {"inputs": "a"}).json()) == (1, 128)
     assert code_of(endpoint.post("/embed", {"inputs": []})) == (400, "invalid_request")
     assert code_of(endpoint.post("/embed", {"inputs": "a", "normalize": False})) == (400, "invalid_request")
@@ -142,26 +144,30 @@ def test_text_embeddings_inference(endpoint: Endpoint, text: np.ndarray) -> None
     assert (info["model_id"], info["max_client_batch_size"], info["max_input_length"]) == ("tiny", 2048, 16)
 
 
-def test_hugging_face_s_other_ways(endpoint: Endpoint, image: np.ndarray, text: np.ndarray) -> None:
-    commas = endpoint.post("/", {"inputs": URI, "parameters": {"candidate_labels": "red circle, blue star,green ring"}})
-    assert commas.json()[0]["label"] == "blue star"
-    assert len(commas.json()) == 3
+def test_the_other_request_formats_of_hugging_face_are_accepted(
+    endpoint: Endpoint, image: np.ndarray, text: np.ndarray
+) -> None:
+    by_commas = endpoint.post(
+        "/", {"inputs": URI, "parameters": {"candidate_labels": "red circle, blue star,green ring"}}
+    )
+    assert by_commas.json()[0]["label"] == "blue star"
+    assert len(by_commas.json()) == 3
     np.testing.assert_allclose(endpoint.post("/", {"inputs": "a blue star", "parameters": {}}).json(), text, atol=2e-6)
     png = {"content-type": "image/png"}
     raw = endpoint.client.post("/", params={"candidate_labels": ",".join(LABELS)}, content=PNG, headers=png)
     assert raw.json()[0]["label"] == "blue star"
     np.testing.assert_allclose(endpoint.client.post("/", content=PNG, headers=png).json(), image, atol=2e-6)
-    none = endpoint.post("/", {"inputs": URI, "parameters": {"candidate_labels": " , "}})
-    assert code_of(none) == (400, "invalid_request")
+    no_labels = endpoint.post("/", {"inputs": URI, "parameters": {"candidate_labels": " , "}})
+    assert code_of(no_labels) == (400, "invalid_request")
 
 
-def test_cohere_s_small_types(endpoint: Endpoint, image: np.ndarray) -> None:
+def test_coheres_int8_and_binary_types_are_the_rounded_embedding(endpoint: Endpoint, image: np.ndarray) -> None:
     with httpx.Client() as http:
         client = cohere.ClientV2(api_key="-", base_url=endpoint.url, httpx_client=http)
         types: list[Any] = ["float", "int8", "uint8", "binary", "ubinary"]
-        answer = client.embed(model="tiny", input_type="image", images=[URI], embedding_types=types).embeddings
+        response = client.embed(model="tiny", input_type="image", images=[URI], embedding_types=types).embeddings
     levels, small, signed, plain = (
-        np.asarray(getattr(answer, name)[0]) for name in ("int8", "uint8", "binary", "ubinary")
+        np.asarray(getattr(response, name)[0]) for name in ("int8", "uint8", "binary", "ubinary")
     )
     assert (np.abs(levels).max(), len(levels)) == (127, 128)
     assert (levels @ image[0]) / np.linalg.norm(levels) > 0.9999
@@ -170,18 +176,18 @@ def test_cohere_s_small_types(endpoint: Endpoint, image: np.ndarray) -> None:
     assert (signed + 128 == plain).all()
 
 
-def test_softmax_leaves_a_set_s_sigmoid_threshold_aside(endpoint: Endpoint) -> None:
+def test_softmax_ignores_the_sigmoid_threshold_of_the_label_set(endpoint: Endpoint) -> None:
     body = {"image": URI, "label_set": "strict"}
     [plain] = endpoint.post("/v1/classify", body).json()["data"]
     [exclusive] = endpoint.post("/v1/classify", {**body, "activation": "softmax"}).json()["data"]
     assert len(plain["labels"]) < 3
     assert len(exclusive["labels"]) == 3
     assert sum(one["score"] for one in exclusive["labels"]) == pytest.approx(1, abs=1e-5)
-    [asked] = endpoint.post("/v1/classify", {**body, "activation": "softmax", "threshold": 0.5}).json()["data"]
-    assert len(asked["labels"]) == 1
+    [filtered] = endpoint.post("/v1/classify", {**body, "activation": "softmax", "threshold": 0.5}).json()["data"]
+    assert len(filtered["labels"]) == 1
 
 
-def test_packed_bodies_and_what_they_may_unpack_to(endpoint: Endpoint, text: np.ndarray) -> None:
+def test_compressed_bodies_are_read_up_to_the_limit_of_decompressed_bytes(endpoint: Endpoint, text: np.ndarray) -> None:
     body = json.dumps({"model": "tiny", "input": "a blue star"}).encode()
 
     def send(data: bytes, encoding: str = "gzip") -> httpx.Response:
@@ -191,7 +197,7 @@ def test_packed_bodies_and_what_they_may_unpack_to(endpoint: Endpoint, text: np.
     np.testing.assert_allclose(vectors_of(send(gzip.compress(body))), text, atol=2e-6)
     np.testing.assert_allclose(vectors_of(send(body, "identity")), text, atol=2e-6)
     bomb = gzip.compress(bytes(200 * 2**20))
-    assert len(bomb) < 2**20, "it would be let in as it is"
+    assert len(bomb) < 2**20, "compressed, the body must be smaller than the limit"
     assert code_of(send(bomb)) == (413, "body_too_large")
     assert code_of(send(gzip.compress(body)[:-9])) == (400, "invalid_request")
     assert code_of(send(body)) == (400, "invalid_request")
@@ -199,37 +205,42 @@ def test_packed_bodies_and_what_they_may_unpack_to(endpoint: Endpoint, text: np.
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/health"])
-def test_health_has_a_head(endpoint: Endpoint, path: str) -> None:
-    answer = endpoint.client.head(path)
-    assert (answer.status_code, answer.content) == (200, b"")
+def test_health_paths_respond_to_head(endpoint: Endpoint, path: str) -> None:
+    response = endpoint.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
 
 
-def test_other_origins_may_ask_if_the_config_says_so(endpoint: Endpoint) -> None:
-    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
-    welcome = endpoint.client.options("/v1/embeddings", headers={"origin": "https://app.example", **ask})
-    assert welcome.status_code == 200
-    assert welcome.headers["access-control-allow-origin"] == "https://app.example"
-    assert "authorization" in welcome.headers["access-control-allow-headers"].lower()
-    other = endpoint.client.options("/v1/embeddings", headers={"origin": "https://evil.example", **ask})
+def test_only_the_origins_in_the_config_get_cors_headers(endpoint: Endpoint) -> None:
+    preflight = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    allowed = endpoint.client.options("/v1/embeddings", headers={"origin": "https://app.example", **preflight})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    other = endpoint.client.options("/v1/embeddings", headers={"origin": "https://evil.example", **preflight})
     assert "access-control-allow-origin" not in other.headers
     refused = endpoint.client.post("/v1/embeddings", json={}, headers={"origin": "https://app.example"})
     assert refused.headers["access-control-allow-origin"] == "https://app.example"
-    with run_endpoint(make_config()) as closed:
-        silent = closed.client.get("/v1/models", headers={"origin": "https://app.example"})
-        assert "access-control-allow-origin" not in silent.headers
+    with run_endpoint(make_config()) as without_cors:
+        other = without_cors.client.get("/v1/models", headers={"origin": "https://app.example"})
+        assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_label_set_s_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_label_set_file_is_read_again_and_an_invalid_one_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "labels.yaml"
     path.write_text("names: [red circle, green ring]\n")
     label_sets = {"mine": str(path), "also": {"names": str(path), "threshold": 0.2}}
     with run_endpoint(make_config(label_sets=label_sets)) as running:
 
-        def names(of: str = "mine") -> list[str]:
-            [found] = [one for one in running.client.get("/v1/label-sets").json()["data"] if one["id"] == of]
+        def names(label_set: str = "mine") -> list[str]:
+            [found] = [one for one in running.client.get("/v1/label-sets").json()["data"] if one["id"] == label_set]
             return list(found["labels"])
 
-        def until(wanted: list[str]) -> None:
+        def wait_for(wanted: list[str]) -> None:
             end = time.monotonic() + 120
             while names() != wanted or names("also") != wanted:
                 assert time.monotonic() < end, names()
@@ -239,9 +250,9 @@ def test_a_label_set_s_file_is_read_again(tmp_path: Path, caplog: pytest.LogCapt
         other = tmp_path / "other.yaml"
         other.write_text("names: [red circle, blue star]\n")
         other.replace(path)
-        until(["red circle", "blue star"])
-        [answer] = running.post("/v1/classify", {"image": URI, "label_set": "mine", "top_k": 1}).json()["data"]
-        assert answer["labels"][0]["label"] == "blue star"
+        wait_for(["red circle", "blue star"])
+        [response] = running.post("/v1/classify", {"image": URI, "label_set": "mine", "top_k": 1}).json()["data"]
+        assert response["labels"][0]["label"] == "blue star"
         for number, bad in enumerate(("names: [", "names: [a, A]\n", "names: []\n", ""), start=1):
             path.write_text(bad)
             end = time.monotonic() + 120
@@ -253,4 +264,4 @@ def test_a_label_set_s_file_is_read_again(tmp_path: Path, caplog: pytest.LogCapt
         time.sleep(2.5)
         assert names() == ["red circle", "blue star"]
         path.write_text("names: [black cross]\n")
-        until(["black cross"])
+        wait_for(["black cross"])

@@ -1,4 +1,4 @@
-"""The model's server by itself: what it does with its cores."""
+"""The model server without HTTP: how many batches it computes at the same time."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from tests.support.endpoint import make_config
 
 @pytest.fixture(params=[1, 2])
 def cores(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Cores for a model, and torch's threads as they were afterwards."""
+    """The number of CPUs of the replica. Afterwards torch's number of threads is as before."""
     before = torch.get_num_threads()
     yield request.param
     torch.set_num_threads(before)
 
 
-def test_no_core_waits_for_the_end_of_a_batch(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On several cores the next batch is in the model before the one before it has ended; on one they take turns."""
+def test_as_many_batches_run_at_the_same_time_as_there_are_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two cores the model gets the second batch before the first one ends; with one core it gets them in turn."""
     server = ModelServer(make_config(replicas={"num_cpus": cores}))
     size, batch = server.about.spec.size, server.about.batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), np.uint8)
-    embed, lock, now, most = server.actor.embed, threading.Lock(), 0, 0
+    embed, lock, running, peak = server.actor.embed, threading.Lock(), 0, 0
     both = threading.Event()
 
     def embed_slowly(images: NDArray[np.uint8]) -> Floats:
-        nonlocal now, most
+        nonlocal running, peak
         with lock:
-            now += 1
-            most = max(most, now)
-            if now == 2:
+            running += 1
+            peak = max(peak, running)
+            if running == 2:
                 both.set()
-        both.wait(60.0 if cores > 1 else 0.2)  # on one core no second batch comes
+        both.wait(60.0 if cores > 1 else 0.2)  # with one core no second batch starts meanwhile
         try:
             return embed(images)
         finally:
             with lock:
-                now -= 1
+                running -= 1
 
     monkeypatch.setattr(server.actor, "embed", embed_slowly)
 
-    async def ask() -> Floats:
+    async def embed_two_batches() -> Floats:
         try:
             return (await server.embed_images(pixels, 30.0)).vectors
         finally:
             server.close()
 
-    vectors = asyncio.run(ask())
-    assert most == cores
+    vectors = asyncio.run(embed_two_batches())
+    assert peak == cores
     np.testing.assert_allclose(vectors, embed(pixels), atol=1e-6)

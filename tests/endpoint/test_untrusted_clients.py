@@ -1,4 +1,4 @@
-"""The endpoint among strangers: a client that is slow, greedy or hostile is nobody else's trouble."""
+"""Untrusted clients: a slow, greedy or hostile client does not delay or fail the requests of other clients."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.quick.serve.test_fetch import drip, reply
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 
 PNG = shape_png()
-ASK = {"image": data_uri(PNG), "label_set": "shapes"}
+REQUEST = {"image": data_uri(PNG), "label_set": "shapes"}
 
 
 @contextmanager
-def run_for_two(folder: Path, **changes: Any) -> Iterator[tuple[Endpoint, httpx.Client, httpx.Client]]:
-    """An endpoint with two keys: it, and a client for each key."""
+def run_with_two_keys(folder: Path, **changes: Any) -> Iterator[tuple[Endpoint, httpx.Client, httpx.Client]]:
+    """Run an endpoint with two API keys. Yields the endpoint, a client with the key `greedy`, and one with `modest`."""
     (greedy, first), (modest, second) = new_key("greedy"), new_key("modest")
     (folder / "keys").write_text(f"{first}\n{second}\n")
     auth = {"keys_file": str(folder / "keys"), **changes.pop("auth", {})}
@@ -43,13 +43,13 @@ def run_for_two(folder: Path, **changes: Any) -> Iterator[tuple[Endpoint, httpx.
 
 
 @contextmanager
-def meanwhile(ask: Callable[[], object], threads: int = 1) -> Iterator[None]:
-    """Do something again and again until the `with` ends."""
+def repeatedly(call: Callable[[], object], threads: int = 1) -> Iterator[None]:
+    """Call `call` repeatedly, in one or several threads, until the `with` block ends."""
     stop = threading.Event()
 
     def work() -> None:
         while not stop.is_set():
-            ask()
+            call()
 
     running = [threading.Thread(target=work) for _ in range(threads)]
     for thread in running:
@@ -63,8 +63,8 @@ def meanwhile(ask: Callable[[], object], threads: int = 1) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/docs", "/openapi.json", "/playground/app.js"])
-def test_a_body_without_a_key_is_not_taken_in(path: str, tmp_path: Path) -> None:
-    with run_for_two(tmp_path) as (endpoint, _, modest):
+def test_the_body_of_a_request_without_a_key_is_not_read(path: str, tmp_path: Path) -> None:
+    with run_with_two_keys(tmp_path) as (endpoint, _, modest):
         assert httpx.post(f"{endpoint.url}{path}", content=b"x" * 1000).status_code == 401
         host, port = endpoint.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as upload:
@@ -72,7 +72,7 @@ def test_a_body_without_a_key_is_not_taken_in(path: str, tmp_path: Path) -> None
             upload.sendall(b"x" * 100_000)
             time.sleep(0.2)
             assert endpoint.service.admission.in_flight.bytes == 0
-            assert modest.post("/v1/classify", json=ASK).status_code == 200
+            assert modest.post("/v1/classify", json=REQUEST).status_code == 200
 
 
 def make_form(files: int) -> bytes:
@@ -102,27 +102,27 @@ HOSTILE_BODIES: dict[str, tuple[str, str, bytes]] = {
 
 
 @pytest.mark.alone
-def test_a_small_wrong_body_stalls_nobody() -> None:
-    """Each is refused in the time that a scan of it takes: seconds, and gigabytes, before.
+def test_a_small_invalid_body_is_refused_within_a_second() -> None:
+    """The limits are checked by scanning the bytes. Parsing such a body first took seconds and gigabytes of memory.
 
-    Of the processor's time, as other tests' leftovers and other processes may take the rest.
+    The test measures CPU time, because other processes and threads that other tests left take wall-clock time too.
     """
     gc.collect()
     gc.freeze()
     with run_endpoint(make_config()) as endpoint:
         for name, (path, kind, body) in HOSTILE_BODIES.items():
             start = time.process_time()
-            answer = endpoint.client.post(path, content=body, headers={"content-type": kind})
+            response = endpoint.client.post(path, content=body, headers={"content-type": kind})
             took = time.process_time() - start
-            assert 400 <= answer.status_code < 500, (name, answer.text)
-            assert len(answer.content) < 2000
+            assert 400 <= response.status_code < 500, (name, response.text)
+            assert len(response.content) < 2000
             assert took < 1, (name, took)
-        assert endpoint.post("/v1/classify", ASK).status_code == 200
+        assert endpoint.post("/v1/classify", REQUEST).status_code == 200
 
 
 @pytest.mark.alone
-def test_a_slow_upload_and_bad_images_make_nobody_wait() -> None:
-    """Seconds in which a client sends its body are no work, and a request that was refused was none for the model."""
+def test_slow_uploads_and_bad_images_do_not_lengthen_the_estimated_wait() -> None:
+    """Admission counts neither the time of an upload nor a refused request as work of the model."""
     bad = {"image": base64.b64encode(b"GIF89a").decode(), "label_set": "shapes"}
     with run_endpoint(make_config()) as endpoint:
         host, port = endpoint.url.removeprefix("http://").split(":")
@@ -131,8 +131,8 @@ def test_a_slow_upload_and_bad_images_make_nobody_wait() -> None:
             for _ in range(24):
                 time.sleep(0.25)
                 assert endpoint.post("/v1/classify", bad).status_code == 400
-            endpoint.post("/v1/classify", ASK)
-            quick = endpoint.post("/v1/classify", ASK, headers={"x-request-timeout-seconds": "2"})
+            endpoint.post("/v1/classify", REQUEST)
+            quick = endpoint.post("/v1/classify", REQUEST, headers={"x-request-timeout-seconds": "2"})
             assert quick.status_code == 200, quick.text
 
 
@@ -144,26 +144,26 @@ def make_bomb(side: int) -> str:
 
 
 @pytest.mark.alone
-def test_bombs_are_refused_and_delay_nobody_else(tmp_path: Path) -> None:
-    with run_for_two(tmp_path) as (endpoint, greedy, modest):
-        large = greedy.post("/v1/classify", json={**ASK, "image": make_bomb(8000)})
+def test_decompression_bombs_are_refused_and_do_not_delay_other_keys(tmp_path: Path) -> None:
+    with run_with_two_keys(tmp_path) as (endpoint, greedy, modest):
+        large = greedy.post("/v1/classify", json={**REQUEST, "image": make_bomb(8000)})
         assert (large.status_code, large.json()["error"]["code"]) == (400, "too_many_pixels")
         request = {"images": [make_bomb(4900)] * 64, "label_set": "shapes"}
-        answers: list[httpx.Response] = []
-        with meanwhile(lambda: answers.append(greedy.post("/v1/classify", json=request))):
+        responses: list[httpx.Response] = []
+        with repeatedly(lambda: responses.append(greedy.post("/v1/classify", json=request))):
             time.sleep(1)
             start = time.perf_counter()
-            assert modest.post("/v1/classify", json=ASK).status_code == 200
+            assert modest.post("/v1/classify", json=REQUEST).status_code == 200
             assert time.perf_counter() - start < 15
-        for answer in answers:
-            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_many_pixels_together")
-        one = modest.post("/v1/classify", json={**ASK, "image": make_bomb(4900)})
-        assert one.status_code == 200, "a photo of 24 megapixels is no bomb"
+        for response in responses:
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "too_many_pixels_together")
+        one = modest.post("/v1/classify", json={**REQUEST, "image": make_bomb(4900)})
+        assert one.status_code == 200, "a single image of 24 megapixels is allowed"
         assert endpoint.service.admission.in_flight.items == 0
 
 
 def slow_down(endpoint: Endpoint, seconds: float) -> list[int]:
-    """Let the model take so long for a batch of images. Returns the sizes of the batches to come."""
+    """Make the model take `seconds` longer for a batch of images. Returns a list that gets the size of each batch."""
     encoder, batches = endpoint.model.actor.encoder, []
     forward = encoder._forward
 
@@ -177,23 +177,23 @@ def slow_down(endpoint: Endpoint, seconds: float) -> list[int]:
 
 
 @pytest.mark.alone
-def test_a_greedy_key_does_not_delay_a_modest_one(tmp_path: Path) -> None:
+def test_a_key_with_many_queued_images_does_not_delay_another_key(tmp_path: Path) -> None:
     request = {"images": [data_uri(PNG)] * 64, "label_set": "shapes"}
-    with run_for_two(tmp_path) as (endpoint, greedy, modest):
+    with run_with_two_keys(tmp_path) as (endpoint, greedy, modest):
         batches = slow_down(endpoint, 0.1)
-        passed: list[int] = []
-        with meanwhile(lambda: greedy.post("/v1/classify", json=request), threads=4):
+        batches_waited: list[int] = []
+        with repeatedly(lambda: greedy.post("/v1/classify", json=request), threads=4):
             time.sleep(1.5)
             for _ in range(7):
                 before = len(batches)
-                assert modest.post("/v1/classify", json=ASK).status_code == 200
-                passed.append(len(batches) - before)
-        # 256 images wait, 16 batches of them; a modest image goes into the next but two.
-        assert statistics.median(passed) < 6, passed
+                assert modest.post("/v1/classify", json=REQUEST).status_code == 200
+                batches_waited.append(len(batches) - before)
+        # 256 images are queued, which are 16 batches. The image of the other key is in about the third batch after that.
+        assert statistics.median(batches_waited) < 6, batches_waited
 
 
-def test_quotas_count_items(tmp_path: Path) -> None:
-    with run_for_two(tmp_path, auth={"items_per_minute": 10}) as (_, greedy, modest):
+def test_the_quota_of_a_key_counts_images_and_texts(tmp_path: Path) -> None:
+    with run_with_two_keys(tmp_path, auth={"items_per_minute": 10}) as (_, greedy, modest):
         images = {"images": [data_uri(PNG)] * 6, "label_set": "shapes"}
         first = greedy.post("/v1/classify", json=images)
         assert (first.status_code, first.headers["x-ratelimit-remaining-items"]) == (200, "4")
@@ -206,8 +206,8 @@ def test_quotas_count_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_a_large_label_set_gets_done_by_coming_again() -> None:
-    """What was embedded before a deadline is kept, by prompt: so sets that overlap share it too."""
+def test_a_large_label_set_succeeds_after_several_requests_with_short_deadlines() -> None:
+    """Prompts embedded before the deadline stay in the cache, so that a retry and other label sets use them."""
     with run_endpoint(make_config()) as endpoint:
         encoder, texts = endpoint.model.actor.encoder, []
         embed = encoder.embed_texts
@@ -219,63 +219,65 @@ def test_a_large_label_set_gets_done_by_coming_again() -> None:
 
         encoder.embed_texts = slow  # type: ignore[method-assign, assignment]
         labels = [f"label number {n}" for n in range(600)]
-        hurry = {"x-request-timeout-seconds": "1.5"}
+        short_deadline = {"x-request-timeout-seconds": "1.5"}
         attempts = 0
         while attempts < 10:
             attempts += 1
-            answer = endpoint.post("/v1/classify", {"image": ASK["image"], "labels": labels}, headers=hurry)
-            if answer.status_code == 200:
+            response = endpoint.post(
+                "/v1/classify", {"image": REQUEST["image"], "labels": labels}, headers=short_deadline
+            )
+            if response.status_code == 200:
                 break
-            assert answer.json()["error"]["code"] in ("deadline_exceeded", "overloaded"), answer.text
+            assert response.json()["error"]["code"] in ("deadline_exceeded", "overloaded"), response.text
             time.sleep(0.2)
-        assert answer.status_code == 200
+        assert response.status_code == 200
         assert attempts > 1
-        assert len(texts) == len(set(texts)) == 600, "nothing was embedded twice"
-        overlapping = {"image": ASK["image"], "labels": [*labels[:100], "a new one"]}
+        assert len(texts) == len(set(texts)) == 600, "no prompt may be embedded twice"
+        overlapping = {"image": REQUEST["image"], "labels": [*labels[:100], "a new one"]}
         assert endpoint.post("/v1/classify", overlapping).json()["usage"]["prompt_tokens"] == 16
 
 
 @pytest.mark.alone
-def test_tarpits_of_one_key_hold_up_no_other(tmp_path: Path) -> None:
-    answers = {
+def test_slow_fetches_of_one_key_do_not_delay_another_key(tmp_path: Path) -> None:
+    responses = {
         "/good.png": reply(PNG, Content_Type="image/png"),
         "/tarpit": drip(b"x", 0.2, b"HTTP/1.1 200 OK\r\n\r\n"),
     }
-    with serve_web(answers) as web:
+    with serve_web(responses) as web:
         fetch = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.1/32"], "max_seconds": 8}
-        with run_for_two(tmp_path, fetch=fetch) as (_, greedy, modest):
+        with run_with_two_keys(tmp_path, fetch=fetch) as (_, greedy, modest):
             url = f"http://127.0.0.1:{web.port}"
             tarpits = {"images": [f"{url}/tarpit"] * 64, "label_set": "shapes"}
-            with meanwhile(lambda: greedy.post("/v1/classify", json=tarpits), threads=8):
+            with repeatedly(lambda: greedy.post("/v1/classify", json=tarpits), threads=8):
                 time.sleep(1)
                 start = time.perf_counter()
-                answer = modest.post("/v1/classify", json={**ASK, "image": f"{url}/good.png"})
+                response = modest.post("/v1/classify", json={**REQUEST, "image": f"{url}/good.png"})
                 took = time.perf_counter() - start
-            assert answer.status_code == 200, answer.text
-            assert took < 5, "and not when the tarpits end"
+            assert response.status_code == 200, response.text
+            assert took < 5, "the fetch must not wait for the slow fetches, which end after 8 s"
 
 
-# Connections that are cut off in the middle of a flood are collected late.
+# Python's garbage collector may find the aborted connections only later, and then warns about them.
 @pytest.mark.alone
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_is_fetched_counts_while_it_comes(tmp_path: Path) -> None:
-    """Sixteen answers that end never, each below its own limit, are ended by that of all together."""
+def test_fetched_bytes_count_towards_the_limit_while_they_arrive(tmp_path: Path) -> None:
+    """Sixteen endless responses, each below the limit of one fetch, are stopped by the limit of a request."""
     flood = drip(b"x" * 65536, 0.01, b"HTTP/1.1 200 OK\r\n\r\n")
     with serve_web({"/flood": flood}) as web:
         fetch = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.1/32"], "max_seconds": 20}
         with run_endpoint(make_config(fetch=fetch, limits={"body_bytes": 2_000_000})) as endpoint:
             start = time.perf_counter()
             images = [f"http://127.0.0.1:{web.port}/flood"] * 16
-            answer = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes"})
-            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-            assert time.perf_counter() - start < 10, "and not when the first is whole"
+            response = endpoint.post("/v1/classify", {"images": images, "label_set": "shapes"})
+            assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+            assert time.perf_counter() - start < 10, "the fetches must stop before one of them reaches its own limit"
 
 
-def test_a_log_line_for_the_operator_reaches_the_endpoints_logger(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_reason_for_a_refused_fetch_is_in_the_endpoints_log(caplog: pytest.LogCaptureFixture) -> None:
     fetch = {"enabled": True}
     with run_endpoint(make_config(fetch=fetch)) as endpoint, caplog.at_level("INFO", "ray.serve.sightline"):
-        answer = endpoint.post("/v1/classify", {**ASK, "image": "http://127.0.0.1/"})
-        assert answer.json()["error"]["code"] == "fetch_forbidden"
-    [told] = [record for record in caplog.records if "was not fetched" in record.getMessage()]
-    assert told.name == "ray.serve.sightline"
-    assert "loopback" in told.getMessage()
+        response = endpoint.post("/v1/classify", {**REQUEST, "image": "http://127.0.0.1/"})
+        assert response.json()["error"]["code"] == "fetch_forbidden"
+    [record] = [entry for entry in caplog.records if "was not fetched" in entry.getMessage()]
+    assert record.name == "ray.serve.sightline"
+    assert "loopback" in record.getMessage()
