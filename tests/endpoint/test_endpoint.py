@@ -498,11 +498,11 @@ def test_keys_and_rates_are_enforced_and_no_secret_is_logged(tmp_path: Path, cap
         assert (over.status_code, error_of(over)["code"]) == (429, "rate_limit_exceeded")
         assert 1 <= int(over.headers["retry-after"]) <= 20
     records = [record for record in caplog.records if record.name == "ray.serve.sightline"]
-    answered = [record.__dict__ for record in records if record.__dict__.get("request_id") == "my-request-1"]
-    assert len(answered) == 3
-    assert answered[0]["key"] == "alice"
-    assert answered[0]["images"] == 1
-    assert answered[0]["stages_ms"].keys() >= {"queue", "decode", "batch", "forward"}
+    logged = [record.__dict__ for record in records if record.__dict__.get("request_id") == "my-request-1"]
+    assert len(logged) == 3
+    assert logged[0]["key"] == "alice"
+    assert logged[0]["images"] == 1
+    assert logged[0]["stages_ms"].keys() >= {"queue", "decode", "batch", "forward"}
     text = " ".join(str(record.__dict__) for record in records)
     assert key not in text
     assert "wrong" not in text

@@ -188,7 +188,7 @@ def test_a_key_with_many_queued_images_does_not_delay_another_key(tmp_path: Path
                 before = len(batches)
                 assert modest.post("/v1/classify", json=REQUEST).status_code == 200
                 batches_waited.append(len(batches) - before)
-        # 256 images are queued, which are 16 batches. The image of the other key is in about the third batch after that.
+        # 256 images, which are 16 batches, are queued. The image of the other key is in about the third batch.
         assert statistics.median(batches_waited) < 6, batches_waited
 
 
