@@ -55,11 +55,11 @@ def test_verify_returns_the_name_of_each_key(tmp_path: Path) -> None:
         assert ring.verify(key) == name
     for wrong in ("", "sl-", keys["alice"][:-1], keys["alice"] + "x", keys["alice"].lower(), "\udcff", "é" * 1000):
         assert ring.verify(wrong) is None
-    # The hash is not a key: who reads the file is not let in.
+    # The hash in the file is not a valid key: read access to the file gives no access to the endpoint.
     assert ring.verify((tmp_path / "keys").read_text().split("sha256:")[1].split()[0]) is None
 
 
-def test_a_key_is_random_and_long() -> None:
+def test_a_key_has_256_random_bits() -> None:
     keys = {new_key("a")[0] for _ in range(100)}
     assert len(keys) == 100
     assert all(len(key) == len("sl-") + 43 for key in keys)  # 256 bits in base64
@@ -79,7 +79,7 @@ def test_keys_rotate_without_restart(tmp_path: Path) -> None:
     assert ring.verify(old["old"]) == "old"
     status = path.stat()
     new = write_keys(path, "new")
-    # Not even a write that leaves size and time as they were goes unseen.
+    # A changed file is read again although its size and modification time are unchanged.
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
     clock.now += REREAD_SECONDS
@@ -136,7 +136,7 @@ def test_a_bad_line_is_an_error_and_no_key(
             clock.now += REREAD_SECONDS
             assert ring.verify(keys["alice"]) is None
         errors = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert len(errors) == 1, "once, not with every request"
+        assert len(errors) == 1, "the error must be logged once, not with every request"
         assert words in errors[0].getMessage()
         assert "c2VjcmV0" not in caplog.text
         keys = write_keys(path, "bob")
@@ -153,7 +153,7 @@ def test_a_removed_key_is_invalid_although_another_line_is_bad(tmp_path: Path) -
     path.write_text(f"{bobs}\ncarol sha256:oops\n")
     clock.now += REREAD_SECONDS
     assert ring.verify(keys["alice"]) is None
-    assert ring.verify(keys["bob"]) == "bob", "a slip in one line locks nobody else out"
+    assert ring.verify(keys["bob"]) == "bob", "a bad line must not invalidate the other keys"
 
 
 def test_keys_of_a_missing_file_stay_valid_for_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -176,7 +176,7 @@ def test_keys_of_a_missing_file_stay_valid_for_a_minute(tmp_path: Path, caplog: 
     assert ring.verify(keys["alice"]) == "alice"
 
 
-def test_the_file_is_read_once_a_second(tmp_path: Path) -> None:
+def test_the_file_is_read_at_most_once_a_second(tmp_path: Path) -> None:
     clock, keys = Clock(), write_keys(tmp_path / "keys", "alice")
     ring = KeyRing(tmp_path / "keys", clock)
     write_keys(tmp_path / "keys", "bob")
@@ -184,7 +184,7 @@ def test_the_file_is_read_once_a_second(tmp_path: Path) -> None:
     assert ring.verify(keys["alice"]) == "alice"
 
 
-def test_a_new_key_from_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line_prints_a_new_key_and_its_line_of_the_keys_file(tmp_path: Path) -> None:
     runner = CliRunner()
     result = runner.invoke(app, ["key", "new", "alice"])
     assert result.exit_code == 0
@@ -197,13 +197,13 @@ def test_a_new_key_from_the_command_line(tmp_path: Path) -> None:
     assert (wrong.exit_code, "key name 'no spaces'" in wrong.stderr) == (2, True)
 
 
-def test_a_config_is_strict() -> None:
+def test_invalid_and_unknown_keys_of_the_config_are_refused() -> None:
     for fields in ({"requests_per_minute": 0}, {"requests_per_second": 1}, {"keys": "x"}):
         with pytest.raises(ValidationError):
             AuthConfig.model_validate(fields)
 
 
-def test_a_bucket_empties_and_fills() -> None:
+def test_requests_empty_a_bucket_and_time_fills_it() -> None:
     clock = Clock()
     limiter = RateLimiter(60, clock)
     for used in range(1, 61):
@@ -213,16 +213,16 @@ def test_a_bucket_empties_and_fills() -> None:
     refused = limiter.check("alice")
     assert (refused.allowed, refused.remaining) == (False, 0)
     assert refused.retry_after_s == pytest.approx(1.0)
-    assert limiter.check("bob").allowed  # a bucket for each
+    assert limiter.check("bob").allowed  # each key has its own bucket
     clock.now += 0.5
-    assert not limiter.check("alice").allowed  # refusals cost nothing:
+    assert not limiter.check("alice").allowed  # a refused request takes nothing from the bucket
     clock.now += 0.5
     assert limiter.check("alice").allowed
     clock.now += 3600
-    assert limiter.check("alice").remaining == 59  # an hour of sleep saves up one minute
+    assert limiter.check("alice").remaining == 59  # a bucket holds at most the requests of one minute
 
 
-def test_quota_headers() -> None:
+def test_the_headers_of_a_quota_have_limit_remaining_requests_and_reset_time() -> None:
     clock = Clock()
     limiter = RateLimiter(2, clock)
     assert limiter.check("alice").headers() == {
@@ -255,10 +255,10 @@ def test_the_number_of_buckets_is_limited() -> None:
     for n in range(MAX_BUCKETS):
         clock.now += 1e-6
         limiter.check(f"name {n}")
-    assert not limiter.check("name 0").allowed  # and with that it is no longer the one quiet for longest
+    assert not limiter.check("name 0").allowed  # the bucket of "name 1" is now the least recently used one
     limiter.check("one more")
     assert not limiter.check("name 0").allowed
-    assert limiter.check("name 1").allowed  # forgotten, so it starts full
+    assert limiter.check("name 1").allowed  # its bucket was dropped, and a new one is full
     assert len(limiter._buckets) == MAX_BUCKETS
 
 
@@ -267,7 +267,7 @@ def test_the_number_of_buckets_is_limited() -> None:
     st.integers(1, 6000),
     st.lists(st.tuples(st.floats(0, 30, allow_nan=False), st.integers(1, 200)), min_size=1, max_size=60),
 )
-def test_no_schedule_gets_more_than_its_rate(per_minute: int, requests: list[tuple[float, int]]) -> None:
+def test_no_sequence_of_requests_exceeds_the_rate(per_minute: int, requests: list[tuple[float, int]]) -> None:
     clock = Clock()
     limiter = RateLimiter(per_minute, clock)
     start, spent = clock.now, 0
@@ -277,7 +277,7 @@ def test_no_schedule_gets_more_than_its_rate(per_minute: int, requests: list[tup
         assert 0 <= quota.remaining <= per_minute
         spent += min(cost, per_minute) if quota.allowed else 0
         assert spent <= per_minute + (clock.now - start) * per_minute / 60 + 1e-3
-        if not quota.allowed:  # waiting for as long as it says is enough
+        if not quota.allowed:  # waiting for `retry_after_s` must be enough
             clock.now += quota.retry_after_s
             assert limiter.check("alice", cost).allowed
             spent += min(cost, per_minute)

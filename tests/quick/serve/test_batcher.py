@@ -18,7 +18,7 @@ LATER = float("inf")
 
 
 class Doubler:
-    """Doubles numbers, a batch at a time, each when `go` lets it."""
+    """Doubles the numbers of a batch. A call waits until the test releases `go`, and fails if the batch contains -1."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -115,11 +115,11 @@ def test_a_batch_behind_a_busy_place_stays_open_for_more_items() -> None:
 
         async def client(number: int) -> None:
             for _ in range(5):
-                await asyncio.sleep(0.01 * number)  # its image is decoded
+                await asyncio.sleep(0.01 * number)  # the time in which its image is decoded
                 await batcher.submit([number], LATER)
 
         await asyncio.gather(*(client(number) for number in range(8)))
-        # If no batch stays open, the first item runs alone each time, and 40 items make some 15 batches.
+        # Without open batches the first item would run alone each time, and 40 items would need about 15 batches.
         assert sum(sizes) == 40
         assert len(sizes) <= 12, sizes
         batcher.close()
@@ -248,7 +248,8 @@ def test_keys_take_turns() -> None:
 
 
 def test_a_cancelled_call_fails_its_batch_and_keeps_its_runner() -> None:
-    """Ray Serve cancels a call, and so what awaits it, when the client in whose context it was made leaves."""
+    """When a client disconnects, Ray Serve cancels the calls made in its request's context. A runner that awaits such a
+    call gets a CancelledError."""
 
     async def scenario() -> None:
         async def cancelled(items: list[int]) -> list[int]:
@@ -289,7 +290,7 @@ def test_a_runner_that_ends_is_replaced_and_counted() -> None:
 
 
 def test_runners_have_a_context_of_their_own() -> None:
-    """Cancelling a request's context does not reach them."""
+    """Cancelling the request in whose context the batcher was created must not cancel the runners."""
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
     seen: list[str] = []
 
@@ -348,7 +349,7 @@ def test_one_key_may_hold_half_of_the_capacity() -> None:
         controller.add(first, images=9)
         controller.add_bytes(first, 50)
         with pytest.raises(ApiError, match="this key has 10") as refused, controller.admit(10, "greedy"):
-            raise AssertionError("more than half for one key")
+            raise AssertionError("one key got more than half of the capacity")
         assert refused.value.code == "overloaded"
         with pytest.raises(ApiError, match="too many bytes of this key's"):
             controller.add_bytes(first, 1)
@@ -363,11 +364,11 @@ def test_admission_refuses_work_that_would_miss_its_deadline() -> None:
     controller = AdmissionController(limits())
     controller.images = measured(1.0)
     with controller.admit(10) as alone:
-        controller.add(alone, images=15)  # no other work: admitted whatever the estimate says
+        controller.add(alone, images=15)  # without other work in flight the estimate does not matter
         with pytest.raises(ApiError, match="15 s long, and the deadline is in 10 s") as refused, controller.admit(10):
-            raise AssertionError("admitted")
+            raise AssertionError("the request was admitted")
         with pytest.raises(ApiError), controller.admit(18):
-            raise AssertionError("admitted, without a margin for errors of the estimate")
+            raise AssertionError("admitted without a margin for errors of the estimate")
         assert refused.value.retry_after == 7.5
         with controller.admit(30) as patient:
             controller.add(patient, images=1)
@@ -379,13 +380,13 @@ def test_a_keys_estimated_wait_counts_its_own_work_and_as_much_of_each_other_key
     with controller.admit(30, "greedy") as first:
         controller.add(first, images=15)
         with controller.admit(3, "modest") as second:
-            controller.add(second, images=1)  # done after one image of each key, and not after sixteen
+            controller.add(second, images=1)  # it waits for one image of each key, not for sixteen
             with pytest.raises(ApiError, match="about 4 s long"):
                 controller.add(second, images=1)
 
 
 def test_slow_clients_and_unreadable_images_do_not_lengthen_the_estimated_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies that take an hour to arrive, and images that are rejected, are no work of the model."""
+    """Neither the time in which a body arrives, here 50 minutes, nor a rejected image counts as work of the model."""
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     controller = AdmissionController(limits())
@@ -406,7 +407,7 @@ def test_slow_clients_and_unreadable_images_do_not_lengthen_the_estimated_wait(m
 
 
 def test_service_time_is_the_seconds_per_item_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of four that take two seconds each, with idle hours and single items between: half a second an item."""
+    """Batches of four items take two seconds, so an item takes 0.5 s. Idle hours and single items change nothing."""
     now = 1000.0
     monkeypatch.setattr("serve.admission.service_time.time.monotonic", lambda: now)
     service_time = ServiceTime()
@@ -417,7 +418,7 @@ def test_service_time_is_the_seconds_per_item_under_load(monkeypatch: pytest.Mon
             now += 2
             service_time.end(items, saturated)
     assert service_time.seconds_per_item == pytest.approx(0.5)
-    # Two at a time are twice as fast.
+    # Two batches at the same time halve the seconds per item.
     for _ in range(30):
         service_time.begin()
         service_time.begin()
@@ -428,7 +429,7 @@ def test_service_time_is_the_seconds_per_item_under_load(monkeypatch: pytest.Mon
 
 
 def test_service_time_recovers_from_a_slow_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eighteen seconds for the first item; admission then admits one item at a time, and nothing waits behind it."""
+    """The first item takes 18 s. Admission then admits one item at a time, so that no later batch is saturated."""
     now = 1000.0
     monkeypatch.setattr("serve.admission.service_time.time.monotonic", lambda: now)
     service_time = ServiceTime()

@@ -1,4 +1,4 @@
-"""Configuration of the endpoint: the shipped files, what is refused, and the command line."""
+"""The endpoint's configuration: the shipped files, the messages about invalid values, and `sightline serve`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
 
 
-def test_the_serve_config_file_is_the_endpoint_of_the_example() -> None:
+def test_serve_yaml_deploys_the_config_of_endpoint_yaml() -> None:
     raw = yaml.safe_load((CONFIGS / "serve.yaml").read_text())
     [application] = ServeDeploySchema.model_validate(raw).applications
     assert application.import_path == f"{build.__module__}:{build.__name__}"
-    # Ray Serve's own way from a file's args to the application, which is what reads the builder's types.
+    # Ray Serve calls this function with a file's args. It converts them to the type of the builder's argument.
     front = call_user_app_builder_with_args_if_necessary(build, application.args)._bound_deployment
     config = front.init_args[0]
     assert isinstance(config, EndpointConfig)
@@ -38,7 +38,7 @@ def test_the_serve_config_file_is_the_endpoint_of_the_example() -> None:
     assert CALLBACK_PATH in (CONFIGS / "serve.yaml").read_text()
 
 
-def test_build_takes_its_sizes_from_the_config() -> None:
+def test_build_takes_replicas_and_resources_from_the_config() -> None:
     config = EndpointConfig.model_validate(
         {
             "model": {"batch_size": 8},
@@ -50,7 +50,7 @@ def test_build_takes_its_sizes_from_the_config() -> None:
     assert front.num_replicas == 2
     assert front.ray_actor_options == {"num_cpus": 4, "resources": {}}
     model = front.init_args[1]._bound_deployment
-    assert model.max_ongoing_requests == 16, "a batch that runs and a batch that fills"
+    assert model.max_ongoing_requests == 16, "one batch of 8 that runs, and one that is being filled"
     assert model.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5, "resources": {"fast": 1}}
     assert model._deployment_config.autoscaling_config.max_replicas == 3
 
@@ -68,7 +68,7 @@ def test_build_takes_its_sizes_from_the_config() -> None:
         ({"label_sets": {"": ["x"]}}, "empty name"),
     ],
 )
-def test_bad_configs_say_what_to_change(raw: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_the_error_of_a_bad_config_says_what_to_change(raw: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "endpoint.yaml"
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError) as error:
@@ -77,7 +77,7 @@ def test_bad_configs_say_what_to_change(raw: dict[str, Any], message: str, tmp_p
     assert "\n" not in str(error.value)
 
 
-def test_files_are_found_beside_the_config(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_config_file(tmp_path: Path) -> None:
     (tmp_path / "colors.txt").write_text("red\nblue\n")
     (tmp_path / "endpoint.yaml").write_text("label_sets: {colors: colors.txt}\nauth: {keys_file: keys}\n")
     (tmp_path / "keys").write_text("")
@@ -97,7 +97,9 @@ def test_files_are_found_beside_the_config(tmp_path: Path) -> None:
         ("- a", [], "expected keys and values"),
     ],
 )
-def test_the_command_refuses_in_one_line(text: str, options: list[str], message: str, tmp_path: Path) -> None:
+def test_the_command_refuses_a_bad_config_or_host_without_a_traceback(
+    text: str, options: list[str], message: str, tmp_path: Path
+) -> None:
     (tmp_path / "endpoint.yaml").write_text(text)
     result = CliRunner().invoke(app, ["serve", str(tmp_path / "endpoint.yaml"), *options])
     assert result.exit_code == 2
@@ -105,7 +107,7 @@ def test_the_command_refuses_in_one_line(text: str, options: list[str], message:
     assert "Traceback" not in result.output
 
 
-def test_a_taken_port_is_named() -> None:
+def test_the_error_of_a_port_in_use_names_the_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(app, ["serve", str(CONFIGS / "endpoint.yaml"), "--port", str(port)])
@@ -118,10 +120,12 @@ def test_the_documentation_has_every_key() -> None:
     text = (ROOT / "docs" / "endpoint.md").read_text()
     table = text.partition("<!-- keys -->")[2].partition("<!-- /keys -->")[0].strip()
     assert table == describe_keys(), "print the new table with `python -m serve.config` and paste it there"
-    assert "| `limits.image.max_bytes` | `20971520 (20 MiB)` |" in table, "the endpoint's own default, not the job's"
+    assert "| `limits.image.max_bytes` | `20971520 (20 MiB)` |" in table, (
+        "the table must have the endpoint's default, not the job's"
+    )
 
 
-def test_every_key_has_a_meaning() -> None:
+def test_every_key_has_a_description() -> None:
     rows = [line.split(" | ") for line in describe_keys().splitlines()[2:]]
     assert len(rows) > 60
     assert [key for key, _, meaning in rows if len(meaning) < 10] == []

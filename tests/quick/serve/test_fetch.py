@@ -157,7 +157,7 @@ HOSTILE = [
 ]
 
 
-def test_the_table_is_long_enough() -> None:
+def test_at_least_forty_hostile_urls_are_tested() -> None:
     assert len({url for url, _, _ in HOSTILE}) >= 40
 
 
@@ -202,7 +202,7 @@ def test_a_log_shows_no_part_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
     assert "127.0.0.1 is loopback" in caplog.text  # for the operator only, not for the client
 
 
-def test_a_wrong_config_is_refused() -> None:
+def test_an_invalid_config_is_refused() -> None:
     for wrong in (
         {"max_byte": 1},
         {"max_bytes": 0},
@@ -392,7 +392,7 @@ def test_a_redirect_is_checked_like_the_first_url(location: str, code: str, word
     assert len(web.seen) == 1
 
 
-def test_redirects_are_bounded() -> None:
+def test_the_number_of_redirects_is_limited() -> None:
     outcome, web, _ = fetch_from({"/": redirect("/")}, "/", max_redirects=2)
     assert isinstance(outcome, FetchRefused)
     assert (outcome.code, "2 times" in outcome.message, len(web.seen)) == ("fetch_failed", True, 3)
@@ -468,7 +468,7 @@ def test_a_response_of_exactly_the_limit_is_fetched() -> None:
 BROKEN = {
     "compressed": (reply(gzip.compress(b"\0" * 10**6), Content_Encoding="gzip"), "fetch_encoded", "gzip"),
     "two encodings": (reply(b"x", Content_Encoding="identity, br"), "fetch_encoded", "br"),
-    "not there": (reply(b"", "404 Not Found"), "fetch_failed", "404"),
+    "not found": (reply(b"", "404 Not Found"), "fetch_failed", "404"),
     "an error": (reply(b"", "500 Oh"), "fetch_failed", "500"),
     "partial content": (reply(b"x", "206 Partial Content"), "fetch_failed", "206"),
     "a redirect without a location": (reply(b"", "302 Found"), "fetch_failed", "302"),

@@ -46,7 +46,7 @@ def test_ray_writes_each_line_that_is_hardened(written: Path, start: str) -> Non
     assert any(line.startswith(start) for line in lines), message
 
 
-def test_only_the_frontend_listens_and_it_sends_the_peer(written: Path) -> None:
+def test_only_the_frontend_listens_and_it_sends_the_clients_address(written: Path) -> None:
     before = written.read_text()
     assert before.count("\n    bind ") + before.count("\n  bind ") == 3
     after = harden_config(before, written.parent, "[::1]:9000")
@@ -60,7 +60,7 @@ def test_only_the_frontend_listens_and_it_sends_the_peer(written: Path) -> None:
     assert harden_config(after, written.parent, "[::1]:9000") == after
 
 
-def test_without_bind_it_listens_where_ray_serve_says(written: Path) -> None:
+def test_without_a_bind_address_haproxy_listens_where_ray_serve_says(written: Path) -> None:
     assert "bind 127.0.0.1:8000" in harden_config(written.read_text(), written.parent)
 
 
@@ -76,7 +76,7 @@ def test_a_configuration_without_the_frontend_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("status", REFUSED)
-def test_a_refusal_is_a_whole_response(status: int) -> None:
+def test_a_refusal_is_a_complete_response(status: int) -> None:
     head, body = make_refusal(status).split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert f"content-length: {len(body)}".encode() in head
@@ -84,7 +84,7 @@ def test_a_refusal_is_a_whole_response(status: int) -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_the_proxy_may_take_as_long_to_start_as_serve_start_waits(
+def test_the_proxy_may_take_the_whole_timeout_of_ray_serves_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     """Otherwise, on a busy machine, Ray Serve's controller kills the proxy early and the whole start fails."""

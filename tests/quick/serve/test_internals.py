@@ -1,4 +1,4 @@
-"""Private names of Ray, Ray Serve and gRPC: the installed versions still have them, and one file alone uses them."""
+"""Private names of Ray, Ray Serve and gRPC: the installed versions have them, and only one file uses them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ READERS = (
 )
 """Files of Ray that read environment variables."""
 OWN = {"RAY_IMAGE"}
-"""Build arguments of k8s/Dockerfile, which are no variables of Ray."""
+"""Build arguments of k8s/Dockerfile, which Ray does not read."""
 VARIABLE = re.compile(r"\bRAY_[A-Z0-9_]+")
 PRIVATE = re.compile(
     r"\bRAY_[A-Z0-9_]+|\b_by_reference|__serve_build_asgi_app__|_metrics_export_port|_node_ip_address"
@@ -92,7 +92,7 @@ def test_ray_serve_has_the_logger() -> None:
     assert internals.LOGGER == SERVE_LOGGER_NAME
 
 
-def test_the_tested_version_is_the_pinned_one() -> None:
+def test_the_tested_version_of_ray_is_the_pinned_version() -> None:
     [pinned] = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned == internals.TESTED_RAY
 

@@ -1,4 +1,4 @@
-"""What admission's estimate of the wait is for: a simulation of overload on a virtual clock, with and without it.
+"""A simulation of overload on a virtual clock, with and without admission's estimate of the wait.
 
 python -m tests.quick.serve.test_overload   prints the figures that `serve.admission.controller` names
 """
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class VirtualClock:
-    """Seconds that pass only while everything waits."""
+    """A clock whose time passes only while every coroutine waits."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -41,7 +41,7 @@ class VirtualClock:
         return self.now
 
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine in an event loop on this clock. `time.monotonic` tells this clock's time meanwhile."""
+        """Run a coroutine in an event loop on this clock. Meanwhile `time.monotonic` returns this clock's time."""
         clock = self
 
         class Selector(selectors.SelectSelector):
@@ -66,8 +66,10 @@ class NoEstimate(ServiceTime):
 
 
 async def overload(service_time: ServiceTime, rates: dict[str, float], seconds: float) -> tuple[Counter[str], float]:
-    """Requests of one image at random times, `rates` per second for each key: the responses of each key
-    within `seconds`, and the mean wait of refused requests."""
+    """Send requests of one image at random times for `seconds`, on average `rates[key]` per second for each key.
+
+    Returns the number of responses of each key in this time, and the mean seconds that refused requests waited.
+    """
     limits = EndpointLimits.model_validate({"images": 1, "texts": 1, "labels": 2, "deadline_s": DEADLINE})
     controller = AdmissionController(limits)
     controller.images = service_time
@@ -80,7 +82,7 @@ async def overload(service_time: ServiceTime, rates: dict[str, float], seconds: 
 
     batcher = Batcher(run, BATCH, runners=2, places=1, service_time=service_time)
     end = time.monotonic() + seconds
-    ends: Counter[str] = Counter()
+    responses: Counter[str] = Counter()
     refused_after: list[float] = []
 
     async def request(key: str) -> None:
@@ -90,36 +92,36 @@ async def overload(service_time: ServiceTime, rates: dict[str, float], seconds: 
                 async with asyncio.timeout(DEADLINE):
                     controller.add(permit, images=1)
                     await batcher.submit([0], permit.deadline, key)
-            ends[key] += time.monotonic() <= end
+            responses[key] += time.monotonic() <= end
         except (ApiError, Expired, TimeoutError):
             refused_after.append(time.monotonic() - start)
 
     async def send(key: str, rate: float) -> None:
-        chance = random.Random(key)
+        rng = random.Random(key)
         async with asyncio.TaskGroup() as group:
             while time.monotonic() < end:
-                await asyncio.sleep(chance.expovariate(rate))
+                await asyncio.sleep(rng.expovariate(rate))
                 group.create_task(request(key))
 
     await asyncio.gather(*(send(key, rate) for key, rate in rates.items()))
     batcher.close()
-    return ends, sum(refused_after) / max(1, len(refused_after))
+    return responses, sum(refused_after) / max(1, len(refused_after))
 
 
 def simulate(service_time: ServiceTime, rates: dict[str, float], seconds: float) -> tuple[dict[str, float], float]:
-    """Responses/s by key, and the mean seconds that refused requests waited."""
-    ends, waited = VirtualClock().run(overload(service_time, rates, seconds))
-    return {key: ends[key] / seconds for key in rates}, waited
+    """Run `overload` on a virtual clock. Returns responses/s by key, and the mean seconds until a refusal."""
+    responses, waited = VirtualClock().run(overload(service_time, rates, seconds))
+    return {key: responses[key] / seconds for key in rates}, waited
 
 
 def test_under_overload_almost_all_of_the_models_capacity_becomes_responses() -> None:
     rates, waited = simulate(ServiceTime(), {"client": 2 * CAPACITY}, 200)
     assert rates["client"] > 0.95 * CAPACITY
-    assert waited < 1, "refused clients are told so at once"
+    assert waited < 1, "a request that is refused must be refused at once"
 
 
 def test_caps_alone_leave_little_of_the_capacity() -> None:
-    """The reason for the estimate. If this fails, the estimate may no longer be needed."""
+    """The reason why admission estimates the wait. If this test fails, the estimate may no longer be needed."""
     rates, waited = simulate(NoEstimate(), {"client": 2 * CAPACITY}, 200)
     assert rates["client"] < 0.5 * CAPACITY
     assert waited > 20
@@ -132,7 +134,9 @@ def test_a_key_within_its_share_is_served_while_another_overloads() -> None:
 
 
 @pytest.mark.parametrize("share", [0.8, 1.0])
-def test_the_margin_of_the_estimate(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_almost_all_capacity_is_used_with_a_margin_and_at_least_half_without_one(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(admission, "USED_DEADLINE", share)
     rates, _ = simulate(ServiceTime(), {"client": 2 * CAPACITY}, 100)
     assert rates["client"] > (0.95 if share < 1 else 0.5) * CAPACITY
