@@ -1,4 +1,4 @@
-"""The page at /, in a real Chromium against the real application."""
+"""The playground, the page at /, in a real Chromium with the real application."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def open_page(browser: Browser, endpoint: Endpoint, width: int = 1280, height: i
     browser.wait("!document.getElementById('model').hidden")
 
 
-def ask(browser: Browser, image: Path, labels: str) -> list[tuple[str, str]]:
+def classify(browser: Browser, image: Path, labels: str) -> list[tuple[str, str]]:
     """Choose an image, type labels, press the button. Returns the labels and scores that are shown, best first."""
     browser.find("#file").send_keys(str(image))
     browser.wait("document.getElementById('preview').naturalWidth")
@@ -85,13 +85,17 @@ def read_error(browser: Browser) -> str:
     return browser.find("#error").text
 
 
-def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, images: Path, shots: Path) -> None:
+def test_the_scores_of_a_chosen_image_and_typed_labels_are_shown(
+    browser: Browser, endpoint: Endpoint, images: Path, shots: Path
+) -> None:
     open_page(browser, endpoint)
     labels = ["red circle", "blue square", "green star", "blue circle"]
-    shown = ask(browser, images / "blue square.png", "red circle, blue square\n green star,,\nblue circle, red circle")
+    shown = classify(
+        browser, images / "blue square.png", "red circle, blue square\n green star,,\nblue circle, red circle"
+    )
     assert shown[0][0] == "blue square"
-    assert sorted(label for label, _ in shown) == sorted(labels)  # each once
-    # They are the numbers that another client gets.
+    assert sorted(label for label, _ in shown) == sorted(labels)  # each label once, although one was typed twice
+    # The page shows the same numbers as another client gets.
     files = {"image": (images / "blue square.png").read_bytes()}
     response = httpx2.post(f"{endpoint.url}/v1/classify", files=files, data={"labels": labels}).json()
     scores = {item["label"]: item["score"] for item in response["data"][0]["labels"]}
@@ -114,7 +118,7 @@ def test_choose_an_image_and_type_labels(browser: Browser, endpoint: Endpoint, i
     assert browser.complaints() == []
 
 
-def test_the_sample_needs_one_click(browser: Browser, endpoint: Endpoint) -> None:
+def test_one_click_tags_the_sample_image(browser: Browser, endpoint: Endpoint) -> None:
     open_page(browser, endpoint)
     browser.find("#sample").click()
     shown = read_scores(browser)
@@ -122,7 +126,7 @@ def test_the_sample_needs_one_click(browser: Browser, endpoint: Endpoint) -> Non
     assert float(shown[0][1]) > 0.5
 
 
-def test_a_registered_label_set(browser: Browser, endpoint: Endpoint, images: Path) -> None:
+def test_a_registered_label_set_can_be_chosen(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
     browser.find("#file").send_keys(str(images / "green star.png"))
     browser.find("input[value=set]").click()
@@ -139,31 +143,31 @@ def test_a_registered_label_set(browser: Browser, endpoint: Endpoint, images: Pa
     assert read_scores(browser)[0][0] == "green"
 
 
-def test_options(browser: Browser, endpoint: Endpoint, images: Path) -> None:
+def test_top_k_softmax_and_threshold_can_be_set(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
     browser.find("summary").click()
     browser.find("#top-k").send_keys("2")
     browser.find("#softmax").click()
-    shown = ask(browser, images / "green star.png", "green star, red star, blue star")
+    shown = classify(browser, images / "green star.png", "green star, red star, blue star")
     assert len(shown) == 2
     assert "add up to 1" in browser.find("#scores-note").text
     browser.find("#threshold").send_keys("1")
     browser.find("#go").click()
     browser.wait("document.getElementById('scores-note').textContent.startsWith('No label reached')")
     assert browser.find_all(".score") == []
-    browser.find("#threshold").send_keys("2")  # 12
+    browser.find("#threshold").send_keys("2")  # the field now contains 12
     browser.find("#go").click()
     assert read_error(browser) == "The lowest score is a number from 0 to 1."
     assert browser.run("document.activeElement.id") == "threshold"
 
 
 # The width of the focused element's outline; for a file input, of the element that it covers.
-RING = """((focused) => Math.max(...[focused, focused.parentElement, focused.nextElementSibling].filter(Boolean)
+OUTLINE = """((focused) => Math.max(...[focused, focused.parentElement, focused.nextElementSibling].filter(Boolean)
   .map((one) => getComputedStyle(one))
   .map((style) => (style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)))))(document.activeElement)"""
 
 
-def test_the_keyboard_is_enough(browser: Browser, endpoint: Endpoint) -> None:
+def test_the_page_can_be_used_by_keyboard_alone(browser: Browser, endpoint: Endpoint) -> None:
     open_page(browser, endpoint)
     seen: list[str] = []
 
@@ -177,8 +181,8 @@ def test_the_keyboard_is_enough(browser: Browser, endpoint: Endpoint) -> None:
         for _ in range(20):
             press(Keys.TAB)
             seen.append(browser.run("document.activeElement.id"))
-            ring = browser.run(RING)
-            assert ring >= 2, f"no visible focus on {seen[-1]}"
+            width = browser.run(OUTLINE)
+            assert width >= 2, f"no visible focus on {seen[-1]}"
             if seen[-1] == name:
                 return
         raise AssertionError(f"{name} is not reached by the tab key: {seen}")
@@ -213,7 +217,7 @@ def test_the_page_fits_a_phone(browser: Browser, endpoint: Endpoint, images: Pat
     browser.screenshot(shots / "phone-empty.png")
     long = tmp_path / f"{'a-very-long-name-without-any-space' * 5}.png"
     shutil.copy(images / "green star.png", long)
-    shown = ask(browser, long, f"green star, {'x' * 200}, a label of many words that has to be broken into lines")
+    shown = classify(browser, long, f"green star, {'x' * 200}, a label of many words that has to be broken into lines")
     assert shown[0][0] == "green star"
     # The scores are below the form, so the page scrolls to them. A click during the scrolling would stop it.
     browser.wait("Math.abs(document.getElementById('results').getBoundingClientRect().top) < innerHeight / 2")
@@ -230,7 +234,9 @@ def test_the_page_fits_a_phone(browser: Browser, endpoint: Endpoint, images: Pat
     browser.screenshot(shots / "phone-dark.png")
 
 
-def test_errors_are_explained(browser: Browser, endpoint: Endpoint, images: Path, shots: Path) -> None:
+def test_each_error_is_shown_with_an_explanation(
+    browser: Browser, endpoint: Endpoint, images: Path, shots: Path
+) -> None:
     open_page(browser, endpoint)
     browser.find("#go").click()
     assert read_error(browser) == "Choose an image first, or try the sample."
@@ -268,7 +274,9 @@ def test_a_stopped_server_is_reported(browser: Browser, images: Path) -> None:
     assert browser.find("#go").get_attribute("aria-disabled") == "false"
 
 
-def test_an_api_key(browser: Browser, tmp_path: Path, shots: Path) -> None:
+def test_the_page_asks_for_an_api_key_and_keeps_it_only_in_the_tab(
+    browser: Browser, tmp_path: Path, shots: Path
+) -> None:
     key, line = new_key("tester")
     (tmp_path / "keys").write_text(line)
     auth = {"keys_file": str(tmp_path / "keys"), "requests_per_minute": 4}
@@ -299,7 +307,7 @@ def test_an_api_key(browser: Browser, tmp_path: Path, shots: Path) -> None:
 
 def test_the_page_loads_nothing_from_other_hosts(browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint)
-    ask(browser, images / "blue square.png", "blue square")
+    classify(browser, images / "blue square.png", "blue square")
     browser.wait("!document.getElementById('embedding').hidden")
     urls = browser.requests()
     assert {url.removeprefix(endpoint.url) for url in urls} >= {
@@ -342,7 +350,7 @@ def test_the_curl_command_gets_the_same_scores(
     browser.find("summary").click()
     browser.find("#threshold").send_keys("0.0001")
     labels = ["blue square", "@home", "<b>", 'it\'s `ls` $(ls) "quoted"', "semi;type=colon", "back\\slash", "grün"]
-    shown = ask(browser, image, "\n".join(labels))
+    shown = classify(browser, image, "\n".join(labels))
     command = browser.run("document.getElementById('curl').textContent")
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)["data"][0]["labels"]
@@ -362,7 +370,7 @@ def test_texts_are_copied_to_the_clipboard(browser: Browser, endpoint: Endpoint,
         "Browser.grantPermissions",
         {"origin": endpoint.url.rstrip("/"), "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
     )
-    ask(browser, images / "blue square.png", "blue square")
+    classify(browser, images / "blue square.png", "blue square")
     browser.wait("!document.getElementById('embedding').hidden")
     browser.find("[data-copy=vector]").click()
     browser.wait("document.querySelector('[data-copy=vector]').textContent === 'Copied'")
@@ -432,9 +440,9 @@ CONTRAST = """(() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast(scheme: str, browser: Browser, endpoint: Endpoint, images: Path) -> None:
+def test_text_has_enough_contrast(scheme: str, browser: Browser, endpoint: Endpoint, images: Path) -> None:
     open_page(browser, endpoint, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-    ask(browser, images / "blue square.png", "blue square, red circle")
+    classify(browser, images / "blue square.png", "blue square, red circle")
     browser.wait("!document.getElementById('embedding').hidden")
     browser.find("#labels").clear()
     browser.find("#go").click()
