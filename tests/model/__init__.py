@@ -1,1 +1,1 @@
-"""Tests that need time: whole models."""
+"""Tests that load whole models. They take longer than the quick tests."""

@@ -46,19 +46,31 @@ def without(prefix: str) -> Callable[[Weights], Weights]:
     return lambda weights: {name: value for name, value in weights.items() if not name.startswith(prefix)}
 
 
-INCOMPLETE: list[tuple[str, Callable[[Weights], Weights], str]] = [
+WRONG_WEIGHTS: list[tuple[str, Callable[[Weights], Weights], str]] = [
     ("no text tower", without("text_model"), "missing: text_model.embeddings.position_embedding.weight"),
     ("no logit scale", without("logit_scale"), r"\(missing: logit_scale\)"),
-    ("a compiled model's", lambda w: {f"_orig_mod.{n}": v for n, v in w.items()}, "not this model's: _orig_mod.logit"),
-    ("a layer less", without("vision_model.encoder.layers.3."), r"missing: vision_model.encoder.layers.3.\S+.* more"),
+    (
+        "names of a compiled model",
+        lambda w: {f"_orig_mod.{n}": v for n, v in w.items()},
+        "not this model's: _orig_mod.logit",
+    ),
+    (
+        "a missing layer",
+        without("vision_model.encoder.layers.3."),
+        r"missing: vision_model.encoder.layers.3.\S+.* more",
+    ),
     ("another shape", lambda w: {**w, PATCHES: torch.zeros(128, 3, 8, 8)}, rf"\(of another shape: {PATCHES}\)"),
-    ("two scales", lambda w: {**w, "logit_scale": torch.zeros(2)}, r"\(of another shape: logit_scale\)"),
+    ("two logit scales", lambda w: {**w, "logit_scale": torch.zeros(2)}, r"\(of another shape: logit_scale\)"),
     ("NaN", lambda w: {**w, PATCHES: w[PATCHES] * float("nan")}, rf"\(not finite: {PATCHES}\)"),
-    ("a layer more", lambda w: {**w, "vision_model.encoder.layers.4.x": torch.ones(1)}, r"not this model's: \S+4.x\)"),
+    (
+        "an additional layer",
+        lambda w: {**w, "vision_model.encoder.layers.4.x": torch.ones(1)},
+        r"not this model's: \S+4.x\)",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), [c[1:] for c in INCOMPLETE], ids=[c[0] for c in INCOMPLETE])
+@pytest.mark.parametrize(("change", "message"), [c[1:] for c in WRONG_WEIGHTS], ids=[c[0] for c in WRONG_WEIGHTS])
 def test_wrong_weights_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     source = copy_tiny(tmp_path / "model", change)
     with pytest.raises(CheckpointError, match=message) as refused:
@@ -68,7 +80,7 @@ def test_wrong_weights_are_refused(tmp_path: Path, change: Any, message: str) ->
 
 
 IMAGES, MODEL, TOKENIZER = "preprocessor_config", "config", "tokenizer_config"
-ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+INVALID_SETTINGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (IMAGES, lambda c: {**c, "resample": None}, r"preprocessor_config\.json: resample: .*None"),
     (IMAGES, lambda c: {**c, "resample": 9}, r"preprocessor_config\.json: resample: .*9"),
     (IMAGES, lambda c: {**c, "image_mean": [0.5]}, r"preprocessor_config\.json: image_mean: "),
@@ -109,8 +121,10 @@ ODD: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "message"), ODD, ids=[f"{n}-{message}" for n, _, message in ODD])
-def test_odd_settings_are_refused_before_the_weights_are_read(
+@pytest.mark.parametrize(
+    ("name", "change", "message"), INVALID_SETTINGS, ids=[f"{n}-{message}" for n, _, message in INVALID_SETTINGS]
+)
+def test_invalid_settings_are_refused_before_the_weights_are_read(
     tmp_path: Path, name: str, change: Any, message: str
 ) -> None:
     source = copy_tiny(tmp_path / "model", **{name: change})
@@ -121,7 +135,7 @@ def test_odd_settings_are_refused_before_the_weights_are_read(
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_a_missing_or_broken_settings_file(tmp_path: Path, name: str) -> None:
+def test_the_error_of_a_missing_or_invalid_settings_file_names_the_file(tmp_path: Path, name: str) -> None:
     source = copy_tiny(tmp_path / "model")
     path = Path(source) / name
     path.write_text("{")
@@ -133,12 +147,12 @@ def test_a_missing_or_broken_settings_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
-def test_a_source_that_does_not_exist(source: str) -> None:
+def test_a_source_that_does_not_exist_is_refused(source: str) -> None:
     with pytest.raises(CheckpointError, match="not a directory, an s3:// prefix or a hub id"):
         pin_model(ModelConfig(source=source))
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_gives_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -148,7 +162,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert "\n" not in str(refused.value)
 
 
-def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+def test_damaged_files_give_an_error_of_one_line(tmp_path: Path) -> None:
     source = copy_tiny(tmp_path / "weights")
     weights = Path(source) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -187,8 +201,8 @@ def test_the_identity_covers_every_file_that_changes_results(tmp_path: Path, nam
 
 
 def test_harmless_variants_of_checkpoints_are_loaded(tmp_path: Path) -> None:
-    """Position ids that older transformers saved; half precision; shards; processor settings as transformers 5 nests
-    them; a tokenizer_config that is not there."""
+    """The variants: position ids that older transformers saved, half precision, sharded weights, the nested processor
+    settings of transformers 5, and no tokenizer_config.json."""
     ids = torch.arange(16)[None]
     old = copy_tiny(tmp_path / "old", lambda w: {**w, "vision_model.embeddings.position_ids": ids})
     (Path(old) / "tokenizer_config.json").unlink()

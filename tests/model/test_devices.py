@@ -1,4 +1,4 @@
-"""A GPU that does not work is an error: the CPU never replaces it without a message."""
+"""The choice of the device: a GPU that does not work is an error, and the model does not silently use the CPU."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def test_a_working_gpu_is_used_unless_the_cpu_is_configured(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("size", [0, -1, "many"])
-def test_an_empty_batch_size_is_refused(size: object) -> None:
+def test_an_invalid_batch_size_is_refused(size: object) -> None:
     with pytest.raises(ValidationError, match="batch_size"):
         ModelConfig.model_validate({"batch_size": size})

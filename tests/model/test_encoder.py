@@ -1,4 +1,4 @@
-"""The encoder: compiled, on several cores, and with the base architecture."""
+"""The encoder: compilation, several CPU cores, imports, and the architecture of SigLIP base."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_compiled_encoder_gives_the_same_embeddings() -> None:
 
 @pytest.fixture
 def torch_threads() -> Iterator[Callable[[int], None]]:
-    """A function that sets torch's number of threads. It is restored after the test."""
+    """A function that sets torch's number of threads. The fixture restores the number after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -69,45 +69,47 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
     monkeypatch.setattr(freezing, "freeze", count_frozen)
     config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=16)
     encoder = Encoder(pin_model(config), texts=False, sizes=(1, 8, 64))
-    ran: list[int] = []
+    computed: list[int] = []
     forward = encoder._forward
 
     def count(pixels: torch.Tensor) -> torch.Tensor:
-        ran.append(len(pixels))
+        computed.append(len(pixels))
         return forward(pixels)
 
     encoder._forward = count
     encoder.warm_up()
     eight, sixteen = -(-8 // threads), -(-16 // threads)
-    # One core compiles for all, and then each core computes a part.
+    # One thread compiles the graph for all cores, and then each core computes a part of the batch.
     expected = [1] * 2 + [eight] * (1 + threads) + [sixteen] * (1 + threads)
-    assert ran == expected, "all batch sizes that may occur are compiled before the first image"
-    assert len(frozen) == 3, "the thread that compiles packs the weights"
+    assert computed == expected, "all batch sizes that can occur must be compiled before the first image"
+    assert len(frozen) == 3, "the weights must be packed once for each size, by the thread that compiles"
     plain = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (27, size, size, 3), np.uint8)
-    nine = eight if threads == 3 else sixteen  # three parts of three
+    nine = eight if threads == 3 else sixteen  # three cores compute three images each
     for images, shapes in ((1, [1]), (2, [eight]), (8, [eight]), (9, [nine]), (27, [sixteen, nine])):
-        ran.clear()
+        computed.clear()
         vectors = encoder.embed_images(pixels[:images])
-        assert sorted(ran, reverse=True) == (
+        assert sorted(computed, reverse=True) == (
             shapes if images == 1 else [part for part in shapes for _ in range(threads)]
         )
         assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
 
 
-def test_parts_on_cores_keep_the_order(torch_threads: Callable[[int], None]) -> None:
+def test_embeddings_from_several_cores_keep_the_order_of_the_images(torch_threads: Callable[[int], None]) -> None:
     torch_threads(3)
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
     torch_threads(1)
-    alone = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
-    assert (encoder.batch_size, alone.batch_size) == (66, 64), "an equal part for each core"
+    single = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)))
+    assert (encoder.batch_size, single.batch_size) == (66, 64), (
+        "the batch size must be a multiple of the number of cores"
+    )
     size = encoder.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (140, size, size, 3), np.uint8)
     for count in (1, 2, 3, 4, 66, 140):
-        np.testing.assert_allclose(encoder.embed_images(pixels[:count]), alone.embed_images(pixels[:count]), atol=1e-6)
+        np.testing.assert_allclose(encoder.embed_images(pixels[:count]), single.embed_images(pixels[:count]), atol=1e-6)
     texts = [f"a photo of {n} cats" for n in range(70)]
-    np.testing.assert_allclose(encoder.embed_texts(texts), alone.embed_texts(texts), atol=1e-6)
+    np.testing.assert_allclose(encoder.embed_texts(texts), single.embed_texts(texts), atol=1e-6)
 
 
 def test_weights_are_not_copied_for_each_token(torch_threads: Callable[[int], None]) -> None:
@@ -154,12 +156,13 @@ def test_parts_are_small_and_the_same_number_for_each_core(
     filled = threads.fill(rows)
     seen.clear()
     threads.run(record, [torch.arange(filled)])
-    assert len(set(seen)) == 1, "parts of a full batch are equal"
+    assert len(set(seen)) == 1, "all parts of a full batch must be equal"
     assert filled - rows < len(parts)
 
 
 def test_core_threads_do_not_change_torchs_threads_elsewhere(torch_threads: Callable[[int], None]) -> None:
-    """A new thread gets the number set last in any thread: the endpoint's model would run on one core."""
+    """A new thread gets the number of threads that any thread set last. Without a reset, the endpoint's model would run
+    on one core."""
     torch_threads(3)
     cores = CoreThreads(3)
     seen: list[int] = []
@@ -180,7 +183,7 @@ def test_no_core_waits_between_two_batches(torch_threads: Callable[[int], None])
 
     def record(rows: torch.Tensor) -> torch.Tensor:
         if rows[0] == 0:
-            assert second.wait(30), "the other core had nothing more to do"
+            assert second.wait(30), "the other core did not start the second batch"
         elif rows[0] == 2:
             second.set()
         return rows
@@ -199,7 +202,7 @@ def test_an_error_on_a_core_is_raised(torch_threads: Callable[[int], None]) -> N
 
 
 def test_embedding_images_only_imports_neither_transformers_nor_the_compiler() -> None:
-    """transformers' model code takes two of five CPU seconds to import, torch.compile's one or more."""
+    """Importing transformers' model code takes two of five CPU seconds, and importing torch.compile one or more."""
     code = (
         "import sys; from siglip.checkpoint import pin_model; from siglip.config import ModelConfig; "
         "from siglip.encoder import Encoder; "
@@ -210,7 +213,7 @@ def test_embedding_images_only_imports_neither_transformers_nor_the_compiler() -
     assert result.stdout.strip() == "set()"
 
 
-def test_the_base_architecture_is_siglip_base_patch16_256(tmp_path: Path) -> None:
+def test_the_base_architecture_is_that_of_siglip_base_patch16_256(tmp_path: Path) -> None:
     count = init_checkpoint(tmp_path / "base", "base", seed=3)
     assert count == 203_202_050  # the hub's own count for google/siglip-base-patch16-256
     config = ModelConfig(source=str(tmp_path / "base"), dtype="float32", compile=False)

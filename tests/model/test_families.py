@@ -1,4 +1,4 @@
-"""Every family compared with transformers' AutoProcessor and AutoModel: token ids, embeddings, scores."""
+"""Token ids, embeddings and scores of every family, compared with transformers' AutoProcessor and AutoModel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pair:
         self.model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
 
     def their_ids(self, texts: list[str]) -> Any:
-        """Token ids of canonical texts, padded and cut as the model card says."""
+        """Token ids of canonical texts, padded and truncated as the model card says."""
         inputs = self.processor(text=texts, padding="max_length", max_length=64, truncation=True, return_tensors="pt")
         assert set(inputs) == {"input_ids"}
         return inputs["input_ids"]
@@ -58,16 +58,16 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return pair
 
 
-def test_token_ids_equal_the_reference_s(pair: Pair) -> None:
+def test_token_ids_equal_those_of_transformers(pair: Pair) -> None:
     ours = pair.ours.tokenize(TEXTS)
     theirs = pair.their_ids([pair.rule.canonicalize(text) for text in TEXTS]).numpy()
     assert ours.shape == (len(TEXTS), 64)
     np.testing.assert_array_equal(ours, theirs)
-    assert (ours[-2:, -1] == 1).all()  # a text that is cut keeps its end token, as in the reference
+    assert (ours[-2:, -1] == 1).all()  # a truncated text keeps its end token, as in transformers
     assert len({tuple(row) for row in ours.tolist()}) >= len(TEXTS) - 1
 
 
-def test_embeddings_and_scores_equal_the_reference_s(pair: Pair) -> None:
+def test_embeddings_and_scores_equal_those_of_transformers(pair: Pair) -> None:
     images = [make_rgb(width, height, seed) for seed, (width, height) in enumerate([(640, 427), (90, 300), (33, 31)])]
     pixels = np.stack([decode_image(encode(image), pair.ours.spec, Limits()).pixels for image in images])
     vectors = pair.ours.embed_images(pixels)
@@ -76,7 +76,7 @@ def test_embeddings_and_scores_equal_the_reference_s(pair: Pair) -> None:
     assert (vectors * theirs.image_embeds.numpy()).sum(axis=1).min() >= 0.99999
     assert (texts * theirs.text_embeds.numpy()).sum(axis=1).min() >= 0.99999
     logits = score_pairs(vectors, texts, pair.ours.scale)
-    # One level in one pixel of a hundred changes a cosine by 1e-4, and the logit scale multiplies that by a hundred.
+    # A difference of one level in 1% of the pixels changes a cosine by 1e-4. The logit scale multiplies that by 100.
     np.testing.assert_allclose(logits, theirs.logits_per_image.numpy(), atol=2e-2)
     expected = theirs.logits_per_image.sigmoid().numpy()
     np.testing.assert_allclose(sigmoid(logits), expected, atol=2e-3)
@@ -87,14 +87,14 @@ def test_embeddings_and_scores_equal_the_reference_s(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("name", ["GemmaTokenizerFast", "Siglip2Tokenizer"])
-def test_all_names_of_the_same_tokenizer(tmp_path: Path, name: str) -> None:
+def test_each_class_name_of_the_tokenizer_gives_the_token_ids_of_transformers(tmp_path: Path, name: str) -> None:
     directory = make_siglip2(tmp_path / "model", tokenizer_class=name)
     pair = Pair(directory)
     texts = [pair.rule.canonicalize(text) for text in TEXTS]
     np.testing.assert_array_equal(pair.ours.tokenize(TEXTS), pair.their_ids(texts).numpy())
 
 
-def test_a_tokenizer_with_more_tokens_than_the_text_tower(tmp_path: Path) -> None:
+def test_a_tokenizer_with_more_tokens_than_the_text_tower_is_refused(tmp_path: Path) -> None:
     directory = make_siglip2(tmp_path / "model")
     other = make_siglip2(tmp_path / "other")
     small = make_siglip(tmp_path / "small")

@@ -42,7 +42,7 @@ def embed_by_reference(reference: tuple[Any, Any], images: list[Any]) -> np.ndar
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99999), ("bfloat16", 0.999)])
-def test_image_embeddings_equal_the_reference_s(reference: tuple[Any, Any], dtype: Any, least: float) -> None:
+def test_image_embeddings_equal_those_of_transformers(reference: tuple[Any, Any], dtype: Any, least: float) -> None:
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype=dtype, compile=False)), texts=False)
     cases = [*plain_cases(), *awkward_cases()]
     pixels = np.stack([decode_image(data, encoder.spec, Limits()).pixels for _, data, _ in cases])
@@ -51,7 +51,7 @@ def test_image_embeddings_equal_the_reference_s(reference: tuple[Any, Any], dtyp
     assert cosines[worst] >= least, cases[worst][0]
 
 
-def test_scores_equal_the_reference_s(encoder: Encoder, reference: tuple[Any, Any]) -> None:
+def test_scores_equal_those_of_transformers(encoder: Encoder, reference: tuple[Any, Any]) -> None:
     cases = list(plain_cases())
     labels = LabelSet.model_validate({"names": LABELS[:9], "templates": ["a photo of a {label}"]})
     pixels = np.stack([decode_image(data, encoder.spec, Limits()).pixels for _, data, _ in cases])
@@ -70,7 +70,7 @@ def test_scores_equal_the_reference_s(encoder: Encoder, reference: tuple[Any, An
 
 
 def test_shrinking_by_libjpeg_hardly_changes_embeddings(encoder: Encoder) -> None:
-    """`decode: auto` on smooth images, images with edges, and a page of text."""
+    """`decode: auto` compared with `decode: exact`, for a smooth image, an image with edges and a page of text."""
     rng = np.random.default_rng(0)
     page = Image.new("RGB", (1400, 1100), "white")
     for line in range(0, 1100, 60):
@@ -101,7 +101,7 @@ AWKWARD_LABELS = [
 ]
 
 
-def test_token_ids_equal_the_reference_s(encoder: Encoder) -> None:
+def test_token_ids_equal_those_of_transformers(encoder: Encoder) -> None:
     tokenizer = SiglipTokenizer.from_pretrained(TINY)
     ids = encoder.tokenize(AWKWARD_LABELS)
     assert ids.shape == (len(AWKWARD_LABELS), encoder.text_length)
@@ -120,11 +120,11 @@ def test_several_prompts_are_averaged_and_normalised(encoder: Encoder) -> None:
     np.testing.assert_allclose(encoder.embed_labels(labels)[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
-def test_any_number_of_images(encoder: Encoder) -> None:
+def test_embeddings_do_not_depend_on_the_number_of_images_in_a_call(encoder: Encoder) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (encoder.batch_size + 3, 64, 64, 3), np.uint8)
     together = encoder.embed_images(pixels)
-    alone = np.concatenate([encoder.embed_images(pixels[n : n + 1]) for n in range(len(pixels))])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    one_by_one = np.concatenate([encoder.embed_images(pixels[n : n + 1]) for n in range(len(pixels))])
+    np.testing.assert_allclose(together, one_by_one, atol=1e-5)
     assert encoder.embed_images(pixels[:0]).shape == encoder.embed_texts([])[:0].shape == (0, encoder.width)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_a_seed_determines_the_random_weights(tmp_path: Path) -> None:
     assert a == b != c
 
 
-def test_selection_and_scores() -> None:
+def test_select_and_the_activations_give_the_expected_values() -> None:
     scores = np.array([[0.9, 0.2, 0.6, 0.6], [0.1, 0.1, 0.1, 0.1]], np.float32)
     chosen = select(scores, 0.5, 2)
     assert [row for row, _ in chosen.rows()] == [[0, 2], []]
