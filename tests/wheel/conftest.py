@@ -1,4 +1,4 @@
-"""The wheel, installed outside the repository, and a working directory with modules that have its packages' names."""
+"""Fixtures: the wheel, installed outside the repository, and a folder with modules that have its packages' names."""
 
 from __future__ import annotations
 

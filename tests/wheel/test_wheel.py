@@ -1,4 +1,4 @@
-"""The wheel as a user has it: complete, and its own code runs whatever the working directory holds."""
+"""The installed wheel has all data files. Its code runs even if the working directory has modules of the same names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_INSTALLED = {"README.md", "kustomization.yaml", "serve/grafana/dashboard.jso
 
 @pytest.fixture(params=["wheel", "editable"])
 def command(request: pytest.FixtureRequest, wheel: Wheel) -> list[str]:
-    """How to call Sightline: the wheel's command, and `python -m sightline` of this editable installation."""
+    """The command that starts Sightline: the wheel's, and `python -m sightline` of this editable installation."""
     return [str(wheel.commands / "sightline")] if request.param == "wheel" else [sys.executable, "-m", "sightline"]
 
 
@@ -41,7 +41,7 @@ def job(hostile: Path) -> Path:
 
 
 def run(folder: Path, *command: str | Path) -> str:
-    """What a command prints to stdout. It runs in `folder`, which is also on PYTHONPATH. It must succeed."""
+    """Run a command in `folder`, which is also on PYTHONPATH. Returns its stdout. Fails if the command fails."""
     result = subprocess.run(
         [str(part) for part in command],
         cwd=folder,
@@ -54,7 +54,7 @@ def run(folder: Path, *command: str | Path) -> str:
     return result.stdout
 
 
-def test_the_wheel_holds_every_data_file(wheel: Wheel) -> None:
+def test_the_wheel_contains_every_data_file(wheel: Wheel) -> None:
     inside = set(zipfile.ZipFile(wheel.file).namelist())
     tracked = subprocess.run(
         ["git", "ls-files", *SOURCES], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -71,29 +71,29 @@ def test_the_wheel_holds_every_data_file(wheel: Wheel) -> None:
     }
 
 
-def test_the_code_is_the_wheels(wheel: Wheel, hostile: Path) -> None:
+def test_imports_find_the_wheels_modules_and_not_the_working_directorys(wheel: Wheel, hostile: Path) -> None:
     code = "import sightline, storage, serve.app, pipelines.job; print(storage.__file__, serve.__file__, sep='\\n')"
     for path in run(hostile, wheel.commands / "python", "-c", code).splitlines():
         assert Path(path).is_relative_to(wheel.commands.parent), path
 
 
-def test_the_demo(wheel: Wheel, hostile: Path) -> None:
+def test_the_demo_and_its_report_succeed(wheel: Wheel, hostile: Path) -> None:
     sightline = wheel.commands / "sightline"
     printed = run(hostile, sightline, "demo")
     assert "verify: ok, 612 rows in = 607 tagged + 5 rejected" in printed
-    advice = re.findall("^see it: sightline (report .+), then open (.+)$", printed, re.MULTILINE)
-    assert advice == [("report demo/output --to demo/report.html", "demo/report.html")]
-    run(hostile, sightline, *advice[0][0].split())
-    assert "data:image/jpeg;base64," in (hostile / advice[0][1]).read_text(), "thumbnails"
+    suggested = re.findall("^see it: sightline (report .+), then open (.+)$", printed, re.MULTILINE)
+    assert suggested == [("report demo/output --to demo/report.html", "demo/report.html")]
+    run(hostile, sightline, *suggested[0][0].split())
+    assert "data:image/jpeg;base64," in (hostile / suggested[0][1]).read_text(), "the report must contain thumbnails"
 
 
-def test_a_job_and_its_verification(command: list[str], job: Path) -> None:
+def test_a_job_and_its_verification_succeed(command: list[str], job: Path) -> None:
     assert "2 tagged, 0 rejected" in run(job.parent, *command, "tag", job)
     assert "problems" not in run(job.parent, *command, "verify", "output")
 
 
-def test_a_job_on_a_joined_cluster(job: Path) -> None:
-    """The nodes' PYTHONPATH holds the hostile folder too."""
+def test_a_job_on_a_joined_cluster_succeeds(job: Path) -> None:
+    """The hostile folder is also on the PYTHONPATH of the nodes."""
     with RayCluster({"PYTHONPATH": str(job.parent)}) as cluster:
         cluster.add_worker("workers", 3)
         result = subprocess.run(
@@ -108,7 +108,7 @@ def test_a_job_on_a_joined_cluster(job: Path) -> None:
     assert "2 tagged, 0 rejected" in result.stdout
 
 
-def test_the_endpoint(command: list[str], hostile: Path) -> None:
+def test_the_endpoint_serves_a_request_and_stops_without_an_error(command: list[str], hostile: Path) -> None:
     port = free_port()
     config = REPOSITORY / "configs/endpoint.yaml"
     process = subprocess.Popen(
