@@ -192,6 +192,7 @@ def test_a_key_with_many_queued_images_does_not_delay_another_key(tmp_path: Path
         assert statistics.median(batches_waited) < 6, batches_waited
 
 
+@pytest.mark.alone
 def test_the_quota_of_a_key_counts_images_and_texts(tmp_path: Path) -> None:
     with run_with_two_keys(tmp_path, auth={"items_per_minute": 10}) as (_, greedy, modest):
         images = {"images": [data_uri(PNG)] * 6, "label_set": "shapes"}
