@@ -217,11 +217,11 @@ def find_suspects(output: TaggedOutput, truth: Truth) -> list[Suspect]:
 
 
 def _draw_bootstrap_weights(images: int, resamples: int, seed: int) -> Doubles:
-    """Draw the weight of each image in each resample, (1 + R, M). The first row is ones: the data without resampling.
+    """Draw the weights of a Bayesian bootstrap, float64 (1 + resamples, images). Row 0 is ones: the original data.
 
-    Weights are Dirichlet-distributed and never 0. If whole images were drawn with replacement, a label that is right in
-    one image only would be missing from a third of the resamples, and their mean over labels would be over other labels
-    than the metric's.
+    Each other row is a draw from Dirichlet(1, ..., 1), times `images`, so no weight is 0 (Rubin 1981). The usual
+    bootstrap draws images with replacement. A label with a single positive image would then be missing from 37 % of the
+    resamples, and a mean over labels would be a mean over fewer labels than in the original data.
     """
     drawn = np.random.default_rng(seed).dirichlet(np.ones(images), size=resamples) * images
     return np.concatenate([np.ones((1, images)), drawn])

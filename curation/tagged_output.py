@@ -92,7 +92,7 @@ class TaggedOutput:
 
     @property
     def rejected(self) -> int:
-        """The number of rejected images."""
+        """The number of images in the whole output that could not be tagged, from the manifest."""
         return int(self.manifest["rows_rejected"])
 
     def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:

@@ -56,7 +56,7 @@ class ActorsConfig(BaseModel):
 
     @property
     def largest(self) -> int:
-        """The maximum size of the pool."""
+        """The largest number of actors that the pool may have, as configured."""
         return self.max if self.max is not None else max(self.smallest, self.initial or 1)
 
 

@@ -128,10 +128,10 @@ class Encoder:
         return self._encoder.embed_texts(list(texts))
 
     def head(self, labels: LabelSet | Sequence[str]) -> LinearHead:
-        """Embed a label set once, to score many embeddings: `encoder.head(labels).scores(encoder.images(images))`.
+        """Embed labels, and return a linear head that scores any number of image embeddings.
 
-        A list of names gets the default template of a job's configuration. Raises `ConfigError` for labels that the
-        model cannot tell apart.
+        For example `encoder.head(labels).scores(encoder.images(images))`. Label names get the default prompt template,
+        as in a job without `templates`. Raises `ConfigError` if two labels are the same text to the model.
         """
         try:
             found = labels if isinstance(labels, LabelSet) else LabelSet.model_validate(list(labels))

@@ -61,7 +61,7 @@ def _find_nested(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 
 
 def _format(name: str, value: Any) -> str:
-    """A default as YAML writes it. Bytes have a second figure in MiB."""
+    """Return the default value of a key as YAML text. A number of bytes is followed by the same size in MiB."""
     if value is _REQUIRED:
         return "required"
     if value is None or isinstance(value, bool):

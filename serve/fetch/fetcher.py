@@ -305,7 +305,7 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
             why = "no address"
         addresses = [parse_address(answer) for answer in answers]
         for answer, address in zip(answers, addresses, strict=True):
-            reason = self._refuse(address)
+            reason = self._refusal_reason(address)
             if reason:
                 addresses, why = [], f"{answer} is {reason}"
                 break
@@ -314,8 +314,8 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
             raise FetchRefused("fetch_forbidden", f"{host}: this server does not fetch from it: {shown}", why)
         return [address for address in addresses if address is not None]
 
-    def _refuse(self, address: Address | None) -> str | None:
-        """Return why an address is forbidden, or None if it is allowed."""
+    def _refusal_reason(self, address: Address | None) -> str | None:
+        """Return why this server must not connect to an IP address, or None if it may. `None` is not an IP address."""
         if address is None:
             return "not an address"
         if isinstance(address, IPv6Address) and address.scope_id is not None:

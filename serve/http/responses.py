@@ -64,7 +64,11 @@ def body_of(model: type[BaseModel], **other_types: dict[str, Any]) -> dict[str, 
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Replace each `$ref` of a JSON schema by its definition: pydantic's `$defs` are not where OpenAPI expects them."""
+    """Return a JSON schema in which each `$ref` is replaced with its definition, and which has no `$defs`.
+
+    pydantic puts definitions under `$defs`, and OpenAPI expects them under `components/schemas`. The schema must not
+    refer to itself.
+    """
     definitions = schema.pop("$defs", {})
 
     def walk(node: Any) -> Any:

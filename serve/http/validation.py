@@ -9,7 +9,10 @@ from serve.http.errors import ApiError
 
 
 def describe_validation(errors: Sequence[Any]) -> ApiError:
-    """Turn validation errors into one error that names the field. It contains nothing of the request's values."""
+    """Return one `ApiError` (status 400) for the validation errors of a request.
+
+    It describes one of the errors and names its field. The message never includes a value from the request.
+    """
     first = max(errors, key=lambda error: len(error["loc"]))  # of a union's branches, the one that matched most
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(part for part in where if not _is_branch(part)) or None

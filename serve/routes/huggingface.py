@@ -172,7 +172,10 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
 
 
 def check_embedding_options(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:
-    """Refuse requests for embeddings of another width or without unit norm. Raises `ApiError`."""
+    """Raise `ApiError` if `dimensions` is not the model's embedding dimension, or `normalize` is false.
+
+    Both may be absent. The model's embeddings have unit norm and cannot be shortened.
+    """
     service.check_dimensions(body.dimensions, "dimensions")
     if body.normalize is False:
         raise ApiError("invalid_request", "normalize: embeddings always have unit norm", param="normalize")

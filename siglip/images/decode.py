@@ -236,10 +236,11 @@ def _decode_jpeg(image: Image.Image, data: bytes, shrink: int) -> np.ndarray | N
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, that is still to be applied. Loads the image unless it is a JPEG, TIFF or HEIF.
+    """Return the EXIF orientation, 1 to 8, that the caller must still apply to the pixels.
 
-    The result is 1 for an orientation that is not valid, and for EXIF that cannot be parsed. It is 1 for a HEIF too,
-    because its plugin has turned the image, and for a TIFF, because Pillow turns the image while it loads it.
+    It is 1 (nothing to do) if the orientation is missing, invalid or cannot be parsed. It is 1 for a HEIF image too,
+    because the plugin has already turned its pixels, and for a TIFF, because Pillow turns the pixels when it loads
+    them. Other formats than JPEG, TIFF and HEIF are loaded here; what a broken image raises then is raised.
     """
     from siglip.images.resize import ORIENTATIONS
 

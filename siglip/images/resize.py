@@ -70,7 +70,10 @@ def resize(
 
 
 def _shrink(operator: ResizeOperator, pixels: Pixels, shape: tuple[int, int], out: Pixels | None = None) -> Pixels:
-    """Resize to `shape` (height, width), rows first and then columns."""
+    """Resize uint8 pixels (H, W, 3) to `shape` (height, width): first along each row, then along each column.
+
+    Writes to `out`, uint8 (height, width, 3), if it is given, and returns the result.
+    """
     out = np.empty((*shape, 3), np.uint8) if out is None else out
     source, target = (view_as_tensor(array).permute(2, 0, 1).unsqueeze(0) for array in (pixels, out))  # (1, 3, H, W)
     operator(source, list(shape), False, out=target)
