@@ -123,7 +123,7 @@ class _TopExamples:
         self._limit[labels[full]] = all_values[order[full]]
 
     def examples(self, label: int, sign: int) -> list[Example]:
-        """Return the kept images of one label, by its index, largest value first. Their score is `sign` times the value.
+        """Return the kept images of one label, by its index, largest value first. Their score is `sign` times it.
 
         With `sign` -1, `add` was given negated scores, so that the images with the lowest scores were kept.
         """
