@@ -34,6 +34,7 @@ from tests.support.images import encode
 NO_COMPILER = None if any(map(shutil.which, ("g++", "clang++", "c++"))) else "apt-get install g++"
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_embeddings() -> None:
     require("C++ compiler", NO_COMPILER)
     encoder = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)

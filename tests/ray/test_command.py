@@ -82,6 +82,7 @@ def test_a_broken_archive_counts_as_its_lost_images(place: Place) -> None:
     assert "about 99 images are lost" in details["corrupt_archive"]
 
 
+@pytest.mark.slow
 def test_two_concurrent_runs_write_each_row_once(place: Place) -> None:
     image = make_image()
     for number in range(12):

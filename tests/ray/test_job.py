@@ -328,6 +328,7 @@ def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monk
     assert reading[0]
 
 
+@pytest.mark.slow
 def test_the_time_to_stop_ray_is_not_part_of_a_runs_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopping Ray takes seconds in which no image is processed. The images per second must not include them."""
     stopping = 3.0

@@ -155,6 +155,7 @@ def test_a_killed_retag_is_finished_by_the_next(tagged: Path, tmp_path: Path, mo
     check_verified(target)
 
 
+@pytest.mark.slow
 def test_two_concurrent_retags_write_each_row_once(tagged: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.yaml").write_text(yaml.safe_dump(OTHER))
     target = tmp_path / "target"
