@@ -122,7 +122,7 @@ def _print_waiting(waiting: list[Waiting]) -> None:
     images = sum(item.rows for item in waiting)
     err.print(
         f"[red]{len(waiting):,} shards or inputs with about {images:,} images wait[/red]: the rest is committed; run "
-        "the same command again when they can be read",
+        "the same command again when the reasons below are gone",
         highlight=False,
     )
     for reason, count in Counter(item.reason for item in waiting).most_common():

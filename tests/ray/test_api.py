@@ -29,7 +29,7 @@ scores = encoder.scores(["cat.jpg", "dog.jpg"], ["cat", "dog"])  # probabilities
 embeddings = encoder.images(["cat.jpg", "dog.jpg"])  # unit vectors, float32 (2, 768)
 
 sightline.tag("job.yaml")  # the same as `sightline tag job.yaml`
-table = sightline.open_output("output").to_arrow(["source", "labels", "scores", "embedding"])
+table = sightline.open_output("tags").to_arrow(["source", "labels", "scores", "embedding"])
 """
 """The README's snippet of the Python API."""
 
@@ -41,7 +41,7 @@ def test_the_readmes_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         Path(f"{name}.jpg").write_bytes(encode(make_rgb(seed=len(name)), "JPEG"))
-    Path("job.yaml").write_text(yaml.safe_dump({"input": ".", "output": "output", "labels": ["cat", "dog"], **SHARE}))
+    Path("job.yaml").write_text(yaml.safe_dump({"input": ".", "output": "tags", "labels": ["cat", "dog"], **SHARE}))
     names: dict[str, Any] = {}
     exec(SNIPPET.replace("google/siglip-base-patch16-256", "tiny"), names)
     assert (names["scores"].shape, names["embeddings"].shape) == ((2, 2), (2, names["encoder"].width))
