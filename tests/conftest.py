@@ -37,7 +37,7 @@ CORE = (
 NOT_CORE = ("alone", "browser", "gpu", "s3", "slow")
 """Marks of tests that need the whole machine, a system package or a GPU, or that take long."""
 
-LONG = ("ray", "rayserve", "k8s", "quick/siglip/test_decoder.py")
+LONG = ("ray", "rayserve", "k8s", "wheel", "quick/siglip/test_decoder.py")
 """Folders and files whose tests take longest."""
 
 
