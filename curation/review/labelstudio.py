@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curation.tagged_output import ID
 from siglip.labels import LabelSet
+from storage.schemes import is_remote
 from storage.settings import ConfigError
 
 MAX_TASKS, MAX_BYTES = 90_000, 200 * 2**20
@@ -85,7 +86,7 @@ def _image(row: dict[str, Any]) -> str:
         return f"data:image/jpeg;base64,{base64.b64encode(row['thumbnail']).decode()}"
     source = str(row["source"])
     whole = not source.lower().endswith((".tar", ".tar.gz", ".tgz", ".parquet"))
-    if whole and source.startswith(("http://", "https://", "s3://")):
+    if whole and is_remote(source):
         return source
     raise ConfigError(
         f"{row['key']} of {source} has no thumbnail and no URL: tag with `thumbnails: true` to have thumbnails"
