@@ -113,10 +113,21 @@ def quiet_core() -> Iterator[None]:
     level that prevents it is announced on the standard error, which is therefore closed meanwhile.
     """
     os.environ.setdefault(CORE_LOG_LEVEL, "fatal")
+    with silence_stderr():
+        yield
+
+
+@contextmanager
+def silence_stderr() -> Iterator[None]:
+    """Discard what this process, and processes that it starts meanwhile, write to the standard error.
+
+    Ray's core writes there below Python, so `contextlib.redirect_stderr` does not reach it.
+    """
+    sys.stderr.flush()
     stderr = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
         yield
     finally:
         os.dup2(stderr, 2)

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,12 +83,13 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
         import ray
         from ray import serve as rayserve
 
-        from pipelines.ray_internals import keep_sigterm, own_code_first
+        from pipelines.ray_internals import keep_sigterm, own_code_first, silence_stderr
         from serve.app import build
 
         metrics_port = _free_port()
         cpus = sum(scaling.largest * (scaling.num_cpus or 1) for scaling in (config.replicas, config.ingress))
-        with _quiet(), keep_sigterm():
+        # Ray prints the log level that it was given and, at the end, that Ray Serve's controller was stopped.
+        with silence_stderr(), keep_sigterm():
             ray.init(
                 address="local",
                 job_config=own_code_first(),
@@ -109,10 +109,10 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
                 yield f"http://127.0.0.1:{metrics_port}/metrics"
             finally:
                 haproxy.drain(Path(folder), DRAIN_SECONDS)
-                with _quiet():
+                with silence_stderr():
                     rayserve.shutdown()
         finally:
-            with _quiet():
+            with silence_stderr():
                 ray.shutdown()
 
 
@@ -147,20 +147,6 @@ def _await_proxy(host: str, port: int) -> None:
         connection.close()
         time.sleep(0.1)
     connection.close()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence stderr: Ray prints the log level that it was given, and that Ray Serve's controller was stopped."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def is_loopback(host: str) -> bool:
