@@ -1,0 +1,110 @@
+"""`InputCase`: one odd input, and what a job must do with it. Planning and reading are real; no Ray and no model run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.config import JobConfig
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.formats import read_inputs
+from pipelines.inputs.rows import Reading, Row, Skipped
+from pipelines.output.output import Output
+from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from siglip.config import ImageSpec
+from siglip.images.decode import ImageRejected, decode_image
+from storage.settings import ConfigError
+from storage.store import StoreOptions
+
+_SPEC = ImageSpec(size=32)
+
+
+@dataclass(frozen=True)
+class InputCase:
+    """An input, what a job must do with it, and its line in `docs/inputs.md`.
+
+    `kind` and `rule` are the text of the line, in Markdown; its outcome is derived from what is expected. `build` writes
+    the input into an empty folder, which is the job's only input unless `settings` names others (`{folder}` in a value is
+    the folder). Expected are the number of `tagged` images, the `rejected` ones by reason, what is `skipped` by the
+    phrase of the summary, or the text that the refusal must contain (`refused`).
+    """
+
+    kind: str
+    rule: str
+    build: Callable[[Path], object]
+    tagged: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    refused: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def outcome(self) -> str:
+        """Return the text of the table's second column."""
+        if self.refused is not None:
+            return "refused"
+        reasons = ", ".join(f"`{reason}`" for reason in self.rejected)
+        parts = ["tagged"] if self.tagged else []
+        parts += [f"rejected: {reasons}"] if reasons else []
+        parts += ["skipped"] if self.skipped else []
+        return "; ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What planning, reading and decoding made of a case: the fields of `InputCase`, and the rows."""
+
+    tagged: int
+    rejected: dict[str, int]
+    skipped: dict[str, int]
+    refused: str | None
+    rows: list[Row]
+    pixels: list[np.ndarray]
+
+
+def read_case(case: InputCase, folder: Path) -> Seen:
+    """Build a case's input in `folder`, plan it, read it and decode its images."""
+    case.build(folder)
+    with tempfile.TemporaryDirectory() as output:
+        settings = {"input": "{folder}", "output": output, "labels": ["a"], **case.settings}
+        try:
+            return _read(JobConfig(**_fill(settings, str(folder))), Path(output))
+        except (ConfigError, ValueError) as error:
+            return Seen(0, {}, {}, str(error), [], [])
+
+
+def _read(config: JobConfig, folder: Path) -> Seen:
+    options = StoreOptions()
+    output, columns = Output(config.output, options), PassedColumns(config.parquet.columns)
+    draft = draft_plan(config, output, columns, folder)
+    publish_plan(draft, output)
+    skipped, rows = Skipped(), list[Row]()
+    reading = Reading(
+        options, config.limits.max_bytes, config.parquet, columns.schema(), config.on_changed, config.on_missing
+    )
+    for ref in list_shards(output):
+        rows += [row for _, row in read_inputs(read_shard_inputs(output.store, ref), reading, skipped)]
+    pixels: list[np.ndarray] = []
+    rejected: Counter[str] = Counter()
+    for row in rows:
+        try:
+            if row.rejected is not None or row.data is None:
+                raise row.rejected or ImageRejected("missing")
+            pixels.append(decode_image(row.data, _SPEC, config.limits, config.decode).pixels)
+        except ImageRejected as error:
+            rejected[error.reason] += 1
+    counts = draft.report.skipped.counts + skipped.counts
+    return Seen(len(pixels), dict(rejected), dict(counts), None, rows, pixels)
+
+
+def _fill(value: Any, folder: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{folder}", folder)
+    if isinstance(value, Mapping):
+        return {key: _fill(item, folder) for key, item in value.items()}
+    return [_fill(item, folder) for item in value] if isinstance(value, (list, tuple)) else value
