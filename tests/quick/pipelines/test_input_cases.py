@@ -16,7 +16,8 @@ CASES = [pytest.param(case, id=f"{section.TITLE}: {case.kind}") for section in S
 def test_an_input_is_treated_as_the_page_says(case: InputCase, tmp_path: Path) -> None:
     seen = read_case(case, tmp_path)
     if case.refused is not None:
-        assert seen.refused is not None and case.refused in seen.refused
+        assert seen.refused is not None
+        assert case.refused in seen.refused
         return
     assert (seen.refused, seen.tagged, seen.rejected, seen.skipped) == (
         None,

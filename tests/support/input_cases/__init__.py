@@ -1,1 +1,1 @@
-"""Kinds of input and what a job does with each: the cases behind `docs/inputs.md`. A section of the page is a module."""
+"""Kinds of input and what a job does with each: the cases behind `docs/inputs.md`, a module for each section."""

@@ -1,4 +1,4 @@
-"""`InputCase`: one odd input, and what a job must do with it. Planning and reading are real; no Ray and no model run."""
+"""`InputCase`: one odd input, and what a job must do with it. It is planned, read and decoded; no Ray and no model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _SPEC = ImageSpec(size=32)
 class InputCase:
     """An input, what a job must do with it, and its line in `docs/inputs.md`.
 
-    `kind` and `rule` are the text of the line, in Markdown; its outcome is derived from what is expected. `build` writes
-    the input into an empty folder, which is the job's only input unless `settings` names others (`{folder}` in a value is
-    the folder). Expected are the number of `tagged` images, the `rejected` ones by reason, what is `skipped` by the
-    phrase of the summary, or the text that the refusal must contain (`refused`).
+    `kind` and `rule` are the text of the line, in Markdown; its outcome is derived from what is expected. `build`
+    writes the input into an empty folder, which is the job's only input unless `settings` names others (`{folder}` in a
+    value is the folder). Expected are the number of `tagged` images, the `rejected` ones by reason, what is `skipped`
+    by the phrase of the summary, or the text that the refusal must contain (`refused`).
     """
 
     kind: str
