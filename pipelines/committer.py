@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,14 +10,19 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import COMMIT_CPUS, RETRIES
+from pipelines.cluster import COMMIT_CPUS
 from pipelines.inputs.listing import Waiting
+from pipelines.inputs.rows import WaitReason
 from pipelines.output.commit import commit_shard
 from pipelines.output.parts import ShardSummary, covers
 from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
 from pipelines.progress import Progress
+from pipelines.ray_internals import RETRIES
 from pipelines.run_report import RunReport
+from storage.store import StoreError
+
+logger = logging.getLogger(__name__)
 
 Parts = dict[str, list[int]]
 """The URIs of a shard's parts, each with the runs of the rows that the part holds."""
@@ -64,7 +70,8 @@ class Committer:
     `count_at_once` returns how many commits may run at once: the number of shards that are read at once. A commit that
     finds no idle worker makes Ray start one, which takes longer than the commit itself.
 
-    `waiting` are the shards that the store could not deliver. None of their rows are committed.
+    `waiting` are the shards that the store could not deliver, and those that could not be read or committed because of
+    an unexpected exception. None of their rows are committed.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class Committer:
         self._progress = progress
         self._count_at_once = count_at_once
         self._complete: deque[tuple[ShardRef, Parts, ShardSummary]] = deque()
-        self._in_flight: list[ray.ObjectRef[None]] = []
+        self._in_flight: dict[ray.ObjectRef[str | None], tuple[ShardRef, Parts]] = {}
         self._set_aside: set[str] = set()
         self._unused_parts: list[str] = []
 
@@ -102,18 +109,16 @@ class Committer:
                 self._complete.append((ref, parts, summary))
             else:
                 self._set_aside.add(shard)
-                self._unused_parts += parts
-                self.waiting.append(Waiting(shard, summary.wait, summary.detail, ref.rows))
-                self._progress.update(waiting=1)
+                self._wait(ref, parts, summary.wait, summary.detail)
         if self._in_flight:
-            done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
+            done, _ = ray.wait([*self._in_flight], num_returns=len(self._in_flight), timeout=0)
             self._count(done)
         self._start_commits()
 
     def finish(self) -> None:
         """Wait until all complete shards are committed, then delete the parts of shards that wait."""
         while self._in_flight:
-            done, self._in_flight = ray.wait(self._in_flight)
+            done, _ = ray.wait([*self._in_flight])
             self._count(done)
             self._start_commits()
         for part in self._unused_parts:
@@ -121,14 +126,32 @@ class Committer:
 
     def _start_commits(self) -> None:
         while self._complete and len(self._in_flight) < self._count_at_once():
-            self._in_flight.append(_commit.remote(self._remote_writer, *self._complete.popleft()))
+            ref, parts, summary = self._complete.popleft()
+            self._in_flight[_commit.remote(self._remote_writer, ref, parts, summary)] = ref, parts
 
-    def _count(self, done: list[ray.ObjectRef[None]]) -> None:
-        for _ in ray.get(done):
-            self._report.shards += 1
-            self._progress.update(shards=1)
+    def _count(self, done: list[ray.ObjectRef[str | None]]) -> None:
+        for commit, error in zip(done, ray.get(done), strict=True):
+            ref, parts = self._in_flight.pop(commit)
+            if error is None:
+                self._report.shards += 1
+                self._progress.update(shards=1)
+            else:
+                self._wait(ref, parts, "error", f"shard {ref.shard}: {error}")
+
+    def _wait(self, ref: ShardRef, parts: Parts, reason: WaitReason, detail: str) -> None:
+        self._unused_parts += parts
+        self.waiting.append(Waiting(ref.name, reason, detail, ref.rows))
+        self._progress.update(waiting=1)
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=RETRIES)
-def _commit(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> None:
-    commit_shard(writer, ref, parts, summary)
+def _commit(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> str | None:
+    """Commit a shard. Return the text of an unexpected exception, which must not stop the other shards, or None."""
+    try:
+        commit_shard(writer, ref, parts, summary)
+    except StoreError:
+        raise
+    except Exception as error:
+        logger.exception("shard %s", ref.shard)
+        return f"{type(error).__name__}: {error}"
+    return None

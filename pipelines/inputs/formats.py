@@ -11,8 +11,9 @@ from typing import Protocol
 
 from pipelines.config import JobConfig
 from pipelines.inputs import images, lists, parquet, tar
-from pipelines.inputs.rows import Input, InputStats, Kind, Reading, Row, Skipped
-from storage.store import StoreOptions
+from pipelines.inputs.rows import Input, InputError, InputStats, Kind, Reading, Row, Skipped
+from storage.settings import ConfigError
+from storage.store import StoreError, StoreOptions
 
 
 class Archive(Protocol):
@@ -45,7 +46,8 @@ def archive_of(name: str) -> Archive | None:
 def read_inputs(planned: Iterable[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[Input, Row]]:
     """Yield the rows of a shard's inputs, each with its input. Consecutive loose images are fetched in parallel.
 
-    Raises `StoreError` if the store fails, or if an input has changed since it was planned.
+    Raises `StoreError` if the store fails, or if an input has changed since it was planned; `ConfigError` if the
+    configuration does not fit an input; and `InputError` for any other exception, so that its message names the input.
     """
     loose: list[Input] = []
     for item in planned:
@@ -55,8 +57,13 @@ def read_inputs(planned: Iterable[Input], reading: Reading, skipped: Skipped) ->
             continue
         yield from zip(loose, images.fetch_images(loose, reading), strict=True)
         loose = []
-        for row in archive.read(item, reading, skipped):
-            yield item, row
+        try:
+            for row in archive.read(item, reading, skipped):
+                yield item, row
+        except (StoreError, ConfigError):
+            raise
+        except Exception as error:
+            raise InputError(item, error) from error
     yield from zip(loose, images.fetch_images(loose, reading), strict=True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -14,8 +16,9 @@ from storage.store import Changed, Entry, Forbidden, NotFound, StoreError, Store
 
 Kind = Literal["image", "tar", "parquet", "uri"]
 
-WaitReason = Literal["missing", "forbidden", "changed", "unreachable"]
-"""Why a planned object could not be read. At the next run it may be readable again."""
+WaitReason = Literal["missing", "forbidden", "changed", "unreachable", "error"]
+"""Why a planned object could not be read. At the next run it may be readable again. `error` is not of the store:
+reading or committing the shard raised an exception, or ended its process."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,15 @@ class Reading:
         else:
             raise error
         return lost_row(planned, reason, str(error), read)
+
+
+class InputError(Exception):
+    """Reading an input raised an exception that no reader expects. The message names the input and the exception."""
+
+    def __init__(self, planned: Input, error: Exception) -> None:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        super().__init__(f"{planned.uri}: {type(error).__name__}: {' '.join(str(error).split())}{place}")
 
 
 def lost_row(planned: Input, reason: str, detail: str, read: int) -> Row:

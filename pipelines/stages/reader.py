@@ -8,6 +8,7 @@ example the number of rows, which for a tar is known only at its end.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,16 +20,20 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.rows import Input, Reading, Row, Skipped, wait_reason
+from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, wait_reason
 from pipelines.output.output import Output
 from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
 from pipelines.output.plan import ShardRef, read_shard_inputs
 from pipelines.output.retry import find_retry, read_retried
 from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
+from pipelines.ray_internals import RETRIES, is_last_attempt
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import DecoderRing
+from storage.settings import ConfigError
 from storage.store import StoreError
+
+logger = logging.getLogger(__name__)
 
 BLOCK_PIXEL_BYTES = 8 * 2**20
 """A block that a reader returns has about this many bytes of pixels. Ray Data joins blocks up to its target size."""
@@ -66,7 +71,8 @@ def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
     """Read and decode the shards of a block, which are `ShardRef` records (the job puts one in each block).
 
     Yields tables of a few MB. If the store cannot deliver a shard's input now, that shard ends with a summary that says
-    so; other shards are not affected.
+    so; other shards are not affected. Neither are they if reading a shard raises another exception, or ends the process
+    at each attempt.
     """
     prefer_throughput()
     for record in refs.to_pylist():
@@ -97,7 +103,13 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
     else:
         rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
     block = _Block(schema, per_table, config.spec.size)
+
+    def summary_line(summary: ShardSummary) -> dict[str, Any]:
+        return {"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()}
+
     try:
+        if is_last_attempt():
+            raise RuntimeError(f"the process that read this shard died at {RETRIES} attempts: {_name_inputs(inputs)}")
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)
             lost += row.lost
@@ -106,10 +118,22 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
                 yield block.flush()
         runs = encode_rows(np.asarray(numbers, np.int64))
         summary = ShardSummary(runs, rows_in(), dict(skipped.counts), lost)
+        yield block.flush(summary_line(summary))
+        return
     except StoreError as error:
         summary = ShardSummary(wait=wait_reason(error), detail=str(error))
-    block.lines.append({"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()})
-    yield block.flush()
+    except Exception as error:  # one input that reveals a fault in this code must not stop the other shards
+        logger.exception("shard %s", ref.shard)
+        known = isinstance(error, (ConfigError, InputError))
+        summary = ShardSummary(wait="error", detail=str(error) if known else f"{type(error).__name__}: {error}")
+    # A new block, because the other one may hold the value that raised. Its rows are not committed anyway.
+    yield _Block(schema, per_table, config.spec.size).flush(summary_line(summary))
+
+
+def _name_inputs(inputs: list[Input]) -> str:
+    """Return the inputs of a shard for a message: the first one, and how many more there are."""
+    more = f" or one of {len(inputs) - 1:,} more inputs" if len(inputs) > 1 else ""
+    return f"{inputs[0].uri}{more} ends it" if inputs else "it has no inputs"
 
 
 def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[int, Row]]:
@@ -133,8 +157,9 @@ class _Block:
         self._filled += isinstance(outcome, Decoded)
         return outcome
 
-    def flush(self) -> pa.Table:
-        """Return the rows as a table, and start a new block."""
+    def flush(self, *last: dict[str, Any]) -> pa.Table:
+        """Return the rows and the lines `last` as a table, and start a new block."""
+        self.lines += last
         columns = {column.name: self._column(column) for column in self._schema}
         self.lines, self._images, self._filled = [], np.empty(self._shape, np.uint8), 0
         return pa.table(columns, schema=self._schema)

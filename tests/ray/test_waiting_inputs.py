@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import ray
 
+from pipelines import committer
+from pipelines.cluster import COMMIT_CPUS
+from pipelines.committer import Parts
+from pipelines.output.commit import commit_shard
+from pipelines.output.parts import ShardSummary
+from pipelines.output.plan import ShardRef
+from pipelines.output.writer import OutputWriter
+from pipelines.ray_internals import RETRIES, is_last_attempt
 from storage.store import join
 from tests.support.jobs import Place, make_image, make_parquet, make_tar
 from tests.support.stores.radosgw import Radosgw
@@ -136,3 +146,35 @@ def test_a_missing_object_blocks_only_its_own_shard(local: Place) -> None:
     done = local.tag(rows_per_shard=3)
     assert done.returncode == 1, done.stderr
     assert local.keys_of("data")["new"] == 1
+
+
+def test_a_task_whose_process_dies_knows_its_last_attempt() -> None:
+    @ray.remote(max_retries=RETRIES, num_cpus=0)  # type: ignore[untyped-decorator]
+    def die_until_the_last_attempt() -> bool:
+        if not is_last_attempt():
+            os._exit(1)
+        return True
+
+    assert not is_last_attempt()
+    assert ray.get(die_until_the_last_attempt.remote())
+
+
+def test_a_shard_that_cannot_be_committed_waits(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's code is patched by value: a fault in committing one shard leaves the others committed."""
+    for name, data in tars(2, 3).items():
+        local.put(name, data)
+
+    def commit_or_fail(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> str | None:
+        return (
+            "KeyError: 'key'" if ref.shard.endswith("000000") else (commit_shard(writer, ref, parts, summary), None)[1]
+        )
+
+    monkeypatch.setattr(committer, "_commit", ray.remote(num_cpus=COMMIT_CPUS)(commit_or_fail))
+    done = local.tag(rows_per_shard=3)
+    assert done.returncode == 1, done.stderr
+    assert "error 1: shard 000000-000000: KeyError" in done.stderr
+    assert local.keys_of("data").total() == 3
+    assert local.parts() == []
+    monkeypatch.undo()
+    assert local.tag(rows_per_shard=3).returncode == 0
+    assert local.verify().ok

@@ -1,0 +1,83 @@
+"""The reader stage without Ray: an input that reveals a fault of the code makes only its own shard wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.config import JobConfig
+from pipelines.inputs import tar
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.rows import Input, Reading, Row, Skipped
+from pipelines.output.output import Output
+from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.output.schema import OutputFormat
+from pipelines.stages import reader
+from pipelines.stages.reader import ReaderConfig, read_shard
+from siglip.config import ImageSpec, Limits
+from storage.store import StoreOptions
+from tests.support.jobs import make_image, make_tar
+
+
+def plan(root: Path) -> tuple[list[ShardRef], ReaderConfig]:
+    """Plan two tars of two images each, a shard each."""
+    for name in ("a", "b"):
+        (root / "input").mkdir(exist_ok=True)
+        (root / "input" / f"{name}.tar").write_bytes(make_tar((f"{name}{n}.jpg", make_image(n)) for n in range(2)))
+    config = JobConfig(input=str(root / "input"), output=str(root / "output"), labels=["x"], rows_per_shard=2)
+    output = Output(config.output)
+    draft = draft_plan(config, output, PassedColumns({}), root)
+    assert publish_plan(draft, output)
+    reading = Reading(StoreOptions(), config.limits.max_bytes, config.parquet)
+    format_ = OutputFormat(4, "float32", False, pa.schema([]))
+    return list(list_shards(output)), ReaderConfig(output, format_, reading, ImageSpec(size=32), Limits(), "auto", None)
+
+
+def read(ref: ShardRef, config: ReaderConfig) -> tuple[list[str], dict[str, Any]]:
+    """Read a shard. Returns the keys of its rows, and its summary."""
+    table = pa.concat_tables(read_shard(pa.Table.from_pylist([vars(ref)]), config))
+    keys = [key for key in table["key"].to_pylist() if key is not None]
+    return keys, json.loads(table["summary"].to_pylist()[-1])
+
+
+@pytest.mark.parametrize("error", [KeyError("bytes"), MemoryError(), RecursionError("too deep")])
+def test_an_unexpected_exception_makes_only_its_own_shard_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    refs, config = plan(tmp_path)
+    original = tar.read
+
+    def read_or_fail(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
+        yield from original(planned, reading, skipped)
+        if planned.key == "a.tar":
+            raise error
+
+    monkeypatch.setattr(tar, "read", read_or_fail)
+    _, summary = read(refs[0], config)
+    assert summary["wait"] == "error"
+    assert f"a.tar: {type(error).__name__}" in summary["detail"]
+    keys, summary = read(refs[1], config)
+    assert (keys, summary["wait"]) == (["b0", "b1"], None)
+
+
+def test_a_value_that_arrow_cannot_hold_makes_only_its_own_shard_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs, config = plan(tmp_path)
+    monkeypatch.setattr(tar, "read", lambda planned, reading, skipped: iter([Row("\ud800", planned.uri)]))
+    keys, summary = read(refs[0], config)
+    assert (keys, summary["wait"]) == ([], "error")
+
+
+def test_a_shard_whose_reader_died_at_every_attempt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs, config = plan(tmp_path)
+    monkeypatch.setattr(reader, "is_last_attempt", lambda: True)
+    keys, summary = read(refs[0], config)
+    assert (keys, summary["wait"]) == ([], "error")
+    assert "died at 5 attempts" in summary["detail"]
+    assert "a.tar" in summary["detail"]
