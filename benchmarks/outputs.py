@@ -104,7 +104,10 @@ def write_output(root: str, made: SyntheticOutput) -> LinearHead:
             ],
             schema=format_.rejects_schema(),
         )
-        files = writer.write_file("data", ref.name, [data]) + writer.write_file("rejects", ref.name, [rejects])
+        with writer.open_files("data", ref.name) as tagged, writer.open_files("rejects", ref.name) as rejected:
+            tagged.add(data)
+            rejected.add(rejects)
+        files = [*tagged.entries, *rejected.entries]
         told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
         put_commit(writer, ref, data.num_rows + len(reasons), files, told)
     run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}

@@ -6,10 +6,10 @@ that `sightline tag` would give it with the new label set: a nightly job can con
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -39,6 +39,7 @@ from siglip.families import FAMILIES
 from siglip.heads import build_head, check_probes, tag_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
+from storage.files import download
 from storage.mirror import Mirror
 from storage.settings import ConfigError
 from storage.store import StoreError, StoreOptions
@@ -167,19 +168,23 @@ def retag_output(
 def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
     """Retag and commit one shard. Return its number of tagged rows, and how many of them changed.
 
-    Memory holds one of the shard's files as it is stored, and one row group decoded. May be repeated at any time: the
-    first commit is kept. Raises `StoreError` if a file is not the one that the shard's commit record names.
+    Memory holds one row group, and the stored file if it is small; a larger file is downloaded to the local disk. May
+    be repeated at any time: the first commit is kept. Raises `StoreError` if a file is not the one that the shard's
+    commit record names.
     """
     record = config.source.read_commit(ref.shard, ref.generation)
     counts = _Counts()
-    written = []
-    for file in record["files"]:
-        data = pa.BufferReader(_read_checked(config.source, file))
-        if file["path"].startswith("data/"):
-            written += config.writer.write_file("data", ref.name, _retag_groups(data, config, counts))
-        else:
-            rejects = pq.read_table(data).cast(config.writer.format.rejects_schema())
-            written += config.writer.write_file("rejects", ref.name, [rejects])
+    writer = config.writer
+    with writer.open_files("data", ref.name) as data, writer.open_files("rejects", ref.name) as rejects:
+        for file in record["files"]:
+            with _open_checked(config.source, file) as stored:
+                if file["path"].startswith("data/"):
+                    for group in _retag_groups(stored, config, counts):
+                        data.add(group)
+                else:
+                    for batch in stored.iter_batches():
+                        rejects.add(pa.Table.from_batches([batch]).cast(rejects.schema))
+    written = [*data.entries, *rejects.entries]
     told = {"reasons": record["reasons"], "labels": dict(counts.labels), "skipped": record.get("skipped", {})}
     put_commit(config.writer, ref, record["rows_in"], written, told)
     return counts.rows, counts.changed
@@ -194,16 +199,15 @@ class _Counts:
     labels: Counter[str] = field(default_factory=Counter)
 
 
-def _retag_groups(data: pa.BufferReader, config: RetagConfig, counts: _Counts) -> Iterator[pa.Table]:
+def _retag_groups(file: pq.ParquetFile, config: RetagConfig, counts: _Counts) -> Iterator[pa.Table]:
     """Yield the row groups of a data file with new labels, scores and bands. Adds to `counts`."""
-    with pq.ParquetFile(data) as file:
-        for group in range(file.num_row_groups):
-            before = file.read_row_group(group)
-            after = _retag_rows(before, config)
-            counts.rows += after.num_rows
-            counts.changed += count_changes(before, after)
-            counts.labels.update(count_labels(after["labels"]))
-            yield after
+    for group in range(file.num_row_groups):
+        before = file.read_row_group(group)
+        after = _retag_rows(before, config)
+        counts.rows += after.num_rows
+        counts.changed += count_changes(before, after)
+        counts.labels.update(count_labels(after["labels"]))
+        yield after
 
 
 def _retag_rows(before: pa.Table, config: RetagConfig) -> pa.Table:
@@ -245,15 +249,17 @@ def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
     return np.asarray(differs)
 
 
-def _read_checked(output: Output, file: dict[str, Any]) -> bytes:
-    """Read a file of a shard, given by its entry in the commit record. Raises `StoreError` if its SHA-256 differs."""
-    data = output.read(file["path"])
-    if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise StoreError(
-            f"{output.uri_of(file['path'])} is not the file that its shard's commit record names: it was overwritten, "
-            "or is damaged"
-        )
-    return data
+@contextmanager
+def _open_checked(output: Output, file: dict[str, Any]) -> Iterator[pq.ParquetFile]:
+    """Open a file of a shard, given by its entry in the commit record. Raises `StoreError` if its SHA-256 differs."""
+    with download(output.store, output.uri_of(file["path"])) as stored:
+        if stored.sha256 != file["sha256"]:
+            raise StoreError(
+                f"{output.uri_of(file['path'])} is not the file that its shard's commit record names: it was "
+                "overwritten, or is damaged"
+            )
+        with pq.ParquetFile(stored.file) as parquet:
+            yield parquet
 
 
 def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> ray.data.Dataset:

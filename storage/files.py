@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import tempfile
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
 
 from storage.store import Changed, Entry, NotFound, Store, show
 
@@ -13,7 +18,37 @@ READ_BYTES = 8 * 2**20
 """Largest ranged read of a `StoreFile`. With 8 MB the 30 ms until S3 responds are a small part of the transfer."""
 LEAST_BYTES = 64 * 2**10
 """Smallest ranged read. S3 takes as long for fewer bytes. pyarrow first reads this much of a Parquet file's footer."""
+SPOOLED_BYTES = 64 * 2**20
+"""Files up to this size are held in memory while they are written or downloaded, larger ones on the local disk."""
 _THREADS = 4
+
+
+@dataclass(frozen=True)
+class Download:
+    """A downloaded object: a seekable `file` at its beginning, its `size` in bytes and its hex `sha256`."""
+
+    file: IO[bytes]
+    size: int
+    sha256: str
+
+
+@contextmanager
+def download(store: Store, uri: str) -> Iterator[Download]:
+    """Download an object for the length of a `with` block: to memory if it is small, else to the local disk.
+
+    Raises `NotFound` if there is none, and the store's other errors.
+    """
+    entry = store.stat(uri)
+    if entry is None:
+        raise NotFound(f"{show(uri)}: no such object")
+    digest = hashlib.sha256()
+    with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as spool:
+        with StoreFile(store, entry) as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+                spool.write(piece)
+        spool.seek(0)
+        yield Download(spool, entry.size, digest.hexdigest())
 
 
 class StoreFile(io.RawIOBase):

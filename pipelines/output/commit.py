@@ -8,7 +8,6 @@ another run at the same time: the first record is kept, and the later ones delet
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.output.label_columns import count_labels, count_values
 from pipelines.output.output import Output, commit_path
@@ -104,35 +102,33 @@ def _find_commit(output: Output, ref: ShardRef) -> dict[str, Any] | None:
 def _write_commit(
     writer: OutputWriter, ref: ShardRef, tables: Iterable[pa.Table], summary: ShardSummary
 ) -> dict[str, Any]:
-    schema, rejects_schema = writer.format.data_schema(), writer.format.rejects_schema()
     wanted, kept, skipped = decode_rows(summary.rows), [], summary.skipped
-    seen, rejects = [np.zeros(0, np.int64)], [rejects_schema.empty_table()]
+    seen = [np.zeros(0, np.int64)]
     labels: Counter[str] = Counter()
-
-    def select_tagged() -> Iterator[pa.Table]:
+    reasons: Counter[str] = Counter()
+    # Both kinds are written in one pass. If rows are missing at its end, no file stays.
+    with writer.open_files("data", ref.name) as data, writer.open_files("rejects", ref.name) as rejects:
+        if ref.generation:
+            before = writer.output.read_commit(ref.shard, ref.generation - 1)
+            kept = [file for file in before["files"] if file["path"].startswith("data/")]
+            skipped = before.get("skipped", {})
+            labels.update(before["labels"])
+            for earlier in _read_rejects(writer.output, before, rejects.schema):
+                remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(wanted))))
+                reasons.update(count_values(remaining["reason"]))
+                rejects.add(remaining)
         for table in tables:
             seen.append(table["row"].to_numpy())
-            rejects.append(_select(table.filter(pc.is_valid(table["reason"])), rejects_schema))
-            tagged = _select(table.filter(pc.is_null(table["reason"])), schema)
+            rejected = _select(table.filter(pc.is_valid(table["reason"])), rejects.schema)
+            reasons.update(count_values(rejected["reason"]))
+            rejects.add(rejected)
+            tagged = _select(table.filter(pc.is_null(table["reason"])), data.schema)
             labels.update(count_labels(tagged["labels"]))
-            yield tagged
-        # Checked inside the iterator: `write_file` writes the file only after the iterator has ended.
+            data.add(tagged)
         if not np.array_equal(np.concatenate(seen), wanted):
             raise RuntimeError(f"shard {ref.shard} has {sum(map(len, seen))} rows of {len(wanted)} read")
-
-    written = writer.write_file("data", ref.name, select_tagged())
-    rejected = pa.concat_tables(rejects)
-    if ref.generation:
-        before = writer.output.read_commit(ref.shard, ref.generation - 1)
-        kept = [file for file in before["files"] if file["path"].startswith("data/")]
-        earlier = _read_rejects(writer.output, before, rejects_schema)
-        remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(wanted))))
-        rejected = pa.concat_tables([remaining, rejected]).sort_by("row")
-        skipped = before.get("skipped", {})
-        labels.update(before["labels"])
-    written += writer.write_file("rejects", ref.name, [rejected])
-    counts = {"reasons": count_values(rejected["reason"]), "labels": dict(labels), "skipped": dict(skipped)}
-    return put_commit(writer, ref, summary.rows_in, written, counts, kept)
+    counts = {"reasons": dict(reasons), "labels": dict(labels), "skipped": dict(skipped)}
+    return put_commit(writer, ref, summary.rows_in, [*data.entries, *rejects.entries], counts, kept)
 
 
 def _select(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -142,7 +138,8 @@ def _select(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.select(sources).rename_columns(schema.names).cast(schema)
 
 
-def _read_rejects(output: Output, record: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    paths = [file["path"] for file in record["files"] if file["path"].startswith("rejects/")]
-    tables = [pq.read_table(io.BytesIO(output.read(path))) for path in paths]
-    return pa.concat_tables([schema.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
+def _read_rejects(output: Output, record: dict[str, Any], schema: pa.Schema) -> Iterator[pa.Table]:
+    for file in record["files"]:
+        if file["path"].startswith("rejects/"):
+            for batch in output.read_batches(file):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None).cast(schema)

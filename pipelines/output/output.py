@@ -20,12 +20,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.files import StoreFile
 from storage.schemes import open_store
 from storage.store import Entry, Store, StoreError, StoreOptions, join
 
@@ -87,6 +91,20 @@ class Output:
         if not isinstance(value, dict):
             raise StoreError(f"{uri} is not a JSON object")
         return value
+
+    def read_batches(self, file: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a data or reject file, given by its entry in a commit record.
+
+        `columns` are all columns by default. Memory holds one row group of them. Raises `StoreError`, also if the file
+        cannot be read as Parquet.
+        """
+        # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
+        entry = Entry(self.uri_of(file["path"]), file["bytes"], "")
+        try:
+            with StoreFile(self.store, entry) as raw, pq.ParquetFile(raw) as parquet:
+                yield from parquet.iter_batches(columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{entry.uri} cannot be read: {error}") from error
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file at this path."""

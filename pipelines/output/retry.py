@@ -7,14 +7,13 @@ that was missing, get new numbers after all others.
 
 from __future__ import annotations
 
-import io
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
@@ -30,7 +29,7 @@ class Retry:
     `rows_in` is the number of rows in the shard. It grows when a retry finds rows that were not there before.
     """
 
-    numbers: dict[str, list[int]]
+    numbers: Mapping[str, Sequence[int]]
     wanted: set[int]
     rows_in: int
 
@@ -53,17 +52,19 @@ def list_retries(
 def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry:
     """Look up which rows of a shard are to be retried: those rejected for one of the reasons, or all rejected rows."""
     record = output.read_commit(ref.shard, ref.generation - 1)
-    tables = []
+    numbers: dict[str, array[int]] = {}
+    wanted: set[int] = set()
     for file in record["files"]:
-        names = ["row", "source", *(["reason"] if file["path"].startswith("rejects/") else [])]
-        table = pq.read_table(io.BytesIO(output.read(file["path"])), columns=names)
-        tables.append(table.replace_schema_metadata(None))
-    rows = pa.concat_tables(tables, promote_options="default").sort_by("row")
-    numbers: dict[str, list[int]] = {}
-    for number, source in zip(rows["row"].to_pylist(), rows["source"].to_pylist(), strict=True):
-        numbers.setdefault(source, []).append(number)
-    chosen = pc.is_in(rows["reason"], pa.array(reasons, pa.string())) if reasons else pc.is_valid(rows["reason"])
-    return Retry(numbers, set(rows.filter(chosen)["row"].to_pylist()), record["rows_in"])
+        rejects = file["path"].startswith("rejects/")
+        for rows in output.read_batches(file, ["row", "source", *(["reason"] if rejects else [])]):
+            for source, row in zip(rows["source"].to_pylist(), rows["row"].to_pylist(), strict=True):
+                numbers.setdefault(source, array("q")).append(row)
+            if rejects:
+                chosen = rows.filter(pc.is_in(rows["reason"], pa.array(reasons, pa.string()))) if reasons else rows
+                wanted.update(chosen["row"].to_pylist())
+    for source, found in numbers.items():
+        numbers[source] = array("q", sorted(found))
+    return Retry(numbers, wanted, record["rows_in"])
 
 
 def read_retried(

@@ -22,8 +22,12 @@ COLUMN_PREFIX = "column:"
 """Prefix of passed-through columns until their shard is committed. It allows names that the stages use themselves."""
 MODEL_COLUMNS = frozenset(["labels", "scores", "bands", "embedding"])
 """The columns that the tagger adds. The reader fills all others."""
-ROW_GROUP_ROWS = 4096
-"""Rows in a row group of `data/` and `rejects/`."""
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 4096, 64 * 2**20
+"""A row group of `data/` and `rejects/` ends with this number of rows, or when its rows reach this number of bytes in
+memory. It may exceed the bytes by one part (see `pipelines.output.parts`)."""
+FILE_BYTES = 256 * 2**20
+"""A file of `data/` or `rejects/` ends with the row group with which it reaches this size. A shard may have several: a
+tar is one shard, however many images it has."""
 
 _EMBEDDING_PATH = "embedding.list.element"
 _DICTIONARIES = ["source", "labels.list.element", "bands.list.element", "stage", "reason"]

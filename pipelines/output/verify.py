@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.output.output import FINGERPRINT, MANIFEST, Output, owner_of
 from pipelines.output.plan import list_shards
 from pipelines.output.writer import FINGERPRINT_KEY
+from storage.files import download
 from storage.settings import ConfigError
 from storage.store import NotFound, StoreError
 
@@ -151,7 +151,7 @@ def _check_orphans(output: Output, report: Report, named: set[str], *, remove: b
 
 
 def _check_all(output: Output, commits: Mapping[str, int], fingerprint: bytes) -> Iterator[_Shard]:
-    """Check every committed shard in a few threads. Memory holds only the files of the shards being checked."""
+    """Check every committed shard in a few threads. Memory holds one file of each, if it is small."""
     shards = sorted(commits)
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(shards), 4 * _THREADS):
@@ -198,21 +198,21 @@ def _check_file(output: Output, file: dict[str, Any], fingerprint: bytes, found:
     nothing = np.zeros(0, np.int64)
     uri = output.uri_of(file["path"])
     try:
-        data = output.read(file["path"])
+        with download(output.store, uri) as stored:
+            if stored.sha256 != file.get("sha256"):
+                found.problems.append(f"{uri} is not the file that was committed: its SHA-256 differs")
+            with pq.ParquetFile(stored.file) as parquet:
+                rows = parquet.read(columns=["row"])["row"].to_numpy()
+                metadata = parquet.metadata.metadata or {}
     except NotFound:
         found.problems.append(f"{uri} is missing")
         return nothing
-    if hashlib.sha256(data).hexdigest() != file.get("sha256"):
-        found.problems.append(f"{uri} is not the file that was committed: its SHA-256 differs")
-    try:
-        table = pq.read_table(io.BytesIO(data), columns=["row"])
-        metadata = pq.read_metadata(io.BytesIO(data)).metadata or {}
     except (pa.ArrowException, OSError) as error:
         found.problems.append(f"{uri} cannot be read: {error}")
         return nothing
     if metadata.get(FINGERPRINT_KEY) != fingerprint:
         found.problems.append(f"{uri} carries another fingerprint")
-    return np.asarray(table["row"].to_numpy())
+    return np.asarray(rows)
 
 
 def _check_manifest(output: Output, report: Report) -> set[str] | None:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -113,8 +113,8 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)
             lost += row.lost
-            block.lines.append({"shard": ref.name, "row": number, "ready_at": time.time(), **line})
-            if len(block.lines) == per_table:
+            block.add({"shard": ref.name, "row": number, "ready_at": time.time(), **line})
+            if block.is_full():
                 yield block.flush()
         runs = encode_rows(np.asarray(numbers, np.int64))
         summary = ShardSummary(runs, rows_in(), dict(skipped.counts), lost)
@@ -149,19 +149,41 @@ class _Block:
         self._shape = (rows, size, size, 3)
         self._images = np.empty(self._shape, np.uint8)
         self._filled = 0
+        self._other_bytes = 0
+        self._last: Decoded | ImageRejected = ImageRejected("missing")
         self.lines: list[dict[str, Any]] = []
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a row, whose pixels, if it has any, were taken before."""
+        self.lines.append(line)
+        self._other_bytes += sum(_count_bytes(value) for value in line.values())
+
+    def is_full(self) -> bool:
+        """Tell whether the block has its number of rows, or as many bytes besides the pixels as a block has pixels.
+
+        A row's metadata, thumbnail and passed-through columns may be larger than its pixels.
+        """
+        return len(self.lines) >= self._shape[0] or self._other_bytes >= BLOCK_PIXEL_BYTES
 
     def take(self, ring: DecoderRing) -> Decoded | ImageRejected:
         """Take the oldest image from the ring. Its pixels are appended to the block's."""
-        outcome = ring.take(self._images[self._filled])
+        self._last = outcome = ring.take(self._images[self._filled])
         self._filled += isinstance(outcome, Decoded)
         return outcome
+
+    def repeat(self) -> Decoded | ImageRejected:
+        """Append the pixels of the image that was taken last once more."""
+        if isinstance(self._last, Decoded):
+            self._images[self._filled] = self._last.pixels
+            self._filled += 1
+            return replace(self._last, seconds=0.0)
+        return self._last
 
     def flush(self, *last: dict[str, Any]) -> pa.Table:
         """Return the rows and the lines `last` as a table, and start a new block."""
         self.lines += last
         columns = {column.name: self._column(column) for column in self._schema}
-        self.lines, self._images, self._filled = [], np.empty(self._shape, np.uint8), 0
+        self.lines, self._images, self._filled, self._other_bytes = [], np.empty(self._shape, np.uint8), 0, 0
         return pa.table(columns, schema=self._schema)
 
     def _column(self, column: pa.Field) -> pa.Array:
@@ -190,8 +212,9 @@ def _decode(
     """Yield rows with their columns; the pixels go to `block`. Reads the next rows while decoders work."""
     ring = _decoder_ring(config.spec, config.limits, config.mode, config.thumbnail)
     ring.resize(decoders)
-    ahead: deque[tuple[int, Row, float]] = deque()
+    ahead: deque[tuple[int, Row, float, bool]] = deque()
     size = 0
+    submitted: bytes | None = None
     more = True
     while ahead or more:
         while more and (not ahead or (len(ahead) < decoders * AHEAD and size < decoders * AHEAD_BYTES)):
@@ -200,18 +223,28 @@ def _decode(
             if row is None:
                 more = False
                 break
-            ahead.append((number, row, time.perf_counter() - start))
-            if row.data is not None:
-                size += len(row.data)
+            # Consecutive rows may be of one image, which is fetched and decoded once: a list with several captions.
+            again = row.data is not None and row.data is submitted
+            ahead.append((number, row, time.perf_counter() - start, again))
+            size += len(row.data or b"")
+            if row.data is not None and not again:
+                submitted = row.data
                 ring.submit(row.data)
         if not ahead:
             return
-        number, row, seconds = ahead.popleft()
-        yield number, row, _take(ring, block, row, seconds)
+        number, row, seconds, again = ahead.popleft()
+        yield number, row, _describe_row(row, seconds, _take(ring, block, row, again))
         size -= len(row.data or b"")
 
 
-def _take(ring: DecoderRing, block: _Block, row: Row, read_s: float) -> dict[str, Any]:
+def _take(ring: DecoderRing, block: _Block, row: Row, again: bool) -> Decoded | ImageRejected:
+    """Return the decoder's result for a row, or the reason why it was not decoded."""
+    if row.data is None:
+        return row.rejected or ImageRejected("missing")
+    return block.repeat() if again else block.take(ring)
+
+
+def _describe_row(row: Row, read_s: float, outcome: Decoded | ImageRejected) -> dict[str, Any]:
     """Return the columns of a row, from what was read and from the decoder's result."""
     line: dict[str, Any] = {
         "key": row.key,
@@ -222,15 +255,18 @@ def _take(ring: DecoderRing, block: _Block, row: Row, read_s: float) -> dict[str
         "decode_s": 0.0,
         **{COLUMN_PREFIX + name: value for name, value in row.columns.items()},
     }
-    outcome = row.rejected if row.data is None else block.take(ring)
     if isinstance(outcome, Decoded):
         line |= {"width": outcome.width, "height": outcome.height, "thumbnail": outcome.thumbnail}
         line["decode_s"] = outcome.seconds
     else:
-        rejected = outcome or ImageRejected("missing")
-        line |= {"reason": rejected.reason, "detail": rejected.detail}
+        line |= {"reason": outcome.reason, "detail": outcome.detail}
         line["stage"] = "read" if row.data is None else "decode"
     return line
+
+
+def _count_bytes(value: object) -> int:
+    """Return the bytes of a text, of a binary value or of an Arrow array, and 0 for numbers and nothing."""
+    return value.nbytes if isinstance(value, pa.Array) else len(value) if isinstance(value, (str, bytes)) else 0
 
 
 @cache

@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipelines.output.fingerprint import claim_output, make_fingerprint, read_co
 from pipelines.output.output import Output, owner_of
 from pipelines.output.parts import ShardSummary, covers, encode_rows, read_parts
 from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.output.retry import find_retry
 from pipelines.output.schema import OutputFormat
 from pipelines.output.verify import verify_output
 from pipelines.output.writer import OutputWriter
@@ -307,7 +309,7 @@ def test_parts_that_overlap_hold_each_row_once(place: Place) -> None:
 def test_a_large_shard_is_committed_a_row_group_at_a_time(
     place: Place, spooled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_SPOOLED_BYTES", spooled)
+    monkeypatch.setattr(writer, "SPOOLED_BYTES", spooled)
     [ref, *_] = place.refs
     rejected = tuple(range(0, 10_000, 97))
     starts = np.random.default_rng(0).permutation(np.arange(0, 10_000, 250))
@@ -345,6 +347,50 @@ def test_a_large_shard_is_committed_a_row_group_at_a_time(
         place.commit(other, place.part(other, [0, 1]))
     place.finish()
     assert verify_output(place.output).problems == []
+
+
+def test_a_large_shard_has_several_files_each_of_bounded_row_groups(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FILE_BYTES", 1)
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 50_000)
+    [ref, *others] = place.refs
+    rejected = tuple(range(1, 9_000, 2))
+    parts = [place.part(ref, list(range(start, start + 100)), rejected) for start in range(0, 9_000, 100)]
+    record = place.commit(ref, *parts, rows_in=9_000)
+    for other in others:
+        place.commit(other, place.part(other, [0, 1]))
+    for kind, first in (("data", 0), ("rejects", 1)):
+        paths = [file["path"] for file in record["files"] if file["path"].startswith(kind)]
+        assert len(paths) > 2
+        tables = []
+        for path in paths:
+            with pq.ParquetFile(place.root / path) as file:
+                tables.append(file.read(["row"]))
+                for group in range(file.num_row_groups):
+                    assert file.metadata.row_group(group).num_rows < 1000
+        assert pa.concat_tables(tables)["row"].to_pylist() == list(range(first, 9_000, 2))
+    place.finish()
+    assert verify_output(place.output).problems == []
+    retry = find_retry(place.output, replace(ref, generation=1), ["corrupt"])
+    assert (list(retry.numbers["x"]), retry.wanted) == (list(range(9_000)), set(rejected))
+    # A retry of some rejected rows, of which one is rejected again. The others stay rejected.
+    again = replace(ref, generation=1)
+    part = place.part(ref, [1, 3, 5], (3,))
+    record = commit_shard(place.writer, again, {part: [1, 2, 3, 4, 5, 6]}, ShardSummary([1, 2, 3, 4, 5, 6], 9_000))
+    assert (record["rows_tagged"], record["reasons"]) == (4_502, {"corrupt": 4_498})
+    place.finish()
+    assert verify_output(place.output).problems == []
+
+
+def test_a_commit_whose_rows_are_missing_leaves_no_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FILE_BYTES", 1)
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1)
+    [ref, *_] = place.refs
+    parts = [place.part(ref, [row], (1,)) for row in (0, 1, 2)]
+    with pytest.raises(RuntimeError, match="3 rows of 4"):
+        place.commit(ref, *parts, rows_in=4)
+    assert place.files("data") == place.files("rejects") == []
 
 
 def test_a_commit_record_that_is_another_shards_is_damaged(place: Place) -> None:

@@ -20,6 +20,8 @@ from pipelines.output.schema import OutputFormat
 from pipelines.stages import reader
 from pipelines.stages.reader import ReaderConfig, read_shard
 from siglip.config import ImageSpec, Limits
+from siglip.images.decode import decode_image
+from siglip.images.decoder import DecoderRing
 from storage.store import StoreOptions
 from tests.support.jobs import make_image, make_tar
 
@@ -81,3 +83,37 @@ def test_a_shard_whose_reader_died_at_every_attempt_waits(tmp_path: Path, monkey
     assert (keys, summary["wait"]) == ([], "error")
     assert "died at 5 attempts" in summary["detail"]
     assert "a.tar" in summary["detail"]
+
+
+def test_consecutive_rows_with_the_same_bytes_get_the_pixels_of_one_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs, config = plan(tmp_path)
+    one, other, broken = make_image(1), make_image(2), make_image(3)[:200]
+    images = [one, one, other, one, broken, broken, other, other]
+    rows = [Row(str(number), "x", data) for number, data in enumerate(images)]
+    monkeypatch.setattr(tar, "read", lambda planned, reading, skipped: iter(rows))
+    submitted: list[bytes] = []
+    submit = DecoderRing.submit
+
+    def record(ring: DecoderRing, data: bytes) -> None:
+        submitted.append(data)
+        submit(ring, data)
+
+    monkeypatch.setattr(DecoderRing, "submit", record)
+    monkeypatch.setattr(reader, "BLOCK_PIXEL_BYTES", 3 * 3 * 32 * 32)  # three rows in a block
+    table = pa.concat_tables(read_shard(pa.Table.from_pylist([vars(refs[0])]), config))
+    assert submitted == [one, other, one, broken, other]
+    pixels = table["pixels"].to_pylist()[:-1]
+    spec = config.spec
+    expected = [decode_image(data, spec, config.limits, "auto").pixels.tobytes() for data in (one, other)]
+    assert pixels == [expected[0], expected[0], expected[1], expected[0], None, None, expected[1], expected[1]]
+    assert table["reason"].to_pylist()[4:6] == ["truncated", "truncated"]
+
+
+def test_a_block_is_bounded_in_bytes_of_metadata_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs, config = plan(tmp_path)
+    rows = [Row(str(number), "x", make_image(number), metadata="x" * 2**20) for number in range(20)]
+    monkeypatch.setattr(tar, "read", lambda planned, reading, skipped: iter(rows))
+    blocks = list(read_shard(pa.Table.from_pylist([vars(refs[0])]), config))
+    assert [block.num_rows for block in blocks] == [8, 8, 5]
