@@ -225,7 +225,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
     The relative path of a label file is relative to the working directory, or else to the folder of the YAML file.
     Raises `ConfigError` with one line that names the key and, for an unknown key, the most similar known one.
     """
-    raw = read_settings(path, "input: s3://bucket/images")
+    raw = read_settings(path, "input: s3://bucket/images", JobConfig)
     for dotted, value in (overrides or {}).items():
         override_key(raw, dotted, value, JobConfig)
     labels = raw.get("labels")

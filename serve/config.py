@@ -251,7 +251,7 @@ def load_endpoint(path: Path) -> EndpointConfig:
 
     Raises `storage.settings.ConfigError`.
     """
-    raw = read_settings(path, "model: {source: tiny}")
+    raw = read_settings(path, "model: {source: tiny}", EndpointConfig)
     sets = raw.get("label_sets")
     if isinstance(sets, dict):
         raw["label_sets"] = {name: _beside(path, value) for name, value in sets.items()}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
+from storage.store import Unreachable
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 """The checkpoint that ships with Sightline: see its README."""
@@ -100,10 +101,7 @@ class CheckpointError(Exception):
 
 
 class PrefixMirror(Protocol):
-    """The interface for downloading a checkpoint from an object store, which this package does not know.
-
-    `storage.mirror.Mirror` implements it.
-    """
+    """The interface for downloading a checkpoint from an object store. `storage.mirror.Mirror` implements it."""
 
     def identify(self, prefix: str, wanted: Callable[[str], bool]) -> str:
         """A string that changes when one of the wanted files changes."""
@@ -282,12 +280,12 @@ def _locate(config: ModelConfig, mirror: PrefixMirror | None, *, everything: boo
     source = config.source
     if "://" in source:
         if mirror is None:
-            raise CheckpointError(
-                f"model.source: {source}: an object store's checkpoint needs a mirror (see pin_model)"
-            )
+            raise CheckpointError(f"model.source: {source}: a checkpoint in an object store needs a mirror")
         try:
             directory, etags = mirror.fetch(source, _is_wanted, lambda name: everything or name in _SETTINGS)
-        except Exception as error:  # the mirror's own errors, which this package does not know
+        except Exception as error:
+            if isinstance(error, Unreachable):  # not for the user to correct
+                raise
             raise CheckpointError(f"model.source: {error}") from error
         return directory, f"etags:{etags}"
     path = TINY if source == "tiny" else Path(source).expanduser()

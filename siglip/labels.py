@@ -5,17 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from siglip.label_files import read_label_file
+
 DEFAULT_TEMPLATE = "This is a photo of {label}."
 """The template of transformers' zero-shot-image-classification pipeline, so that scores are comparable."""
+_INVISIBLE = "\u00ad\u200b\u2060\ufeff"
+"""Soft hyphen, zero-width space, word joiner, byte order mark: no name needs them, and a copied text may have them."""
+_NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class TextRule(Protocol):
@@ -98,7 +104,16 @@ class Label(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"name": str(value)} if isinstance(value, (str, int, float)) else value
+        """Accept a name. Another scalar is refused, because its text is lost: 1.1 may have been written 1.10."""
+        if value == "":
+            raise ValueError("an empty label: in YAML a # begins a comment, so write a label that contains # in quotes")
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, (dict, Label)):
+            raise ValueError(f"label {value!r} is not text: write it in quotes")
+        if isinstance(value, dict) and "name" not in value:
+            raise ValueError(f"label {value!r} has no name: write a label with a colon or braces in quotes")
+        return _without_nulls(value, ("threshold", "accept", "calibration", "probe"))
 
 
 class LabelSet(BaseModel):
@@ -111,6 +126,8 @@ class LabelSet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     shorthand: ClassVar[str] = "names"
     """The key that a bare list or path stands for where a label set is expected."""
+    text_only: ClassVar[bool] = True
+    """YAML's scalars are read as the text that stands there: see `storage.settings`."""
 
     names: tuple[Label, ...] = Field(
         min_length=1, description="Label names, or mappings {name, prompts, threshold}, or the path of a file of them."
@@ -127,12 +144,23 @@ class LabelSet(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_anything(cls, value: Any) -> Any:
-        """Accept a list of names, the path of a YAML or text file, or the mapping, whose `names` may be such a path."""
+        """Accept a list of names, the path of a label file, or the mapping, whose `names` may be such a path.
+
+        A mapping of numbers to names, as YOLO and torchvision write it, is the list of names in the numbers' order.
+        """
         if isinstance(value, str):
-            return _read_file(Path(value))
+            value = read_label_file(Path(value))
         if isinstance(value, dict) and isinstance(value.get("names"), str):
-            return {**_read_file(Path(value["names"])), **{k: v for k, v in value.items() if k != "names"}}
-        return {"names": value} if isinstance(value, (list, tuple)) else value
+            file = read_label_file(Path(value["names"]))
+            keys = file if isinstance(file, dict) and not _is_numbered(file) else {"names": file}
+            value = {**keys, **{k: v for k, v in value.items() if k != "names"}}
+        if isinstance(value, (list, tuple)) or _is_numbered(value):
+            value = {"names": value}
+        if not isinstance(value, dict):
+            return value
+        if isinstance(value.get("names"), dict):
+            value = {**value, "names": _order_names(value["names"])}
+        return _without_nulls(value, ("top_k",), keep=True)
 
     @model_validator(mode="after")
     def _check(self) -> LabelSet:
@@ -174,6 +202,8 @@ class LabelSet(BaseModel):
         That is so when no character of a text remains, or when two labels have the same texts: `C`, `C++` and `C#` are
         the same label for a model that sees no punctuation.
         """
+        if found := self.find_lookalikes():
+            raise LabelError(f"labels: {found[0][0]}")
         seen: dict[tuple[str, ...], str] = {}
         for label, prompts in zip(self.names, self.prompts(rule), strict=True):
             if label.probe is not None:
@@ -191,6 +221,23 @@ class LabelSet(BaseModel):
                     f"labels: {other!r} and {label.name!r} are the same text to this model, {prompts[0]!r}: "
                     "give one of them other prompts"
                 )
+
+    def find_lookalikes(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Labels that look the same, and labels with invisible characters: a description, and the labels.
+
+        `é` may be one character or two (Unicode's NFC and NFD), which look the same and have other scores.
+        """
+        found: list[tuple[str, tuple[str, ...]]] = []
+        seen: dict[str, str] = {}
+        for name in self.label_names():
+            if hidden := next((c for c in name if c in _INVISIBLE or unicodedata.category(c) == "Cc"), None):
+                found.append((f"{name!r} contains the invisible character U+{ord(hidden):04X}: remove it", (name,)))
+            # Joiners are part of emoji and of Indic and Persian words, so they are only ignored.
+            looks = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+            other = seen.setdefault(" ".join(looks.split()), name)
+            if other != name:
+                found.append((f"{other!a} and {name!a} look the same: remove one of them", (other, name)))
+        return found
 
     def label_names(self) -> list[str]:
         """The names, in order. Row i of the text embeddings belongs to name i."""
@@ -240,18 +287,24 @@ def fill(template: str, label: str) -> str:
     return template.replace("{label}" if "{label}" in template else "{}", label)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """The keys of a label set in a YAML file (list or mapping), or in a text file with one label on each line."""
-    if not path.is_file():
-        raise ValueError(f"label file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = yaml.safe_load(text) if path.suffix.lower() in (".yaml", ".yml") else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ValueError(f"label file {path} cannot be read: {reason}") from None
-    if path.suffix.lower() in (".yaml", ".yml"):
-        if not isinstance(value, (dict, list)):
-            raise ValueError(f"label file {path} contains neither a list of names nor a label set")
-        return value if isinstance(value, dict) else {"names": value}
-    return {"names": [line.strip() for line in text.splitlines() if line.strip()]}
+def _is_numbered(value: Any) -> bool:
+    """Whether a value is a mapping whose keys are all numbers: text, or integers that a YAML loader made of them."""
+    return isinstance(value, dict) and bool(value) and all(re.fullmatch(r"\d+", str(key)) for key in value)
+
+
+def _order_names(names: dict[Any, Any]) -> list[Any]:
+    """The names of a mapping of numbers to names, in the numbers' order. Raises `ValueError` for another mapping."""
+    if not _is_numbered(names) or len({int(key) for key in names}) < len(names):
+        raise ValueError("names is a mapping: write a list of labels, or a mapping of numbers to labels")
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def _without_nulls(value: Any, keys: Sequence[str], keep: bool = False) -> Any:
+    """Read YAML's notations of null, which are text here, as None where a key may be null.
+
+    Such keys are removed, because null is their default, or kept as None with `keep`.
+    """
+    if not isinstance(value, dict):
+        return value
+    null = [key for key in keys if value.get(key) in _NULLS]
+    return {**{k: v for k, v in value.items() if k not in null}, **(dict.fromkeys(null) if keep else {})}

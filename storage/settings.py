@@ -1,9 +1,15 @@
-"""Settings files: YAML that is checked against a pydantic model, with one-line errors that say what to change."""
+"""Settings files: YAML that is checked against a pydantic model, with one-line errors that say what to change.
+
+YAML 1.1 turns plain words into other values: `no` into false, `1.10` into 1.1, `017` into 15, `12:30` into 750. Where a
+model has the attribute `text_only`, its section is read without that: each value is the text that stands there, and the
+model converts those that are numbers.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -17,13 +23,81 @@ class ConfigError(Exception):
     """An error in the configuration, which the user must correct. The message is one line; commands exit with 2."""
 
 
-def read_settings(path: Path, example: str) -> dict[str, Any]:
-    """The keys and values of a YAML file, not yet checked. `example` is a valid line, for the error message.
+_MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what PyYAML accepts in silence: a key that stands twice in a mapping, and tags such as `!!int`."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", _TEXT):
+            raise yaml.MarkedYAMLError(
+                problem=f"the tag {tag.replace('tag:yaml.org,2002:', '!!')} is not read: write the value in quotes",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} stands twice in a mapping", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
+def parse_yaml(text: str, text_only: Callable[[str], bool] | bool = False) -> Any:
+    """The value of a YAML document. Raises `yaml.YAMLError`, also for tags, and for a key that stands twice.
+
+    With `text_only`, plain scalars are strings as they stand, also `null`, which then is the string "null". A function
+    decides by the key of the document's mapping whether this holds for the value of the key.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if text_only is True:
+            _keep_text(node, set())
+        elif callable(text_only) and isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and text_only(key.value):
+                    _keep_text(value, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _keep_text(node: yaml.Node, seen: set[int]) -> None:
+    """Make all scalars of a node strings, except the merge key `<<`."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        node.tag = _TEXT
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _keep_text(item, seen)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                _keep_text(key, seen)
+            _keep_text(value, seen)
+
+
+def read_settings(path: Path, example: str, model: type[BaseModel]) -> dict[str, Any]:
+    """The keys and values of a YAML file for `model`, not yet checked. `example` is a valid line, for an error message.
 
     Raises `ConfigError`.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8-sig"), lambda key: _is_text_only(model, key))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see configs/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -46,7 +120,7 @@ def check_settings(path: Path, raw: Mapping[str, Any], model: type[Settings]) ->
         raise ConfigError(f"{path}: {describe_error(error, model)}") from None
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, model: type[BaseModel]) -> tuple[str, Any]:
     """Split `key.path=value` into the path and the value, read as YAML: `actors.max=4`, `labels=[cat, dog]`.
 
     Raises `ConfigError`.
@@ -55,7 +129,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: expected key.path=value, such as actors.max=4")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), parse_yaml(value, _is_text_only(model, key.strip().partition(".")[0]))
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
 
@@ -92,6 +166,8 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where} is missing"
     message = first["msg"].removeprefix("Value error, ")
     given = f" (given: {str(first['input'])[:60]!r})" if not isinstance(first.get("input"), (dict, list)) else ""
+    if first["type"] in ("string_type", "tuple_type") and isinstance(first["input"], (bool, int, float, date)):
+        given = f"{given[:-1]}, which is no text in YAML: write it in quotes)"
     return f"{where}: {message}{given}"
 
 
@@ -114,6 +190,11 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, 
         if nested is not None and short:
             rows += list_keys(nested, f"{prefix}{name}.")
     return rows
+
+
+def _is_text_only(model: type[BaseModel], key: str) -> bool:
+    field = model.model_fields.get(key)
+    return bool(field and getattr(_nested(field.annotation), "text_only", False))
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:

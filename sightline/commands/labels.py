@@ -13,7 +13,9 @@ from sightline.exits import FAILED, out, report_errors
 from siglip.checkpoint import CheckpointError, pin_model
 from siglip.config import ModelConfig
 from siglip.labels import LabelSet
-from storage.settings import ConfigError
+from storage.mirror import Mirror
+from storage.settings import ConfigError, describe_error
+from storage.store import StoreOptions
 
 SHOWN = 40
 app = typer.Typer(no_args_is_help=True, help="Check and compare label sets.")
@@ -21,7 +23,9 @@ app = typer.Typer(no_args_is_help=True, help="Check and compare label sets.")
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A label set: a YAML file, or a text file with one label per line.")],
+    file: Annotated[
+        Path, typer.Argument(help="A label set: .yaml, .json, .csv, .tsv, or .txt with a label on each line.")
+    ],
     model: Annotated[str, typer.Option(help="The checkpoint to check for: a value of a job's model.source.")] = "tiny",
     near: Annotated[
         float, typer.Option(min=0, max=1, help="Report two labels whose embeddings have at least this cosine.")
@@ -38,7 +42,7 @@ def check(
 
         labels = read_labels(file)
         try:
-            pinned = pin_model(ModelConfig(source=model, compile=False))
+            pinned = pin_model(ModelConfig(source=model, compile=False), Mirror(StoreOptions.from_environment()))
             findings = check_labels(labels, pinned.rule, Encoder(pinned), near)
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
@@ -99,4 +103,4 @@ def read_labels(path: Path) -> LabelSet:
     try:
         return LabelSet.model_validate(str(path))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigError(f"{path}: {describe_error(error, LabelSet)}") from None

@@ -63,7 +63,7 @@ def tag(
             raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
         if unknown := [reason for reason in reasons or [] if reason not in REASONS]:
             raise ConfigError(f"--retry-rejects {unknown[0]}: no such reason (known: {', '.join(REASONS)})")
-        overrides = dict(parse_override(text) for text in set_ or [])
+        overrides = dict(parse_override(text, JobConfig) for text in set_ or [])
         if input:
             overrides["input"] = input
         if output:

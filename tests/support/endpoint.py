@@ -29,7 +29,7 @@ def make_config(**changes: Any) -> EndpointConfig:
 
     The model computes in float32, so that batches of any size give the same numbers.
     """
-    raw = read_settings(EXAMPLE, "")
+    raw = read_settings(EXAMPLE, "", EndpointConfig)
     raw["model"] = {"source": "tiny", "dtype": "float32", "batch_size": 16}
     raw["ingress"] = {"decoders": 1}
     return EndpointConfig.model_validate({**raw, **changes})

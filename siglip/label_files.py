@@ -1,0 +1,159 @@
+"""Files of labels: YAML, JSON, CSV, TSV, and text with one label on each line.
+
+A label is the text that stands in the file. Where it is not certain which part of a file is the label, as in the lines
+`0: cat` and `1: dog`, the file is refused with what to write instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from storage.settings import parse_yaml
+
+TEXT, TABLES = (".txt", ".names", ""), (".csv", ".tsv")
+"""Suffixes of text files and of tables. YOLO calls its text files `.names`."""
+COLUMNS = ("label", "name")
+"""The column of a table that holds the labels: one of these."""
+NUMBERS = ("id", "index", "")
+"""Columns of a table that may stand beside the labels and are not read. Pandas writes its index without a name."""
+_NUMBERED = re.compile(r"(\d+)\s*[:.,;=)\s]\s*\S")
+_WORDNET = re.compile(r"n\d{8}[\s:,]+\S")
+
+
+def read_label_file(path: Path) -> Any:
+    """The content of a label file: a list of labels, or the keys of a label set. Scalars are text, also numbers.
+
+    A byte order mark at the start is not part of the first label. Raises `ValueError` with one line for a file that
+    cannot be read, for text that is not UTF-8, and for a file in which the labels cannot be told with certainty.
+    """
+    if not path.is_file():
+        raise ValueError(f"label file {path} does not exist")
+    suffix = path.suffix.lower()
+    try:
+        text = _decode(path.read_bytes())
+        if suffix in (".yaml", ".yml"):
+            return _check_document(parse_yaml(text, text_only=True))
+        if suffix == ".json":
+            return _check_document(_parse_json(text))
+        if suffix in TABLES:
+            return list(_read_table(text, "\t" if suffix == ".tsv" else ","))
+        if suffix in TEXT:
+            return _read_lines(text)
+    except OSError as error:
+        raise ValueError(f"label file {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, csv.Error, ValueError) as error:
+        raise ValueError(f"label file {path}: {' '.join(str(error).split())}") from None
+    raise ValueError(f"label file {path}: the name must end in .yaml, .yml, .json, .csv, .tsv or .txt")
+
+
+def _decode(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16: save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {where} is not UTF-8: save the file as UTF-8") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    for number, line in enumerate(text.split("\n"), 1):
+        if found := next((c for c in line if c != "\t" and unicodedata.category(c) in ("Cc", "Zl", "Zp")), None):
+            raise ValueError(f"line {number} contains the control character U+{ord(found):04X}: remove it")
+    return text
+
+
+def _check_document(value: Any) -> Any:
+    if isinstance(value, dict) and "categories" in value:
+        raise ValueError("this looks like COCO's annotations: write the names of its categories as a list")
+    if isinstance(value, (dict, list)):
+        return value
+    raise ValueError("it contains neither a list of labels nor a label set")
+
+
+def _parse_json(text: str) -> Any:
+    """Parse JSON. Numbers stay text as written: as a float, 1.10 would become 1.1."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no label: write it in quotes")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)} stands twice in an object")
+        return found
+
+    return json.loads(text, parse_float=str, parse_int=str, parse_constant=refuse, object_pairs_hook=unique)
+
+
+def _read_table(text: str, delimiter: str) -> Iterator[str]:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header = [name.strip().lower() for name in next(rows, [])]
+    named = [index for index, name in enumerate(header) if name in COLUMNS]
+    if len(named) != 1:
+        raise ValueError(
+            f"exactly one column must be called {' or '.join(COLUMNS)}: the first line is {', '.join(header)[:80]!r}"
+        )
+    if unread := [name for index, name in enumerate(header) if index not in named and name not in NUMBERS]:
+        raise ValueError(f"the column {unread[0]!r} cannot be read from a table: remove it, or write a YAML file")
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"line {rows.line_num} has {len(row)} fields, and the first line has {len(header)}")
+        if not (label := row[named[0]].strip()):
+            raise ValueError(f"line {rows.line_num} has no label")
+        yield label
+
+
+def _read_lines(text: str) -> list[str]:
+    """One label on each line. Empty lines, and lines that are `#` or begin with `# `, are skipped."""
+    labels = []
+    for number, raw in enumerate(text.split("\n"), 1):
+        line = raw.strip()
+        if not line or line == "#" or line.startswith(("# ", "#\t")):
+            continue
+        if line.startswith("#"):
+            raise ValueError(
+                f"line {number} is {line[:40]!r}: write `# ` for a comment; a label that begins with # goes into a "
+                "YAML file, in quotes"
+            )
+        if "\t" in line:
+            raise ValueError(f"line {number} contains a tab: write one label on each line, or name the file .tsv")
+        labels.append(line)
+    if doubt := _find_doubt(labels):
+        raise ValueError(
+            f"{doubt}: leave only the labels; if this is part of them, write them in a YAML file in quotes"
+        )
+    return labels
+
+
+def _find_doubt(labels: Sequence[str]) -> str:
+    """Why the lines of a text file may be more than labels. Empty if nothing speaks for that."""
+    if not labels:
+        return ""
+    if labels[0][0] in "{[":
+        return "it begins like JSON"
+    if len(labels) == 1 and "," in labels[0]:
+        return "its only line contains commas"
+    for ends, what in ((",", "a comma"), (";", "a semicolon")):
+        if all(label.endswith(ends) for label in labels[:-1]) and len(labels) > 1:
+            return f"its lines end with {what}"
+    if all(label.startswith(("- ", "* ")) for label in labels):
+        return "its lines begin with a dash, as a list in YAML does"
+    if all(len(label) > 1 and label[0] == label[-1] and label[0] in "\"'" for label in labels):
+        return "its lines are in quotes"
+    if all(_WORDNET.match(label) for label in labels):
+        return "its lines begin with WordNet's numbers"
+    numbers = [int(found[1]) for label in labels if (found := _NUMBERED.match(label))]
+    if len(numbers) == len(labels) and all(a < b for a, b in pairwise(numbers)):
+        return "its lines begin with ascending numbers"
+    return ""
