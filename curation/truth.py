@@ -202,7 +202,9 @@ def _load(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
         if path.suffix == ".json":
             return read_answers(path), {ID, "label", "answer"}
         if path.suffix in (".jsonl", ".ndjson"):
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            # Not `splitlines`, which also splits at U+2028, and JSON may contain it in a string.
+            text = path.read_text(encoding="utf-8-sig")
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
             if not all(isinstance(line, dict) for line in lines):
                 raise ConfigError(f"{path}: a line is not a JSON object")
             return lines, {name for line in lines for name in line}
@@ -221,13 +223,20 @@ def _split_labels(path: Path, value: Any) -> list[str]:
     names = value.split(SEPARATOR) if isinstance(value, str) else value or []
     if not isinstance(names, list):
         raise ConfigError(f"{path}: labels are {value!r}: write a list of names, or names separated by {SEPARATOR}")
-    return [str(name).strip() for name in names if str(name).strip()]
+    return [text for name in names if (text := _to_text(path, name, "labels").strip())]
 
 
 def _read_text(path: Path, value: Any, column: str) -> str:
-    if value is None or not str(value):
+    if value is None or value == "":
         raise ConfigError(f"{path}: a row has no {column}")
-    return str(value)
+    return _to_text(path, value, column)
+
+
+def _to_text(path: Path, value: Any, column: str) -> str:
+    """Return a value as text. Only an integer besides text has one notation: 1.1 may have been written 1.10."""
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    raise ConfigError(f"{path}: {column} is {value!r}, which is not text: write it in quotes")
 
 
 def _read_weight(path: Path, value: Any) -> float:

@@ -82,6 +82,12 @@ def test_formats_and_id_columns_give_the_same_truth(output: TaggedOutput, tmp_pa
     assert sum(right for _, _, right, _ in describe(tables[0])) == 3
 
 
+def test_a_line_separator_inside_a_string_ends_no_line(output: TaggedOutput, tmp_path: Path) -> None:
+    line = '\ufeff{"key": "0003", "label": "cat", "answer": "right", "note": "a\u2028b\x85c"}\r\n'
+    (tmp_path / "truth.jsonl").write_bytes(line.encode())
+    assert describe(read_truth(tmp_path / "truth.jsonl", output)) == {("0003", "cat", True, 1.0)}
+
+
 def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("key,label\n0010,cat\n0011,dog\n")
     truth = read_truth(tmp_path / "truth.csv", output)
@@ -118,6 +124,16 @@ def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_p
         ("a.jsonl", '{"key": "0001", "labels": [], "weight": "much"}\n', "a weight is much"),
         ("a.jsonl", '{"key": "0001", "labels": 5}\n', "labels are 5: write a list"),
         ("a.jsonl", '{"label": "cat", "answer": "right", "key": null}\n', "a row has no key"),
+        ("a.jsonl", '{"key": "0001", "label": 1.10, "answer": "right"}\n', "label is 1.1, which is not text: write it"),
+        ("a.jsonl", '{"key": "0001", "label": true}\n', "label is True, which is not text"),
+        ("a.jsonl", '{"key": "0001", "labels": ["cat", false]}\n', "labels is False, which is not text"),
+        ("a.jsonl", '{"key": "0001", "labels": ["cat", null]}\n', "labels is None, which is not text"),
+        (
+            "a.json",
+            '[{"data": {"id": "x", "key": "k", "sha256": "s", "label": 1.10, "weight": 1}, "annotations": [{"result":'
+            ' [{"from_name": "answer", "value": {"choices": ["right"]}}]}]}]',
+            "label is 1.1, which is not text",
+        ),
         ("a.csv", "key,labels\n", "no answer in this file says right or wrong"),
         ("a.parquet", "none", "cannot be read"),
     ],

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from pipelines.config import JobConfig, load_config
 from serve.config import load_endpoint
+from serve.routes.huggingface import HuggingFaceParameters
+from serve.schemas import LabelQuery
 from sightline.commands.labels import read_labels
 from sightline.commands.quality import write_labels
 from siglip.families import siglip
@@ -194,6 +196,13 @@ def test_a_label_that_is_no_text_is_refused(value: object) -> None:
     """Another YAML loader than ours, such as Ray Serve's, has lost the text: 1.1 may have been 1.10."""
     with pytest.raises(ValidationError, match="is not text: write it in quotes"):
         LabelSet.model_validate(["a", value])
+
+
+@pytest.mark.parametrize("labels", [[1], [1.10], [True], [None], ["cat", 2]])
+def test_a_request_with_a_label_that_is_no_text_is_refused(labels: list[object]) -> None:
+    for schema, body in ((LabelQuery, {"labels": labels}), (HuggingFaceParameters, {"candidate_labels": labels})):
+        with pytest.raises(ValidationError, match="valid string"):
+            schema.model_validate(body)
 
 
 def test_a_setting_that_is_no_text_in_yaml_says_so(tmp_path: Path) -> None:
