@@ -51,20 +51,19 @@ class LocalStore:
     errors are raised without a retry, because the kernel and its network file systems have already retried.
     """
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         # No recursion, because folders may be nested deeper than Python's stack. One folder's names at a time.
         root = _local(prefix)
         open_folders: list[tuple[str, tuple[int, int], Iterator[str]]] = []
 
         def enter(folder: str, status: os.stat_result) -> None:
             identity = (status.st_dev, status.st_ino)
-            if any(identity == above for _, above, _ in open_folders):  # a symbolic link to a folder above
+            if any(identity == above for _, above, _ in open_folders):
+                if unreadable is not None:
+                    unreadable(folder, InvalidUri(f"{show(folder)} is a link to a folder above it"))
                 return
-            try:
-                names = sorted(os.listdir(folder))
-            except (FileNotFoundError, NotADirectoryError):  # removed since
-                return
-            open_folders.append((folder, identity, iter(names)))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since
+                open_folders.append((folder, identity, iter(sorted(os.listdir(folder)))))
 
         with _translate(root):
             try:
@@ -78,14 +77,23 @@ class LocalStore:
                 open_folders.pop()
                 continue
             path = f"{folder}{name}" if folder.endswith("/") else f"{folder}/{name}"
-            with _translate(path):
-                try:
-                    status: os.stat_result | None = os.stat(path)
-                except FileNotFoundError:
-                    status = None
-                if status and stat.S_ISDIR(status.st_mode):
-                    enter(path, status)
-                    continue
+            try:
+                with _translate(path):
+                    try:
+                        status: os.stat_result | None = os.stat(path)
+                    except FileNotFoundError:
+                        status = None
+                    if status and stat.S_ISDIR(status.st_mode):
+                        enter(path, status)
+                        continue
+            except StoreError as error:
+                if unreadable is None:
+                    raise
+                if isinstance(error, Forbidden) and not _may_look(path):
+                    open_folders.pop()  # none of the folder's names may be looked at, so it is reported once
+                    path = folder
+                unreadable(path, error)
+                continue
             if status and stat.S_ISREG(status.st_mode):
                 yield Entry(path, status.st_size, _etag(status))
             elif status or os.path.islink(path):
@@ -241,6 +249,17 @@ def _explain(path: str, error: OSError, writing: bool) -> StoreError:
     if number == errno.EISDIR and not writing:
         return NotFound(f"{show(path)} is a folder, not a file")
     return StoreError(f"{show(path)}: {what}")
+
+
+def _may_look(path: str) -> bool:
+    """Whether the folder of a path lets this process look at the path itself, which may be a link to elsewhere."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _local(uri: str) -> str:

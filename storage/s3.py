@@ -25,7 +25,7 @@ from typing import IO, Any, TypeVar
 
 from storage.s3_errors import PastTheEnd, translate_errors
 from storage.s3_names import split_object, split_prefix
-from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreOptions, Unreachable, show
+from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, show
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 20.0
@@ -67,7 +67,7 @@ class S3Store:
                 ),
             )
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         bucket, key = split_prefix(prefix)
         key = f"{key}/" if key and not key.endswith("/") else key
         # botocore requests URL-encoded names and decodes them, because XML cannot hold every character of a key.

@@ -10,7 +10,7 @@ A store's module says how long that takes at most.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -86,10 +86,13 @@ class Entry:
 class Store(Protocol):
     """An object store. Every method takes whole URIs and raises `StoreError`."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         """All objects under a folder, at any depth, in no particular order. Empty when there are none.
 
-        The listing is streamed. It raises when it cannot be completed, so it never ends early without an error.
+        The listing is streamed. It raises when it cannot be completed, so it never ends early without an error. With
+        `unreadable`, a folder or file below `prefix` that cannot be looked at is given to that function with the error,
+        and the rest is listed: a closed folder, a link to itself or to a folder above, a path that is too long. S3 has
+        no such paths.
         """
 
     def stat(self, uri: str) -> Entry | None:

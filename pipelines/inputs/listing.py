@@ -15,9 +15,10 @@ from pipelines.inputs import images, lists
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import ARCHIVES, archive_of
 from pipelines.inputs.rows import Input, InputStats, Kind, Skipped, WaitReason, wait_reason
+from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
-from storage.store import Entry, StoreError, StoreOptions
+from storage.store import Entry, InvalidUri, StoreError, StoreOptions, show
 
 _INSPECTIONS = 16
 """Archives that are inspected at the same time."""
@@ -98,6 +99,7 @@ class InputLister:
         self._known = known
         self._columns = columns
         self._report = report
+        self._roots = [root.rstrip("/") + "/" for root in config.input]
 
     def list_new(self) -> Iterator[Input]:
         """Yield the new inputs in listing order, archives split into parts.
@@ -164,19 +166,17 @@ class InputLister:
 
     def _list_inputs(self) -> Iterator[Input]:
         """Yield every object that is an input by its name, and the images that lists name. Counts all others."""
-        roots = [root.rstrip("/") + "/" for root in self._config.input]
         configured = set(self._config.input)
         skipped = self._report.skipped
         for entry in self._list_entries():
-            root = next((root for root in roots if entry.uri.startswith(root)), "")
-            key = entry.uri.removeprefix(root) if root else entry.uri.rpartition("/")[2]
+            key = next(self._relative_paths(entry.uri), None) or entry.uri.rpartition("/")[2]
             name = entry.uri.lower().rpartition("/")[2]
-            if entry.size < 0:
-                skipped.add(_printable(entry.uri), "broken links and special files")
-            elif not _is_utf8(entry.uri):
-                skipped.add(_printable(entry.uri), "names that are not UTF-8")
-            elif name.startswith("._"):
+            if entry.uri not in configured and self._is_hidden(entry.uri):
                 skipped.add(entry.uri, "hidden files")
+            elif entry.size < 0:
+                skipped.add(entry.uri, "broken links and special files")
+            elif not _is_utf8(entry.uri):
+                skipped.add(entry.uri, "names that are not UTF-8")
             elif lists.recognizes(name) and entry.uri in configured:
                 yield from lists.expand(entry, self._options)
             elif (archive := archive_of(name)) is not None:
@@ -196,17 +196,37 @@ class InputLister:
                 yield single
                 continue
             empty = True
-            for entry in store.list(uri):
+            seen = len(self._report.waiting), self._report.skipped.counts.total()
+            for entry in store.list(uri, self._note_unreadable):
                 empty = False
                 if not entry.uri.startswith(own):
                     yield entry
-            if empty and (is_remote(uri) or Path(uri).is_dir()):
+            if not empty or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
+                continue
+            if is_remote(uri) or Path(uri).is_dir():
                 self._report.skipped.add(uri, "inputs with nothing under them")
-            elif empty:
+            else:
                 if not self._known.holds(uri):
                     raise ConfigError(f"input: {uri} does not exist")
                 if self._config.on_missing == "wait":  # it existed at an earlier run, so a mount may be missing
                     self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
+
+    def _note_unreadable(self, path: str, error: StoreError) -> None:
+        """Count a path that cannot be looked at. Inputs may be below a closed folder, so the run has to say so."""
+        if self._is_hidden(path):
+            self._report.skipped.add(path, "hidden files")
+        elif isinstance(error, InvalidUri):
+            self._report.skipped.add(path, "links in a circle and paths that are too long")
+        else:
+            self._report.waiting.append(Waiting(show(path), wait_reason(error), f"{error}: not listed", 0))
+
+    def _relative_paths(self, uri: str) -> Iterator[str]:
+        """Yield the path of an object relative to each configured input that holds it."""
+        return (uri[len(root) :] for root in self._roots if uri.startswith(root))
+
+    def _is_hidden(self, uri: str) -> bool:
+        """Tell whether an object is hidden below each configured input that holds it. What is above does not count."""
+        return all(is_hidden(path) for path in self._relative_paths(uri))
 
 
 class _TarSizes:
@@ -248,7 +268,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()

@@ -12,13 +12,16 @@ import pyarrow as pa
 
 from pipelines.config import ParquetConfig
 from siglip.images.decode import ImageRejected
-from storage.store import Changed, Entry, Forbidden, NotFound, StoreError, StoreOptions
+from storage.store import Changed, Entry, Forbidden, NotFound, StoreError, StoreOptions, show
 
 Kind = Literal["image", "tar", "parquet", "uri"]
 
 WaitReason = Literal["missing", "forbidden", "changed", "unreachable", "error"]
 """Why a planned object could not be read. At the next run it may be readable again. `error` is not of the store:
 reading or committing the shard raised an exception, or ended its process."""
+
+_EXAMPLES = 3
+"""The number of names that are kept for each reason of `Skipped`."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +139,17 @@ def wait_reason(error: StoreError) -> WaitReason:
 
 @dataclass
 class Skipped:
-    """Objects and tar members that are not inputs: counts by reason, and the names of the first five."""
+    """Objects and tar members that are not inputs: counts by reason, and for each reason the names of the first few."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, why: str) -> None:
         """Count an object. `why` is a phrase in the plural, such as "hidden files"."""
         self.counts[why] += 1
-        if len(self.examples) < 5:
-            self.examples.append(name)
+        examples = self.examples.setdefault(why, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(show(name))
 
     def add_suffix(self, name: str) -> None:
         """Count an object that is skipped because of its suffix, or because it has none."""

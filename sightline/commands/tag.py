@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,15 +107,17 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
     return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
 
 
-def _print_skipped(skipped: Counter[str], examples: list[str]) -> None:
-    """Print the files and tar members that are no inputs, by kind, with examples of their names."""
+def _print_skipped(skipped: Counter[str], examples: Mapping[str, list[str]]) -> None:
+    """Print the files and tar members that are no inputs, by kind, each with a few names."""
     if not skipped:
         return
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-    such_as = f"; such as {', '.join(examples)}" if examples else ""
+    kinds = [
+        f"{count:,} {kind}" + (f" (such as {', '.join(examples[kind])})" if kind in examples else "")
+        for kind, count in skipped.most_common()
+    ]
     heif = any(f".{suffix} files" in skipped for suffix in ("heic", "heif"))
     advice = "; install sightline[heic] to read HEIC" if heif else ""
-    out.print(escape(f"skipped {skipped.total():,}: {kinds}{such_as}{advice}"), highlight=False)
+    out.print(escape(f"skipped {skipped.total():,}: {', '.join(kinds)}{advice}"), highlight=False)
 
 
 def _print_waiting(waiting: list[Waiting]) -> None:

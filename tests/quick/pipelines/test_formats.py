@@ -28,7 +28,7 @@ from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.output.output import Output
 from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
 from storage.settings import ConfigError
-from storage.store import Changed, InvalidUri, NotFound, Store, StoreOptions
+from storage.store import Changed, NotFound, Store, StoreOptions
 from tests.support.images import encode, make_rgb
 
 OPTIONS = StoreOptions()
@@ -248,8 +248,8 @@ def test_a_mixed_prefix_is_sorted_out(folder: Folder) -> None:
     assert report.inputs == len(names)
     assert report.skipped.counts.total() == 8
     assert report.skipped.counts["Parquet files without an image column"] == 1
-    assert report.skipped.counts["hidden files"] == 1
-    assert len(report.skipped.examples) == 5
+    assert report.skipped.counts["hidden files"] == 2
+    assert report.skipped.examples["hidden files"] == [str(folder.input / name) for name in (".DS_Store", "._a.jpg")]
     assert {row.key for row in folder.rows()} == set(names)
 
 
@@ -418,9 +418,6 @@ def test_odd_files_in_a_folder(folder: Folder) -> None:
     report = folder.plan()
     assert report.inputs == 1
     assert report.skipped.counts == {"broken links and special files": 2}
-    (folder.input / "loop.jpg").symlink_to(folder.input / "loop.jpg")
-    with pytest.raises(InvalidUri, match=r"loop\.jpg"):
-        folder.plan()
 
 
 def test_a_plan_has_as_many_files_as_it_needs(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,270 @@
+"""Listing inputs: what cannot be looked at is counted and named, what tools keep beside the data is skipped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import JobConfig
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.listing import InputLister, KnownInputs, PlanReport
+from pipelines.inputs.rows import Input
+from storage.hidden_names import is_hidden
+from storage.settings import ConfigError
+from storage.store import Entry, Forbidden, Store, StoreError, StoreOptions
+
+DATA = b"not decoded here"
+
+
+def list_inputs(
+    tmp_path: Path, input: str | list[str], known: list[Input] | None = None
+) -> tuple[list[str], PlanReport]:
+    """The keys of new inputs, and the report."""
+    config = JobConfig(input=input, output=str(tmp_path / "output"), labels=["a"])
+    (tmp_path / "known.sqlite").unlink(missing_ok=True)
+    planned, report = KnownInputs(tmp_path / "known.sqlite"), PlanReport()
+    planned.add((one.uri, one.version) for one in known or [])
+    lister = InputLister(config, StoreOptions(), planned, PassedColumns({}), report)
+    found = [item.key for item in lister.list_new()]
+    planned.close()
+    return found, report
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(DATA)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path / "in", "a.jpg", "z/b.jpg")
+    return tmp_path / "in"
+
+
+HIDDEN = [
+    "_temporary/0/a.jpg",
+    "day=1/_temporary/a.parquet",
+    "_delta_log/a.json",
+    "_change_data/a.parquet",
+    "_SUCCESS",
+    "_started_123",
+    ".git/a.jpg",
+    ".cache/x/a.jpg",
+    ".ipynb_checkpoints/a-checkpoint.jpg",
+    ".Trash-1000/files/a.jpg",
+    ".hidden.jpg",
+    "._a.jpg",
+    ".DS_Store",
+    ".@__thumb/a.jpg",
+    "b/@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg",
+    "#recycle/a.jpg",
+    "@Recycle/a.jpg",
+    "__MACOSX/._a.jpg",
+    "__MACOSX/a.jpg",
+    "lost+found/a.jpg",
+    "$RECYCLE.BIN/a.jpg",
+    "System Volume Information/a.jpg",
+    "a.b/..c.jpg.d/a.jpg",
+]
+VISIBLE = [
+    "_photos/a.jpg",
+    "_a.jpg",
+    "__a__.jpg",
+    "day=1/a.jpg",
+    "x=__HIVE_DEFAULT_PARTITION__/a.jpg",
+    "temporary/a.jpg",
+    "recycle/a.jpg",
+    "a/../b.jpg",
+    "./a.jpg",
+    "//a.jpg",
+    "@home/a.jpg",
+    "my_temporary/a.jpg",
+    "#1.jpg",
+]
+
+
+def test_names_that_are_hidden_and_names_that_are_not() -> None:
+    assert [name for name in HIDDEN if not is_hidden(name)] == []
+    assert [name for name in VISIBLE if is_hidden(name)] == []
+
+
+def test_hidden_files_and_folders_are_skipped_and_counted(tmp_path: Path, root: Path) -> None:
+    write(root, *HIDDEN)
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "z/b.jpg"]
+    assert report.skipped.counts == {"hidden files": len(HIDDEN)}
+    assert len(report.skipped.examples["hidden files"]) == 3
+
+
+@pytest.mark.parametrize("place", [".cache/images", "_temporary", "@eaDir"])
+def test_what_the_user_names_is_read_whatever_its_name(tmp_path: Path, root: Path, place: str) -> None:
+    """A configured folder below or above a hidden one, a configured file, and both beside their parent folder."""
+    write(root, f"{place}/c.jpg", f"{place}/.d.jpg")
+    folder, file = str(root / place), str(root / place / ".d.jpg")
+    assert list_inputs(tmp_path, folder)[0] == ["c.jpg"]
+    assert list_inputs(tmp_path, file)[0] == [".d.jpg"]
+    for inputs in ([str(root), folder, file], [file, folder, str(root)]):
+        found, report = list_inputs(tmp_path, inputs)
+        assert sorted(Path(key).name for key in found) == [".d.jpg", "a.jpg", "b.jpg", "c.jpg"]
+        assert report.skipped.counts == {}
+
+
+def test_hidden_files_that_are_planned_are_no_trouble(tmp_path: Path, root: Path) -> None:
+    write(root, ".git/c.jpg")
+    status = (root / ".git/c.jpg").stat()
+    planned = Input("image", str(root / ".git/c.jpg"), ".git/c.jpg", status.st_size, "another version")
+    found, report = list_inputs(tmp_path, str(root), [planned])
+    assert (found, report.waiting) == (["a.jpg", "z/b.jpg"], [])
+
+
+def test_links_in_a_circle_are_counted_and_named(tmp_path: Path, root: Path) -> None:
+    (root / "self.jpg").symlink_to(root / "self.jpg")
+    (root / "one").symlink_to(root / "two")
+    (root / "two").symlink_to(root / "one")
+    (root / "z/up").symlink_to(root)
+    (root / "y").mkdir()
+    (root / "y/to_z").symlink_to(root / "z")
+    (root / "z/to_y").symlink_to(root / "y")
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "y/to_z/b.jpg", "z/b.jpg"]
+    assert report.waiting == []
+    assert report.skipped.counts == {"links in a circle and paths that are too long": 7}
+    assert str(root / "one") in report.skipped.examples["links in a circle and paths that are too long"]
+
+
+def test_special_files_and_odd_names_are_counted_and_named_on_one_line(tmp_path: Path, root: Path) -> None:
+    os.mkfifo(root / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "socket.jpg"))
+    (root / "gone.jpg").symlink_to(root / "nowhere")
+    raw = os.fsencode(root)
+    os.mkdir(raw + b"/folder\xff")
+    for name in (b"/bad\xff.jpg", b"/folder\xff/a.jpg"):
+        Path(os.fsdecode(raw + name)).write_bytes(DATA)
+    write(root, "new\nline.txt", "new\nline.jpg")
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "new\nline.jpg", "z/b.jpg"]
+    assert report.skipped.counts == {
+        "broken links and special files": 3,
+        "names that are not UTF-8": 2,
+        ".txt files": 1,
+    }
+    for names in report.skipped.examples.values():
+        assert all(name.encode() and "\n" not in name for name in names)
+
+
+def test_a_path_that_is_too_long_is_counted_and_named(tmp_path: Path, root: Path) -> None:
+    """Linux opens paths of up to 4,095 bytes. Deeper folders are made by relative paths."""
+    before = os.getcwd()
+    os.chdir(root)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    os.chdir(before)
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "z/b.jpg"]
+    assert report.skipped.counts == {"links in a circle and paths that are too long": 1}
+
+
+@pytest.fixture
+def close(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make calls of the system fail for some paths: a test that runs as root may look at every folder."""
+
+    def close(calls: tuple[str, ...], fails: Callable[[str], bool], number: int = errno.EACCES) -> None:
+        for name in calls:
+            real = getattr(os, name)
+
+            def call(path: Any, *rest: Any, real: Any = real, **more: Any) -> Any:
+                if isinstance(path, str) and fails(path):
+                    raise OSError(number, os.strerror(number), path)
+                return real(path, *rest, **more)
+
+            monkeypatch.setattr(f"storage.local.os.{name}", call)
+
+    return close
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.EACCES, "forbidden"), (errno.EIO, "unreachable"), (errno.ESTALE, "unreachable")]
+)
+def test_a_folder_that_cannot_be_entered_waits_and_the_rest_is_done(
+    tmp_path: Path, root: Path, close: Callable[..., None], number: int, reason: str
+) -> None:
+    write(root, "closed/c.jpg", "lost+found/d.jpg")
+    close(("listdir",), lambda path: path.endswith(("/closed", "/lost+found")), number)
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "z/b.jpg"]
+    [waiting] = report.waiting
+    assert (waiting.name, waiting.reason) == (str(root / "closed"), reason)
+    assert os.strerror(number) in waiting.detail
+    assert report.skipped.counts == {"hidden files": 1}
+
+
+def test_a_folder_whose_names_may_be_read_but_not_looked_at_waits_once(
+    tmp_path: Path, root: Path, close: Callable[..., None]
+) -> None:
+    """Permission to read a folder but not to search it: each stat of a file in it fails."""
+    write(root, *(f"closed/{number}.jpg" for number in range(9)))
+    close(("stat", "lstat"), lambda path: "/closed/" in path)
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "z/b.jpg"]
+    assert [item.name for item in report.waiting] == [str(root / "closed")]
+
+
+def test_a_link_into_a_closed_folder_waits_alone(tmp_path: Path, root: Path, close: Callable[..., None]) -> None:
+    (root / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    close(("stat",), lambda path: path.endswith("link.jpg"))
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == ["a.jpg", "z/b.jpg"]
+    assert [(item.name, item.reason) for item in report.waiting] == [(str(root / "link.jpg"), "forbidden")]
+
+
+def test_a_folder_that_is_removed_while_it_is_listed_is_no_trouble(
+    tmp_path: Path, root: Path, close: Callable[..., None]
+) -> None:
+    write(root, "removed/c.jpg")
+    close(("listdir",), lambda path: path.endswith("/removed"), errno.ENOENT)
+    found, report = list_inputs(tmp_path, str(root))
+    assert (found, report.waiting) == (["a.jpg", "z/b.jpg"], [])
+
+
+def test_a_configured_input_that_cannot_be_read_is_an_error(
+    tmp_path: Path, root: Path, close: Callable[..., None]
+) -> None:
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    with pytest.raises(StoreError, match="symbolic links"):
+        list_inputs(tmp_path, [str(root), str(tmp_path / "self")])
+    with pytest.raises(ConfigError, match="does not exist"):
+        list_inputs(tmp_path, str(tmp_path / "nowhere"))
+    close(("listdir",), lambda path: path == str(root))
+    with pytest.raises(Forbidden):
+        list_inputs(tmp_path, str(root))
+
+
+class Objects:
+    """A store of one listing."""
+
+    def __init__(self, *keys: str) -> None:
+        self._keys = keys
+
+    def stat(self, uri: str) -> None:
+        return None
+
+    def list(self, prefix: str, unreadable: object = None) -> list[Entry]:
+        return [Entry(f"s3://bucket/{key}", 9, "etag") for key in self._keys]
+
+
+def test_hidden_names_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefix itself is not looked at."""
+    store: Store = Objects(*(f".in/_temporary/{name}" for name in [*HIDDEN, *VISIBLE]))  # type: ignore[assignment]
+    monkeypatch.setattr("pipelines.inputs.listing.open_store", lambda uri, options: store)
+    found, report = list_inputs(tmp_path, "s3://bucket/.in/_temporary")
+    assert found == VISIBLE
+    assert report.skipped.counts == {"hidden files": len(HIDDEN)}
