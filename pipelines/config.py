@@ -66,7 +66,10 @@ class ParquetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_column: str | None = Field(
-        None, description="Column with image bytes, structs {bytes, path} or URIs; null detects it by type and name."
+        None,
+        description="Column with image bytes, structs {bytes, path}, lists of these, or URIs; a.b is a field of a "
+        "struct. null: what Hugging Face's metadata says, else a column named as images are, else the only one with "
+        "bytes.",
     )
     key_column: str | None = Field(
         None, description="Column that becomes `key`; null is the struct's path, or the row number."
@@ -92,6 +95,16 @@ class ParquetConfig(BaseModel):
             if not name or names.count(name) > 1:
                 raise ValueError(f"columns: the name {name!r} in the output is empty, or used for two columns")
         return self
+
+
+class ListsConfig(BaseModel):
+    """How to read lists of images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str | None = Field(
+        None, description="Column or key of CSV, TSV and JSON Lines lists that holds the URI; null detects it by name."
+    )
 
 
 class S3Config(BaseModel):
@@ -130,7 +143,8 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: tuple[str, ...] = Field(
-        description="A folder, s3:// prefix or file, or several: tars, Parquet, images, or .txt/.csv lists of URIs."
+        description="A folder, s3:// prefix or file, or several: tars, Parquet, images, or lists of URIs (.txt, .csv, "
+        ".tsv, .jsonl)."
     )
     output: str = Field(description="A folder or s3:// prefix. A run continues the work of earlier runs there.")
     labels: LabelSet = Field(
@@ -139,6 +153,7 @@ class JobConfig(BaseModel):
     model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
     actors: ActorsConfig = Field(ActorsConfig(), description="The pool of actors that run the model.")
     parquet: ParquetConfig = Field(ParquetConfig(), description="How to read Parquet inputs.")
+    lists: ListsConfig = Field(ListsConfig(), description="How to read lists of images.")
     limits: Limits = Field(Limits(), description="Limits for one image; larger images are rejected.")
     s3: S3Config = Field(S3Config(), description="The object store.")
     ray: RayConfig = Field(RayConfig(), description="The Ray cluster to run on.")

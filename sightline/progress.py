@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_SECONDS = 10.0
@@ -35,7 +36,7 @@ class RunProgress:
 
     def say(self, message: str) -> None:
         """Print the step that begins, which takes a while."""
-        self._console.print(f"[dim]{message} ...[/dim]", highlight=False)
+        self._console.print(f"[dim]{escape(message)} ...[/dim]", highlight=False)
 
     def start(self, shards: int, rows: int) -> None:
         """Print that work begins on this many shards with about this many images, and show the live line."""

@@ -18,6 +18,9 @@ _AHEAD_BYTES = 64 * 2**20
 _UNKNOWN_BYTES = 2 * 2**20
 """The assumed size of an object named in a list, whose size is not known before it is fetched."""
 
+Fetched = bytes | ImageRejected
+"""What a fetch gives: the bytes of an object, or why there are none."""
+
 
 def recognizes(name: str) -> bool:
     """Tell whether an object is a loose image, by its lower-case name."""
@@ -27,41 +30,53 @@ def recognizes(name: str) -> bool:
 def fetch_images(planned: Iterable[Input], reading: Reading) -> Iterator[Row]:
     """Yield one row for each input, in order. Fetches objects ahead, up to a number of objects and of bytes.
 
-    Raises `StoreError` if a planned object cannot be read, or if the store does not answer for an object of a list.
+    Rows of lists that name the same object and are near each other share one fetch, and the same bytes. Raises
+    `StoreError` if a planned object cannot be read, or if the store does not answer for an object of a list.
     """
-    ahead: deque[tuple[int, Future[Row]]] = deque()
+    ahead: deque[tuple[int, Input, Future[Fetched]]] = deque()
     held = 0
     with ThreadPoolExecutor(_AHEAD) as pool:
+
+        def take_first() -> Row:
+            nonlocal held
+            size, item, future = ahead.popleft()
+            held -= size
+            found = future.result()
+            row = Row(item.key, item.uri, metadata=item.metadata)
+            row.data, row.rejected = (None, found) if isinstance(found, ImageRejected) else (found, None)
+            return row
+
         for item in planned:
-            size = item.size if item.size >= 0 else _UNKNOWN_BYTES
+            same = next(
+                (f for _, other, f in ahead if item.kind == other.kind == "uri" and item.uri == other.uri), None
+            )
+            size = 0 if same else item.size if item.size >= 0 else _UNKNOWN_BYTES
             while ahead and (len(ahead) >= _AHEAD or held + size > _AHEAD_BYTES):
-                held -= ahead[0][0]
-                yield ahead.popleft()[1].result()
-            ahead.append((size, pool.submit(_fetch, item, reading)))
+                yield take_first()
+            ahead.append((size, item, same or pool.submit(_fetch, item, reading)))
             held += size
         while ahead:
-            yield ahead.popleft()[1].result()
+            yield take_first()
 
 
-def _fetch(planned: Input, reading: Reading) -> Row:
-    row = Row(planned.key, planned.uri, metadata=planned.metadata)
+def _fetch(planned: Input, reading: Reading) -> Fetched:
     try:
         size, etag = planned.size, planned.etag
+        if not planned.uri:
+            return ImageRejected("missing", "the row of the list has no URI")
         if planned.kind == "uri":
             entry = open_store(planned.uri, reading.store).stat(planned.uri)
             if entry is None:
                 raise NotFound(f"{planned.uri}: no such object")
             size, etag = entry.size, entry.etag
         if size > reading.max_bytes:
-            row.rejected = ImageRejected("too_many_bytes", f"{size} bytes, over {reading.max_bytes}")
-        else:
-            row.data = open_store(planned.uri, reading.store).read(planned.uri, 0, size, etag) if size else b""
+            return ImageRejected("too_many_bytes", f"{size} bytes, over {reading.max_bytes}")
+        return open_store(planned.uri, reading.store).read(planned.uri, 0, size, etag) if size else b""
     except StoreError as error:
         if planned.kind == "uri":
-            row.rejected = _reject_listed(error)
-        else:
-            row.rejected = reading.reject_or_raise(planned, error).rejected
-    return row
+            return _reject_listed(error)
+        rejected = reading.reject_or_raise(planned, error).rejected
+        return rejected or ImageRejected("missing", str(error))
 
 
 def _reject_listed(error: StoreError) -> ImageRejected:

@@ -14,7 +14,7 @@ from pipelines.config import JobConfig
 from pipelines.inputs import images, lists
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import ARCHIVES, archive_of
-from pipelines.inputs.rows import Input, InputStats, Kind, Skipped, WaitReason, wait_reason
+from pipelines.inputs.rows import ROW_VERSION, Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
 from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
@@ -42,6 +42,7 @@ class Waiting:
 class PlanReport:
     """The counts of a planning: new `inputs`, new `shards`, their `rows` (estimated for tars), and `known` inputs.
 
+    `columns` are the columns that images are read from, of new Parquet files and of all lists.
     `waiting` are inputs that could not be inspected, and changed inputs that the configuration tells to skip. They are
     not planned, and the next run inspects them again.
     """
@@ -52,6 +53,7 @@ class PlanReport:
     known: int = 0
     skipped: Skipped = field(default_factory=Skipped)
     waiting: list[Waiting] = field(default_factory=list)
+    columns: ReadColumns = field(default_factory=ReadColumns)
 
 
 class KnownInputs:
@@ -62,11 +64,27 @@ class KnownInputs:
         # The file is deleted after one planning, so nothing in it needs to survive a crash.
         self._database.execute("pragma journal_mode = off")
         self._database.execute("pragma synchronous = off")
-        self._database.execute("create table known (uri text, version text, primary key (uri, version)) without rowid")
+        self._database.execute(
+            "create table known (uri text, version text, planned integer, seen integer, primary key (uri, version)) "
+            "without rowid"
+        )
 
     def add(self, rows: Iterator[tuple[str, str]]) -> None:
         """Add pairs of a URI and its version (`Input.version`)."""
-        self._database.executemany("insert or ignore into known values (?, ?)", rows)
+        add = "insert into known values (?, ?, 1, 0) on conflict do update set planned = planned + 1"
+        self._database.executemany(add, rows)
+
+    def meet(self, uri: str, version: str) -> bool:
+        """Tell whether a list's row that is met now was planned before: as many equal rows as were met until now.
+
+        A row without other columns says no more than the object itself, so one such row is known if the object is.
+        """
+        meet = "insert into known values (?, ?, 0, 1) on conflict do update set seen = seen + 1 returning planned, seen"
+        planned, seen = self._database.execute(meet, (uri, version)).fetchone()
+        if seen > planned and not version:
+            objects = "select 1 from known where uri = ? and version <> '' and version not like ? limit 1"
+            planned += self._database.execute(objects, (uri, f"{ROW_VERSION}%")).fetchone() is not None
+        return bool(seen <= planned)
 
     def versions(self, uri: str) -> list[str]:
         """Return the planned versions of a URI."""
@@ -140,8 +158,10 @@ class InputLister:
             self._report.waiting.append(Waiting(planned.uri, wait_reason(error), str(error), 1))
             return
         if not found.parts:
-            self._report.skipped.add(planned.uri, "Parquet files without an image column")
+            self._report.skipped.add(planned.uri, found.skipped)
             return
+        if found.column:
+            self._report.columns.add("Parquet file", found.column, planned.uri)
         if found.schema is not None:
             self._columns.add(planned.uri, found.schema, found.small_integers)
         self._report.inputs += 1
@@ -149,8 +169,15 @@ class InputLister:
 
     def _list_unknown(self) -> Iterator[Input]:
         for planned in self._list_inputs():
-            version, versions = planned.version, self._known.versions(planned.uri)
-            if version in versions or (versions and ("" in versions or not version)):
+            version = planned.version
+            if planned.kind == "uri":
+                if self._known.meet(planned.uri, version):
+                    self._report.known += 1
+                else:
+                    yield planned
+                continue
+            versions = self._known.versions(planned.uri)
+            if version in versions or any(not one or one.startswith(ROW_VERSION) for one in versions):
                 self._report.known += 1
                 continue
             if versions and self._config.on_changed == "error":
@@ -166,7 +193,7 @@ class InputLister:
 
     def _list_inputs(self) -> Iterator[Input]:
         """Yield every object that is an input by its name, and the images that lists name. Counts all others."""
-        configured = set(self._config.input)
+        configured, expanded = set(self._config.input), set[str]()
         skipped = self._report.skipped
         for entry in self._list_entries():
             key = next(self._relative_paths(entry.uri), None) or entry.uri.rpartition("/")[2]
@@ -178,7 +205,10 @@ class InputLister:
             elif not _is_utf8(entry.uri):
                 skipped.add(entry.uri, "names that are not UTF-8")
             elif lists.recognizes(name) and entry.uri in configured:
-                yield from lists.expand(entry, self._options)
+                if entry.uri not in expanded:
+                    expanded.add(entry.uri)
+                    column = self._config.lists.column
+                    yield from lists.expand(entry, column, self._options, skipped, self._report.columns)
             elif (archive := archive_of(name)) is not None:
                 yield _plan_input(archive.KIND, entry, key)
             elif images.recognizes(name):
@@ -189,7 +219,8 @@ class InputLister:
     def _list_entries(self) -> Iterator[Entry]:
         """Yield every object under the configured inputs, except the output's files. Raises `ConfigError`."""
         own = self._config.output + "/"
-        for uri in self._config.input:
+        # Lists come first: an image that a list names too is not planned once more for the folder that it is in.
+        for uri in sorted(self._config.input, key=lambda uri: not lists.recognizes(uri.lower())):
             store = open_store(uri, self._options)
             single = store.stat(uri)
             if single is not None:

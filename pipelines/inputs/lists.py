@@ -1,6 +1,8 @@
-"""Lists of images: a text file with one URI per line, or a CSV file with a column of URIs.
+"""Lists of images: text files with a URI per line, CSV and TSV files with a column of URIs, JSON Lines.
 
-Only a file that is itself configured as an input is read as a list, not one found in a folder.
+Only a file that is itself configured as an input is read as a list, not one found in a folder. Every row of a list is
+an input, also if rows name the same image. A list that is not what its suffix says is refused by file and line, because
+a row that is guessed or dropped would be missing from the output without a word.
 """
 
 from __future__ import annotations
@@ -8,16 +10,29 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, NoReturn
 
-from pipelines.inputs.rows import Input
+from pipelines.inputs import images
+from pipelines.inputs.image_columns import choose_uri_column
+from pipelines.inputs.rows import Input, ReadColumns, Skipped
 from storage.files import StoreFile
 from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import Entry, StoreOptions, join
+from storage.store import Entry, StoreOptions, join, show
 
-SUFFIXES = (".txt", ".csv")
-COLUMNS = ("uri", "url", "image_uri", "image_url", "path", "image", "file", "file_name")
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
+"""The separators that a header may have, by suffix. The first that gives a column of URIs counts."""
+SUFFIXES = (".txt", *SEPARATORS, ".jsonl", ".ndjson")
+
+_LINE_CHARS = 16 << 20
+"""The most characters in a line or in a field. An unclosed quote would make the rest of a file one field."""
+_REMOTE_ROWS = 100
+"""A list that begins with as many URLs is refused. Fewer are reject rows."""
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def recognizes(name: str) -> bool:
@@ -32,33 +47,220 @@ def resolve(uri: str, listed_in: str) -> str:
     return join(listed_in.rpartition("/")[0] or ".", uri)
 
 
-def expand(entry: Entry, options: StoreOptions) -> Iterator[Input]:
-    """Yield the images that a list names. In a text file, lines that begin with `#` are comments.
+@dataclass(frozen=True)
+class _Row:
+    """A row of a list: the line where it begins, its URI as it stands there, and its other columns."""
 
-    A CSV file needs a header; its other columns become the images' metadata. Raises `ConfigError` if the file is not a
-    list, `StoreError` if it cannot be read.
+    line: int
+    uri: str
+    columns: dict[str, Any]
+
+
+def expand(
+    entry: Entry, column: str | None, options: StoreOptions, skipped: Skipped, columns: ReadColumns
+) -> Iterator[Input]:
+    """Yield an input for each row of a list. `column` is the configured column of URIs, or None.
+
+    The other columns of a row become its metadata, a JSON text: the values of a CSV file are strings as they stand. A
+    row without a URI is an input too, which is rejected when it is read. Comments that look like images are counted in
+    `skipped`, the column is added to `columns`. Raises `ConfigError` for a list that cannot be read as it stands,
+    `StoreError` if the store fails.
     """
-    file = StoreFile(open_store(entry.uri, options), entry)
-    with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline="") as text:
+    rows = _read_rows(entry, column, options, skipped, columns)
+    first = list(islice(rows, _REMOTE_ROWS))
+    if len(first) == _REMOTE_ROWS and all(row.uri.lower().startswith(("http://", "https://")) for row in first):
+        raise ConfigError(
+            f"input: {entry.uri} is a list of http(s) URLs, which are not fetched: download the images first"
+        )
+    for row in chain(first, rows):
+        yield _plan(row, entry)
+
+
+def _plan(row: _Row, entry: Entry) -> Input:
+    metadata = _dump(row.columns) if row.columns else None
+    if not row.uri:
+        return Input("uri", "", f"{entry.uri} line {row.line}", -1, "", metadata=metadata)
+    return Input("uri", resolve(row.uri, entry.uri), row.uri, -1, "", metadata=metadata)
+
+
+def _dump(columns: dict[str, Any]) -> str:
+    text = json.dumps(columns, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+        return json.dumps(columns)
+    return text
+
+
+class _Lines:
+    """The lines of a text file with their ends. `number` is that of the latest line, from 1.
+
+    Raises `ConfigError` for what is not text in UTF-8.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, uri: str) -> None:
+        self._text = text
+        self.uri = uri
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
         try:
-            if entry.uri.lower().endswith(".csv"):
-                yield from _read_csv(text, entry)
-            else:
-                for line in text:
-                    if (uri := line.strip()) and not line.startswith("#"):
-                        yield Input("uri", resolve(uri, entry.uri), uri, -1, "")
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"input: {entry.uri} is not UTF-8 {entry.uri[-3:]}: {error}") from error
+            line = self._text.readline(_LINE_CHARS + 1)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"input: {self.uri} is not UTF-8 after line {self.number}: {error.reason}") from error
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if "\0" in line:
+            raise self.refuse("has a NUL character: save the list as UTF-8 text")
+        if len(line) > _LINE_CHARS:
+            raise self.refuse(f"has over {_LINE_CHARS:,} characters: this is no list of images")
+        return line
+
+    def refuse(self, problem: str, line: int | None = None) -> ConfigError:
+        return ConfigError(f"input: {self.uri} line {line or self.number} {problem}")
 
 
-def _read_csv(text: io.TextIOWrapper, entry: Entry) -> Iterator[Input]:
-    reader = csv.DictReader(text)
-    names = reader.fieldnames or []
-    column = next((name for name in names if name and name.strip().lower() in COLUMNS), None)
-    if column is None:
-        raise ConfigError(f"input: {entry.uri} has no column named {', '.join(COLUMNS[:3])} or such; see its header")
-    for record in reader:
-        if uri := (record.pop(column) or "").strip():
-            rest = {name: value for name, value in record.items() if name}
-            metadata = json.dumps(rest, ensure_ascii=False) if rest else None
-            yield Input("uri", resolve(uri, entry.uri), uri, -1, "", metadata=metadata)
+def _read_rows(
+    entry: Entry, column: str | None, options: StoreOptions, skipped: Skipped, columns: ReadColumns
+) -> Iterator[_Row]:
+    name = entry.uri.lower()
+    file = StoreFile(open_store(entry.uri, options), entry)
+    if file.read(2) in _UTF_16:
+        raise ConfigError(f"input: {entry.uri} is UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
+    file.seek(0)
+    with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline="") as text:
+        lines = _Lines(text, entry.uri)
+        if name.endswith(".txt"):
+            yield from _read_text(lines, skipped)
+        elif name.endswith((".jsonl", ".ndjson")):
+            yield from _read_objects(lines, column, columns)
+        else:
+            yield from _read_table(lines, column, skipped, columns)
+
+
+def _read_text(lines: _Lines, skipped: Skipped) -> Iterator[_Row]:
+    """Yield the URIs of a text file. Lines that begin with `#` are comments."""
+    for line in lines:
+        uri = line.strip(" \t\r\n")
+        if uri.startswith("#"):
+            if images.recognizes(uri.lower()):
+                skipped.add(f"{lines.uri} line {lines.number}", "comments in lists that end like an image's name")
+        elif "\t" in uri:
+            raise lines.refuse("has a tab: a text list has one URI per line; use .tsv with a header for columns")
+        elif uri:
+            _check_uri(uri, lines)
+            yield _Row(lines.number, uri, {})
+
+
+def _read_table(lines: _Lines, wanted: str | None, skipped: Skipped, columns: ReadColumns) -> Iterator[_Row]:
+    """Yield the rows of a CSV or TSV file. Its first line is the header."""
+    header = next((line for line in lines if line.strip()), "")
+    suffix = lines.uri.lower()[-4:]
+    column, names, separator = _read_header(header, suffix, wanted, lines)
+    columns.add("list", column, lines.uri)
+    csv.field_size_limit(max(csv.field_size_limit(), _LINE_CHARS))  # the default is 128 KiB, for the whole process
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    position = names.index(column)
+    while True:
+        start = lines.number + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise lines.refuse(
+                f"is no valid row: {error}; the row may have a quote that is not closed", start
+            ) from error
+        if values is None:
+            return
+        if len(values) > 1 and not any(values):
+            skipped.add(f"{lines.uri} line {start}", "empty rows of lists")
+        elif values:
+            if len(values) != len(names):
+                raise lines.refuse(
+                    f"has {len(values)} fields, the header has {len(names)}: quote fields that contain {separator!r}",
+                    start,
+                )
+            if suffix == ".tsv" and lines.number > start:
+                raise lines.refuse("has a quote that is not closed in the same line", start)
+            uri = values[position].strip(" \t\r\n")
+            _check_uri(uri, lines)
+            rest = {name: value for name, value in zip(names, values, strict=True) if name and name != column}
+            yield _Row(start, uri, rest)
+
+
+def _read_header(header: str, suffix: str, wanted: str | None, lines: _Lines) -> tuple[str, list[str], str]:
+    """Return the column of URIs, all columns, and the separator."""
+    names: list[str] = []
+    for separator in SEPARATORS[suffix]:
+        try:
+            names = next(csv.reader([header], delimiter=separator, strict=True), [])
+        except csv.Error as error:
+            raise lines.refuse(f"is no valid header: {error}") from error
+        known = {name.strip(): name for name in names}
+        if wanted is not None and wanted not in known and wanted not in names:
+            continue
+        column = choose_uri_column(names, None if wanted is None else known.get(wanted, wanted), lines.uri)
+        if column is not None:
+            double = next((name for name in names if name and names.count(name) > 1), None)
+            if double is not None:
+                raise lines.refuse(f"is a header with two columns {double!r}")
+            return column, names, separator
+    what = "an image's URI (such as path, url or image)" if wanted is None else repr(wanted)
+    raise lines.refuse(
+        f"is no header with a column for {what}: add a header line, or set lists.column; it is {show(header.strip())}"
+    )
+
+
+def _read_objects(lines: _Lines, wanted: str | None, columns: ReadColumns) -> Iterator[_Row]:
+    """Yield the rows of a JSON Lines file. The first object decides which key holds the URI."""
+    column: str | None = None
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(
+                line, object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_parse_float
+            )
+        except (ValueError, RecursionError) as error:
+            raise lines.refuse(f"is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise lines.refuse('is not a JSON object, such as {"path": "a.jpg"}')
+        if column is None:
+            column = choose_uri_column(found, wanted, lines.uri)
+            if column is None:
+                raise lines.refuse("has no key for an image's URI (such as path, url or image): set lists.column")
+            columns.add("list", column, lines.uri)
+        if column not in found or not isinstance(uri := found.pop(column), str | None):
+            raise lines.refuse(f"has no string as {column!r}, the key that holds the URI")
+        uri = (uri or "").strip(" \t\r\n")
+        _check_uri(uri, lines)
+        yield _Row(lines.number, uri, found)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice in an object")
+    return found
+
+
+def _parse_float(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number in JSON, or too large for a float64")
+
+
+def _check_uri(uri: str, lines: _Lines) -> None:
+    if uri[:5].lower() == "data:":
+        raise lines.refuse("has the image itself as a data: URI: a list holds URIs; put images into a Parquet file")
+    if "\0" in uri:
+        raise lines.refuse("has a NUL character in a URI")
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise lines.refuse("has half of a surrogate pair in a URI") from None

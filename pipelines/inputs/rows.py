@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,12 +24,16 @@ reading or committing the shard raised an exception, or ended its process."""
 _EXAMPLES = 3
 """The number of names that are kept for each reason of `Skipped`."""
 
+ROW_VERSION = "row "
+"""What the version of a list's row with other columns begins with. No version of an object does."""
+
 
 @dataclass(frozen=True)
 class Input:
     """One planned input: an object, or a part of a Parquet file.
 
-    `start` and `stop` are the range of row groups of a Parquet file. `rows` is exact for Parquet files and loose
+    `start` and `stop` are the range of row groups of a Parquet file, and `column` is its image column; None in plans
+    that were made before the column was stored. `rows` is exact for Parquet files and loose
     images, and an estimate for tars, whose images are counted when they are read. For an image named in a list, `size`
     is -1 and `etag` is empty, because the object was not looked up when it was planned.
     """
@@ -42,6 +47,7 @@ class Input:
     stop: int = 0
     rows: int = 1
     metadata: str | None = None
+    column: str | None = None
 
     @property
     def entry(self) -> Entry:
@@ -50,21 +56,30 @@ class Input:
 
     @property
     def version(self) -> str:
-        """Text that differs if the object has changed since it was planned. Empty for an image named in a list."""
-        return "" if self.kind == "uri" else f"{self.size} {self.etag}"
+        """Text that differs if the object has changed since it was planned.
+
+        For a row of a list it is empty, or a digest of the row's other columns.
+        """
+        if self.kind != "uri":
+            return f"{self.size} {self.etag}"
+        text = self.metadata
+        return "" if text is None else ROW_VERSION + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class InputStats:
     """The result of inspecting an archive: its parts of about a shard's size each, or no part if it has no images.
 
-    For a Parquet file it also holds the columns (`schema`), and the passed-through columns whose integers the file's
-    statistics prove to be within 2^53 (`small_integers`).
+    Without parts, `skipped` says why, as a phrase in the plural. For a Parquet file it also holds the name of the image
+    column (`column`), the columns (`schema`), and the passed-through columns whose integers the file's statistics prove
+    to be within 2^53 (`small_integers`).
     """
 
     parts: list[Input]
     schema: pa.Schema | None = None
     small_integers: frozenset[str] = frozenset()
+    column: str = ""
+    skipped: str = ""
 
 
 @dataclass
@@ -156,3 +171,23 @@ class Skipped:
         file = name.lower().rpartition("/")[2]
         suffix = file.rpartition(".")[2] if "." in file.lstrip(".") else ""
         self.add(name, f".{suffix} files" if suffix else "files without an extension")
+
+
+@dataclass
+class ReadColumns:
+    """The columns that images are read from: for each kind of file and column the number of files, and the first."""
+
+    files: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, column: str, uri: str) -> None:
+        """Add a file. `kind` is a noun in the singular, such as "Parquet file"."""
+        count, first = self.files.get((kind, column), (0, uri))
+        self.files[kind, column] = count + 1, first
+
+    def describe(self) -> list[str]:
+        """Return a line for each kind of file and column, the most frequent first."""
+        ordered = sorted(self.files.items(), key=lambda item: -item[1][0])
+        return [
+            f"column `{column}` of {first if count == 1 else f'{count:,} {kind}s, such as {first}'}"
+            for (kind, column), (count, first) in ordered
+        ]

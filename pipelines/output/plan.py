@@ -40,6 +40,7 @@ _SCHEMA = pa.schema(
         ("stop", pa.int32()),
         ("rows", pa.int64()),
         ("metadata", pa.string()),
+        ("column", pa.string()),
     ]
 )
 
@@ -137,12 +138,9 @@ def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
 def _read_versions(store: Store, segment: Entry) -> Iterator[tuple[str, str]]:
     """Yield the URI and version of each input in a plan file."""
     with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
-        for batch in file.iter_batches(16_384, columns=["kind", "uri", "size", "etag"]):
-            uris, etags = batch["uri"].to_pylist(), batch["etag"].to_pylist()
-            for kind, uri, size, etag in zip(
-                batch["kind"].to_pylist(), uris, batch["size"].to_pylist(), etags, strict=True
-            ):
-                yield uri, Input(kind, uri, "", size, etag).version
+        for batch in file.iter_batches(16_384, columns=["kind", "uri", "size", "etag", "metadata"]):
+            for record in batch.to_pylist():
+                yield record["uri"], Input(key="", **record).version
 
 
 def _write_segments(
