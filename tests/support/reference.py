@@ -371,8 +371,8 @@ class Listing:
         return "\n".join(["# a list", "", *uris]).encode()
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """Yield a row for each URI. A URI that occurs several times has one row."""
-        for entry in dict.fromkeys(entry for entry, _ in self.entries):
+        """Yield a row for each entry, also for those that name the same image."""
+        for entry, _ in self.entries:
             uri = entry if isinstance(entry, str) else entry.name
             source = uri if "://" in uri else os.path.join(root, uri)
             more: Any = {"metadata": {"id": str(len(uri))} if self.name.endswith(".csv") else None}
