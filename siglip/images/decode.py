@@ -6,74 +6,40 @@ it in a process of its own.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from siglip.config import ImageSpec, Limits
-from siglip.images.pillow_internals import hide_exif, set_orientation
+from siglip.images.color import promises_alpha, to_rgb
+from siglip.images.formats.jpeg import close_jpeg, decode_jpeg
+from siglip.images.formats.png import check_rows, find_transparent
+from siglip.images.formats.tiff import GreyScale, prepare_tiff
+from siglip.images.opening import FORMATS, Opened, open_image, readable_suffixes, reopen
+from siglip.images.pillow_internals import set_orientation
+from siglip.images.rejection import REASONS, ImageRejected
 
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""The formats that are opened, and HEIF where its extra is installed. Pillow registers over forty. Most of the others
-are rarely tested against hostile files."""
+__all__ = [
+    "FORMATS",
+    "REASONS",
+    "DecodeMode",
+    "Decoded",
+    "ImageRejected",
+    "decode_image",
+    "readable_suffixes",
+    "resize_image",
+]
 
 DecodeMode = Literal["auto", "exact", "fast"]
 _SHRINK: dict[DecodeMode, tuple[int, int]] = {"auto": (4, 4), "exact": (0, 1), "fast": (2, 8)}
 """By mode: each side that libjpeg leaves must be at least so many times the model's size, and it may shrink at most by
 so much."""
-
-_SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
-_HEIF_SUFFIXES = frozenset(["heic", "heif"])
-_HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
-
-
-@cache
-def readable_suffixes() -> frozenset[str]:
-    """The file suffixes, in lower case and without a dot, of formats that this machine can decode."""
-    return _SUFFIXES | _HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") else _SUFFIXES
-
-
-REASONS: dict[str, str] = {
-    "empty": "the image has no bytes",
-    "too_many_bytes": "the encoded image is larger than limits.max_bytes",
-    "too_many_pixels": "width x height is over limits.max_pixels; nothing was decoded",
-    "not_an_image": "the bytes are not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF (or HEIC, with sightline[heic])",
-    "unsupported_pixels": "32-bit integer or float samples, which have no defined range to scale from",
-    "truncated": "the image ends early",
-    "corrupt": "the decoder gave up on the bytes",
-    "decoder_crashed": "the decoder's process died on this image",
-    "decoder_timeout": "decoding took longer than limits.max_seconds",
-    "missing": "the row holds no image, or the object that it names is not there",
-    "changed": "the object was replaced after it was planned, and on_changed is retag: its new version is a row",
-    "unreadable": "the object that the row names could not be read",
-    "truncated_archive": "the tar ends early: images after this point are lost",
-    "corrupt_archive": "the tar or Parquet file cannot be read from this point on",
-}
-"""Every reason that a reject row can have, with its meaning."""
-
-
-class ImageRejected(Exception):
-    """An image that cannot be tagged. `reason` is a key of `REASONS`. `detail` is a text for people."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        if reason not in REASONS:
-            raise KeyError(f"{reason!r} is not a documented reason")
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-        self.index: int | None = None
-        """The image's index in the list that `sightline.Encoder.images` was called with. None elsewhere."""
-
-    def __str__(self) -> str:
-        """One line: the index if it is known, the reason, and the detail if there is one."""
-        where = "" if self.index is None else f"image {self.index}: "
-        return f"{where}{self.reason}: {self.detail or REASONS[self.reason]}"
 
 
 @dataclass(frozen=True)
@@ -125,34 +91,19 @@ def decode_image(
     if len(data) > limits.max_bytes:
         raise ImageRejected("too_many_bytes", f"{len(data)} bytes, over {limits.max_bytes}")
     try:
-        image = _open(data)
-        width, height = image.size
+        opened = open_image(data)
+        width, height = opened.image.size
         if width * height > limits.max_pixels:
             raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
-        orientation = _read_orientation(image)
-        shrink = _choose_shrink(image, mode, spec.size, thumbnail or 0)
-        pixels = _decode_jpeg(image, data, shrink)
-        if pixels is None:
-            if shrink > 1:
-                image.draft("RGB", (width // shrink, height // shrink))
-            image.load()
-            pixels = np.asarray(_to_rgb(image))
+        orientation = _read_orientation(opened.image)
+        shrink = _choose_shrink(opened, mode, spec.size, thumbnail or 0)
+        pixels = _decode(opened, shrink)
         if orientation in QUARTER_TURNS:
             width, height = height, width
         square = resize(pixels, (spec.size, spec.size), spec.resample, orientation, out)
         small = _encode_thumbnail(pixels, orientation, thumbnail) if thumbnail else None
-    except ImageRejected:
-        raise
-    except UnidentifiedImageError:
-        raise ImageRejected("not_an_image", f"starts with {data[:8].hex()}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning where those are errors
-        raise ImageRejected("too_many_pixels", str(error)) from None
-    except (OSError, EOFError) as error:
-        raise ImageRejected("truncated" if _ends_early(data, error) else "corrupt", str(error)) from None
-    except MemoryError:
-        raise ImageRejected("corrupt", "the decoder ran out of memory") from None
-    except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
-        raise ImageRejected("corrupt", f"{type(error).__name__}: {error}") from None
+    except Exception as error:
+        raise _as_rejection(error, data) from None
     return Decoded(square, width, height, small)
 
 
@@ -164,13 +115,39 @@ def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     from siglip.images.resize import resize
 
     try:
+        scale = prepare_tiff(image) if isinstance(image, TiffImageFile) else GreyScale()
+        _check_key_color(image)
         # The copy is loaded, and has no file format, so `_read_orientation` treats it like any other image.
         copy = image.copy()
         orientation = _read_orientation(copy)
-        pixels = np.asarray(_to_rgb(copy))
-    except (OSError, EOFError) as error:
-        raise ImageRejected("truncated" if _ends_early(b"", error) else "corrupt", str(error)) from None
+        pixels = np.asarray(to_rgb(copy, scale, sure_of_alpha=promises_alpha(image)))
+    except Exception as error:
+        raise _as_rejection(error, b"") from None
     return resize(pixels, (spec.size, spec.size), spec.resample, orientation)
+
+
+def _check_key_color(image: Image.Image) -> None:
+    """Reject a PNG that Pillow has opened, and whose transparent colour it would compare at the wrong depth."""
+    layouts = [str(tile.args) for tile in image.tile] if isinstance(image, PngImageFile) else []
+    if "transparency" in image.info and layouts and layouts[0] in ("L;2", "L;4", "RGB;16B"):
+        raise ImageRejected(
+            "unsupported", "PNG whose transparent colour Pillow compares wrongly: give the file's bytes"
+        )
+
+
+def _as_rejection(error: Exception, data: bytes) -> ImageRejected:
+    """The rejection for an error of Pillow or of a library below it."""
+    text = str(error)
+    if isinstance(error, ImageRejected):
+        return error
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):  # where those are errors
+        return ImageRejected("too_many_pixels", f"{text}: Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS")
+    if isinstance(error, MemoryError) or "memory" in text.lower():
+        return ImageRejected("out_of_memory", text)
+    if isinstance(error, (OSError, EOFError)):
+        return ImageRejected("truncated" if _ends_early(data, error) else "corrupt", text)
+    # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes.
+    return ImageRejected("corrupt", f"{type(error).__name__}: {text}")
 
 
 def _ends_early(data: bytes, error: Exception) -> bool:
@@ -179,60 +156,36 @@ def _ends_early(data: bytes, error: Exception) -> bool:
     return short_riff or isinstance(error, EOFError) or "truncated" in str(error).lower()
 
 
-def _open(data: bytes) -> Image.Image:
-    """Open an image without decoding it. Raises `UnidentifiedImageError`, or `ImageRejected` for a HEIC."""
-    formats = FORMATS
-    if data[4:8] == b"ftyp":
-        brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))}
-        if brands & _HEIF_BRANDS and not brands & {b"avif", b"avis"}:
-            if "heic" not in readable_suffixes():
-                raise ImageRejected("not_an_image", "HEIC: install sightline[heic]")
-            _register_heif()
-            formats = ("HEIF",)
-        try:
-            return Image.open(io.BytesIO(data), formats=formats)
-        except UnidentifiedImageError:
-            without_exif = hide_exif(data)
-            if without_exif is None:
-                raise
-            return Image.open(io.BytesIO(without_exif), formats=formats)
-    return Image.open(io.BytesIO(data), formats=formats)
-
-
-@cache
-def _register_heif() -> None:
-    """Load the HEIF library. Called with the first HEIC only: the library is large, and most jobs have none."""
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener(thumbnails=False)
-
-
-def _choose_shrink(image: Image.Image, mode: DecodeMode, size: int, thumbnail: int) -> int:
+def _choose_shrink(opened: Opened, mode: DecodeMode, size: int, thumbnail: int) -> int:
     """The factor by which libjpeg is to shrink the image: 1, 2, 4 or 8."""
-    if not isinstance(image, JpegImageFile):
+    if opened.jpeg is None or not opened.jpeg.shrinkable:
         return 1
     sides, most = _SHRINK[mode]
-    fit = [n for n in (2, 4, 8) if min(image.size) // n >= sides * size and max(image.size) // n >= thumbnail]
+    width, height = opened.image.size
+    fit = [n for n in (2, 4, 8) if min(width, height) // n >= sides * size and max(width, height) // n >= thumbnail]
     return max((n for n in fit if n <= most), default=1)
 
 
-def _decode_jpeg(image: Image.Image, data: bytes, shrink: int) -> np.ndarray | None:
-    """Decode a JPEG with libjpeg directly, to uint8 (H, W, 3). None for an image that Pillow must decode.
-
-    The pixels are those of Pillow, in two thirds of its time: Pillow has libjpeg write line by line, widens each pixel
-    to four bytes, and NumPy packs them again. Pillow decodes images that are not a JPEG in RGB or grey, and images
-    about which libjpeg reports a problem: Pillow then decides whether they are valid.
-    """
-    if not isinstance(image, JpegImageFile) or image.mode not in ("RGB", "L"):
-        return None
-    import simplejpeg
-
-    width, height = (-(-side // shrink) for side in image.size)
-    try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
-    except ValueError:
-        return None
-    return pixels if pixels.shape == (height, width, 3) else None
+def _decode(opened: Opened, shrink: int) -> np.ndarray:
+    """Decode an opened image to uint8 (H, W, 3), RGB. A JPEG is `shrink` times smaller."""
+    image = opened.image
+    if opened.jpeg is not None:
+        pixels = decode_jpeg(opened.data, opened.jpeg, shrink)
+        if pixels is None and (closed := close_jpeg(opened.data, opened.jpeg)) is not opened.data:
+            pixels = decode_jpeg(closed, opened.jpeg, shrink)
+            image = reopen(opened, closed)
+        if pixels is not None:
+            return pixels
+        if shrink > 1:
+            image.draft("RGB", (image.width // shrink, image.height // shrink))
+    image.load()
+    pixels = np.asarray(to_rgb(image, opened.scale, sure_of_alpha=promises_alpha(image)))
+    if opened.png is not None:
+        check_rows(opened.png, image)
+        transparent = find_transparent(opened.png, image)
+        if transparent is not None:
+            pixels = np.where(transparent[:, :, None], np.uint8(255), pixels)
+    return pixels
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -246,44 +199,21 @@ def _read_orientation(image: Image.Image) -> int:
 
     if image.format == "HEIF":
         return 1
-    if not isinstance(image, (TiffImagePlugin.TiffImageFile, JpegImageFile)):
+    if not isinstance(image, (TiffImageFile, JpegImageFile)):
         # A PNG loads itself to find EXIF after its pixels. A second load of a broken PNG would give black pixels.
         image.load()
     try:
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if isinstance(image, TiffImageFile):
             found: object = image.tag_v2.get(ExifTags.Base.Orientation, 1)
         else:
             found = image.getexif().get(ExifTags.Base.Orientation, 1)
         orientation = next((known for known in ORIENTATIONS if known == found), 1)
     except Exception:  # the parser raises SyntaxError, struct.error, UnicodeDecodeError, ... on bad blocks
         orientation = 1
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    if not isinstance(image, TiffImageFile):
         return orientation
     set_orientation(image, orientation)
     return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Opaque 8-bit RGB, as SigLIP's own preprocessing would get it."""
-    if image.mode in ("I", "F"):
-        raise ImageRejected("unsupported_pixels", f"mode {image.mode}")
-    if image.mode.startswith("I;16"):
-        image = _rescale_16_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _rescale_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8-bit: 65535 becomes 255 (Pillow's own conversion clips everything above 255 to white)."""
-    samples = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        alpha = Image.fromarray(np.where(samples == transparent, 0, 255).astype(np.uint8))
-        return Image.merge("LA", (grey, alpha))
-    return grey
 
 
 def _encode_thumbnail(pixels: np.ndarray, orientation: int, side: int) -> bytes:

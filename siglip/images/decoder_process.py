@@ -34,6 +34,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from siglip.config import Limits
 from siglip.images.decode import ImageRejected, decode_image
@@ -110,7 +111,6 @@ def _load_libraries() -> None:
     import io
 
     import simplejpeg
-    from PIL import Image
 
     from siglip.images.resize import resize
 
@@ -201,6 +201,7 @@ def _become_decoder(connection: int, memory: int, settings: bytes, policy: int, 
 
 def _prepare_process(connection: int, memory: int, policy: int, server: int) -> None:
     """Make a forked or spawned process a decoder: its own descriptors, signals, title and scheduling policy."""
+    Image.MAX_IMAGE_PIXELS = None  # `limits.max_pixels` is checked, and may be higher than Pillow's own limit
     warnings.simplefilter("ignore")  # Pillow's about odd files; this process runs no other code that could warn
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

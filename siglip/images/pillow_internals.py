@@ -5,8 +5,21 @@
 
 from __future__ import annotations
 
-from PIL import ExifTags, Image
+import io
+
+from PIL import ExifTags, Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+
+
+def open_format(data: bytes, format: str) -> Image.Image:
+    """Open an image in one format, without Pillow's limit on pixels, which belongs to the whole process.
+
+    `Image.open` calls the function that a plugin has registered, and then compares `Image.MAX_IMAGE_PIXELS`. Here the
+    function is called directly. Raises what plugins raise: SyntaxError, IndexError, TypeError, struct.error and others.
+    """
+    if format not in Image.OPEN:
+        Image.init()
+    return Image.OPEN[format][0](io.BytesIO(data), "")
 
 
 def set_orientation(image: TiffImageFile, orientation: int) -> None:
@@ -34,3 +47,24 @@ def hide_exif(data: bytes) -> bytes | None:
     if b"infe" not in head or b"Exif" not in head:
         return None
     return head.replace(b"Exif", b"exi_") + box + rest
+
+
+def use_libtiff(image: TiffImageFile, rawmode: str) -> None:
+    """Have Pillow load an uncompressed TIFF with libtiff, and not with its own code for uncompressed data.
+
+    Pillow decides that by a setting of the whole process, `TiffImagePlugin.READ_LIBTIFF`. Here the decision of one
+    object is replaced, before it is loaded. `rawmode` is Pillow's name for the layout of the samples.
+    """
+    image.use_load_libtiff = True
+    extents = (0, 0, image.tag_v2[256], image.tag_v2[257])
+    image.tile = [ImageFile._Tile("libtiff", extents, 0, (rawmode, False, image.tag_v2.offset))]
+
+
+def read_low_bytes(png: bytes) -> Image.Image:
+    """The low bytes of the samples of a PNG in 16-bit RGB, as an image in RGB. Pillow itself gives the high bytes.
+
+    Pillow has no mode for such samples. It is told that they are little-endian, and so takes the other byte.
+    """
+    image = Image.open(io.BytesIO(png), formats=("PNG",))
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+    return image

@@ -33,9 +33,10 @@ DECODE_REASONS = (
     "too_many_bytes",
     "too_many_pixels",
     "not_an_image",
-    "unsupported_pixels",
+    "unsupported",
     "truncated",
     "corrupt",
+    "out_of_memory",
 )
 """Reasons that `siglip.images.decode.decode_image` gives. A decoder sends the index into this tuple."""
 

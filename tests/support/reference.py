@@ -123,7 +123,7 @@ DAMAGES: dict[str, tuple[Callable[[int], bytes], str]] = {
     "too many pixels": (lambda seed: encode(Image.new("1", (1100 + seed, 1000))), "too_many_pixels"),
     "too many bytes": (lambda seed: encode(make_rgb(40, 40, seed)) + bytes(MAX_BYTES), "too_many_bytes"),
     "broken stream": (_broken_stream, "corrupt"),
-    "float samples": (lambda seed: encode(Image.new("F", (9, 9), seed), "TIFF"), "unsupported_pixels"),
+    "float samples": (lambda seed: encode(Image.new("F", (9, 9), seed), "TIFF"), "unsupported"),
 }
 
 

@@ -77,7 +77,8 @@ def test_a_read_only_array_becomes_a_tensor_in_the_same_memory_without_a_warning
 def test_the_thread_safe_code_does_not_change_the_warning_filters() -> None:
     """`warnings.catch_warnings` changes the state of the whole process."""
     from siglip import encoder, tensors
-    from siglip.images import decode, resize
+    from siglip.images import color, decode, opening, resize
+    from siglip.images.formats import jpeg, png, tiff
 
-    for module in (decode, encoder, resize, tensors):
+    for module in (color, decode, encoder, jpeg, opening, png, resize, tensors, tiff):
         assert "catch_warnings" not in inspect.getsource(module), module.__name__

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from siglip.config import ImageSpec, Limits
-from siglip.images import decode as images
+from siglip.images import opening
 from siglip.images.decode import ImageRejected, decode_image, readable_suffixes
 from siglip.images.decoder import Decoder
 from tests.support.images import assert_nearly_same, encode, make_rgb
@@ -143,7 +143,7 @@ def test_a_rotated_tiff_with_a_broken_exif_pointer() -> None:
 @pytest.mark.parametrize("format", ["AVIF", "HEIF"])
 def test_avif_and_heif_are_read_and_turned_once(format: str) -> None:
     if format == "HEIF":
-        images._register_heif()
+        opening._register_heif()
     plain = decode_image(encode(RGB, format, quality=95), SPEC, Limits())
     assert (plain.width, plain.height) == RGB.size
     expected = np.asarray(RGB.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
@@ -161,7 +161,7 @@ def test_avif_and_heif_are_read_and_turned_once(format: str) -> None:
 @pytest.mark.parametrize("name", ["endless", "orientation 9", "a sub-directory that is nowhere"])
 def test_odd_exif_never_rejects_an_avif_or_heif(format: str, name: str) -> None:
     if format == "HEIF":
-        images._register_heif()
+        opening._register_heif()
     # No library writes a broken block, so a valid one of the same length is written and then overwritten.
     block = BLOCKS[name][0].removeprefix(b"Exif\0\0")
     marker = make_exif((0x010E, 2, 4, b"mark")).removeprefix(b"Exif\0\0")
@@ -173,17 +173,17 @@ def test_odd_exif_never_rejects_an_avif_or_heif(format: str, name: str) -> None:
 
 
 def test_a_heic_without_the_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    images._register_heif()
+    opening._register_heif()
     data = encode(RGB, "HEIF")
     assert {"avif", "heic", "heif"} <= readable_suffixes()
-    monkeypatch.setattr(images, "readable_suffixes", lambda: images._SUFFIXES)
+    monkeypatch.setattr(opening, "readable_suffixes", lambda: opening._SUFFIXES)
     with pytest.raises(ImageRejected) as rejected:
         decode_image(data, SPEC, Limits())
-    assert (rejected.value.reason, rejected.value.detail) == ("not_an_image", "HEIC: install sightline[heic]")
+    assert (rejected.value.reason, rejected.value.detail) == ("unsupported", "HEIC: install sightline[heic]")
 
 
 def test_a_decoder_process_reads_heic_and_rejects_a_damaged_one() -> None:
-    images._register_heif()
+    opening._register_heif()
     data = encode(make_rgb(900, 700), "HEIF")
     decoder = Decoder(SPEC, Limits())
     whole, short = decoder.decode([data, data[: len(data) // 2]])

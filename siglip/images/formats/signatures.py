@@ -1,0 +1,42 @@
+"""Names of formats that are not read, by their first bytes."""
+
+from __future__ import annotations
+
+_NOT_READ: tuple[tuple[bytes, str], ...] = (
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\xff\xd8\xff\xf7", "JPEG-LS"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"8BPS", "Photoshop (PSD)"),
+    (b"%PDF", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"\x8aMNG\r\n\x1a\n", "MNG"),
+    (b"\x8bJNG\r\n\x1a\n", "JNG"),
+    (b"\0\0\x01\0", "Windows icon"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"DDS ", "DDS"),
+    (b"gimp xcf", "GIMP (XCF)"),
+    (b"FUJIFILMCCD-RAW", "camera raw (Fujifilm)"),
+    (b"FOVb", "camera raw (Sigma)"),
+    (b"\0MRM", "camera raw (Minolta)"),
+    (b"IIRO", "camera raw (Olympus)"),
+    (b"IIRS", "camera raw (Olympus)"),
+    (b"MMOR", "camera raw (Olympus)"),
+    (b"IIU\0", "camera raw (Panasonic)"),
+)
+
+
+def name_unread_format(data: bytes) -> str | None:
+    """Name the format of a file that is an image or a page, and that is not read; None for other bytes."""
+    if data[:4] in (b"II*\0", b"MM\0*") and data[8:10] == b"CR":
+        return "camera raw (Canon)"
+    if data[4:12] == b"ftypcrx ":
+        return "camera raw (Canon)"
+    text = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text):
+        return "SVG"
+    return next((name for start, name in _NOT_READ if data.startswith(start)), None)

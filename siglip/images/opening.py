@@ -1,0 +1,146 @@
+"""Opening: from a file's bytes to an image that Pillow has opened and not yet decoded, or a reason for the rejection.
+
+What a file holds beside its pixels, such as texts, previews and colour profiles, can never cost an image. A broken
+block of that kind is left out, also one that Pillow does not accept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from siglip.images.formats.bmp import prepare_bmp
+from siglip.images.formats.jpeg import JpegHeader, read_header, strip_jpeg
+from siglip.images.formats.png import SIGNATURE, Png, read_png
+from siglip.images.formats.signatures import name_unread_format
+from siglip.images.formats.tiff import GreyScale, explain_tiff, prepare_tiff
+from siglip.images.formats.webp import strip_webp
+from siglip.images.pillow_internals import hide_exif, open_format
+from siglip.images.rejection import ImageRejected
+
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""The formats that are opened, and HEIF where its extra is installed. Pillow registers over forty. Most of the others
+are rarely tested against hostile files."""
+
+_SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
+_HEIF_SUFFIXES = frozenset(["heic", "heif"])
+_HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """The file suffixes, in lower case and without a dot, of formats that this machine can decode."""
+    return _SUFFIXES | _HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") else _SUFFIXES
+
+
+@dataclass
+class Opened:
+    """An image that Pillow has opened, the bytes that it was given, and what is known of the file beyond Pillow."""
+
+    image: Image.Image
+    data: bytes
+    jpeg: JpegHeader | None = None
+    png: Png | None = None
+    scale: GreyScale = field(default_factory=GreyScale)
+
+
+def open_image(data: bytes) -> Opened:
+    """Open an image without decoding it. Raises `ImageRejected`, or what Pillow raises for a broken file."""
+    if name := name_unread_format(data):
+        raise ImageRejected("unsupported", name)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _open_jpeg(data)
+    if data.startswith(SIGNATURE):
+        png = read_png(data)
+        return Opened(_open_one(png.data, "PNG"), png.data, png=png)
+    if data.startswith(b"BM"):
+        return Opened(_open_one(prepare_bmp(data), "BMP"), data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Opened(*_open_first("WEBP", lambda: data, lambda: strip_webp(data)))
+    if data[4:8] == b"ftyp":
+        return _open_ftyp(data)
+    if data[:2] in (b"II", b"MM"):
+        return _open_tiff(data)
+    if data.startswith(b"GIF8"):
+        return Opened(_open_one(data, "GIF"), data)
+    raise ImageRejected("not_an_image", f"starts with {data[:8].hex()}")
+
+
+def reopen(opened: Opened, data: bytes) -> Image.Image:
+    """Open other bytes of the same file and format."""
+    return _open_one(data, str(opened.image.format).replace("MPO", "JPEG"))
+
+
+def _open_jpeg(data: bytes) -> Opened:
+    header = read_header(data)
+    image, kept = _open_first(
+        "JPEG", lambda: data, lambda: strip_jpeg(data, header, True), lambda: strip_jpeg(data, header, False)
+    )
+    header = header if kept is data else read_header(kept)
+    if image.size != (header.width, header.height):
+        raise ImageRejected(
+            "corrupt", f"a JPEG of {header.width} x {header.height}, or of {image.width} x {image.height}"
+        )
+    return Opened(image, kept, jpeg=header)
+
+
+def _open_tiff(data: bytes) -> Opened:
+    try:
+        image = _open_one(data, "TIFF")
+    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception:  # Pillow raises KeyError, TypeError, ... for variants that it does not know
+        raise explain_tiff(data) from None
+    assert isinstance(image, TiffImageFile)
+    return Opened(image, data, scale=prepare_tiff(image))
+
+
+def _open_ftyp(data: bytes) -> Opened:
+    """AVIF or HEIC. Both start with the box `ftyp`, which names their kind."""
+    brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))}
+    format = "AVIF"
+    if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
+        if "heic" not in readable_suffixes():
+            raise ImageRejected("unsupported", "HEIC: install sightline[heic]")
+        _register_heif()
+        format = "HEIF"
+    elif not brands & _AVIF_BRANDS:
+        raise ImageRejected("not_an_image", f"starts with {data[:12].hex()}")
+    return Opened(*_open_first(format, lambda: data, lambda: hide_exif(data) or data))
+
+
+def _open_first(format: str, *versions: Callable[[], bytes]) -> tuple[Image.Image, bytes]:
+    """Open the first version of a file that Pillow accepts, and return it. Raises what the first one raised."""
+    first: Exception | None = None
+    for version in versions:
+        data = version()
+        try:
+            return _open_one(data, format), data
+        except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise
+        except Exception as error:  # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _open_one(data: bytes, format: str) -> Image.Image:
+    try:
+        return open_format(data, format)
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:
+        raise ImageRejected("corrupt", f"Pillow does not accept the {format}'s header: {error}") from None
+
+
+@cache
+def _register_heif() -> None:
+    """Load the HEIF library. Called with the first HEIC only: the library is large, and most jobs have none."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
