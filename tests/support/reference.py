@@ -231,9 +231,9 @@ class Tar(Source):
         data = bytearray(buffer.getvalue())
         if isinstance(self.damage, bytes):
             return self.damage, [], 0, False
-        if isinstance(self.damage, int) and members:
-            end = members[self.damage % len(members)][1]
-            data[end : end + 512] = b"garbage!" * 64
+        if isinstance(self.damage, int) and members:  # the members after it are found again by their headers
+            _, start, _ = members.pop(self.damage % len(members))
+            data[start : start + 512] = b"garbage!" * 64
         packed = gzip.compress(bytes(data), mtime=0) if self.zipped else bytes(data)
         if not isinstance(self.damage, float):
             return packed, members, end, False
@@ -257,7 +257,7 @@ class Tar(Source):
                 yield picture.planted(key.removeprefix("./"), root + self.name, metadata=others or None)
         if isinstance(self.damage, bytes):
             yield Planted(self.name, root + self.name, None, "corrupt_archive" if data else "truncated_archive")
-        elif isinstance(self.damage, int) and members:
+        elif isinstance(self.damage, int) and any(sample.images or sample.others for sample in self.samples):
             yield Planted(self.name, root + self.name, None, "corrupt_archive")
         elif short:
             yield Planted(self.name, root + self.name, None, "truncated_archive")
