@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import JobConfig, absolute, load_config
 from storage.settings import ConfigError, check_settings, override_key
-from storage.store import StoreError, StoreOptions
+from storage.store import Forbidden, InvalidUri, NotFound, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.job import Outcome
@@ -61,7 +61,8 @@ def verify(output: str | PathLike[str], *, remove_orphans: bool = False) -> Repo
     Returns the report: `ok`, the counts, and `problems` in words. `remove_orphans` deletes files that no commit names;
     do not use it while a run writes to the output. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
 
-    Raises `ConfigError`, in one line, when there is no output or the store cannot be read.
+    Raises `ConfigError`, in one line, when there is no output or the credentials do not allow to read it. Raises
+    `storage.store.Unreachable` when the store does not answer, and `StoreError` when the plan is damaged.
     """
     from pipelines.output.output import Output
     from pipelines.output.verify import verify_output
@@ -69,7 +70,7 @@ def verify(output: str | PathLike[str], *, remove_orphans: bool = False) -> Repo
     root = absolute(str(output)).rstrip("/")
     try:
         return verify_output(Output(root, StoreOptions.from_environment()), remove_orphans=remove_orphans)
-    except StoreError as error:
+    except (NotFound, Forbidden, InvalidUri) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from storage.settings import ConfigError
+from storage.store import StoreError
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
@@ -36,8 +37,9 @@ err = Console(stderr=True, soft_wrap=True)
 def report_errors() -> Iterator[None]:
     """Turn an exception into one line on stderr and an exit code. Turn SIGTERM into an orderly shutdown.
 
-    `ConfigError` ends with 2, Ctrl-C with 130, SIGTERM with 143, and other exceptions with 1. After SIGTERM the process
-    ends within `GRACE_SECONDS` in any case. With SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
+    `ConfigError` ends with 2, Ctrl-C with 130, SIGTERM with 143, and other exceptions with 1, such as a `StoreError` of
+    a store that does not answer. After SIGTERM the process ends within `GRACE_SECONDS` in any case. With
+    SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
     """
     terminated = threading.Event()
     last_resort = threading.Timer(GRACE_SECONDS, os._exit, [TERMINATED])
@@ -66,6 +68,8 @@ def report_errors() -> Iterator[None]:
             fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
+        if isinstance(error, StoreError):  # its message says what failed, for commands without a run too
+            fail(str(error), FAILED)
         fail(f"the run failed: {summarize_error(error)} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -7,7 +7,13 @@ import re
 from storage.store import InvalidUri, show
 
 _KEY_BYTES = 1024
-_BUCKET = re.compile(r"[A-Za-z0-9.\-_]{1,255}|arn:[\x21-\x7e]+")
+_BUCKET = re.compile(r"[A-Za-z0-9.\-_]{1,255}")
+_ACCESS_POINT = re.compile(
+    r"arn:[a-z0-9-]+:s3(?:-object-lambda)?:[a-z0-9-]*:\d{12}:accesspoint[:/][A-Za-z0-9.-]+"
+    r"|arn:[a-z0-9-]+:s3-outposts:[a-z0-9-]+:\d{12}:outpost[:/][A-Za-z0-9-]+[:/]accesspoint[:/][A-Za-z0-9-]+"
+)
+"""The ARN of an access point, which stands in place of a bucket: also one for several regions, on Outposts, or with a
+Lambda function for objects. Its parts may be separated by slashes, so it does not end at the first one."""
 
 
 def split_prefix(uri: str) -> tuple[str, str]:
@@ -15,10 +21,18 @@ def split_prefix(uri: str) -> tuple[str, str]:
 
     Raises `InvalidUri` for a name that no S3 account can hold.
     """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    name = uri.removeprefix("s3://")
+    start = found.end() if (found := _ACCESS_POINT.match(name)) else 0
+    rest, _, key = name[start:].partition("/")
+    bucket = name[:start] + rest
     if not bucket:
         raise InvalidUri(f"{show(uri)}: expected s3://bucket/prefix")
-    if not _BUCKET.fullmatch(bucket):
+    if bucket.startswith("arn:") and (rest or not start):
+        raise InvalidUri(
+            f"{show(uri)}: expected the ARN of an access point, such as "
+            "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/prefix; a bucket is written s3://bucket/prefix"
+        )
+    if not start and not _BUCKET.fullmatch(bucket):
         raise InvalidUri(f"{show(uri)}: no bucket can have this name")
     try:
         length = len(key.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,54 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     assert load_config(CONFIGS / name, {"model.source": "tiny"}).model.source == "tiny"
 
 
-def test_a_link_to_itself_ends_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:
-    path = job()
-    (tmp_path / "input/loop").symlink_to(tmp_path / "input/loop")
-    result = invoke("tag", path)
+def test_an_input_that_is_a_link_to_itself_ends_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    result = invoke("tag", job(), "--input", str(tmp_path / "loop"))
     assert (result.exit_code, "loop" in result.stderr.splitlines()[-1]) == (2, True), result.stderr
     assert not (tmp_path / "output").exists()
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The object store's endpoint refuses connections."""
+    monkeypatch.setattr("storage.s3.PAUSE_SECONDS", 0)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{held.getsockname()[1]}"
+    variables = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "1"}
+    for name, value in {**variables, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "labels.yaml").write_text("[cat, dog]")
+    (tmp_path / "truth.jsonl").write_text("{}")
+    (tmp_path / "endpoint.yaml").write_text("model: {source: 's3://bucket/model'}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "verify s3://bucket/out",
+        "report s3://bucket/out",
+        "sample s3://bucket/out {folder}/sample",
+        "retag s3://bucket/out --labels {folder}/labels.yaml --output {folder}/new",
+        "calibrate s3://bucket/out --truth {folder}/truth.jsonl",
+        "probe s3://bucket/out --truth {folder}/truth.jsonl",
+        "evaluate s3://bucket/out --truth {folder}/truth.jsonl",
+        "labels diff s3://bucket/out s3://bucket/other",
+        "labels check {folder}/labels.yaml --model s3://bucket/model",
+        "serve {folder}/endpoint.yaml",
+        "tag {folder}/job.yaml --input s3://bucket/in",
+        "tag {folder}/job.yaml --output s3://bucket/out",
+        "tag {folder}/job.yaml --set model.source=s3://bucket/model",
+    ],
+)
+def test_a_store_that_does_not_answer_is_exit_code_1(
+    command: str, job: Callable[..., str], tmp_path: Path, unreachable: None
+) -> None:
+    """2 would say that the command line or a file must be changed. Scripts run a command that ended with 1 again."""
+    job()
+    result = invoke(*command.format(folder=tmp_path).split())
+    last = result.stderr.strip().splitlines()[-1]
+    assert (result.exit_code, "cannot reach S3 at http://127.0.0.1" in last) == (1, True), result.stderr
 
 
 def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str], tmp_path: Path) -> None:

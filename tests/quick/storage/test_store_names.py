@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from urllib3.response import HTTPResponse
 
+from storage.s3 import S3Store
+from storage.s3_names import split_object
 from storage.schemes import open_store
 from storage.store import (
     Changed,
@@ -118,11 +124,71 @@ def test_names_that_no_file_can_have(name: str, tmp_path: Path, monkeypatch: pyt
         "s3://b/" + "x" * 1025,
         "s3://b/../c",
         "s3://b",
+        "s3://arn:aws:s3:::bucket/key",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name",
+        "s3://arn:aws:s3:eu-west-1:12345:accesspoint/name/key",
+        "s3://arn:aws:iam::123456789012:role/name/key",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name:x/key",
     ],
 )
 def test_names_that_no_s3_object_can_have(uri: str, refusing: StoreOptions) -> None:
     with pytest.raises(InvalidUri):
         open_store(uri, refusing).read(uri)
+
+
+ACCOUNT = "123456789012"
+ACCESS_POINTS = {
+    f"arn:aws:s3:eu-west-1:{ACCOUNT}:accesspoint/name": f"name-{ACCOUNT}.s3-accesspoint.eu-west-1.amazonaws.com",
+    f"arn:aws:s3:eu-west-1:{ACCOUNT}:accesspoint:name": f"name-{ACCOUNT}.s3-accesspoint.eu-west-1.amazonaws.com",
+    f"arn:aws:s3-object-lambda:us-east-1:{ACCOUNT}:accesspoint/name": (
+        f"name-{ACCOUNT}.s3-object-lambda.us-east-1.amazonaws.com"
+    ),
+    f"arn:aws:s3-outposts:us-west-2:{ACCOUNT}:outpost/op-01234567890123456/accesspoint/name": (
+        f"name-{ACCOUNT}.op-01234567890123456.s3-outposts.us-west-2.amazonaws.com"
+    ),
+    "name-metadata-s3alias": "name-metadata-s3alias.s3.amazonaws.com",
+}
+
+
+@pytest.mark.parametrize("bucket", ACCESS_POINTS)
+def test_access_points_stand_in_place_of_a_bucket(
+    bucket: str, refusing: StoreOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each operation asks for the key below the access point, and a listing names objects as they were asked for."""
+    sent: list[tuple[str, str, str]] = []
+    listing = (
+        "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>in/a.jpg</Key><Size>3</Size>"
+        '<ETag>"e"</ETag></Contents></ListBucketResult>'
+    )
+
+    def answer(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
+        url = urlsplit(request.url)
+        sent.append((request.method, url.netloc, url.path))
+        body, headers = b"", {"ETag": '"e"', "Content-Length": "3" if request.method == "HEAD" else "0"}
+        if request.method == "GET":
+            body = listing.encode() if "list-type" in url.query else b"abc"
+            headers |= {"Content-Range": "bytes 0-2/3", "Content-Length": str(len(body))}
+        raw = HTTPResponse(io.BytesIO(body), headers=headers, preload_content=False, request_method=request.method)
+        return AWSResponse(request.url, 200, headers, raw)
+
+    store = S3Store(StoreOptions(None, "us-east-1"))
+    store._client.meta.events.register("before-send.s3", answer)
+    uri = f"s3://{bucket}/in/a.jpg"
+    assert list(store.list(f"s3://{bucket}/in")) == [Entry(uri, 3, "e")]
+    assert store.stat(uri) == Entry(uri, 3, "e")
+    assert store.read(uri, etag="e") == b"abc"
+    assert store.put(uri, b"abc") == Entry(uri, 3, "e")
+    assert store.put_if_absent(uri, b"abc")
+    host = ACCESS_POINTS[bucket]
+    assert sent == [("GET", host, "/"), *((method, host, "/in/a.jpg") for method in ("HEAD", "GET", "PUT", "PUT"))]
+
+
+def test_an_access_point_for_several_regions_names_what_to_install(refusing: StoreOptions) -> None:
+    uri = f"s3://arn:aws:s3::{ACCOUNT}:accesspoint/mfzwi23gnjvgw.mrap/in/a.jpg"
+    assert split_object(uri) == (f"arn:aws:s3::{ACCOUNT}:accesspoint/mfzwi23gnjvgw.mrap", "in/a.jpg")
+    with pytest.raises(StoreError, match=r"botocore\[crt\]|cannot reach"):
+        S3Store(refusing).read(uri)
 
 
 def test_an_endpoint_that_refuses_is_named(refusing: StoreOptions) -> None:
