@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import json
 import os
 import tarfile
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,66 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import JobConfig
 from pipelines.inputs import tar
-from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.listing import PlanReport
-from pipelines.inputs.rows import Input, Reading, Row, Skipped
+from pipelines.inputs.rows import Input
 from pipelines.output.output import Output
-from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from pipelines.output.plan import list_shards
 from storage.settings import ConfigError
-from storage.store import Changed, NotFound, Store, StoreOptions
+from storage.store import Changed, NotFound, Store
 from tests.support.images import encode, make_rgb
-
-OPTIONS = StoreOptions()
-
-
-def extend_plan(config: JobConfig, options: StoreOptions) -> tuple[PlanReport, pa.Schema]:
-    """What a run does before it reads: the report, and the types of the passed columns."""
-    columns = PassedColumns(config.parquet.columns)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Output(config.output, options)
-        draft = draft_plan(config, output, columns, Path(folder))
-        assert publish_plan(draft, output)
-    return draft.report, columns.schema()
-
-
-def read_all(config: JobConfig, options: StoreOptions, skipped: Skipped) -> list[Row]:
-    """Plan what is new and read everything that is planned."""
-    _, columns = extend_plan(config, options)
-    output = Output(config.output, options)
-    limit = config.limits.max_bytes
-    reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing)
-    refs = list_shards(output)
-    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(output.store, ref), reading, skipped)]
-
-
-class Folder:
-    """An input folder, an output, and what planning and reading make of them."""
-
-    def __init__(self, root: Path) -> None:
-        self.input, self.output = root / "input", root / "output"
-        self.input.mkdir()
-        self.keys: dict[str, Any] = {}
-        self.skipped = Skipped()
-
-    def write(self, name: str, data: bytes) -> Path:
-        path = self.input / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return path
-
-    def config(self, **keys: Any) -> JobConfig:
-        return JobConfig(**{"input": str(self.input), "output": str(self.output), "labels": ["a"], **self.keys, **keys})
-
-    def plan(self, **keys: Any) -> PlanReport:
-        """Append what is new to the plan."""
-        return extend_plan(self.config(**keys), OPTIONS)[0]
-
-    def rows(self, **keys: Any) -> list[Row]:
-        """Plan what is new and read everything that is planned."""
-        return read_all(self.config(**keys), OPTIONS, self.skipped)
+from tests.support.input_folder import OPTIONS, Folder, outcomes
 
 
 @pytest.fixture
@@ -99,85 +43,9 @@ def make_tar(members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
     return buffer.getvalue()
 
 
-def outcomes(rows: list[Row]) -> list[tuple[str, str | None]]:
-    return [(row.key, row.rejected.reason if row.rejected else None) for row in rows]
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_webdataset_samples(folder: Folder, mode: str) -> None:
-    members = [
-        ("0001.jpg", JPEG),
-        ("0001.json", json.dumps({"caption": "ü"}).encode()),
-        ("0001.cls", b"7"),
-        ("0002.TXT", b"a text"),
-        ("0002.JPEG", JPEG),
-        ("dir/0003.left.jpg", JPEG),
-        ("dir/0003.right.jpg", JPEG),
-        ("dir/._0003.jpg", b"a shadow"),
-        ("0004.json", b"{}"),
-        ("0005.png", b""),
-    ]
-    folder.write("a.tar" if mode == "w" else "a.TAR.GZ", make_tar(members, mode))
-    rows = folder.rows()
-    assert [row.key for row in rows] == ["0001", "0002", "dir/0003.left.jpg", "dir/0003.right.jpg", "0005"]
-    assert json.loads(rows[0].metadata or "") == {"json": {"caption": "ü"}, "cls": 7}
-    assert json.loads(rows[1].metadata or "") == {"txt": "a text"}
-    assert rows[2].metadata is None
-    assert [row.data for row in rows] == [JPEG] * 4 + [b""]
-    assert not any(row.rejected for row in rows)
-
-
-def test_shadows_of_macos_do_not_part_a_sample(folder: Folder) -> None:
-    names = ["1.jpg", "1.json", "d/2.left.jpg", "d/2.right.jpg", "d/2.txt"]
-    shadows = ["._1.jpg", "._1.json", "d/._2.left.jpg", "d/._2.right.jpg", "d/._2.txt"]
-    pairs = [name for pair in zip(shadows, names, strict=True) for name in pair]
-    folder.write("a.tar", make_tar([(name, JPEG if name.endswith("jpg") else b"{}") for name in pairs]))
-    found = [(row.key, row.metadata) for row in folder.rows()]
-    assert found == [("1", '{"json": {}}'), ("d/2.left.jpg", '{"txt": "{}"}'), ("d/2.right.jpg", '{"txt": "{}"}')]
-    assert folder.skipped.counts == {"hidden files": 5}
-
-
 MEMBERS = [(f"{n:04d}.jpg", encode(make_rgb(300, 300, n), "JPEG")) for n in range(4)]
 WHOLE = make_tar(MEMBERS)
 BOUNDARY = 3 * 512 + sum(-(-len(data) // 512) * 512 for _, data in MEMBERS[:3])
-
-
-@pytest.mark.parametrize(
-    ("data", "whole", "reason"),
-    [
-        (WHOLE, 4, None),
-        (WHOLE[:BOUNDARY], 3, "truncated_archive"),  # between two members: tarfile takes this for the end
-        (WHOLE[: BOUNDARY + 200], 3, "truncated_archive"),  # in a header
-        (WHOLE[: BOUNDARY + 512], 3, "truncated_archive"),  # behind a header
-        (WHOLE[: BOUNDARY + 2000], 3, "truncated_archive"),  # in an image
-        (WHOLE[:BOUNDARY] + b"garbage!" * 64 + WHOLE[BOUNDARY:], 3, "corrupt_archive"),
-        (b"not a tar at all" * 100, 0, "corrupt_archive"),
-        (b"", 0, "truncated_archive"),
-        (bytes(10240), 0, None),
-    ],
-    ids=["whole", "at a member", "header", "no data", "in data", "garbage", "no tar", "empty", "no members"],
-)
-def test_tars_that_end_early_keep_their_whole_images(
-    folder: Folder, data: bytes, whole: int, reason: str | None
-) -> None:
-    path = folder.write("sub dir/some.tar", data)
-    rows = folder.rows()
-    assert outcomes(rows) == [(f"{n:04d}", None) for n in range(whole)] + (
-        [("sub dir/some.tar", reason)] if reason else []
-    )
-    assert {row.source for row in rows} <= {str(path)}
-
-
-@pytest.mark.parametrize(("cut", "reason"), [(0.5, "truncated_archive"), (0.02, "truncated_archive")])
-def test_truncated_compressed_tar(folder: Folder, cut: float, reason: str) -> None:
-    data = make_tar(MEMBERS, "w:gz")
-    folder.write("a.tar.gz", data[: int(len(data) * cut)])
-    rows = folder.rows()
-    assert rows[-1].rejected is not None
-    assert rows[-1].rejected.reason == reason
-    assert [row.data for row in rows[:-1]] == [data for _, data in MEMBERS[: len(rows) - 1]]
-    if cut == 0.5:  # what is there before the cut is read, also of the last megabyte
-        assert len(rows) > 1
 
 
 def test_images_over_the_cap_are_not_read(folder: Folder) -> None:
@@ -190,49 +58,6 @@ def test_images_over_the_cap_are_not_read(folder: Folder) -> None:
         ("after", None),
         ("big.jpg", "too_many_bytes"),
     ]
-
-
-def parquet_forms() -> Iterator[tuple[str, pa.Table, dict[str, Any], list[str]]]:
-    images = [JPEG, None, JPEG]
-    structs = [{"bytes": JPEG, "path": "x/1.jpg"}, None, {"bytes": JPEG, "path": None}]
-    yield "bytes", pa.table({"id": [7, 8, 9], "image": pa.array(images, pa.binary())}), {}, ["0", "1", "2"]
-    yield (
-        "large bytes",
-        pa.table({"jpg": pa.array(images, pa.large_binary()), "mask": [b"", b"", b""]}),
-        {},
-        ["0", "1", "2"],
-    )
-    yield "struct", pa.table({"image": structs, "label": [1, 2, 3]}), {}, ["x/1.jpg", "1", "2"]
-    yield "keys", pa.table({"id": ["a", "b", "c"], "image": images}), {"key_column": "id"}, ["a", "b", "c"]
-    uris = ["loose/1.jpg", None, "loose/2.jpg"]
-    yield "uris", pa.table({"url": uris, "other": [1, 2, 3]}), {}, ["0", "1", "2"]
-    yield "named", pa.table({"x": images, "y": [b"", b"", b""]}), {"image_column": "x"}, ["0", "1", "2"]
-
-
-@pytest.mark.parametrize(("name", "table", "keys", "expected"), [*parquet_forms()], ids=[f[0] for f in parquet_forms()])
-def test_parquet_in_every_form(
-    folder: Folder, name: str, table: pa.Table, keys: dict[str, Any], expected: list[str]
-) -> None:
-    (folder.output.parent / "loose").mkdir()
-    for number in (1, 2):
-        (folder.output.parent / f"loose/{number}.jpg").write_bytes(JPEG)
-    pq.write_table(table, folder.input.parent / "images.parquet", row_group_size=2)
-    columns = [c for c in ("label", "other") if c in table.schema.names]
-    rows = folder.rows(
-        input=str(folder.input.parent / "images.parquet"), parquet={**keys, "columns": columns}, rows_per_shard=2
-    )
-    assert [row.key for row in rows] == expected
-    assert [row.data for row in rows] == [JPEG, None, JPEG]
-    assert [row.rejected.reason if row.rejected else None for row in rows] == [None, "missing", None]
-    found = [{name: value[0].as_py() for name, value in row.columns.items()} for row in rows]
-    assert found == [{c: table[c][n].as_py() for c in columns} for n in range(3)]
-    assert folder.plan(input=str(folder.input.parent / "images.parquet"), parquet=keys).inputs == 0
-
-
-def test_a_broken_parquet_file_is_a_row(folder: Folder) -> None:
-    folder.write("a.parquet", b"PAR1 and then nothing like it")
-    folder.write("b.jpg", JPEG)
-    assert outcomes(folder.rows()) == [("a.parquet", "corrupt_archive"), ("b.jpg", None)]
 
 
 def test_a_mixed_prefix_is_sorted_out(folder: Folder) -> None:
@@ -251,26 +76,6 @@ def test_a_mixed_prefix_is_sorted_out(folder: Folder) -> None:
     assert report.skipped.counts["hidden files"] == 2
     assert report.skipped.examples["hidden files"] == [str(folder.input / name) for name in (".DS_Store", "._a.jpg")]
     assert {row.key for row in folder.rows()} == set(names)
-
-
-@pytest.mark.parametrize("suffix", ["txt", "csv"])
-def test_lists_of_uris(folder: Folder, suffix: str) -> None:
-    folder.write("images/a 1.jpg", JPEG)
-    folder.write("images/b#2.jpg", JPEG)
-    uris = ["images/a 1.jpg", str(folder.input / "images/b#2.jpg"), "images/gone.jpg", "http://host/x.jpg"]
-    path = folder.input / f"list.{suffix}"
-    if suffix == "csv":
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([["id", "url"], *([n, uri] for n, uri in enumerate(uris))])
-    else:
-        path.write_text("\n".join(["# a comment", *uris, ""]))
-    rows = folder.rows(input=str(path))
-    assert outcomes(rows) == list(zip(uris, [None, None, "missing", "unreadable"], strict=True))
-    assert rows[0].metadata == ('{"id": "0"}' if suffix == "csv" else None)
-    if suffix == "txt":
-        path.write_text("\n".join([*uris, "images/a 1.jpg", "images/c.jpg"]))
-        assert folder.plan(input=str(path)).inputs == 1
 
 
 def test_shards_hold_about_as_many_rows_as_asked(folder: Folder) -> None:
@@ -379,38 +184,6 @@ def test_nothing_to_do_says_so(folder: Folder, keys: dict[str, Any], message: st
         folder.plan(**keys)
 
 
-def test_members_that_are_no_images_are_counted(folder: Folder) -> None:
-    names = ["a.jpg", "a.json", "b.jxl", "c.JXL", "d.mp4", "e.avif", "f", "._g.jpg", ".hidden"]
-    buffer = io.BytesIO(make_tar([(name, JPEG) for name in names]))
-    with tarfile.open(fileobj=buffer, mode="a") as tar:
-        link = tarfile.TarInfo("linked.jpg")
-        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
-        folder_member = tarfile.TarInfo("folder")
-        folder_member.type = tarfile.DIRTYPE
-        for member in (link, folder_member):
-            tar.addfile(member)
-    folder.write("a.tar", buffer.getvalue())
-    assert [row.key for row in folder.rows()] == ["a", "e"]
-    assert folder.skipped.counts == {
-        ".jxl files": 2,
-        ".mp4 files": 1,
-        "files without an extension": 2,
-        "hidden files": 1,
-        "links and devices in tars": 1,
-    }
-
-
-def test_metadata_may_be_anything(folder: Folder) -> None:
-    deep, half, number = b"[" * 100_000, b'{"a": "\\ud800"}', b"7" * 5000
-    members = [("0.jpg", JPEG), ("0.json", deep), ("1.jpg", JPEG), ("1.json", half), ("2.jpg", JPEG), ("2.cls", number)]
-    folder.write("a.tar", make_tar([*members, ("3.jpg", JPEG), ("3.cls", "²".encode())]))
-    texts = [row.metadata or "" for row in folder.rows()]
-    assert len(texts) == 4
-    for text in texts:
-        text.encode()
-        json.loads(text)
-
-
 def test_odd_files_in_a_folder(folder: Folder) -> None:
     folder.write("a.jpg", JPEG)
     (folder.input / "gone.jpg").symlink_to(folder.input / "nowhere.jpg")
@@ -460,18 +233,3 @@ def test_files_over_100_mb(folder: Folder, kind: str) -> None:
     rows = folder.rows()
     assert [row.rejected for row in rows] == [None] * 5
     assert [hashlib.sha256(row.data or b"").digest() for row in rows] == [hashlib.sha256(i).digest() for i in images]
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"key_column": "id"}, r"parquet\.key_column: .*a\.parquet has no column 'id'; it has image, n, deep"),
-        ({"image_column": "n"}, r"parquet\.image_column: 'n' of .*a\.parquet is int64: expected binary"),
-        ({"image_column": "deep"}, r"'deep' of .* is struct<x: int64>: expected binary"),
-        ({"columns": ["colour"]}, "no Parquet input has a column 'colour'"),
-    ],
-)
-def test_columns_that_are_not_there_or_of_no_use_are_refused(folder: Folder, keys: Any, message: str) -> None:
-    pq.write_table(pa.table({"image": [JPEG], "n": [1], "deep": [{"x": 1}]}), folder.input / "a.parquet")
-    with pytest.raises(ConfigError, match=message):
-        folder.plan(parquet=keys)

@@ -1,0 +1,71 @@
+"""A folder of inputs and an output: what planning and reading make of the inputs. No Ray and no model run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.config import JobConfig
+from pipelines.inputs.columns import PassedColumns
+from pipelines.inputs.formats import read_inputs
+from pipelines.inputs.listing import PlanReport
+from pipelines.inputs.rows import Reading, Row, Skipped
+from pipelines.output.output import Output
+from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from storage.store import StoreOptions
+
+OPTIONS = StoreOptions()
+
+
+def extend_plan(config: JobConfig, options: StoreOptions) -> tuple[PlanReport, pa.Schema]:
+    """What a run does before it reads: the report, and the types of the passed columns."""
+    columns = PassedColumns(config.parquet.columns)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Output(config.output, options)
+        draft = draft_plan(config, output, columns, Path(folder))
+        assert publish_plan(draft, output)
+    return draft.report, columns.schema()
+
+
+def read_all(config: JobConfig, options: StoreOptions, skipped: Skipped) -> list[Row]:
+    """Plan what is new and read everything that is planned."""
+    _, columns = extend_plan(config, options)
+    output = Output(config.output, options)
+    limit = config.limits.max_bytes
+    reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing)
+    refs = list_shards(output)
+    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(output.store, ref), reading, skipped)]
+
+
+class Folder:
+    """An input folder, an output, and what planning and reading make of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.input, self.output = root / "input", root / "output"
+        self.input.mkdir()
+        self.keys: dict[str, Any] = {}
+        self.skipped = Skipped()
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.input / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def config(self, **keys: Any) -> JobConfig:
+        return JobConfig(**{"input": str(self.input), "output": str(self.output), "labels": ["a"], **self.keys, **keys})
+
+    def plan(self, **keys: Any) -> PlanReport:
+        """Append what is new to the plan."""
+        return extend_plan(self.config(**keys), OPTIONS)[0]
+
+    def rows(self, **keys: Any) -> list[Row]:
+        """Plan what is new and read everything that is planned."""
+        return read_all(self.config(**keys), OPTIONS, self.skipped)
+
+
+def outcomes(rows: list[Row]) -> list[tuple[str, str | None]]:
+    return [(row.key, row.rejected.reason if row.rejected else None) for row in rows]
