@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,17 @@ class TaggedOutput:
     def rejected(self) -> int:
         """The number of images in the whole output that could not be tagged, from the manifest."""
         return int(self.manifest["rows_rejected"])
+
+    def describe_waiting(self) -> str:
+        """One line about the inputs that the last run could not plan; empty if there were none.
+
+        Their images are not in the output. Of an input that changed, the images of its earlier version are.
+        """
+        waiting = self.manifest["waiting"]
+        if not waiting:
+            return ""
+        counts, first = _count_reasons(waiting), waiting[0]["detail"]
+        return f"inputs wait and are not in {self.uri}, or in an earlier version: {counts}, such as {first}"
 
     def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
         """Yield the tagged rows as record batches of at most `rows` rows, always in the same order.
@@ -197,8 +209,9 @@ def _with_id(rows: Any, file: dict[str, Any], columns: Sequence[str]) -> Any:
 def open_output(uri: str) -> TaggedOutput:
     """Open the finished output at a folder or an s3:// prefix.
 
-    Raises `ConfigError` when there is no output, when its run is not finished, and when its metadata files are
-    damaged; `storage.store.Unreachable` when the store does not answer.
+    Inputs that the last run could not plan do not matter: see `TaggedOutput.describe_waiting`. Raises `ConfigError`
+    when there is no output, when planned shards are not committed, and when its metadata files are damaged;
+    `storage.store.Unreachable` when the store does not answer.
     """
     root = absolute(uri).rstrip("/")
     try:
@@ -241,8 +254,20 @@ def _read_state(output: Output) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = output.read_json(MANIFEST)
     fingerprint = output.read_json(FINGERPRINT)
     commits = output.commits()
-    recorded = manifest["shards"], manifest["generations"]
-    whole = manifest["planned_shards"] == manifest["shards"] and (len(commits), sum(commits.values())) == recorded
-    if manifest["waiting"] or not whole:
-        raise ConfigError(f"{output.uri} is not finished: run `sightline tag` again to tag the remaining shards")
+    planned, shards = manifest["planned_shards"], manifest["shards"]
+    if planned != shards:
+        waits = _count_reasons(manifest["waiting"])
+        why = f" ({waits})" if waits else ""
+        raise ConfigError(
+            f"{output.uri} is not finished: {shards} of {planned} shards are committed{why}: run `sightline tag` again"
+        )
+    if (len(commits), sum(commits.values())) != (shards, manifest["generations"]):
+        raise ConfigError(
+            f"{output.uri} is not finished: a run is under way or ended early: run `sightline tag` again to finish it"
+        )
     return manifest, fingerprint
+
+
+def _count_reasons(waiting: Sequence[dict[str, Any]]) -> str:
+    counts = Counter(item["reason"] for item in waiting)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())

@@ -42,7 +42,8 @@ class Waiting:
 class PlanReport:
     """The counts of a planning: new `inputs`, new `shards`, their `rows` (estimated for tars), and `known` inputs.
 
-    `columns` are the columns that images are read from, of new Parquet files and of all lists.
+    `columns` are the columns that images are read from, of new Parquet files and of all lists. `changed` of the new
+    inputs were planned before, in another version, and hold about `changed_rows` images (`on_changed: retag`).
     `waiting` are inputs that could not be inspected, and changed inputs that the configuration tells to skip. They are
     not planned, and the next run inspects them again.
     """
@@ -51,6 +52,8 @@ class PlanReport:
     shards: int = 0
     rows: int = 0
     known: int = 0
+    changed: int = 0
+    changed_rows: int = 0
     skipped: Skipped = field(default_factory=Skipped)
     waiting: list[Waiting] = field(default_factory=list)
     columns: ReadColumns = field(default_factory=ReadColumns)
@@ -117,6 +120,7 @@ class InputLister:
         self._known = known
         self._columns = columns
         self._report = report
+        self._changed: set[str] = set()
         self._roots = [root.rstrip("/") + "/" for root in config.input]
 
     def list_new(self) -> Iterator[Input]:
@@ -165,6 +169,9 @@ class InputLister:
         if found.schema is not None:
             self._columns.add(planned.uri, found.schema, found.small_integers)
         self._report.inputs += 1
+        if planned.uri in self._changed:
+            self._report.changed += 1
+            self._report.changed_rows += sum(part.rows for part in found.parts)
         yield from found.parts
 
     def _list_unknown(self) -> Iterator[Input]:
@@ -188,6 +195,8 @@ class InputLister:
                 )
                 self._report.waiting.append(Waiting(planned.uri, "changed", detail, planned.rows))
                 continue
+            if versions:
+                self._changed.add(planned.uri)
             self._known.add(iter([(planned.uri, version)]))
             yield planned
 

@@ -9,6 +9,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
+from sightline.commands.outputs import open_reported
 from sightline.exits import FAILED, out, report_errors
 from siglip.checkpoint import CheckpointError, pin_model
 from siglip.config import ModelConfig
@@ -82,12 +83,11 @@ def _diff_labels(before: Path, after: Path) -> None:
 
 def _diff_outputs(before: str, after: str) -> None:
     from curation.output_diff import diff_outputs
-    from curation.tagged_output import open_output
 
     for name, other in ((before, after), (after, before)):
         if Path(name).is_file():
             raise ConfigError(f"{name} is a file and {other} is not: compare two label sets, or two outputs")
-    found = diff_outputs(open_output(before), open_output(after))
+    found = diff_outputs(open_reported(before), open_reported(after))
     for one in found.labels[:SHOWN]:
         out.print(f"{escape(one.label)}: {one.before:,} became {one.after:,}", highlight=False)
         for count, verb, keys in ((one.gained, "gained", one.gained_by), (one.lost, "lost", one.lost_by)):

@@ -14,6 +14,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
@@ -146,10 +147,9 @@ def write_labels(path: Path, labels: LabelSet) -> None:
 def _read_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
     """Open the output and read the answers about it. Errors inside the block end the command with a message."""
     with report_errors():
-        from curation.tagged_output import open_output
         from curation.truth import read_truth
 
-        source = open_output(output)
+        source = open_reported(output)
         answers = read_truth(truth, source)
         err.print(f"{len(answers.image):,} answers about {len(answers.positions):,} images", highlight=False)
         yield source, answers

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from sightline.commands.outputs import open_reported
 from sightline.exits import out, report_errors
 
 
@@ -29,9 +30,8 @@ def report(
     with report_errors():
         from curation.report.page import read_evaluation, write_report
         from curation.report.statistics import compute_statistics
-        from curation.tagged_output import open_output
 
-        source = open_output(output)
+        source = open_reported(output)
         metrics = read_evaluation(evaluation) if evaluation else None
         written = write_report(source, compute_statistics(source), to, dollars_per_hour, metrics)
         size = sum(path.stat().st_size for path in written) / 2**20

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from sightline.commands.labels import read_labels
+from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
 from sightline.progress import RunProgress
 from siglip.checkpoint import CheckpointError
@@ -36,10 +37,9 @@ def retag(
     """
     with report_errors():
         from curation.retag import retag_output
-        from curation.tagged_output import open_output
 
         wanted = read_labels(labels)
-        source = open_output(output)
+        source = open_reported(output)
         config = source.table.model.model_copy(update={"source": model, "revision": None}) if model else None
         try:
             with RunProgress(err) as progress:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from sightline.commands.outputs import open_reported
 from sightline.exits import out, report_errors
 from storage.settings import ConfigError
 
@@ -38,9 +39,8 @@ def sample(
     with report_errors():
         from curation.review.labelstudio import write_tasks
         from curation.sample import check_folder, draw_sample, write_sample
-        from curation.tagged_output import open_output
 
-        source = open_output(output)
+        source = open_reported(output)
         if to is ReviewTool.review and "thumbnail" not in source.columns:
             raise ConfigError(f"{output} has no thumbnails to show: tag with `thumbnails: true`")
         check_folder(folder)

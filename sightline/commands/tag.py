@@ -85,6 +85,12 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
         outcome = run_job(job, RunMetrics(progress), retry)
     plan, manifest = outcome.plan, outcome.manifest
     _print_skipped(plan.skipped.counts + Counter(manifest.get("skipped_members", {})), plan.skipped.examples)
+    if plan.changed:
+        out.print(
+            f"tagged again because they changed: {plan.changed:,} inputs with about {plan.changed_rows:,} images; "
+            "their earlier rows stay in the output, so a key may have several rows",
+            highlight=False,
+        )
     if outcome.new_shards:
         _print_summary(job, manifest)
     elif not outcome.waiting:
@@ -123,8 +129,9 @@ def _print_skipped(skipped: Counter[str], examples: Mapping[str, list[str]]) -> 
 def _print_waiting(waiting: list[Waiting]) -> None:
     """Print what could not be read now, by reason, with an example of each reason."""
     images = sum(item.rows for item in waiting)
+    holding = f" with about {images:,} images" if images else ""  # what is in a closed folder is not known
     err.print(
-        f"[red]{len(waiting):,} shards or inputs with about {images:,} images wait[/red]: the rest is committed; run "
+        f"[red]{len(waiting):,} shards or inputs{holding} wait[/red]: the rest is committed; run "
         "the same command again when the reasons below are gone",
         highlight=False,
     )
@@ -144,7 +151,7 @@ def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:
         f"{run['rows']:,} in {run['seconds']:.1f} s, {run['rows_tagged']:,} tagged, {run['rows_rejected']:,} rejected",
     )
     table.add_row("images/s", f"{run['images_per_second']:,} (limited by {run['limited_by']})")
-    for title, key in (("tags", "top_labels"), ("rejects", "reasons")):
+    for title, key in (("best labels", "top_labels"), ("rejects", "reasons")):
         counts: dict[str, int] = manifest[key]
         shown = [f"{escape(name)} {count:,}" for name, count in list(counts.items())[:8]]
         more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""

@@ -8,9 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.tagged_output import TaggedOutput, open_output
+from sightline.cli import app
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
 from tests.support.vectors import draw_vectors
@@ -70,14 +72,17 @@ def test_unfinished_and_damaged_outputs_are_refused(output: TaggedOutput, tmp_pa
         open_output(str(tmp_path))
     copy = tmp_path / "copy"
     copy.mkdir()
-    for folder in ("commits", "data", "plan"):
+    for folder in ("commits", "data", "plan", "rejects"):
         (copy / folder).symlink_to(root / folder)
     manifest = json.loads((root / "manifest.json").read_text())
     (copy / "fingerprint.json").write_bytes((root / "fingerprint.json").read_bytes())
     (copy / "labels.parquet").write_bytes((root / "labels.parquet").read_bytes())
     for change, message in (
-        ({"shards": 2}, "is not finished"),
-        ({"waiting": [{}]}, "is not finished"),
+        ({"shards": 2}, "is not finished: 2 of 3 shards are committed: run"),
+        (
+            {"planned_shards": 4, "waiting": [{"reason": "missing", "detail": "/in/a.tar: no such file"}]},
+            r"3 of 4 shards are committed \(1 missing\)",
+        ),
         ({"generations": 1}, "is not finished"),
         ({"files": []}, "no tagged image"),
     ):
@@ -85,7 +90,17 @@ def test_unfinished_and_damaged_outputs_are_refused(output: TaggedOutput, tmp_pa
         with pytest.raises(ConfigError, match=message):
             open_output(str(copy))
     (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert (open_output(str(copy)).rows, open_output(str(copy)).describe_waiting()) == (sum(ROWS), "")
+    # An input that changed and is not tagged again is not planned. Every planned shard is committed.
+    waiting = [
+        {"name": "/in/a.jpg", "reason": "changed", "detail": "/in/a.jpg changed since it was planned", "rows": 1}
+    ]
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "waiting": waiting}))
     assert open_output(str(copy)).rows == sum(ROWS)
+    assert "1 changed, such as /in/a.jpg changed since" in open_output(str(copy)).describe_waiting()
+    result = CliRunner().invoke(app, ["report", str(copy), "--to", str(tmp_path / "report.html")])
+    assert (result.exit_code, "/in/a.jpg changed" in result.stderr) == (0, True), result.stderr
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     (copy / "labels.parquet").write_bytes(b"none")
     with pytest.raises(ConfigError, match=r"labels\.parquet is damaged"):
         open_output(str(copy))

@@ -23,10 +23,10 @@ DATA = b"not decoded here"
 
 
 def list_inputs(
-    tmp_path: Path, input: str | list[str], known: list[Input] | None = None
+    tmp_path: Path, input: str | list[str], known: list[Input] | None = None, **keys: Any
 ) -> tuple[list[str], PlanReport]:
     """The keys of new inputs, and the report."""
-    config = JobConfig(input=input, output=str(tmp_path / "output"), labels=["a"])
+    config = JobConfig(input=input, output=str(tmp_path / "output"), labels=["a"], **keys)
     (tmp_path / "known.sqlite").unlink(missing_ok=True)
     planned, report = KnownInputs(tmp_path / "known.sqlite"), PlanReport()
     planned.add((one.uri, one.version) for one in known or [])
@@ -122,6 +122,14 @@ def test_hidden_files_that_are_planned_are_no_trouble(tmp_path: Path, root: Path
     planned = Input("image", str(root / ".git/c.jpg"), ".git/c.jpg", status.st_size, "another version")
     found, report = list_inputs(tmp_path, str(root), [planned])
     assert (found, report.waiting) == (["a.jpg", "z/b.jpg"], [])
+
+
+def test_images_that_are_tagged_again_because_they_changed_are_counted(tmp_path: Path, root: Path) -> None:
+    planned = Input("image", str(root / "a.jpg"), "a.jpg", 5, "an earlier version")
+    found, report = list_inputs(tmp_path, str(root), [planned], on_changed="retag")
+    assert (found, report.changed, report.changed_rows) == (["a.jpg", "z/b.jpg"], 1, 1)
+    found, report = list_inputs(tmp_path, str(root), [planned], on_changed="error")
+    assert (found, report.changed, [item.reason for item in report.waiting]) == (["z/b.jpg"], 0, ["changed"])
 
 
 def test_links_in_a_circle_are_counted_and_named(tmp_path: Path, root: Path) -> None:
