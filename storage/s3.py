@@ -15,16 +15,19 @@ each page of a listing.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, Any, TypeVar
 
 from storage.s3_errors import PastTheEnd, translate_errors
 from storage.s3_names import split_object, split_prefix
+from storage.s3_uploads import UPLOAD_BYTES, upload_parts
 from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, show
 
 CONNECT_SECONDS = 10.0
@@ -102,6 +105,13 @@ class S3Store:
     def put(self, uri: str, data: bytes | IO[bytes]) -> Entry:
         bucket, key = split_object(uri)
         size = len(data) if isinstance(data, bytes) else data.seek(0, os.SEEK_END)
+        if size > UPLOAD_BYTES:
+            file = io.BytesIO(data) if isinstance(data, bytes) else data
+            upload_parts(self._client, partial(self._retry, uri), bucket, key, file, size)
+            stored = self.stat(uri)
+            if stored is None or stored.size != size:
+                raise Unreachable(f"{show(uri)}: S3 responds that the upload is complete, and the object is not there")
+            return stored
 
         def once() -> Any:
             if not isinstance(data, bytes):

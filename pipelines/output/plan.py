@@ -25,8 +25,9 @@ from storage.files import StoreFile
 from storage.settings import ConfigError
 from storage.store import Entry, Store
 
-SEGMENT_SHARDS, SEGMENT_INPUTS = 256, 500_000
-"""The most shards and inputs in a plan file. A full one has a footer of about 0.3 MB and a content of about 30 MB."""
+SEGMENT_SHARDS, SEGMENT_INPUTS, SEGMENT_BYTES = 256, 500_000, 64 * 2**20
+"""The most shards, inputs and bytes in a plan file, besides its last shard. A full one has a footer of about 0.3 MB and
+a content of about 30 MB. The metadata of images from lists is in it too."""
 
 _SCHEMA = pa.schema(
     [
@@ -198,7 +199,11 @@ class Segment:
 
     def is_full(self) -> bool:
         """Tell whether the next shard belongs in a new file."""
-        return self.shards >= SEGMENT_SHARDS or self._inputs >= SEGMENT_INPUTS
+        return (
+            self.shards >= SEGMENT_SHARDS
+            or self._inputs >= SEGMENT_INPUTS
+            or self._path.stat().st_size >= SEGMENT_BYTES
+        )
 
     def close(self) -> Path:
         """Finish the file and return its path."""

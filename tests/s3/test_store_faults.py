@@ -11,6 +11,8 @@ from itertools import islice
 
 import pytest
 
+from storage import s3 as s3_module
+from storage import s3_uploads
 from storage.files import StoreFile
 from storage.s3 import S3Store
 from storage.store import ATTEMPTS, Changed, Forbidden, NotFound, StoreError, StoreOptions, Unreachable, join
@@ -340,6 +342,42 @@ def test_unusual_keys_are_written_and_listed(proxy: FaultProxy, store: S3Store, 
         assert store.put_if_absent(entry.uri, name.encode())
         store.delete(entry.uri)
     assert list(store.list(root)) == []
+
+
+@pytest.mark.parametrize("action", [faults.FAILS, faults.DONE_BUT_FAILS, Reset()], ids=str)
+@pytest.mark.parametrize(("method", "skip"), [("PUT", 1), ("POST", 1)], ids=["the second part", "the completion"])
+def test_a_large_object_is_uploaded_in_parts(
+    s3: Radosgw,
+    proxy: FaultProxy,
+    store: S3Store,
+    bucket: str,
+    action: Action,
+    method: str,
+    skip: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(s3_module, "UPLOAD_BYTES", 1 << 20)
+    monkeypatch.setattr(s3_uploads, "PART_BYTES", 5 << 20)
+    content = random.Random(0).randbytes((11 << 20) + 3)
+    rule = proxy.add(action, "/large", method=method, skip=skip)
+    entry = store.put(join(bucket, "large"), io.BytesIO(content))
+    assert entry == store.stat(entry.uri)
+    assert rule.done == 1
+    assert entry.etag.endswith("-3")
+    assert store.read(entry.uri, 0, entry.size, entry.etag) == content
+    assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket.removeprefix("s3://"))
+
+
+def test_an_upload_that_fails_leaves_no_parts(
+    s3: Radosgw, proxy: FaultProxy, store: S3Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "UPLOAD_BYTES", 1 << 20)
+    monkeypatch.setattr(s3_uploads, "PART_BYTES", 5 << 20)
+    proxy.add(faults.FORBIDDEN, "/refused", method="PUT", skip=1)
+    with pytest.raises(Forbidden):
+        store.put(join(bucket, "refused"), bytes(11 << 20))
+    assert store.stat(join(bucket, "refused")) is None
+    assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket.removeprefix("s3://"))
 
 
 def test_etags_of_multipart_uploads(s3: Radosgw, proxy: FaultProxy, store: S3Store, bucket: str) -> None:
