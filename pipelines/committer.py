@@ -97,7 +97,8 @@ class Committer:
     def receive(self, receipt: dict[str, Any]) -> None:
         """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`), and start a commit if a shard is complete now."""
         self._report.add(receipt)
-        self._progress.update(rows=receipt["tagged"] + receipt["rejected"], rejects=receipt["rejected"])
+        rows, rejects = receipt["tagged"] + receipt["rejected"], receipt["rejected"]
+        self._progress.update(rows=rows, rejects=rejects, rate=self._report.rate())
         shard = receipt["shard"]
         if shard in self._set_aside and receipt["part"]:
             self._unused_parts.append(receipt["part"])
@@ -133,8 +134,8 @@ class Committer:
         for commit, error in zip(done, ray.get(done), strict=True):
             ref, parts = self._in_flight.pop(commit)
             if error is None:
-                self._report.shards += 1
-                self._progress.update(shards=1)
+                self._report.add_commit()
+                self._progress.update(shards=1, rate=self._report.rate())
             else:
                 self._wait(ref, parts, "error", f"shard {ref.shard}: {error}")
 

@@ -76,7 +76,8 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
             committer.receive(receipt)
         committer.finish()
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
-        summary = report.summarize(cluster.count_readers(), cluster.count_decoders())
+        tasks = cluster.count_tasks(len(work.pending))
+        summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
     waiting += committer.waiting
     left = len(work.pending) - report.shards - len(committer.waiting)
     if left > 0:

@@ -14,5 +14,10 @@ class Progress(Protocol):
     def say(self, message: str) -> None:
         """A step begins that takes a while."""
 
-    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
-        """More work is done: rows written, how many of them are rejects, shards committed, shards left waiting."""
+    def update(
+        self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0, rate: float | None = None
+    ) -> None:
+        """More work is done: rows written, how many of them are rejects, shards committed, shards left waiting.
+
+        `rate` are the images per second until now, if the caller measures them.
+        """

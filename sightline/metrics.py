@@ -42,9 +42,11 @@ class RunMetrics:
         """Pass on the step that begins."""
         self._progress.say(message)
 
-    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
+    def update(
+        self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0, rate: float | None = None
+    ) -> None:
         """Add rows written, how many of these are rejects, shards committed, and shards left to the next run."""
-        self._progress.update(rows=rows, rejects=rejects, shards=shards, waiting=waiting)
+        self._progress.update(rows=rows, rejects=rejects, shards=shards, waiting=waiting, rate=rate)
         changes = {"rows": rows, "rejects": rejects, "shards": shards, "waiting_shards": waiting}
         for name, count in changes.items():
             if count:

@@ -57,14 +57,20 @@ class RunProgress:
             self._bar.add_task("shards", total=shards, rows="0", rate="0", rejects="0")
             self._bar.start()
 
-    def update(self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0) -> None:
-        """Add rows written, how many of these are rejects, shards committed, and shards left to the next run."""
+    def update(
+        self, *, rows: int = 0, rejects: int = 0, shards: int = 0, waiting: int = 0, rate: float | None = None
+    ) -> None:
+        """Add rows written, how many of these are rejects, shards committed, and shards left to the next run.
+
+        `rate` are the images per second until now; None is measured from `start` on.
+        """
         self._rows += rows
         self._rejects += rejects
         self._shards += shards
         self._waiting += waiting
         now = time.monotonic()
-        rate = self._rows / max(now - self._started, 1e-9)
+        if rate is None:
+            rate = self._rows / max(now - self._started, 1e-9)
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
@@ -73,7 +79,9 @@ class RunProgress:
                 rate=f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
                 rejects=f"{self._rejects:,}",
             )
-        elif now - self._logged >= LOG_SECONDS or (shards and self._shards + self._waiting == self._total_shards):
+        elif now - self._logged >= LOG_SECONDS or (
+            (shards or waiting) and self._shards + self._waiting == self._total_shards
+        ):
             self._logged = now
             waiting_text = f"{self._waiting} shards wait, " if self._waiting else ""
             # The total is an estimate when there are tars among the inputs, and may be too low.

@@ -150,7 +150,8 @@ def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:
         "images",
         f"{run['rows']:,} in {run['seconds']:.1f} s, {run['rows_tagged']:,} tagged, {run['rows_rejected']:,} rejected",
     )
-    table.add_row("images/s", f"{run['images_per_second']:,} (limited by {run['limited_by']})")
+    limit = f" (limited by {run['limited_by']})" if run["limited_by"] else ""
+    table.add_row("images/s", f"{run['images_per_second']:,.1f}{limit}")
     for title, key in (("best labels", "top_labels"), ("rejects", "reasons")):
         counts: dict[str, int] = manifest[key]
         shown = [f"{escape(name)} {count:,}" for name, count in list(counts.items())[:8]]

@@ -153,7 +153,8 @@ def test_the_manifest_contains_the_runs_report(demo: tuple[JobConfig, Outcome]) 
     assert set(report["stage_seconds"]) == {"read", "decode", "queue", "model", "write"}
     assert report["rows"] == 612
     assert report["images_per_second"] > 0
-    assert report["limited_by"] in report["busy"]
+    assert report["limited_by"] is None  # too short to know
+    assert set(report["busy"]) == {"read", "decode", "model", "write"}
     assert manifest["shards"] == 6
     assert len(manifest["files"]) == 6 + len(list(Path(config.output, "rejects").iterdir()))
     assert sum(file["rows"] for file in manifest["files"]) == 612
