@@ -61,9 +61,9 @@ class RunReport:
     def rate(self) -> float:
         """Return the images per second from the first decoded image to the latest receipt or commit.
 
-        It is the one throughput of a run, for its progress and for its manifest.
+        It is the one throughput of a run, for its progress and for its manifest, so it is rounded here.
         """
-        return self.rows / self._wall()
+        return round(self.rows / self._wall(), 2)
 
     def rejected_fraction(self) -> float:
         """Return the rejected part of this run's images, from 0 to 1. Images lost in broken archives count."""
@@ -89,7 +89,7 @@ class RunReport:
             "stage_seconds": {stage: round(self.seconds[stage], 3) for stage in STAGES},
             "busy": {stage: round(share, 3) for stage, share in busy.items()},
             "limited_by": self._find_limit(busy),
-            "images_per_second": round(self.rate(), 2),
+            "images_per_second": self.rate(),
             "actors": sorted(self.actors),
         }
 

@@ -25,6 +25,7 @@ def test_an_input_is_treated_as_the_page_says(case: InputCase, tmp_path: Path) -
         dict(case.rejected),
         dict(case.skipped),
     )
+    assert case.labels is None or seen.labels == case.labels
 
 
 def test_the_page_is_made_of_the_cases() -> None:

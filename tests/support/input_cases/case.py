@@ -20,7 +20,7 @@ from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_sh
 from siglip.config import ImageSpec
 from siglip.images.decode import ImageRejected, decode_image
 from storage.settings import ConfigError
-from storage.store import StoreOptions
+from storage.store import StoreError, StoreOptions
 
 _SPEC = ImageSpec(size=32)
 
@@ -32,7 +32,8 @@ class InputCase:
     `kind` and `rule` are the text of the line, in Markdown; its outcome is derived from what is expected. `build`
     writes the input into an empty folder, which is the job's only input unless `settings` names others (`{folder}` in a
     value is the folder). Expected are the number of `tagged` images, the `rejected` ones by reason, what is `skipped`
-    by the phrase of the summary, or the text that the refusal must contain (`refused`).
+    by the phrase of the summary, or the text that the refusal must contain (`refused`). For a label file, `labels` are
+    the names in it; None is not compared.
     """
 
     kind: str
@@ -43,11 +44,14 @@ class InputCase:
     skipped: Mapping[str, int] = field(default_factory=dict)
     refused: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
 
     def outcome(self) -> str:
         """Return the text of the table's second column."""
         if self.refused is not None:
             return "refused"
+        if self.labels is not None:
+            return "labels " + ", ".join(f"`{label}`" for label in self.labels)
         reasons = ", ".join(f"`{reason}`" for reason in self.rejected)
         parts = ["tagged"] if self.tagged else []
         parts += [f"rejected: {reasons}"] if reasons else []
@@ -57,7 +61,7 @@ class InputCase:
 
 @dataclass(frozen=True)
 class Seen:
-    """What planning, reading and decoding made of a case: the fields of `InputCase`, and the rows."""
+    """What planning, reading and decoding made of a case: the fields of `InputCase`, the rows and the pixels."""
 
     tagged: int
     rejected: dict[str, int]
@@ -65,6 +69,7 @@ class Seen:
     refused: str | None
     rows: list[Row]
     pixels: list[np.ndarray]
+    labels: tuple[str, ...] = ()
 
 
 def read_case(case: InputCase, folder: Path) -> Seen:
@@ -74,7 +79,7 @@ def read_case(case: InputCase, folder: Path) -> Seen:
         settings = {"input": "{folder}", "output": output, "labels": ["a"], **case.settings}
         try:
             return _read(JobConfig(**_fill(settings, str(folder))), Path(output))
-        except (ConfigError, ValueError) as error:
+        except (ConfigError, StoreError, ValueError) as error:
             return Seen(0, {}, {}, str(error), [], [])
 
 
@@ -99,7 +104,8 @@ def _read(config: JobConfig, folder: Path) -> Seen:
         except ImageRejected as error:
             rejected[error.reason] += 1
     counts = draft.report.skipped.counts + skipped.counts
-    return Seen(len(pixels), dict(rejected), dict(counts), None, rows, pixels)
+    names = tuple(config.labels.label_names())
+    return Seen(len(pixels), dict(rejected), dict(counts), None, rows, pixels, names)
 
 
 def _fill(value: Any, folder: str) -> Any:

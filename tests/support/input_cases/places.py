@@ -2,8 +2,150 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.images import encode, make_rgb
 from tests.support.input_cases.case import InputCase
 
 TITLE = "Folders and object stores"
-TEXT = ""
-CASES: tuple[InputCase, ...] = ()
+TEXT = """A folder or an `s3://` prefix is read with everything below it. Files are told apart by the ends of their
+names. Each object is an input once, also if two configured inputs hold it. Links to files and folders are followed.
+
+What cannot be looked at does not stop the run. A folder that may not be entered, or that its disk does not deliver,
+waits: the run tags the rest, names the folder and ends with exit code 1, because images may be missing. If that is a
+configured input itself, the run is refused.
+
+Names that other programs keep beside the data are hidden: names that begin with a dot, and the known names below.
+Only the part of a path below the configured input counts, and a configured file or folder is read whatever its name.
+
+An input that is deleted later stays in the output. An input that changes is not tagged again, and the run ends with
+exit code 1, unless `on_changed: retag` is set: then its new version is tagged too, the summary counts its images, and
+the output has the rows of both versions.
+
+In S3, the bucket may be an access point: its alias, or its ARN as in
+`s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/prefix`."""
+
+_IMAGE = encode(make_rgb())
+_LOOP = "links in a circle and paths that are too long"
+
+
+def _write(*names: str) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(_IMAGE)
+
+    return build
+
+
+def _link(name: str, target: str) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        _write("a.png", "sub/b.png")(folder)
+        (folder / name).symlink_to(folder / target)
+
+    return build
+
+
+def _write_odd_name(folder: Path) -> None:
+    _write("a.png")(folder)
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(_IMAGE)
+
+
+def _make_special_files(folder: Path) -> None:
+    _write("a.png")(folder)
+    os.mkfifo(folder / "pipe.png")
+    before = os.getcwd()
+    os.chdir(folder)  # a socket's path has at most 107 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+    os.chdir(before)
+
+
+def _nest_deeply(folder: Path) -> None:
+    _write("a.png")(folder)
+    before = os.getcwd()
+    os.chdir(folder)
+    for _ in range(17):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    os.chdir(before)
+
+
+CASES: tuple[InputCase, ...] = (
+    InputCase("an image in a folder of folders", "`key` is its path below the input", _write("a/b/c.png"), tagged=1),
+    InputCase("partition folders such as `day=1`", "as any folder", _write("day=1/a.png", "x=a%20b/b.png"), tagged=2),
+    InputCase("odd characters in a name", "stay", _write("a#1?.png", "new\nline.png", " ü.png"), tagged=3),
+    InputCase("other files", "counted by suffix", _write("a.png", "b.xyz"), tagged=1, skipped={".xyz files": 1}),
+    InputCase(
+        "`.git`, `.cache`, `.ipynb_checkpoints`, `.Trash-1000`, `.DS_Store`, `._a.jpg`",
+        "names that begin with a dot are hidden",
+        _write("a.png", ".git/b.png", ".ipynb_checkpoints/b.png", "sub/.Trash-1000/b.png", "._a.png", ".b.png"),
+        tagged=1,
+        skipped={"hidden files": 5},
+    ),
+    InputCase(
+        "`_temporary`, `_delta_log`, `_change_data`, `_SUCCESS`, `_metadata`, `_started_*`, `_committed_*`",
+        "hidden: files of Spark, Hadoop and Delta Lake",
+        _write("a.png", "_temporary/0/b.png", "_change_data/b.png", "_SUCCESS", "_delta_log/b.png"),
+        tagged=1,
+        skipped={"hidden files": 4},
+    ),
+    InputCase("other names that begin with `_`", "as any name", _write("_photos/_a.png"), tagged=1),
+    InputCase(
+        "`@eaDir`, `#recycle`, `@Recycle`, `__MACOSX`, `lost+found`, `$RECYCLE.BIN`, `System Volume Information`",
+        "hidden: files of storage devices and operating systems",
+        _write("a.png", "@eaDir/b.png", "#recycle/b.png", "__MACOSX/b.png", "lost+found/b.png", "$RECYCLE.BIN/b.png"),
+        tagged=1,
+        skipped={"hidden files": 5},
+    ),
+    InputCase(
+        "a hidden folder that is itself the input",
+        "read",
+        _write(".cache/a.png"),
+        tagged=1,
+        settings={"input": "{folder}/.cache"},
+    ),
+    InputCase("a link to a file or folder", "followed", _link("link", "sub"), tagged=3),
+    InputCase(
+        "a link to nothing",
+        "counted and named",
+        _link("link.png", "nowhere"),
+        tagged=2,
+        skipped={"broken links and special files": 1},
+    ),
+    InputCase("a link to itself", "counted and named", _link("link.png", "link.png"), tagged=2, skipped={_LOOP: 1}),
+    InputCase("a link to a folder above", "not followed", _link("sub/up", "."), tagged=2, skipped={_LOOP: 1}),
+    InputCase("a path of over 4,095 bytes", "counted and named", _nest_deeply, tagged=1, skipped={_LOOP: 1}),
+    InputCase(
+        "a pipe, a socket, a device",
+        "counted and named",
+        _make_special_files,
+        tagged=1,
+        skipped={"broken links and special files": 2},
+    ),
+    InputCase(
+        "a name that is not UTF-8",
+        "counted and named: Parquet has no such text",
+        _write_odd_name,
+        tagged=1,
+        skipped={"names that are not UTF-8": 1},
+    ),
+    InputCase(
+        "an input that does not exist",
+        "refused at the first run; later it waits, because a mount may be missing",
+        _write("a.png"),
+        refused="does not exist",
+        settings={"input": "{folder}/nowhere"},
+    ),
+    InputCase(
+        "an input that is a link to itself",
+        "refused",
+        _link("link", "link"),
+        refused="symbolic links",
+        settings={"input": "{folder}/link"},
+    ),
+    InputCase("a folder without images", "refused", _write("a.xyz"), refused="no image, tar or Parquet file under"),
+)
