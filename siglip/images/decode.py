@@ -167,7 +167,10 @@ def _choose_shrink(opened: Opened, mode: DecodeMode, size: int, thumbnail: int) 
 
 
 def _decode(opened: Opened, shrink: int) -> np.ndarray:
-    """Decode an opened image to uint8 (H, W, 3), RGB. A JPEG is `shrink` times smaller."""
+    """Decode an opened image to uint8 (H, W, 3), RGB. A JPEG is `shrink` times smaller, or as large as it is.
+
+    Pillow is not asked to shrink: in a damaged JPEG, samples out of range become others when libjpeg shrinks.
+    """
     image = opened.image
     if opened.jpeg is not None:
         pixels = decode_jpeg(opened.data, opened.jpeg, shrink)
@@ -176,8 +179,6 @@ def _decode(opened: Opened, shrink: int) -> np.ndarray:
             image = reopen(opened, closed)
         if pixels is not None:
             return pixels
-        if shrink > 1:
-            image.draft("RGB", (image.width // shrink, image.height // shrink))
     image.load()
     pixels = np.asarray(to_rgb(image, opened.scale, sure_of_alpha=promises_alpha(image)))
     if opened.png is not None:

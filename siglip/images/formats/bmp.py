@@ -51,8 +51,14 @@ def prepare_bmp(data: bytes) -> bytes:
         *masks, alpha = unpack_from("<4I", data.ljust(70), 54)
         if tuple(masks) not in _MASKS[bits] or (alpha and size >= 56):
             raise ImageRejected("unsupported", f"BMP with bit fields {masks[0]:x} {masks[1]:x} {masks[2]:x}")
-    if size != 12 and start != 14 + size and (bits == 4 or (bits == 8 and 0 < colors < 256)):
+    count = colors or 2**bits
+    if size != 12 and bits in (4, 8) and count < 256 and _is_grey_ramp(data[14 + size :], count):
         # Pillow takes a palette of two colours, black and white, for an image of one bit per pixel, and one of 16 dark
-        # greys for one of 8. With a count of 256 colours it does not.
-        data = data[:46] + (256).to_bytes(4, "little") + data[50:]
+        # greys for one of 8. With a count of one more colour it does not.
+        data = data[:46] + (count + 1).to_bytes(4, "little") + data[50:]
     return data
+
+
+def _is_grey_ramp(palette: bytes, count: int) -> bool:
+    ramp = (0, 255) if count == 2 else range(count)
+    return all(palette[4 * n : 4 * n + 3] == bytes([grey] * 3) for n, grey in enumerate(ramp))

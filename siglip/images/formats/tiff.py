@@ -57,12 +57,12 @@ def prepare_tiff(image: TiffImageFile) -> GreyScale:
         raise ImageRejected("unsupported", "camera raw (DNG)")
     if _numbers(tags, _SUBFILE, 0)[0] & 5 or _numbers(tags, _OLD_SUBFILE, 1)[0] == 2:
         raise ImageRejected("unsupported", "TIFF whose first page is a mask or a small copy, as in camera raw files")
-    if _PHOTOMETRIC not in tags:
+    photometric, bits = tags.get(_PHOTOMETRIC), max(_numbers(tags, _BITS, 1))
+    if photometric is None:
         raise ImageRejected("unsupported", "TIFF that does not say what its samples mean (PhotometricInterpretation)")
     formats = {number for number in _numbers(tags, _SAMPLE_FORMAT, 1) if number != 1}
     if formats:
         raise ImageRejected("unsupported", f"TIFF with {_FORMATS.get(min(formats), min(formats))} samples")
-    photometric, bits = tags[_PHOTOMETRIC], max(_numbers(tags, _BITS, 1))
     raw = image.info.get("compression") == "raw"
     if photometric == _YCBCR:
         _check_ycbcr(image, tags, raw)
@@ -99,8 +99,8 @@ def explain_tiff(data: bytes) -> ImageRejected:
         if 256 not in tags or 257 not in tags:
             return ImageRejected("corrupt", "a TIFF without a width and a height")
         names = {"compression": _COMPRESSION, "photometric": _PHOTOMETRIC, "bits": _BITS, "format": _SAMPLE_FORMAT}
-        found = {name: _numbers(tags, tag, 1) for name, tag in {**names, "extra samples": _EXTRA_SAMPLES}.items()}
-        text = ", ".join(f"{name} {' '.join(map(str, numbers[:8]))}" for name, numbers in found.items())
+        found = {name: _numbers(tags, tag) for name, tag in {**names, "extra samples": _EXTRA_SAMPLES}.items()}
+        text = ", ".join(f"{name} {' '.join(map(str, numbers[:8]))}" for name, numbers in found.items() if numbers)
         return ImageRejected("unsupported", f"TIFF with {text}")
     except Exception as error:  # the parser raises SyntaxError, struct.error, KeyError, ... on bad blocks
         return ImageRejected("corrupt", f"a TIFF whose directory cannot be read: {error}")

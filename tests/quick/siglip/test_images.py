@@ -166,7 +166,7 @@ def test_a_damaged_jpeg_gives_pillow_s_pixels_or_a_rejection(options: dict[str, 
     """libjpeg warns about some of these files and decodes them nevertheless; Pillow does not accept all of them."""
     rng = np.random.default_rng(0)
     data = encode(make_rgb(400, 300), "JPEG", **options)
-    tagged = 0
+    tagged, reasons = 0, set[str]()
     for _ in range(150):
         damaged = bytearray(data)
         for position in rng.integers(2, len(data), rng.integers(1, 4)):
@@ -181,11 +181,12 @@ def test_a_damaged_jpeg_gives_pillow_s_pixels_or_a_rejection(options: dict[str, 
             try:
                 decoded = decode_image(bytes(damaged), SPEC, Limits())
             except ImageRejected as rejected:
-                assert rejected.reason in ("truncated", "unsupported")
-            else:
-                assert_nearly_same(decoded.pixels, expected, levels=2)
-                tagged += 1
+                reasons.add(rejected.reason)
+                continue
+            assert_nearly_same(decoded.pixels, expected, levels=2)
+            tagged += 1
     assert tagged > 20
+    assert reasons <= {"truncated", "unsupported"}
 
 
 def test_a_thumbnail_has_the_requested_size() -> None:
