@@ -97,6 +97,8 @@ class TarReader:
         self._zeros = 0  # length of the zeros that end at the position
         self._lost = False  # whether the position is in a damaged place
         self._drop = False  # whether the next member's extended header could not be read
+        self._torn = False  # whether the next member's extended header may be in a damaged place
+        self._extends = False  # whether the tar has names in extended headers
         self._blank_end = ""  # the last member, if its data end with a block of zeros
 
     def members(self) -> Iterator[Member]:
@@ -114,8 +116,10 @@ class TarReader:
                 self._pass_block(block)
                 continue
             joined |= self._end_zeros()
+            self._torn |= self._lost
             self._lost = False
             if header.type in b"xXgLK":
+                self._torn = False
                 extended = self._read_extended(header, extended)
                 continue
             member = self._find_member(header, extended)
@@ -190,6 +194,7 @@ class TarReader:
         if self._blank_end or not believed:
             place = f"from within {self._blank_end}" if self._blank_end else f"from byte {end - zeros}"
             self._report("corrupt_archive", f"zeros {place} to byte {end}, where members may be missing")
+            self._torn = True
         else:
             self.ends += 1
         return True
@@ -205,7 +210,7 @@ class TarReader:
         detail = ""
         if not self.position:
             detail = "the file is empty"
-        elif not self._zeros:
+        elif self._zeros < BLOCK:
             detail = f"no end of archive at byte {self.position}"
         elif self._blank_end:
             detail = f"zeros from within {self._blank_end} to the end at byte {self.position}"
@@ -254,6 +259,7 @@ class TarReader:
             elif header.type in b"xX":
                 extended.pieces = []
                 apply_records(extended, data)
+            self._extends |= extended.name() is not None
         except BadHeader as error:
             self._refuse(start, str(error))
         return extended
@@ -266,7 +272,8 @@ class TarReader:
     def _find_member(self, header: Header, extended: Extended) -> Member | None:
         """Return the member of a header, and set how many bytes it has in the tar. None if it cannot be read."""
         self._blank_end = ""
-        drop, self._drop = self._drop, False
+        drop, self._drop = self._drop or (self._torn and self._may_be_renamed(header)), False
+        self._torn = False
         extended.records = {**self._shared, **extended.records}
         pieces, real, sparse = None, None, False
         try:
@@ -292,6 +299,10 @@ class TarReader:
         else:
             kind = "link" if header.type in _LINKS else "file"
         return Member(name, kind, stored if real is None else real, stored, sparse=sparse, pieces=pieces)
+
+    def _may_be_renamed(self, header: Header) -> bool:
+        """Tell whether an extended header may have named this member. Then its own name is cut, or lacks letters."""
+        return self._extends or len(header.name) > 98 or b"?" in header.name or header.name.startswith(b"GNUSparse")
 
     def _count_data(self, size: int) -> int:
         """Return `size` if a link or folder has data, else 0. Programs differ, so the next block decides."""

@@ -239,7 +239,7 @@ class Tar(Source):
             return packed, members, end, False
         packed = packed[: int(len(packed) * self.damage)]
         told = len(zlib.decompressobj(31).decompress(packed)) if self.zipped else len(packed)
-        return packed, members, told, told < end
+        return packed, members, told, self.zipped or told < end  # a gzip file has an end of its own
 
     def files(self) -> dict[str, bytes]:
         """Return the files to write, by name."""
