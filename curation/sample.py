@@ -8,20 +8,15 @@ answers uses the weights.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.histogram import bin_scores, rank_within_groups
-from curation.tagged_output import ID, TaggedOutput
+from curation.tagged_output import TaggedOutput
 from siglip.scoring import Floats
-from storage.settings import ConfigError
 
 EDGES = np.arange(-12.0, 7.0)
 """Borders between a label's 20 strata, as logits of the score, 1 apart. They are fixed, so that one pass is enough."""
@@ -31,7 +26,6 @@ DEFAULT_THRESHOLD = 0.1
 _MIN_PER_STRATUM = 2
 _MAX_CANDIDATES = 2_000_000
 """The reservoirs are pruned when they hold more candidates than this. It bounds memory."""
-FILES = ("sample.parquet", "sample.json")
 
 
 @dataclass(frozen=True)
@@ -97,59 +91,6 @@ def allocate(population: NDArray[np.int64], threshold: float, count: int) -> NDA
             more[np.argmax(share * open_)] = 1
         allocated = allocated + more
     return np.asarray(allocated, np.int64)
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `ConfigError` unless the folder for a new sample is empty or does not exist."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and may contain answers: name a new folder")
-
-
-def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int) -> pa.Table:
-    """Write `sample.parquet` and `sample.json` to a new folder. Returns the table: one row for each question.
-
-    The column `thumbnail` is null when the output has no thumbnails. Raises `ConfigError` when the folder is not empty
-    or cannot be written.
-    """
-    check_folder(folder)
-    kept = [name for name in ("key", "source", "sha256", "thumbnail") if name in output.columns]
-    distinct, where = np.unique(sample.position, return_inverse=True)
-    rows = output.take(distinct, [ID, *kept]).take(pa.array(where))
-    thumbnails = rows["thumbnail"] if "thumbnail" in kept else pa.nulls(len(where), pa.binary())
-    table = pa.table(
-        {
-            **{name: rows[name] for name in (ID, "key", "source", "sha256")},
-            "label": pa.array(output.labels.label_names(), pa.string()).take(pa.array(sample.label)),
-            "score": pa.array(sample.score),
-            "stratum": pa.array(sample.stratum),
-            "weight": pa.array(sample.weight),
-            "thumbnail": thumbnails,
-        }
-    )
-    metadata = {
-        "output": output.uri,
-        "images": output.rows,
-        "labels.digest": output.fingerprint["labels.digest"],
-        "seed": seed,
-        "rows": table.num_rows,
-        "stratum edges, logits": EDGES.tolist(),
-        "population": dict(zip(output.labels.label_names(), sample.population.tolist(), strict=True)),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, folder / FILES[0], compression="zstd", use_dictionary=["source", "label"])
-        (folder / FILES[1]).write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}") from error
-    return table
-
-
-def read_sample(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Read the table and the metadata that `write_sample` wrote. Raises `ConfigError` when they cannot be read."""
-    try:
-        return pq.read_table(folder / FILES[0]), json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"{folder} does not hold a sample of `sightline sample`: {error}") from error
 
 
 class _StratumReservoirs:

@@ -13,6 +13,7 @@ from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from curation.review.answers import AnswerFile
+from curation.sample_files import Thumbnails
 from storage.settings import ConfigError
 
 _PAGES = Path(__file__).parent
@@ -36,16 +37,15 @@ class Answer(BaseModel):
     answer: Literal["right", "wrong", "unsure", "taken back"]
 
 
-def make_app(sample: pa.Table, metadata: dict[str, Any], answers: AnswerFile) -> FastAPI:
+def make_app(sample: pa.Table, metadata: dict[str, Any], thumbnails: Thumbnails, answers: AnswerFile) -> FastAPI:
     """Make the app: the review page and its API.
 
     Refuses requests whose Host header is not a loopback name, because another site's domain may resolve to this machine
     (DNS rebinding), and answers that a script of another origin sends. Raises `ConfigError` for a sample without
     thumbnails.
     """
-    if sample["thumbnail"].null_count:
+    if len(thumbnails) and thumbnails.read(0) is None:
         raise ConfigError("the sample has no thumbnails: tag with `thumbnails: true` and sample again")
-    thumbnails = sample["thumbnail"].combine_chunks()
     labels = list(dict.fromkeys(sample["label"].to_pylist()))
     indices = {label: index for index, label in enumerate(labels)}
     app = FastAPI(openapi_url=None)
@@ -88,7 +88,7 @@ def make_app(sample: pa.Table, metadata: dict[str, Any], answers: AnswerFile) ->
         if not 0 <= row < len(thumbnails):
             raise HTTPException(404)
         headers = {"cache-control": "private, max-age=86400"}
-        return Response(thumbnails[row].as_py(), media_type="image/jpeg", headers=headers)
+        return Response(thumbnails.read(row), media_type="image/jpeg", headers=headers)
 
     @app.post("/api/answer")
     def save(answer: Answer) -> JSONResponse:

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from curation.tagged_output import ID
 from siglip.labels import LabelSet
 from storage.schemes import is_remote
@@ -31,18 +29,19 @@ CONFIG = """<View>
 _DATA = (ID, "key", "sha256", "label", "score", "weight", "stratum")
 
 
-def write_tasks(sample: pa.Table, labels: LabelSet, folder: Path) -> list[Path]:
+def write_tasks(questions: Iterator[dict[str, Any]], labels: LabelSet, folder: Path) -> list[Path]:
     """Write `config.xml`, `tasks-000.json`, `tasks-001.json` and so on. A task asks about one label of one image.
 
     The image is the thumbnail as a data URI. Without a thumbnail it is the source, when that is an http(s) or s3 URL of
     a single image. The prediction is `right` when the score reaches the label's threshold, else `wrong`.
 
-    Raises `ConfigError` for an image that has neither a thumbnail nor a URL.
+    `questions` are the rows of a sample, with thumbnails (see `curation.sample_files.read_questions`). Raises
+    `ConfigError` for an image that has neither a thumbnail nor a URL.
     """
     thresholds = dict(zip(labels.label_names(), labels.thresholds(), strict=True))
     (folder / "config.xml").write_text(CONFIG, encoding="utf-8")
     written: list[Path] = []
-    for texts in _split(_make_task(row, thresholds) for batch in sample.to_batches(1024) for row in batch.to_pylist()):
+    for texts in _split(_make_task(question, thresholds) for question in questions):
         path = folder / f"tasks-{len(written):03d}.json"
         path.write_text("[\n" + ",\n".join(texts) + "\n]\n", encoding="utf-8")
         written.append(path)

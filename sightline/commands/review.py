@@ -38,15 +38,17 @@ def sample(
     """
     with report_errors():
         from curation.review.labelstudio import write_tasks
-        from curation.sample import check_folder, draw_sample, write_sample
+        from curation.sample import draw_sample
+        from curation.sample_files import check_folder, read_questions, read_sample, write_sample
 
         source = open_reported(output)
         if to is ReviewTool.review and "thumbnail" not in source.columns:
             raise ConfigError(f"{output} has no thumbnails to show: tag with `thumbnails: true`")
         check_folder(folder)
-        table = write_sample(source, draw_sample(source, per_label, seed), folder, seed)
+        write_sample(source, draw_sample(source, per_label, seed), folder, seed)
+        table, _ = read_sample(folder)
         if to is ReviewTool.label_studio:
-            files = write_tasks(table, source.labels, folder)
+            files = write_tasks(read_questions(folder), source.labels, folder)
             names = f"{len(files)} files" if len(files) > 1 else files[0].name
             next_step = f"import {names} into a project with {folder / 'config.xml'}"
         else:
@@ -69,12 +71,12 @@ def review(
 
         from curation.review.answers import AnswerFile
         from curation.review.app import make_app
-        from curation.sample import read_sample
+        from curation.sample_files import Thumbnails, read_sample
         from sightline.commands.loopback import listen
 
         table, metadata = read_sample(folder)
         answers = AnswerFile(folder, table)
-        app = make_app(table, metadata, answers)
+        app = make_app(table, metadata, Thumbnails(folder), answers)
         with listen(port) as socket:
             url = f"http://127.0.0.1:{socket.getsockname()[1]}"
             out.print(

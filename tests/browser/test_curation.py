@@ -24,7 +24,8 @@ from benchmarks.outputs import SyntheticOutput, write_output
 from curation.report.page import write_report
 from curation.report.statistics import compute_statistics
 from curation.review.labelstudio import write_tasks
-from curation.sample import draw_sample, write_sample
+from curation.sample import draw_sample
+from curation.sample_files import read_questions, read_sample, write_sample
 from curation.tagged_output import TaggedOutput, open_output
 from curation.truth import read_truth
 from siglip.labels import LabelSet
@@ -104,7 +105,8 @@ def test_answers_by_keyboard_survive_a_kill_of_the_server(
     browser: Browser, output: TaggedOutput, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sample"
-    table = write_sample(output, draw_sample(output, 10), folder, 0)
+    write_sample(output, draw_sample(output, 10), folder, 0)
+    table, _ = read_sample(folder)
     with review(folder) as (url, process):
         browser.open(url)
         shown_before = [press(browser, key) for key in (Keys.ARROW_RIGHT, "w", Keys.ARROW_DOWN, "R")]
@@ -150,7 +152,8 @@ def test_one_label_can_be_selected_and_its_name_is_escaped(
     browser: Browser, output: TaggedOutput, tmp_path: Path
 ) -> None:
     folder = tmp_path / "sample"
-    table = write_sample(output, draw_sample(output, 10), folder, 0)
+    write_sample(output, draw_sample(output, 10), folder, 0)
+    table, _ = read_sample(folder)
     last = "<b>bold</b> & 'quoted'"
     rows = [row for row, label in enumerate(table["label"].to_pylist()) if label == last]
     with review(folder) as (url, _):
@@ -206,8 +209,8 @@ def test_requests_from_other_origins_and_bad_answers_are_refused(output: TaggedO
 
 def test_an_answers_file_of_another_sample_is_refused(output: TaggedOutput, tmp_path: Path) -> None:
     folder = tmp_path / "sample"
-    table = write_sample(output, draw_sample(output, 5), folder, 0)
-    write_tasks(table, output.labels, folder)
+    write_sample(output, draw_sample(output, 5), folder, 0)
+    write_tasks(read_questions(folder), output.labels, folder)
     for content, message in (
         ("none\n", "line 1 is not an answer"),
         ('{"id": "x", "label": "y", "answer": "right"}\n', "an image that is not in this sample"),

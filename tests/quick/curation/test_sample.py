@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +14,8 @@ import curation.review.labelstudio
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.histogram import bin_scores
 from curation.review.labelstudio import CONFIG, write_tasks
-from curation.sample import EDGES, STRATA, allocate, draw_sample, read_sample, write_sample
+from curation.sample import EDGES, STRATA, allocate, draw_sample
+from curation.sample_files import Thumbnails, read_questions, read_sample, write_sample
 from curation.tagged_output import TaggedOutput, open_output
 from curation.truth import read_truth
 from siglip.labels import LabelSet
@@ -138,8 +138,9 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
 
 def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOutput, tmp_path: Path) -> None:
     sample = draw_sample(output, 40)
-    table = write_sample(output, sample, tmp_path / "sample", 0)
-    files = write_tasks(table, output.labels, tmp_path / "sample")
+    write_sample(output, sample, tmp_path / "sample", 0)
+    table, _ = read_sample(tmp_path / "sample")
+    files = write_tasks(read_questions(tmp_path / "sample"), output.labels, tmp_path / "sample")
     tasks = json.loads(files[0].read_text())
     interface = LabelInterface((tmp_path / "sample" / "config.xml").read_text())
     interface.validate()
@@ -184,10 +185,11 @@ def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOut
 def test_tasks_are_split_below_the_limits(
     output: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0)
+    write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0)
+    table, _ = read_sample(tmp_path / "sample")
     monkeypatch.setattr(curation.review.labelstudio, "MAX_TASKS", 50)
     monkeypatch.setattr(curation.review.labelstudio, "MAX_BYTES", 9_000)
-    files = write_tasks(table, output.labels, tmp_path / "sample")
+    files = write_tasks(read_questions(tmp_path / "sample"), output.labels, tmp_path / "sample")
     counts = [len(json.loads(file.read_text())) for file in files]
     assert sum(counts) == table.num_rows
     assert len(files) > 2
@@ -196,21 +198,32 @@ def test_tasks_are_split_below_the_limits(
 
 
 def test_images_without_thumbnails_are_shown_by_url_or_refused(output: TaggedOutput, tmp_path: Path) -> None:
-    row = write_sample(output, draw_sample(output, 1), tmp_path / "sample", 0).slice(0, 1)
-    bare = row.set_column(row.column_names.index("thumbnail"), "thumbnail", pa.nulls(1, pa.binary()))
+    write_sample(output, draw_sample(output, 1), tmp_path / "sample", 0)
+    bare = {**next(read_questions(tmp_path / "sample")), "thumbnail": None}
     for source in ("https://example.test/a.jpg", "s3://bucket/a.png"):
-        named = bare.set_column(bare.column_names.index("source"), "source", pa.array([source]))
-        [file] = write_tasks(named, output.labels, tmp_path)
+        [file] = write_tasks(iter([{**bare, "source": source}]), output.labels, tmp_path)
         assert json.loads(file.read_text())[0]["data"]["image"] == source
     with pytest.raises(ConfigError, match="thumbnails: true"):
-        write_tasks(bare, output.labels, tmp_path)
+        write_tasks(iter([bare]), output.labels, tmp_path)
 
 
 def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> None:
     sample = draw_sample(output, 5)
-    table = write_sample(output, sample, tmp_path / "sample", 0)
+    write_sample(output, sample, tmp_path / "sample", 0)
     read, about = read_sample(tmp_path / "sample")
-    assert read.equals(table)
+    assert "thumbnail" not in read.column_names
+    everything = output.to_arrow(["id", "key", "thumbnail"]).to_pylist()
+    thumbnails = Thumbnails(tmp_path / "sample")
+    assert len(thumbnails) == read.num_rows == len(sample.position) > 64  # several row groups
+    for row, question in enumerate(read_questions(tmp_path / "sample")):
+        image = everything[sample.position[row]]
+        assert (question["id"], question["key"], question["thumbnail"]) == (
+            image["id"],
+            image["key"],
+            image["thumbnail"],
+        )
+        assert thumbnails.read(row) == image["thumbnail"]
+        assert read["id"][row].as_py() == image["id"]
     assert about["population"]["dog"] == sample.population[1].tolist()
     assert pq.read_metadata(tmp_path / "sample" / "sample.parquet").num_rows == len(sample.position)
     with pytest.raises(ConfigError, match="is not empty"):
