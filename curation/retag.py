@@ -22,7 +22,7 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from curation.tagged_output import TaggedOutput, read_embeddings
-from pipelines.cluster import connect, data_context, iterate_rows
+from pipelines.cluster import RETRIES, connect, data_context, iterate_rows
 from pipelines.config import RayConfig, absolute
 from pipelines.output.commit import put_commit
 from pipelines.output.fingerprint import claim_output, describe_labels
@@ -32,7 +32,6 @@ from pipelines.output.output import Output
 from pipelines.output.plan import ShardRef, list_shards
 from pipelines.output.writer import OutputWriter
 from pipelines.progress import Progress
-from pipelines.ray_internals import RETRIES
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES

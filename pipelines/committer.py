@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import COMMIT_CPUS
+from pipelines.cluster import COMMIT_CPUS, RETRIES
 from pipelines.inputs.listing import Waiting
 from pipelines.inputs.rows import WaitReason
 from pipelines.output.commit import commit_shard
@@ -18,7 +18,6 @@ from pipelines.output.parts import ShardSummary, covers
 from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
 from pipelines.progress import Progress
-from pipelines.ray_internals import RETRIES
 from pipelines.run_report import RunReport
 from storage.store import StoreError
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from pipelines.cluster import COMMIT_CPUS, READER_CPUS, connect, data_context, iterate_rows
+from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, connect, data_context, iterate_rows
 from pipelines.committer import Committer
 from pipelines.config import JobConfig
 from pipelines.inputs.listing import PlanReport, Waiting
@@ -18,7 +18,7 @@ from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
 from pipelines.preparation import Work, find_work, prepare_readers, prepare_tagger
 from pipelines.progress import Progress
-from pipelines.ray_internals import READER_ENVIRONMENT, RETRIES
+from pipelines.ray_internals import READER_ENVIRONMENT
 from pipelines.run_report import RunReport
 from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, read_shard

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS
+from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.listing import PlanReport
@@ -30,7 +30,7 @@ from pipelines.output.retry import list_retries
 from pipelines.output.schema import OutputFormat
 from pipelines.output.writer import OutputWriter
 from pipelines.progress import Progress
-from pipelines.ray_internals import READER_ENVIRONMENT, RETRIES
+from pipelines.ray_internals import READER_ENVIRONMENT
 from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, prepare_reader
 from pipelines.stages.tagger import TaggerConfig

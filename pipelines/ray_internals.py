@@ -60,9 +60,6 @@ DATA_SETTINGS = (
 """The attributes of `ray.data.DataContext` that the batch job sets."""
 
 
-RETRIES = 5
-"""How often Ray may repeat a task or restart an actor whose process died. Ray's default has no limit."""
-
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds Sightline's packages: `site-packages`, or the repository of an editable installation."""
 
@@ -89,15 +86,14 @@ def _parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
-def is_last_attempt() -> bool:
-    """Tell whether Ray has repeated this task `RETRIES` times. False outside of a task.
+def count_retries() -> int:
+    """Return how often Ray has repeated this task, because its process died. 0 outside of a task.
 
-    Ray repeats a task whose process died. When the process of the last attempt dies too, Ray ends the whole run. Ray's
-    runtime context does not have the number of the attempt; its core worker has.
+    Ray's runtime context does not have the number; its core worker has.
     """
     if not ray.is_initialized():
-        return False
-    return int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()) >= RETRIES
+        return 0
+    return int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.cluster import RETRIES
 from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, wait_reason
 from pipelines.output.output import Output
@@ -26,7 +27,7 @@ from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
 from pipelines.output.plan import ShardRef, read_shard_inputs
 from pipelines.output.retry import find_retry, read_retried
 from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
-from pipelines.ray_internals import RETRIES, is_last_attempt
+from pipelines.ray_internals import count_retries
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import DecoderRing
@@ -108,7 +109,7 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
         return {"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()}
 
     try:
-        if is_last_attempt():
+        if count_retries() >= RETRIES:  # if this attempt died too, Ray would end the whole run
             raise RuntimeError(f"the process that read this shard died at {RETRIES} attempts: {_name_inputs(inputs)}")
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)

@@ -10,13 +10,13 @@ import pytest
 import ray
 
 from pipelines import committer
-from pipelines.cluster import COMMIT_CPUS
+from pipelines.cluster import COMMIT_CPUS, RETRIES
 from pipelines.committer import Parts
 from pipelines.output.commit import commit_shard
 from pipelines.output.parts import ShardSummary
 from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
-from pipelines.ray_internals import RETRIES, is_last_attempt
+from pipelines.ray_internals import count_retries
 from storage.store import join
 from tests.support.jobs import Place, make_image, make_parquet, make_tar
 from tests.support.stores.radosgw import Radosgw
@@ -150,13 +150,13 @@ def test_a_missing_object_blocks_only_its_own_shard(local: Place) -> None:
 
 def test_a_task_whose_process_dies_knows_its_last_attempt() -> None:
     @ray.remote(max_retries=RETRIES, num_cpus=0)  # type: ignore[untyped-decorator]
-    def die_until_the_last_attempt() -> bool:
-        if not is_last_attempt():
+    def die_until_the_last_attempt() -> int:
+        if count_retries() < RETRIES:
             os._exit(1)
-        return True
+        return count_retries()
 
-    assert not is_last_attempt()
-    assert ray.get(die_until_the_last_attempt.remote())
+    assert count_retries() == 0
+    assert ray.get(die_until_the_last_attempt.remote()) == RETRIES
 
 
 def test_a_shard_that_cannot_be_committed_waits(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.cluster import RETRIES
 from pipelines.config import JobConfig
 from pipelines.inputs import tar
 from pipelines.inputs.columns import PassedColumns
@@ -78,7 +79,7 @@ def test_a_value_that_arrow_cannot_hold_makes_only_its_own_shard_wait(
 
 def test_a_shard_whose_reader_died_at_every_attempt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs, config = plan(tmp_path)
-    monkeypatch.setattr(reader, "is_last_attempt", lambda: True)
+    monkeypatch.setattr(reader, "count_retries", lambda: RETRIES)
     keys, summary = read(refs[0], config)
     assert (keys, summary["wait"]) == ([], "error")
     assert "died at 5 attempts" in summary["detail"]
