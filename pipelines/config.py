@@ -252,4 +252,5 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
 
 
 def _find_label_file(config: Path, file: str) -> str:
-    return file if Path(file).is_file() or not (config.parent / file).is_file() else str(config.parent / file)
+    beside = config.parent / file
+    return file if os.path.isfile(file) or not os.path.isfile(beside) else str(beside)

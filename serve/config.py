@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,9 @@ def load_endpoint(path: Path) -> EndpointConfig:
 
 def _beside(path: Path, value: Any) -> Any:
     """The absolute path of a file that exists only beside the settings file; any other value unchanged."""
-    if isinstance(value, str) and not Path(value).exists() and (path.parent / value).is_file():
+    if isinstance(value, dict) and isinstance(value.get("names"), str):
+        return {**value, "names": _beside(path, value["names"])}
+    if isinstance(value, str) and not os.path.exists(value) and os.path.isfile(path.parent / value):
         return str((path.parent / value).resolve())
     return value
 

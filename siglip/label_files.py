@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,9 @@ def read_label_file(path: Path) -> Any:
     A byte order mark at the start is not part of the first label. Raises `ValueError` with one line for a file that
     cannot be read, for text that is not UTF-8, and for a file in which the labels cannot be told with certainty.
     """
-    if not path.is_file():
-        raise ValueError(f"label file {path} does not exist")
+    if not os.path.isfile(path):  # unlike `Path.is_file`, it does not raise for a text that is too long for a name
+        what = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise ValueError(f"label file {str(path)[:200]} {what}")
     suffix = path.suffix.lower()
     try:
         text = _decode(path.read_bytes())

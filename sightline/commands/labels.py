@@ -103,4 +103,7 @@ def read_labels(path: Path) -> LabelSet:
     try:
         return LabelSet.model_validate(str(path))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe_error(error, LabelSet)}") from None
+        message = describe_error(error, LabelSet).removeprefix("config: ")
+        if message.startswith("label file"):  # it names the path, which pydantic calls the given value
+            raise ConfigError(message.partition(" (given:")[0]) from None
+        raise ConfigError(f"{path}: {message}") from None

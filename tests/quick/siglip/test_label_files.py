@@ -191,6 +191,28 @@ def test_a_file_whose_labels_are_not_certain_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["cat, " * 100, "cat\ndog", "a" * 5000, "nowhere.txt", "/"])
+def test_a_text_in_place_of_a_list_is_a_file_that_does_not_exist(text: str, tmp_path: Path) -> None:
+    message = "is a folder" if text == "/" else "does not exist"
+    job = write(tmp_path / "job.yaml", yaml.safe_dump({"input": "/i", "output": "/o", "labels": text}))
+    with pytest.raises(ConfigError, match=message):
+        load_config(job)
+    endpoint = write(tmp_path / "endpoint.yaml", yaml.safe_dump({"label_sets": {"a": text, "b": {"names": text}}}))
+    with pytest.raises(ConfigError, match=message):
+        load_endpoint(endpoint)
+    with pytest.raises(ConfigError, match=message):
+        read_labels(Path(text))
+
+
+def test_a_label_file_beside_the_settings_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "labels.txt", "cat\ndog\n")
+    text = "label_sets: {a: labels.txt, b: {names: labels.txt, top_k: 1}}"
+    sets = load_endpoint(write(tmp_path / "endpoint.yaml", text)).label_sets
+    assert [one.label_names() for one in sets.values()] == [["cat", "dog"]] * 2
+    job = write(tmp_path / "job.yaml", "input: /i\noutput: /o\nlabels: {names: labels.txt, top_k: null}\n")
+    assert load_config(job).labels.top_k is None
+
+
 @pytest.mark.parametrize("value", [True, False, 1, 1.1, None, b"cat"])
 def test_a_label_that_is_no_text_is_refused(value: object) -> None:
     """Another YAML loader than ours, such as Ray Serve's, has lost the text: 1.1 may have been 1.10."""
