@@ -212,6 +212,8 @@ class TarReader:
             detail = "the file is empty"
         elif self._zeros < BLOCK:
             detail = f"no end of archive at byte {self.position}"
+        elif self._zeros == self.position and self._zeros not in (_END, _RECORD):
+            detail = f"nothing but {self._zeros} zeros"
         elif self._blank_end:
             detail = f"zeros from within {self._blank_end} to the end at byte {self.position}"
         elif self._zeros >= _END + _RECORD and not _is_padding(self._zeros, self.position - self._start):
