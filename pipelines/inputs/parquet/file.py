@@ -6,6 +6,7 @@ The file of a user may be anything. Whatever pyarrow raises while it reads a fil
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from threading import Lock
 
@@ -14,9 +15,10 @@ import pyarrow.parquet as pq
 
 from pipelines.config import JobConfig, ParquetConfig
 from pipelines.inputs.image_columns import ImageColumn, UnreadableFile, choose_image_column, find_column, is_string
+from pipelines.inputs.parquet.footer import Bounds, measure_footer, read_bounds
 from pipelines.inputs.parquet.rows import Batch
 from pipelines.inputs.rows import Input, InputStats, Kind, Reading, Row, Skipped, lost_row
-from storage.files import LEAST_BYTES, READ_BYTES, StoreFile
+from storage.files import READ_BYTES, StoreFile
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreError, StoreOptions
@@ -26,15 +28,12 @@ SUFFIXES = (".parquet", ".pq")
 
 _FOOTER_BYTES = 1 << 20
 """Bytes that are read from the end of a file in the first request, so that most footers need no second one."""
-_MAX_FOOTER_BYTES = 256 << 20
-"""Footers of more bytes are not read. Parsed, a footer takes about ten times its bytes."""
 _LARGE_FOOTER = Lock()
 """Held while a footer of more than `_FOOTER_BYTES` is parsed: sixteen files are inspected at the same time."""
 _ROWS, _BATCH_BYTES = 16, 128 << 20
 """Rows of the file that are in memory at once, and their bytes by the footer. A camera photo has about 5 MB."""
 _REMOTE_ROWS = 100
 """A file with as many URLs or more, and nothing else, is skipped. Fewer are reject rows."""
-_REMOTE = ("http://", "https://")
 _MAX_ROWS = 1 << 40
 """A row group that claims more rows is broken."""
 
@@ -59,23 +58,26 @@ def inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputSt
 
 
 def _inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputStats:
-    with StoreFile(open_store(planned.uri, options), planned.entry, _FOOTER_BYTES) as raw:
-        large = _read_footer_length(raw, planned.size) > _FOOTER_BYTES
-        if large:
-            _LARGE_FOOTER.acquire()
-        try:
-            with pq.ParquetFile(raw) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-            column = find_columns(planned, schema, config.parquet)
-            if column is None:
-                return InputStats([], skipped="Parquet files without an image column")
-            counts = _count_rows(metadata)
-            if is_string(column.type) and sum(counts) >= _REMOTE_ROWS and _holds_only_urls(metadata, column):
-                return InputStats([], skipped="Parquet files of http(s) URLs, which are not fetched")
-            small = frozenset(name for name in config.parquet.columns if _holds_small_integers(metadata, name))
-        finally:
-            if large:
-                _LARGE_FOOTER.release()
+    size = planned.size
+    with ExitStack() as stack:
+        raw = stack.enter_context(StoreFile(open_store(planned.uri, options), planned.entry, _FOOTER_BYTES))
+        if measure_footer(raw, size) > _FOOTER_BYTES:
+            stack.enter_context(_LARGE_FOOTER)
+        file = stack.enter_context(pq.ParquetFile(raw))
+        schema = file.schema_arrow
+        column = find_columns(planned, schema, config.parquet)
+        if column is None:
+            return InputStats([], skipped="Parquet files without an image column")
+        counts = _count_rows(file.metadata)
+        if is_string(column.type) and sum(counts) >= _REMOTE_ROWS and _holds_only_urls(raw, size, file, column.name):
+            return InputStats([], skipped="Parquet files of http(s) URLs, which are not fetched")
+        small = frozenset(
+            name
+            for name in config.parquet.columns
+            if name in schema.names
+            and schema.field(name).type in (pa.int64(), pa.uint64())
+            and _holds_small_integers(raw, size, file, name)
+        )
     planned = replace(planned, column=column.name)
     parts: list[Input] = [] if counts else [replace(planned, rows=0)]
     start, rows = 0, 0
@@ -134,7 +136,7 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
 def _read_rows(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
     config = reading.parquet
     with StoreFile(open_store(planned.uri, reading.store), planned.entry) as raw:
-        _read_footer_length(raw, planned.size)
+        measure_footer(raw, planned.size)
         # Columns are streamed, so that a row group of a gigabyte is never in memory as a whole.
         with pq.ParquetFile(raw, buffer_size=READ_BYTES) as file:
             schema = file.schema_arrow
@@ -146,30 +148,22 @@ def _read_rows(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[R
             wanted |= {config.key_column} if config.key_column else set()
             counts = _count_rows(file.metadata)
             number = sum(counts[: planned.start])
+            leaves = _list_leaves(file, column)
             for group in range(planned.start, planned.stop or len(counts)):
-                size, values = _measure(file, group, column)
+                metadata = file.metadata.row_group(group)
+                size = max(1, min(_ROWS, _BATCH_BYTES * counts[group] // max(1, metadata.total_byte_size)))
                 read = 0
                 for batch in file.iter_batches(size, row_groups=[group], columns=sorted(wanted)):
                     yield from Batch(batch, column, planned, reading).rows(number + read, passed, skipped)
                     read += batch.num_rows
-                if not read == counts[group] == values:
+                # pyarrow has read these leaves, so looking at their metadata does not end the process: see `footer.py`.
+                values = {metadata.column(leaf).num_values for leaf in leaves}
+                if {counts[group], *values} != {read}:
+                    found = max([read, *values])
                     raise UnreadableFile(
-                        f"row group {group} has {read} rows and {values} images where the footer says {counts[group]}"
+                        f"row group {group} has {counts[group]} rows by the footer, {found} by its pages"
                     )
                 number += read
-
-
-def _read_footer_length(raw: StoreFile, size: int) -> int:
-    """Return the length of a file's footer in bytes, or 0 if this is no Parquet file."""
-    raw.seek(max(0, size - LEAST_BYTES))
-    tail = raw.read()
-    raw.seek(0)
-    if len(tail) < 8 or tail[-4:] not in (b"PAR1", b"PARE"):
-        return 0
-    length = int.from_bytes(tail[-8:-4], "little")
-    if length > _MAX_FOOTER_BYTES:
-        raise UnreadableFile(f"its footer has {length} bytes; at most {_MAX_FOOTER_BYTES} are read")
-    return length
 
 
 def _count_rows(metadata: pq.FileMetaData) -> list[int]:
@@ -180,49 +174,34 @@ def _count_rows(metadata: pq.FileMetaData) -> list[int]:
     return counts
 
 
-def _measure(file: pq.ParquetFile, group: int, column: ImageColumn) -> tuple[int, int]:
-    """Return how many rows of a row group to read at once, and its number of images by the image column's chunks.
+def _list_leaves(file: pq.ParquetFile, column: ImageColumn) -> list[int]:
+    """Return the numbers of the leaves of the schema that hold the image column, except those in lists.
 
-    The number of lists in a column is not in the footer: for a column of lists it is the number of rows.
+    Each of them has a value, which may be null, for each row.
     """
-    metadata = file.metadata.row_group(group)
-    images, total = metadata.num_rows, 0
-    for number in range(metadata.num_columns):
-        chunk = metadata.column(number)
-        if chunk.path_in_schema != column.name and not chunk.path_in_schema.startswith(f"{column.name}."):
-            continue
-        total += max(0, chunk.total_uncompressed_size)
-        if file.schema.column(number).max_repetition_level == 0 and chunk.num_values != metadata.num_rows:
-            images = chunk.num_values
-    return max(1, min(_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, total))), images
+    leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    return [
+        number
+        for number, leaf in enumerate(leaves)
+        if (leaf.path == column.name or leaf.path.startswith(f"{column.name}.")) and not leaf.max_repetition_level
+    ]
 
 
-def _holds_only_urls(metadata: pq.FileMetaData, column: ImageColumn) -> bool:
+def _holds_only_urls(raw: StoreFile, size: int, file: pq.ParquetFile, name: str) -> bool:
     """Tell whether the file's statistics prove that all values of a column begin with http:// or https://."""
-    bounds: list[object] = []
-    for group in range(metadata.num_row_groups):
-        if not metadata.row_group(group).num_rows:
-            continue
-        found = _find_statistics(metadata.row_group(group), column.name)
-        if found is None or not found.has_min_max:
-            return False
-        bounds += [found.min, found.max]
-    return bool(bounds) and all(isinstance(text, str) and text.startswith(_REMOTE) for text in bounds)
+    bounds = _find_bounds(raw, size, file, name)
+    texts = [text for one in bounds or [] for text in (one.low, one.high) if text is not None]
+    return bool(texts) and all(text.startswith((b"http://", b"https://")) for text in texts)
 
 
-def _holds_small_integers(metadata: pq.FileMetaData, name: str) -> bool:
+def _holds_small_integers(raw: StoreFile, size: int, file: pq.ParquetFile, name: str) -> bool:
     """Tell whether the file's statistics prove that a column's integers are within 2^53, exact as float64."""
-    for group in range(metadata.num_row_groups):
-        found = _find_statistics(metadata.row_group(group), name)
-        if found is None:
-            return False
-        bounds = [found.min, found.max] if found.has_min_max else []
-        empty = found.has_null_count and found.null_count == metadata.row_group(group).num_rows
-        if not empty and not (bounds and all(isinstance(n, int) and abs(n) <= 2**53 for n in bounds)):
-            return False
-    return True
+    bounds = _find_bounds(raw, size, file, name)
+    signed = pa.types.is_signed_integer(file.schema_arrow.field(name).type)
+    values = [value for one in bounds or [] for value in (one.low, one.high) if value is not None]
+    return bounds is not None and all(abs(int.from_bytes(v, "little", signed=signed)) <= 2**53 for v in values)
 
 
-def _find_statistics(group: pq.RowGroupMetaData, name: str) -> pq.Statistics | None:
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)
+def _find_bounds(raw: StoreFile, size: int, file: pq.ParquetFile, name: str) -> list[Bounds] | None:
+    leaves = [number for number in range(len(file.schema)) if file.schema.column(number).path == name]
+    return read_bounds(raw, size, leaves[0]) if len(leaves) == 1 else None

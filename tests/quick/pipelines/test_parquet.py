@@ -17,8 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.inputs.parquet import file as parquet_file
+from pipelines.inputs.parquet.footer import read_bounds
 from pipelines.output.output import Output
 from pipelines.output.plan import list_shards, read_shard_inputs
+from storage.files import StoreFile
+from storage.local import LocalStore
 from storage.settings import ConfigError
 from tests.support.images import encode, make_rgb
 from tests.support.input_folder import OPTIONS, Folder, outcomes
@@ -338,6 +341,49 @@ def lie(table: pa.Table, rows: int, said: int) -> bytes:
     )
     position = data.rindex(old, start)
     return data[:position] + new + data[position + len(old) :]
+
+
+@pytest.mark.parametrize("column", ["image", "n", "url"])
+def test_a_footer_that_contradicts_itself_does_not_end_the_process(folder: Folder, column: str) -> None:
+    """pyarrow ends the process for such a file where it gives the metadata of a column: the schema says that the column
+    has no nulls, its statistics of levels say that it may have.
+    """
+    table = pa.table(
+        {"n": range(300), "url": ["http://h"] * 300, **({} if column == "url" else {"image": [JPEG] * 300})}
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=100)
+    name = column.encode()
+    old, new = (bytes([0x25, level, 0x18, len(name)]) + name for level in (2, 0))
+    assert buffer.getvalue().count(old) == 1
+    folder.write("a.parquet", buffer.getvalue().replace(old, new))
+    folder.write("b.jpg", JPEG)
+    rows = folder.rows(parquet={} if column == "url" else {"columns": ["n"]})
+    expected = [("a.parquet", "corrupt_archive"), ("b.jpg", None)]
+    assert outcomes(rows)[-2:] == (expected[1:] if column == "url" else expected)
+
+
+def test_statistics_are_read_as_pyarrow_reads_them(folder: Folder) -> None:
+    columns = {
+        "image": [JPEG] * 6, "a": [1, -5, None, None, 7, 2**60], "b": pa.array([2**64 - 1, 0] * 3, pa.uint64()),
+        "c": ["ü", "a", None, None, "b", "c"], "d": [[1]] * 6, "e": pa.nulls(6, pa.int64()),
+    }  # fmt: skip
+    path = write(folder, pa.table(columns), row_group_size=2)
+    metadata = pq.read_metadata(path)
+    entry = LocalStore().stat(str(path))
+    assert entry is not None
+    for number, name in enumerate(columns):
+        with StoreFile(LocalStore(), entry) as file:
+            found = read_bounds(file, entry.size, number)
+        assert found is not None
+        for group, bounds in enumerate(found):
+            theirs = metadata.row_group(group).column(number).statistics
+            assert (bounds.low is not None) == theirs.has_min_max
+            if name in "ab" and bounds.low is not None and bounds.high is not None:
+                ours = [int.from_bytes(value, "little", signed=name == "a") for value in (bounds.low, bounds.high)]
+                assert ours == [theirs.min, theirs.max]
+            elif name == "c" and bounds.low is not None and bounds.high is not None:
+                assert [bounds.low.decode(), bounds.high.decode()] == [theirs.min, theirs.max]
 
 
 KEYS: dict[str, tuple[pa.Array, list[str]]] = {
