@@ -10,7 +10,7 @@ import re
 
 _TOOLS = re.compile(
     # Spark, Hadoop, Delta Lake, Databricks, Python
-    r"_temporary|_success|_(?:common_)?metadata|_(?:committed|started)_.*|_spark_metadata|_symlink_format_manifest"
+    r"_temporary|_success|_(?:common_)?metadata|_(?:committed|started)_\d+|_spark_metadata|_symlink_format_manifest"
     r"|_delta_log|_delta_index|_change_data|__pycache__"
     # macOS, Windows, ext4; Synology and QNAP
     r"|__macosx|\$recycle\.bin|recycler|system volume information|lost\+found|lost\.dir"

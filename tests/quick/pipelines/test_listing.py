@@ -76,6 +76,7 @@ HIDDEN = [
 VISIBLE = [
     "_photos/a.jpg",
     "_a.jpg",
+    "_started_on=2024-01-01/_code=3/a.jpg",
     "__a__.jpg",
     "day=1/a.jpg",
     "x=__HIVE_DEFAULT_PARTITION__/a.jpg",
