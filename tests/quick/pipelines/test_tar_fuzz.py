@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.inputs.rows import Row, Skipped
+from pipelines.inputs.samples import split_name
 from siglip.images.decode import readable_suffixes
 from tests.support.tars import GNU, USTAR, V7, header, member, pad, pax, read_tar
 
@@ -99,17 +100,17 @@ def mutate(r: random.Random, data: bytes) -> bytes:
     return bytes(some)
 
 
-def find_images(path: Path) -> list[str]:
-    """Return the names of the images that an independent reader finds, past zeros and damage."""
+def find_images(path: Path) -> list[tuple[str, int]]:
+    """Return the names and sizes of the images that an independent reader finds, past zeros and damage."""
     if shutil.which("tar"):
         command = ["tar", "--ignore-zeros", "--quoting-style=literal", "--force-local", "-tvf", str(path)]
         said = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC"}).stdout
-        lines = [line for line in said.decode("utf-8", "replace").split("\n") if line[:1] in "-C"]
-        names = [line.split(None, 5)[5] for line in lines if len(line.split(None, 5)) == 6]
+        lines = [line.split(None, 5) for line in said.decode("utf-8", "replace").split("\n") if line[:1] in "-C"]
+        found = [(line[5], int(line[2])) for line in lines if len(line) == 6]
     else:
         with tarfile.open(path, "r:", ignore_zeros=True, errors="surrogateescape") as archive:
-            names = [info.name for info in archive if info.isreg()]
-    return [name for name in names if name.lower().rpartition(".")[2] in readable_suffixes()]
+            found = [(info.name, info.size) for info in archive if info.isreg()]
+    return [(name, size) for name, size in found if name.lower().rpartition(".")[2] in readable_suffixes()]
 
 
 def check(path: Path, data: bytes, packed: bytes) -> tuple[list[Row], Skipped]:
@@ -118,13 +119,13 @@ def check(path: Path, data: bytes, packed: bytes) -> tuple[list[Row], Skipped]:
     found = find_images(path)
     rows, skipped = read_tar(path, packed, max_bytes=MAX_BYTES)
     broken = [row for row in rows if row.key == path.name]
-    images = len(rows) - len(broken)
+    images = [row for row in rows if row.key != path.name]
     assert len(broken) <= 1
-    assert images >= len(found) or broken, (images, found)
     if not broken:
-        assert images == len(found), (images, found)
-    for row in rows:
-        assert (row.data is None) == (row.rejected is not None)
+        stems = [split_name(name.removeprefix("./"))[0] for name, _ in found]
+        assert [split_name(row.key)[0] for row in images] == stems
+        for row, (_, size) in zip(images, found, strict=True):
+            assert len(row.data) == size if row.data is not None else size > MAX_BYTES
     return rows, skipped
 
 
