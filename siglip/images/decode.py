@@ -18,10 +18,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from siglip.config import ImageSpec, Limits
 from siglip.images.color import promises_alpha, to_rgb
-from siglip.images.formats.jpeg import close_jpeg, decode_jpeg
+from siglip.images.formats.jpeg import check_padding, close_jpeg, decode_jpeg
 from siglip.images.formats.png import check_rows, find_transparent
 from siglip.images.formats.tiff import GreyScale, prepare_tiff
-from siglip.images.opening import FORMATS, Opened, open_image, readable_suffixes, reopen
+from siglip.images.opening import FORMATS, Opened, is_cut, open_image, readable_suffixes, reopen
 from siglip.images.pillow_internals import set_orientation
 from siglip.images.rejection import REASONS, ImageRejected
 
@@ -91,7 +91,7 @@ def decode_image(
     if len(data) > limits.max_bytes:
         raise ImageRejected("too_many_bytes", f"{len(data)} bytes, over {limits.max_bytes}")
     try:
-        opened = open_image(data)
+        opened = open_image(data, limits.max_pixels)
         width, height = opened.image.size
         if width * height > limits.max_pixels:
             raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
@@ -144,16 +144,13 @@ def _as_rejection(error: Exception, data: bytes) -> ImageRejected:
         return ImageRejected("too_many_pixels", f"{text}: Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS")
     if isinstance(error, MemoryError) or "memory" in text.lower():
         return ImageRejected("out_of_memory", text)
+    if text.startswith(("Unsupported BMP", "codec configuration error")):
+        return ImageRejected("unsupported", text)
     if isinstance(error, (OSError, EOFError)):
-        return ImageRejected("truncated" if _ends_early(data, error) else "corrupt", text)
+        early = is_cut(data) or isinstance(error, EOFError) or "truncated" in text.lower()
+        return ImageRejected("truncated" if early else "corrupt", text)
     # Pillow's plugins raise ValueError, SyntaxError, struct.error, ... on bad bytes.
-    return ImageRejected("corrupt", f"{type(error).__name__}: {text}")
-
-
-def _ends_early(data: bytes, error: Exception) -> bool:
-    """Whether the file is cut short. Pillow's message says so, or it raises EOFError; for a WebP it says neither."""
-    short_riff = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    return short_riff or isinstance(error, EOFError) or "truncated" in str(error).lower()
+    return ImageRejected("truncated" if is_cut(data) else "corrupt", f"{type(error).__name__}: {text}")
 
 
 def _choose_shrink(opened: Opened, mode: DecodeMode, size: int, thumbnail: int) -> int:
@@ -181,6 +178,8 @@ def _decode(opened: Opened, shrink: int) -> np.ndarray:
             return pixels
     image.load()
     pixels = np.asarray(to_rgb(image, opened.scale, sure_of_alpha=promises_alpha(image)))
+    if opened.jpeg is not None:
+        check_padding(opened.data, opened.jpeg, pixels)
     if opened.png is not None:
         check_rows(opened.png, image)
         transparent = find_transparent(opened.png, image)

@@ -51,8 +51,11 @@ class Opened:
     scale: GreyScale = field(default_factory=GreyScale)
 
 
-def open_image(data: bytes) -> Opened:
-    """Open an image without decoding it. Raises `ImageRejected`, or what Pillow raises for a broken file."""
+def open_image(data: bytes, max_pixels: int) -> Opened:
+    """Open an image without decoding it. The caller must not decode one that has more than `max_pixels`.
+
+    Raises `ImageRejected`, or what Pillow raises for a broken file.
+    """
     if name := name_unread_format(data):
         raise ImageRejected("unsupported", name)
     if data.startswith(b"\xff\xd8\xff"):
@@ -61,7 +64,7 @@ def open_image(data: bytes) -> Opened:
         png = read_png(data)
         return Opened(_open_one(png.data, "PNG"), png.data, png=png)
     if data.startswith(b"BM"):
-        return Opened(_open_one(prepare_bmp(data), "BMP"), data)
+        return Opened(_open_one(prepare_bmp(data, max_pixels), "BMP"), data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return Opened(*_open_first("WEBP", lambda: data, lambda: strip_webp(data)))
     if data[4:8] == b"ftyp":
@@ -135,7 +138,26 @@ def _open_one(data: bytes, format: str) -> Image.Image:
     try:
         return open_format(data, format)
     except (SyntaxError, IndexError, TypeError, struct.error) as error:
-        raise ImageRejected("corrupt", f"Pillow does not accept the {format}'s header: {error}") from None
+        reason = "truncated" if is_cut(data) else "corrupt"
+        raise ImageRejected(reason, f"Pillow does not accept the {format}'s header: {error}") from None
+
+
+def is_cut(data: bytes) -> bool:
+    """Whether a WebP, AVIF or HEIC is shorter than it says. Decoders call all broken files of these formats the same.
+
+    False for other formats.
+    """
+    if data[:4] == b"RIFF":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    position = 0
+    while data[4:8] == b"ftyp" and position + 8 <= len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size < 8:  # 0 is "to the end of the file"
+            return False
+        position += size
+    return position > len(data)
 
 
 @cache

@@ -119,9 +119,7 @@ def decode_jpeg(data: bytes, header: JpegHeader, shrink: int) -> Pixels | None:
     The pixels are those of Pillow, in two thirds of its time: Pillow has libjpeg write line by line, widens each pixel
     to four bytes, and NumPy packs them again. Pillow decodes images that are not a JPEG in RGB or grey, those that are
     not baseline, extended or progressive, and images about which libjpeg reports a problem: Pillow then decides whether
-    they are valid. `shrink` is 1, 2, 4 or 8.
-
-    Raises `ImageRejected` for an image with missing pixels, for which libjpeg would give grey ones.
+    they are valid. `shrink` is 1, 2, 4 or 8. Raises `ImageRejected` for an image without a scan of a component.
     """
     if not header.shrinkable or len(header.components) == 4:
         return None
@@ -130,8 +128,6 @@ def decode_jpeg(data: bytes, header: JpegHeader, shrink: int) -> Pixels | None:
     except ValueError as error:
         if "memory" in str(error):
             raise MemoryError(str(error)) from None
-        if "premature end of data segment" in str(error):
-            _check_padding(data, header)
         return None
     if header.process in _PROGRESSIVE or data[header.scan + 4] < len(header.components):
         _check_scans(_read_scans(data, header))
@@ -160,6 +156,21 @@ def close_jpeg(data: bytes, header: JpegHeader) -> bytes:
     raise ImageRejected("truncated", "the JPEG ends before its last pixels")
 
 
+def check_padding(data: bytes, header: JpegHeader, pixels: Pixels) -> None:
+    """Raise `ImageRejected` (`truncated`) when libjpeg has filled in a row of blocks or more, or all of a later scan.
+
+    It gives all pixels behind the end of a scan's data one colour. `pixels` are those that Pillow decoded, uint8
+    (H, W, 3). A file that lacks less than a row is tagged, like one that is damaged elsewhere.
+    """
+    filled = bool((pixels[-_BLOCK_ROWS:] == pixels[-1, -1]).all())
+    if header.shrinkable and (filled or (header.process in _PROGRESSIVE and not _read_scans(data, header).complete)):
+        try:
+            _run_libjpeg(data, header, 1)
+        except ValueError as error:
+            if "premature end of data segment" in str(error):
+                raise ImageRejected("truncated", "the JPEG's data end before its last pixels") from None
+
+
 def strip_jpeg(data: bytes, header: JpegHeader, exif: bool) -> bytes:
     """Return a JPEG without comments and without application segments that do not matter to pixels.
 
@@ -170,7 +181,7 @@ def strip_jpeg(data: bytes, header: JpegHeader, exif: bool) -> bytes:
     for marker, start, end in header.segments:
         if 0xE0 <= marker <= 0xEF or marker >= 0xF0:
             name = next((name for name in _KEPT if data.startswith(name, start + 4)), b"")
-            broken = name == b"JFIF\0" and end - start < 18
+            broken = name in (b"JFIF\0", b"Adobe") and end - start < (18 if name == b"JFIF\0" else 16)
             if not name or name in seen or _KEPT[name] != marker or broken or (marker == 0xE1 and not exif):
                 continue
             seen.add(name)
@@ -235,15 +246,3 @@ def _read_scans(data: bytes, header: JpegHeader) -> _Scans:
 def _check_scans(scans: _Scans) -> None:
     if scans.missing:
         raise ImageRejected("unsupported", f"JPEG without a scan of component {scans.missing[0]}")
-
-
-def _check_padding(data: bytes, header: JpegHeader) -> None:
-    """Raise `ImageRejected` when libjpeg has filled a row of blocks or more of an image whose data end early.
-
-    It gives all pixels after the end one colour. A file that lacks less than a row is Pillow's, like one that is
-    damaged elsewhere.
-    """
-    pixels = _run_libjpeg(data, header, 1, strict=False)[-_BLOCK_ROWS:]
-    progressive = header.process in _PROGRESSIVE
-    if (pixels == pixels[-1, -1]).all() or (progressive and not _read_scans(data, header).complete):
-        raise ImageRejected("truncated", "the JPEG's data end before its last pixels")

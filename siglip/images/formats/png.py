@@ -85,7 +85,9 @@ def read_png(data: bytes) -> Png:
     if color == _PALETTE and not found.get(b"PLTE"):
         raise ImageRejected("unsupported", "PNG with a palette's indices and no palette")
     key = _read_key(found[b"tRNS"], color, depth) if b"tRNS" in found else None
-    return Png(b"".join([*parts, _chunk(b"IEND", b"")]), depth, color, bool(interlace), key)
+    if position <= len(data):  # else the last chunk is cut, and what follows would be taken for its content
+        parts.append(_chunk(b"IEND", b""))
+    return Png(b"".join(parts), depth, color, bool(interlace), key)
 
 
 def find_transparent(png: Png, image: Image.Image) -> NDArray[np.bool_] | None:

@@ -145,7 +145,7 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize(("name", "data"), [*jpegs()], ids=lambda value: value if isinstance(value, str) else "")
 def test_pixels_of_a_jpeg_equal_pillow_s(name: str, data: bytes, mode: DecodeMode) -> None:
     image = Image.open(io.BytesIO(data))
-    opened = open_image(data)
+    opened = open_image(data, 10**8)
     assert opened.jpeg is not None
     shrink = images._choose_shrink(opened, mode, 64, 0)
     assert (shrink > 1) == (max(image.size) > 1000 and mode != "exact"), "also a file that contains two images"
