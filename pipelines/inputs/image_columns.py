@@ -15,6 +15,7 @@ from itertools import product
 import pyarrow as pa
 
 from storage.settings import ConfigError
+from storage.store import show
 
 IMAGE_NAMES = frozenset(
     ["image", "img", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "photo", "picture", "encodedimage"]
@@ -67,13 +68,13 @@ def choose_uri_column(names: Iterable[str], wanted: str | None, uri: str) -> str
     names = list(names)
     if wanted is not None:
         if wanted not in names:
-            raise ConfigError(f"lists.column: {uri} has no column {wanted!r}; it has {', '.join(names)}")
+            raise ConfigError(f"lists.column: {uri} has no column {wanted!r}; it has {listed(names)}")
         return wanted
     for known in (IMAGE_URI_NAMES, URI_NAMES):
         found = [name for name in names if fold(name) in known]
         if len(found) > 1:
             raise ConfigError(
-                f"input: {uri} has the columns {_listed(found)}: set lists.column to the one that holds the URIs"
+                f"input: {uri} has the columns {_quote(found)}: set lists.column to the one that holds the URIs"
             )
         if found:
             return found[0]
@@ -100,7 +101,7 @@ def choose_image_column(schema: pa.Schema, wanted: str | None, uri: str) -> Imag
     for ranked in (exact if len(exact) == 1 else declared, *_rank(columns, features)):
         if len({one.path for one in ranked}) > 1:
             raise ConfigError(
-                f"parquet.image_column: {uri} has the columns {_listed(one.name for one in ranked)}, and more than one "
+                f"parquet.image_column: {uri} has the columns {_quote(one.name for one in ranked)}, and more than one "
                 "of them may hold the images: set it to the right one"
             )
         if ranked:
@@ -136,6 +137,11 @@ def is_list(type_: pa.DataType) -> bool:
     return any(test(type_) for test in tests)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names as one line of bounded length, for a message."""
+    return show(", ".join(names) or "none")
+
+
 def field_of(type_: pa.DataType, name: str) -> int:
     """Return the index of a struct's field, or -1 if there is none or more than one."""
     found = type_.get_all_field_indices(name) if pa.types.is_struct(type_) else []
@@ -156,14 +162,13 @@ def plain(type_: pa.DataType) -> pa.DataType:
 def _find_wanted(schema: pa.Schema, wanted: str, uri: str) -> ImageColumn:
     found = find_column(schema, wanted)
     if found is None:
-        raise ConfigError(
-            f"parquet.image_column: {uri} has no column {wanted!r}; it has {', '.join(schema.names) or 'none'}"
-        )
+        raise ConfigError(f"parquet.image_column: {uri} has no column {wanted!r}; it has {listed(schema.names)}")
     has_path = is_string(_type_of_field(found.type, "path"))
     if not (_is_image_type(found.type) or has_path):
+        type_ = show(str(found.type))
         raise ConfigError(
-            f"parquet.image_column: {wanted!r} of {uri} is {found.type}: expected binary, {{bytes, path}} or a string "
-            "with a URI"
+            f"parquet.image_column: {wanted!r} of {uri} is {type_}: expected binary, {{bytes, path}} or a string with a "
+            "URI"
         )
     return found
 
@@ -193,7 +198,8 @@ def _holds_bytes(type_: pa.DataType) -> bool:
 
 
 def _is_image_type(type_: pa.DataType) -> bool:
-    return _holds_bytes(type_) or is_string(type_) or bool(pa.types.is_fixed_size_binary(type_))
+    types = pa.types
+    return _holds_bytes(type_) or is_string(type_) or bool(types.is_fixed_size_binary(type_) or types.is_null(type_))
 
 
 def _read_features(schema: pa.Schema) -> Mapping[str, object]:
@@ -236,6 +242,8 @@ def _rank(columns: list[ImageColumn], features: Mapping[str, object]) -> Iterato
 def _rank_of(one: ImageColumn) -> int | None:
     name, nested = fold(one.path[-1]), len(one.path) > 1
     names = {name, name.removesuffix("s")} if one.many else {name}
+    if pa.types.is_null(one.type):  # pandas writes this type where every image is missing
+        return 4 if names & IMAGE_NAMES and not nested else None
     fixed = bool(pa.types.is_fixed_size_binary(one.type))
     if _holds_bytes(one.type) or fixed:
         if names & IMAGE_NAMES:
@@ -261,13 +269,13 @@ def _check_unique(schema: pa.Schema, one: ImageColumn, name: str | None = None) 
 def _refuse_pixels(schema: pa.Schema, features: Mapping[str, object]) -> None:
     """Raise `UnreadableFile` for a column that says to hold images, in a form that is not read: arrays of pixels."""
     for field in schema:
-        declared = _declared(features, (field.name,)) == "Image"
-        if declared or (fold(field.name) in IMAGE_NAMES and is_list(plain(field.type))):
-            raise UnreadableFile(
-                f"the column {field.name!r} is {field.type}: expected encoded images, such as binary or {{bytes, path}}"
-            )
+        type_ = plain(field.type)
+        holds = is_list(type_) or field_of(type_, "bytes") >= 0 or field_of(type_, "path") >= 0
+        if _declared(features, (field.name,)) == "Image" or (fold(field.name) in IMAGE_NAMES and holds):
+            expected = "expected encoded images, such as binary or {bytes, path}"
+            raise UnreadableFile(f"the column {show(field.name)} is {show(str(field.type))}: {expected}")
 
 
-def _listed(names: Iterable[str]) -> str:
+def _quote(names: Iterable[str]) -> str:
     *others, last = sorted({repr(name) for name in names})
-    return f"{', '.join(others)} and {last}" if others else last
+    return show(f"{', '.join(others)} and {last}" if others else last)

@@ -22,6 +22,7 @@ WaitReason = Literal["missing", "forbidden", "changed", "unreachable", "error"]
 reading or committing the shard raised an exception, or ended its process."""
 
 _EXAMPLES = 3
+_COLUMNS_LISTED = 20
 """The number of names that are kept for each reason of `Skipped`."""
 
 ROW_VERSION = "row "
@@ -185,9 +186,11 @@ class ReadColumns:
         self.files[kind, column] = count + 1, first
 
     def describe(self) -> list[str]:
-        """Return a line for each kind of file and column, the most frequent first."""
+        """Return a line for each kind of file and column, the most frequent first, and how many more there are."""
         ordered = sorted(self.files.items(), key=lambda item: -item[1][0])
-        return [
-            f"column `{column}` of {first if count == 1 else f'{count:,} {kind}s, such as {first}'}"
-            for (kind, column), (count, first) in ordered
+        lines = [
+            f"column `{show(column)}` of {show(first) if count == 1 else f'{count:,} {kind}s, such as {show(first)}'}"
+            for (kind, column), (count, first) in ordered[:_COLUMNS_LISTED]
         ]
+        more = len(ordered) - len(lines)
+        return [*lines, f"{more:,} other columns"] if more else lines

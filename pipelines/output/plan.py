@@ -28,6 +28,8 @@ from storage.store import Entry, Store
 SEGMENT_SHARDS, SEGMENT_INPUTS, SEGMENT_BYTES = 256, 500_000, 64 * 2**20
 """The most shards, inputs and bytes in a plan file, besides its last shard. A full one has a footer of about 0.3 MB and
 a content of about 30 MB. The metadata of images from lists is in it too."""
+SHARD_METADATA = 64 << 20
+"""A shard whose inputs have more characters of metadata gets no further input: a list's rows may have long texts."""
 
 _SCHEMA = pa.schema(
     [
@@ -139,7 +141,7 @@ def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
 def _read_versions(store: Store, segment: Entry) -> Iterator[tuple[str, str]]:
     """Yield the URI and version of each input in a plan file."""
     with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
-        for batch in file.iter_batches(16_384, columns=["kind", "uri", "size", "etag", "metadata"]):
+        for batch in file.iter_batches(4096, columns=["kind", "uri", "size", "etag", "metadata"]):
             for record in batch.to_pylist():
                 yield record["uri"], Input(key="", **record).version
 
@@ -150,22 +152,23 @@ def _write_segments(
     """Pack inputs into shards of about `rows_per_shard` rows, and shards into plan files. Adds to `report`.
 
     All parts of one input are in one plan file: a run that is killed between two files would lose the later parts,
-    because the next run takes the input for planned.
+    because the next run takes the input for planned. Rows of a list are counted, so they may be in several files.
     """
     segment = Segment(folder, first)
     pending: list[Input] = []
-    rows, last = 0, ""
+    rows, held, last = 0, 0, ""
     for planned in inputs:
         full = rows >= config.rows_per_shard or (pending and rows + planned.rows > config.rows_per_shard)
-        if full:
+        if full or held > SHARD_METADATA:
             segment.add(pending)
             report.shards += 1
-            pending, rows = [], 0
-            if segment.is_full() and planned.uri != last:
+            pending, rows, held = [], 0, 0
+            if segment.is_full() and (planned.uri != last or planned.kind == "uri"):
                 yield segment.close()
                 segment = Segment(folder, segment.number + 1)
         pending.append(planned)
         rows += planned.rows
+        held += len(planned.metadata or "")
         report.rows += planned.rows
         last = planned.uri
     if pending:

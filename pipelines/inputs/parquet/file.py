@@ -14,14 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import JobConfig, ParquetConfig
-from pipelines.inputs.image_columns import ImageColumn, UnreadableFile, choose_image_column, find_column, is_string
+from pipelines.inputs.image_columns import (
+    ImageColumn,
+    UnreadableFile,
+    choose_image_column,
+    find_column,
+    is_string,
+    listed,
+)
 from pipelines.inputs.parquet.footer import Bounds, measure_footer, read_bounds
 from pipelines.inputs.parquet.rows import Batch
 from pipelines.inputs.rows import Input, InputStats, Kind, Reading, Row, Skipped, lost_row
 from storage.files import READ_BYTES, StoreFile
 from storage.schemes import open_store
 from storage.settings import ConfigError
-from storage.store import StoreError, StoreOptions
+from storage.store import StoreError, StoreOptions, show
 
 KIND: Kind = "parquet"
 SUFFIXES = (".parquet", ".pq")
@@ -100,11 +107,11 @@ def find_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> Im
             raise UnreadableFile(f"{schema.names.count(name)} columns have the name {name!r}")
     if (key := config.key_column) is not None:
         if key not in schema.names:
-            raise ConfigError(
-                f"parquet.key_column: {planned.uri} has no column {key!r}; it has {', '.join(schema.names) or 'none'}"
-            )
+            raise ConfigError(f"parquet.key_column: {planned.uri} has no column {key!r}; it has {listed(schema.names)}")
         if pa.types.is_nested(type_ := schema.field(key).type):
-            raise ConfigError(f"parquet.key_column: {key!r} of {planned.uri} is {type_}: expected text or a number")
+            raise ConfigError(
+                f"parquet.key_column: {key!r} of {planned.uri} is {show(str(type_))}: expected text or a number"
+            )
     if config.image_column is None and planned.column is not None:
         found = find_column(schema, planned.column)
         if found is None:
@@ -142,7 +149,7 @@ def _read_rows(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[R
             schema = file.schema_arrow
             column = find_columns(planned, schema, config)
             if column is None:
-                raise UnreadableFile(f"no image column among {', '.join(schema.names)}")
+                raise UnreadableFile(f"no image column among {listed(schema.names)}")
             passed = {source: name for source, name in config.columns.items() if source in schema.names}
             wanted = {column.path[0] if column.many else column.name, *passed}
             wanted |= {config.key_column} if config.key_column else set()

@@ -108,7 +108,7 @@ class _Images:
             self._uris = self._paths = _field(leaves, "path", is_string)
         elif is_string(leaves.type):
             self._uris = leaves
-        elif is_binary(leaves.type) or pa.types.is_fixed_size_binary(leaves.type):
+        elif is_binary(leaves.type) or pa.types.is_fixed_size_binary(leaves.type) or pa.types.is_null(leaves.type):
             self._data = leaves
         if self._data is None and self._uris is None:
             raise UnreadableFile(f"the column {name!r} is {leaves.type}: expected images or their URIs")

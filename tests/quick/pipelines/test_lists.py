@@ -83,6 +83,20 @@ def test_lists_and_folders_that_name_the_same_image(folder: Folder) -> None:
     assert folder.plan(input=[str(folder.write("e.csv", b"path,n\nd.jpg,1\n"))]).inputs == 1
 
 
+def test_many_rows_of_one_image_are_planned_in_bounded_files(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.output.plan.SEGMENT_SHARDS", 3)
+    monkeypatch.setattr("pipelines.output.plan.SHARD_METADATA", 300)
+    path = folder.write("a.csv", b"path,n\n" + b"a.jpg,%s\n" % (b"x" * 100) * 40)
+    report = folder.plan(input=str(path))
+    assert (report.inputs, report.rows, report.shards) == (40, 40, 14)
+    plans = sorted((folder.output / "plan").iterdir())
+    assert len(plans) == 5
+    assert len(folder.rows(input=str(path))) == 40
+    plans[-1].unlink()  # as if a run had ended between two files
+    assert folder.plan(input=str(path)).inputs == 4
+    assert len(folder.rows(input=str(path))) == 40
+
+
 def test_an_image_that_rows_share_is_fetched_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
 
@@ -117,6 +131,7 @@ def test_an_image_that_rows_share_is_fetched_once(folder: Folder, monkeypatch: p
         ("a.csv", ",url,image,caption\n0,http://h/1,a.jpg,no\n", [("a.jpg", "no")]),
         ("a.csv", "path,caption\na.jpg,1.10\nb.jpg,NA\nc.jpg, 007\n", [("a", "1.10"), ("b", "NA"), ("c", " 007")]),
         ("a.csv", "path,caption\na.jpg,x\u2028y\x0bz\x85w\n", [("a.jpg", "x\u2028y\x0bz\x85w")]),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "caption": {"bbox": [1, 2]}}', [("a", {"bbox": [1, 2]})]),
         ("a.jsonl", '{"caption": "x", "path": "a.jpg"}\n\n{"path": "b.jpg", "caption": [1, 0.5, null]}',
          [("a", "x"), ("b", [1, 0.5, None])]),
         ("a.ndjson", '{"image": "a.jpg", "caption": "\\ud800"}', [("a.jpg", "\ud800")]),
@@ -187,6 +202,15 @@ def test_a_row_without_uri_is_a_reject_that_names_its_line(folder: Folder) -> No
         (f"{path} line 4", "missing"),
     ]
     assert folder.plan(input=str(path)).skipped.counts == {"empty rows of lists": 1}
+
+
+def test_a_line_of_a_text_list_is_one_uri(folder: Folder) -> None:
+    """Also with commas, spaces and quotes, for which lists that are read as CSV break."""
+    names = ["fill/w_303,h_170,q_90.jpg", 'a "b", c.jpg', "x?crop=1,2&width=80.jpg", "'y'.jpg"]
+    for name in names:
+        folder.write(name, JPEG)
+    path = folder.write("l.txt", "\n".join(names).encode())
+    assert outcomes(folder.rows(input=str(path))) == [(name, None) for name in names]
 
 
 def test_comments_that_look_like_images_are_counted(folder: Folder) -> None:

@@ -140,7 +140,7 @@ def read_ours(path: Path, **keys: Any) -> tuple[list[Row], str]:
 def read_theirs(path: Path, column: str) -> list[Any] | None:
     """The values of a column as pyarrow reads the whole file, or None if it does not."""
     try:
-        return pq.read_table(path, columns=[column])[column].to_pylist()
+        return list(pq.read_table(path, columns=[column])[column].to_pylist())
     except Exception:
         return None
 
@@ -150,7 +150,7 @@ def test_no_row_of_a_mutated_parquet_file_vanishes(tmp_path: Path) -> None:
     before = pa.default_memory_pool().max_memory()
     for chance in rounds(250):
         path.write_bytes(mutate(chance.choice(seeds), seeds, chance))
-        keys = chance.choice(
+        keys: dict[str, Any] = chance.choice(
             [{}, {}, {"key_column": "n"}, {"key_column": "s"}, {"columns": ["n"]}, {"columns": ["n", "s"]}]
         )
         rows, refused = read_ours(path, **keys)

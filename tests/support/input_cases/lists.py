@@ -29,17 +29,24 @@ def _case(kind: str, rule: str, name: str, text: str | bytes, tagged: int = 0, *
 
 TITLE = "Lists of images"
 TEXT = (
-    "A list is a file that is itself an input: `.txt` with a URI on each line, `.csv` and `.tsv` with a header, `.jsonl` and "
-    "`.ndjson` with an object on each line. Relative paths are relative to the list's folder, and taken literally. Each row is "
-    "a row of the output, and its other columns are its `metadata`, as text. A later run adds the rows that are new: as many "
-    "equal rows (the same URI and the same other columns) as the list has more than before. The same file given twice is one "
-    "list; two lists are two lists, of which equal rows count together in the same way. An image of a folder is not tagged "
-    "once more if a list names it. The column of URIs is `lists.column`; else one with the name of an image (`image`, "
-    "`image_path`, `image_url`, ...); else one with the name of a URI (`path`, `filepath`, `filename`, `url`, ...). The run "
-    "prints it. A file that breaks its format is refused by line, since any guess would lose rows."
+    "A list is a file that is itself an input: `.txt` with a URI on each line, `.csv` and `.tsv` with a header, "
+    "`.jsonl` and `.ndjson` with an object on each line. Relative paths are relative to the list's folder, and "
+    "taken literally. Each row is a row of the output, and its other columns are its `metadata`, as text. A later "
+    "run adds the rows that are new: as many equal rows (the same URI and the same other columns) as the list has "
+    "more than before. The same file given twice is one list; two lists are two lists, of which equal rows count "
+    "together in the same way. An image of a folder is not tagged once more if a list names it. The column of "
+    "URIs is `lists.column`; else one with the name of an image (`image`, `image_path`, `image_url`, ...); else "
+    "one with the name of a URI (`path`, `filepath`, `filename`, `url`, ...). The run prints it. A file that "
+    "breaks its format is refused by line, since any guess would lose rows."
 )
 CASES: tuple[InputCase, ...] = (
-    _case("a text list; lines that begin with `#`, blank lines", "comments and blank lines are no rows", "l.txt", "# text\n\na.jpg\nb c.jpg\n", 2),
+    _case(
+        "a text list; lines that begin with `#`, blank lines",
+        "comments and blank lines are no rows",
+        "l.txt",
+        "# text\n\na.jpg\nb c.jpg\n",
+        2,
+    ),
     _case(
         "a comment that ends like an image's name",
         "counted: for an image of this name write `./#1.jpg`",
@@ -48,26 +55,122 @@ CASES: tuple[InputCase, ...] = (
         1,
         skipped={"comments in lists that end like an image's name": 1},
     ),
-    _case("several captions of one image", "a row for each", "l.csv", "image,caption\na.jpg,one\na.jpg,two\na.jpg,one\n", 3),
-    _case("`filepath`, `File Name`, `imagePath`, ...", "names count without case, `_`, `-` and spaces", "l.csv", "File Path,title\na.jpg,x\n", 1),
-    _case("separators `;`, tab and `|`", "the one that gives the header a column of URIs", "l.csv", "path;caption\na.jpg;x, y\n", 1),
-    _case("quoted fields with line ends, quotes and separators", "as they stand", "l.csv", 'path,caption\na.jpg,"one\n""two"", three"\n', 1),
-    _case("a field of 200,000 characters", "read; the limit is 16 Mi", "l.csv", f"path,caption\na.jpg,{'x' * 200_000}\n", 1),
-    _case("a byte order mark; line ends of Windows and of old Macs", "read", "l.csv", "\ufeffpath,n\r\na.jpg,1\r\nb c.jpg,2\r", 2),
+    _case(
+        "several captions of one image",
+        "a row for each",
+        "l.csv",
+        "image,caption\na.jpg,one\na.jpg,two\na.jpg,one\n",
+        3,
+    ),
+    _case(
+        "`filepath`, `File Name`, `imagePath`, ...",
+        "names count without case, `_`, `-` and spaces",
+        "l.csv",
+        "File Path,title\na.jpg,x\n",
+        1,
+    ),
+    _case(
+        "separators `;`, tab and `|`",
+        "the one that gives the header a column of URIs",
+        "l.csv",
+        "path;caption\na.jpg;x, y\n",
+        1,
+    ),
+    _case(
+        "quoted fields with line ends, quotes and separators",
+        "as they stand",
+        "l.csv",
+        'path,caption\na.jpg,"one\n""two"", three"\n',
+        1,
+    ),
+    _case(
+        "a field of 200,000 characters",
+        "read; the limit is 16 Mi",
+        "l.csv",
+        f"path,caption\na.jpg,{'x' * 200_000}\n",
+        1,
+    ),
+    _case(
+        "a byte order mark; line ends of Windows and of old Macs",
+        "read",
+        "l.csv",
+        "\ufeffpath,n\r\na.jpg,1\r\nb c.jpg,2\r",
+        2,
+    ),
     _case("JSON Lines", "read", "l.jsonl", '{"path": "a.jpg", "tags": ["x"]}\n', 1),
-    _case("an image that is not there", "the others are tagged", "l.txt", "a.jpg\nno.jpg\n", 1, rejected={"missing": 1}),
-    _case("a row without a URI", "its key is the list and the line", "l.csv", "path,caption\na.jpg,x\n,y\n", 1, rejected={"missing": 1}),
-    _case("a row of separators only", "counted", "l.csv", "path,caption\na.jpg,x\n,\n", 1, skipped={"empty rows of lists": 1}),
-    _case("an http(s) URL among others", "not fetched", "l.txt", "a.jpg\nhttps://host/1.jpg\n", 1, rejected={"unreadable": 1}),
-    _case("a list that begins with 100 URLs", "download the images first", "l.txt", "https://host/1.jpg\n" * 100, refused="http(s) URLs"),
-    _case("a quote that is not closed", "named by line", "l.csv", 'path,caption\na.jpg,"oops\nb c.jpg,x\n', refused="line 2 is no valid row"),
-    _case("more or fewer fields than the header has", "named by line", "l.csv", "path,caption\na.jpg,x, y\n", refused="line 2 has 3 fields"),
+    _case(
+        "an image that is not there", "the others are tagged", "l.txt", "a.jpg\nno.jpg\n", 1, rejected={"missing": 1}
+    ),
+    _case(
+        "a row without a URI",
+        "its key is the list and the line",
+        "l.csv",
+        "path,caption\na.jpg,x\n,y\n",
+        1,
+        rejected={"missing": 1},
+    ),
+    _case(
+        "a row of separators only",
+        "counted",
+        "l.csv",
+        "path,caption\na.jpg,x\n,\n",
+        1,
+        skipped={"empty rows of lists": 1},
+    ),
+    _case(
+        "an http(s) URL among others",
+        "not fetched",
+        "l.txt",
+        "a.jpg\nhttps://host/1.jpg\n",
+        1,
+        rejected={"unreadable": 1},
+    ),
+    _case(
+        "a list that begins with 100 URLs",
+        "download the images first",
+        "l.txt",
+        "https://host/1.jpg\n" * 100,
+        refused="http(s) URLs",
+    ),
+    _case(
+        "a quote that is not closed",
+        "named by line",
+        "l.csv",
+        'path,caption\na.jpg,"oops\nb c.jpg,x\n',
+        refused="line 2 is no valid row",
+    ),
+    _case(
+        "more or fewer fields than the header has",
+        "named by line",
+        "l.csv",
+        "path,caption\na.jpg,x, y\n",
+        refused="line 2 has 3 fields",
+    ),
     _case("no header", "add one", "l.csv", "a.jpg,x\n", refused="add a header line"),
-    _case("two columns of the same rank", "set `lists.column`", "l.csv", "url,path\nx,a.jpg\n", refused="set lists.column"),
-    _case("the same with `lists.column`", "the configured column", "l.csv", "url,path\nx,a.jpg\n", 1, settings={"lists": {"column": "path"}}),
+    _case(
+        "two columns of the same rank", "set `lists.column`", "l.csv", "url,path\nx,a.jpg\n", refused="set lists.column"
+    ),
+    _case(
+        "the same with `lists.column`",
+        "the configured column",
+        "l.csv",
+        "url,path\nx,a.jpg\n",
+        1,
+        settings={"lists": {"column": "path"}},
+    ),
     _case("two columns of one name", "rename one", "l.csv", "path,n,n\na.jpg,1,2\n", refused="two columns 'n'"),
-    _case("UTF-16, as Excel's \"Unicode Text\" is", "save it as UTF-8", "l.csv", "path\na.jpg\n".encode("utf-16"), refused="UTF-16"),
-    _case("text that is not UTF-8, or holds a NUL", "save it as UTF-8", "l.csv", b"path\n\xe9.jpg\n", refused="not UTF-8"),
+    _case(
+        'UTF-16, as Excel\'s "Unicode Text" is',
+        "save it as UTF-8",
+        "l.csv",
+        "path\na.jpg\n".encode("utf-16"),
+        refused="UTF-16",
+    ),
+    _case(
+        "text that is not UTF-8, or holds a NUL", "save it as UTF-8", "l.csv", b"path\n\xe9.jpg\n", refused="not UTF-8"
+    ),
     _case("a text list with tabs", "use `.tsv` with a header", "l.txt", "a.jpg\tx\n", refused="has a tab"),
-    _case("a data: URI", "put images into a Parquet file", "l.txt", "data:image/png;base64,AAAA\n", refused="data: URI"),
-)  # fmt: skip
+    _case(
+        "a data: URI", "put images into a Parquet file", "l.txt", "data:image/png;base64,AAAA\n", refused="data: URI"
+    ),
+)

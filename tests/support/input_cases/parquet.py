@@ -65,27 +65,49 @@ _ONLY = {"input": "{folder}/a.parquet"}
 TITLE = "Parquet files"
 TEXT = (
     "A row is an image, or a list of images. The image column of a file is the first of these that there is: "
-    "`parquet.image_column`; what Hugging Face's schema metadata declares an `Image`; a column with the name of an image "
-    "(`image`, `img`, `jpg`, `image_bytes`, ...) that holds bytes; a column with the name of a file's content (`content`, "
-    "`bytes`, ...) that holds bytes, or with the name of an image (`image_url`, `image_path`, ...) that holds URIs; the only "
-    "column with bytes, or with the name of a URI (`url`, `path`, `file_name`, ...). Names count as a whole, without case, "
-    "`_`, `-` and spaces. The run prints which column it reads. It stays in the plan: a later run reads the same one."
+    "`parquet.image_column`; what Hugging Face's schema metadata declares an `Image`; a column with the name of "
+    "an image (`image`, `img`, `jpg`, `image_bytes`, ...) that holds bytes; a column with the name of a file's "
+    "content (`content`, `bytes`, ...) that holds bytes, or with the name of an image (`image_url`, `image_path`, "
+    "...) that holds URIs; the only column with bytes, or with the name of a URI (`url`, `path`, `file_name`, "
+    "...). Names count as a whole, without case, `_`, `-` and spaces. The run prints which column it reads. It "
+    "stays in the plan: a later run reads the same one."
 )
 CASES: tuple[InputCase, ...] = (
-    InputCase("`image` beside `image_thumbnail`", "`image`: a name counts as a whole", _table(image_thumbnail=[b"x"] * 2, image=[ONE, TWO]), 2),
-    InputCase("`mask_png` beside `image_bytes`", "`image_bytes`", _table(mask_png=[b"x"] * 2, image_bytes=[ONE, TWO]), 2),
-    InputCase("`image_embedding` beside `content`", "`content`", _table(image_embedding=[b"x"] * 2, content=[ONE, TWO]), 2),
+    InputCase(
+        "`image` beside `image_thumbnail`",
+        "`image`: a name counts as a whole",
+        _table(image_thumbnail=[b"x"] * 2, image=[ONE, TWO]),
+        2,
+    ),
+    InputCase(
+        "`mask_png` beside `image_bytes`", "`image_bytes`", _table(mask_png=[b"x"] * 2, image_bytes=[ONE, TWO]), 2
+    ),
+    InputCase(
+        "`image_embedding` beside `content`", "`content`", _table(image_embedding=[b"x"] * 2, content=[ONE, TWO]), 2
+    ),
     InputCase(
         "Hugging Face `datasets`: an `Audio` column before an `Image` column",
         "the declared `Image`, whatever the names are",
         _declared({"image": _AUDIO, "x": _IMAGE}, image=_pairs(b"a", b"b"), x=_pairs(ONE, TWO)),
         2,
     ),
-    InputCase("structs {bytes, path}", "the bytes, else the path as a URI; the path is the key", _table(image=_pairs(ONE, TWO)), 2),
+    InputCase(
+        "structs {bytes, path}",
+        "the bytes, else the path as a URI; the path is the key",
+        _table(image=_pairs(ONE, TWO)),
+        2,
+    ),
     InputCase("a struct whose `bytes` is a number", "no image column", _table(stats=[{"bytes": 7}], image=[ONE]), 1),
-    InputCase("one column of bytes with any name", "read, since it is the only one", _table(payload=[ONE, TWO], n=[1, 2]), 2),
+    InputCase(
+        "one column of bytes with any name", "read, since it is the only one", _table(payload=[ONE, TWO], n=[1, 2]), 2
+    ),
     InputCase("bytes and a URL", "the bytes", _table(url=["https://host/1.jpg"], image=[ONE]), 1),
-    InputCase("two columns that may hold the images", "set `parquet.image_column`", _table(image=[ONE], img=[TWO]), refused="'image' and 'img'"),
+    InputCase(
+        "two columns that may hold the images",
+        "set `parquet.image_column`",
+        _table(image=[ONE], img=[TWO]),
+        refused="'image' and 'img'",
+    ),
     InputCase(
         "the same with `parquet.image_column`",
         "the configured column",
@@ -93,8 +115,15 @@ CASES: tuple[InputCase, ...] = (
         1,
         settings={"parquet": {"image_column": "img"}},
     ),
-    InputCase("a field of a struct", "read; `parquet.image_column` takes `a.image`", _table(a=[{"image": ONE, "n": 1}]), 1),
-    InputCase("lists of images", "each image is a row, with the row's number and its position as key", _table(images=[[ONE, TWO], [ONE]]), 3),
+    InputCase(
+        "a field of a struct", "read; `parquet.image_column` takes `a.image`", _table(a=[{"image": ONE, "n": 1}]), 1
+    ),
+    InputCase(
+        "lists of images",
+        "each image is a row, with the row's number and its position as key",
+        _table(images=[[ONE, TWO], [ONE]]),
+        3,
+    ),
     InputCase(
         "an empty list of images",
         "counted",
@@ -126,10 +155,26 @@ CASES: tuple[InputCase, ...] = (
         refused="1 Parquet files of http(s) URLs",
     ),
     InputCase("no image column", "counted", _table(n=[1]), refused="1 Parquet files without an image column"),
-    InputCase("two columns of one name", "the file is one row in `rejects/`", _twice("image"), 0, {"corrupt_archive": 1}),
-    InputCase("arrays of pixels", "expected are encoded images", _table(image=[[[1, 2], [3, 4]]]), 0, {"corrupt_archive": 1}),
-    InputCase("a file that ends early", "its footer is missing, so nothing of it can be read", _bytes(lambda data: data[:-20]), 0, {"corrupt_archive": 1}),
-    InputCase("a damaged page", "from this page on the file is one row in `rejects/`", _bytes(lambda data: data[:4] + b"\xff" * 40 + data[44:]), 0, {"corrupt_archive": 1}),
+    InputCase(
+        "two columns of one name", "the file is one row in `rejects/`", _twice("image"), 0, {"corrupt_archive": 1}
+    ),
+    InputCase(
+        "arrays of pixels", "expected are encoded images", _table(image=[[[1, 2], [3, 4]]]), 0, {"corrupt_archive": 1}
+    ),
+    InputCase(
+        "a file that ends early",
+        "its footer is missing, so nothing of it can be read",
+        _bytes(lambda data: data[:-20]),
+        0,
+        {"corrupt_archive": 1},
+    ),
+    InputCase(
+        "a damaged page",
+        "from this page on the file is one row in `rejects/`",
+        _bytes(lambda data: data[:4] + b"\xff" * 40 + data[44:]),
+        0,
+        {"corrupt_archive": 1},
+    ),
     InputCase(
         "a key column of lists or structs",
         "set `parquet.key_column` to a column of text or numbers",
@@ -137,4 +182,4 @@ CASES: tuple[InputCase, ...] = (
         settings={"parquet": {"key_column": "id"}},
         refused="expected text or a number",
     ),
-)  # fmt: skip
+)
