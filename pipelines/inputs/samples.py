@@ -28,6 +28,7 @@ _TOO_LARGE = "metadata files over 16 MiB in their sample"
 _NO_IMAGE = "metadata files without an image"
 _DOUBLE = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])')
 _CLASS = re.compile(r"\s*-?[0-9]{1,18}\s*", re.ASCII)
+_DATE = re.compile(r"[0-9]+(\.[0-9]+)+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,11 +45,12 @@ class _Metadata:
 class Samples:
     """Makes rows of the members of one tar.
 
-    A sample's only image has the sample's name as key, several images have their members' names. All images of a sample
-    share its metadata, with one exception: a number after the first dot (`2024.05.000001.json`) is a part of a name
-    instead of a kind of data. Such metadata belong to the image of the same name, or else to an image whose name is the
-    sample's. In a sample that is read in parts, this holds for everything between the first and the last dot. Counts
-    what becomes no row, and metadata that no row has, in `skipped`.
+    A sample's only image has the sample's name as key; several images have their members' names, as has one with
+    two numbers after the first dot, which is a date. All images of a sample share its metadata, with one exception:
+    a number after the first dot (`2024.05.000001.json`) is a part of a name instead of a kind of data. Such
+    metadata belong to the image of the same name, or else to an image whose name is the sample's. In a sample that
+    is read in parts, this holds for everything between the first and the last dot. Counts what becomes no row, and
+    metadata that no row has, in `skipped`.
     """
 
     def __init__(self, source: str, max_bytes: int, skipped: Skipped) -> None:
@@ -173,7 +175,7 @@ class Samples:
             shared = []
         for row, between in self._images:
             row.metadata = _join(own.get(between, ()), shared, short=bool(between))
-        if len(self._images) == 1 and not self._in_parts:
+        if len(self._images) == 1 and not self._in_parts and not _DATE.fullmatch(self._images[0][1]):
             self._images[0][0].key = show_name(self._stem or "")
         return [row for row, _ in self._images], left
 

@@ -56,7 +56,7 @@ def test_members_that_are_no_images_are_counted(tmp_path: Path) -> None:
     assert skipped.counts == kinds
 
 
-@pytest.mark.parametrize("count", [2, 5, 300, 1000])
+@pytest.mark.parametrize("count", [1, 2, 5, 300, 1000])
 def test_a_date_with_dots_is_part_of_the_name(tmp_path: Path, count: int) -> None:
     """All have one name up to the first dot. Each image has its own metadata, and the tar does not multiply them."""
     names = [f"2024.05.{n:06}.{suffix}" for n in range(count) for suffix in ("cls", "jpg", "json")]
@@ -89,6 +89,10 @@ def test_a_domain_with_dots_in_many_names_is_found_out(tmp_path: Path) -> None:
         (["22.05.png", "22.06.png"], {"22.05.png": None, "22.06.png": None}),
         (["1.0.jpg", "1.0.json", "1.json"], {"1": {"0.json": "1.0.json", "json": "1.json"}}),
         (["1.0.jpg", "1.0.json", "1.1.jpg"], {"1.0.jpg": {"json": "1.0.json"}, "1.1.jpg": None}),
+        (
+            ["2024.5.1.jpg", "2023.1.1.jpg", "2024.6.1.jpg"],
+            {f"{d}.1.jpg": None for d in ("2024.5", "2023.1", "2024.6")},
+        ),
         (["v1.0\\1.jpg", "v1.0\\2.jpg"], {"v1.0\\1": None, "v1.0\\2": None}),
     ],
 )

@@ -15,14 +15,15 @@ from tests.support.tars import END, GNU, V7, header, make_tar, member, pad, pax,
 TITLE = "Tars"
 TEXT = (
     "Tars are read in WebDataset's layout: consecutive members with the same path up to the file name's first dot are "
-    "one sample. Each image is a row. A sample's only image has the sample's name as key, several have their members' "
-    "names. `.json`, `.txt` and `.cls` members become the `metadata` of their sample's images, as one JSON object with "
-    "the extensions as keys. A number after the first dot counts as part of the name: `2024.05.000001.json` belongs to "
-    "`2024.05.000001.jpg` (under the key `json`), or else to an image `2024.jpg`, and to no other. A sample of more "
-    "than 256 images or 128 MiB is read in parts; in it this holds for every name with several dots, and what is shared "
-    "has to come before the images. A tar is read once, from the first byte to the last; gzip is told by its first "
-    "bytes. All formats are read (v7, ustar, PAX, GNU, star). What is damaged costs one row in `rejects/`, which says "
-    "at which byte, and about how many images are lost; the images before and behind the damage are tagged."
+    "one sample. Each image is a row. A sample's only image has the sample's name as key; several have their members' "
+    "names, as has one with a date (`2024.05.000001.jpg`). `.json`, `.txt` and `.cls` members become the `metadata` "
+    "of their sample's images, as one JSON object with the extensions as keys. A number after the first dot counts as "
+    "part of the name: `2024.05.000001.json` belongs to `2024.05.000001.jpg` (under the key `json`), or else to an "
+    "image `2024.jpg`, and to no other. A sample of more than 256 images or 128 MiB is read in parts. There this "
+    "holds for each name with several dots, and metadata of all its images have to come first. A tar is read once, "
+    "from the first byte to the last; gzip is told by its first bytes. All formats are read (v7, ustar, PAX, GNU, "
+    "star). What is damaged costs one row in `rejects/`, which says at which byte, and about how many images are "
+    "lost; the images before and behind the damage are tagged."
 )
 
 JOINED = "ends of archive inside tars (read on after them)"
