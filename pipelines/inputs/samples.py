@@ -19,12 +19,12 @@ METADATA_SUFFIXES = frozenset(("json", "txt", "cls"))
 
 SAMPLE_IMAGES, SAMPLE_BYTES = 256, 128 * 2**20
 """The most images, and bytes of images, that are held until their sample ends. A longer sample is read in parts."""
-METADATA_BYTES = 16 * 2**20
+METADATA_BYTES = 8 * 2**20
 """The most metadata of a sample, and the most that the rows of a part have of metadata that they share."""
 _NESTING = 100
 """The deepest nesting of JSON that is kept as JSON. Polars and other readers in Rust stop at 128 levels."""
 
-_TOO_LARGE = "metadata files over 16 MiB in their sample"
+_TOO_LARGE = "metadata files over 8 MiB in their sample"
 _NO_IMAGE = "metadata files without an image"
 _DOUBLE = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])')
 _CLASS = re.compile(r"\s*-?[0-9]{1,18}\s*", re.ASCII)
@@ -100,7 +100,6 @@ class Samples:
             self._images.append((self._read_image(name, member, tar), between))
             self._image_bytes += min(member.size, self._max_bytes)
         elif metadata:
-            self._names.add(own_name)
             self._add_metadata(_Metadata(name, extension, between, ""), suffix, member, tar)
         else:
             self._skipped.add_suffix(show_name(name))
@@ -150,26 +149,17 @@ class Samples:
             return
         item = _Metadata(item.name, item.extension, item.between, text)
         self._metadata.append(item)
+        self._names.add(item.extension)
         self._metadata_bytes += _weigh(item)
 
     def _make_rows(self) -> tuple[list[Row], list[_Metadata]]:
         """Return the rows of the images, and the metadata that belong to none of them."""
-        names = {between for _, between in self._images}
-        own: dict[str, list[_Metadata]] = {}
-        shared: list[_Metadata] = []
-        left: list[_Metadata] = []
-        for item in self._metadata:
-            if not item.between or not (self._in_parts or _is_numbered(item.between)):
-                shared.append(item)
-            elif item.between in names:
-                own.setdefault(item.between, []).append(item)
-            elif "" in names and not self._in_parts:
-                own.setdefault("", []).append(item)
-            else:
-                left.append(item)
         if not self._images:
-            return [], left if self._in_parts else self._metadata
-        if len(self._images) > 1 and sum(map(_weigh, shared)) * len(self._images) > METADATA_BYTES:
+            return [], self._metadata if not self._in_parts else [item for item in self._metadata if item.between]
+        own, shared, left = self._assign(self._in_parts)
+        if self._is_too_much(shared):
+            own, shared, left = self._assign(by_name=True)
+        if self._is_too_much(shared):
             for item in shared:
                 self._skipped.add(show_name(item.name), _TOO_LARGE)
             shared = []
@@ -178,6 +168,29 @@ class Samples:
         if len(self._images) == 1 and not self._in_parts and not _DATE.fullmatch(self._images[0][1]):
             self._images[0][0].key = show_name(self._stem or "")
         return [row for row, _ in self._images], left
+
+    def _assign(self, by_name: bool) -> tuple[dict[str, list[_Metadata]], list[_Metadata], list[_Metadata]]:
+        """Return the metadata of single images by what is between their names' dots, those of all images, and others.
+
+        With `by_name`, all metadata with something between the dots belong to single images; else those with a number.
+        """
+        names = {between for _, between in self._images}
+        own: dict[str, list[_Metadata]] = {}
+        shared: list[_Metadata] = []
+        left: list[_Metadata] = []
+        for item in self._metadata:
+            if not item.between or not (by_name or _is_numbered(item.between)):
+                shared.append(item)
+            elif item.between in names:
+                own.setdefault(item.between, []).append(item)
+            elif "" in names and not self._in_parts:
+                own.setdefault("", []).append(item)
+            else:
+                left.append(item)
+        return own, shared, left
+
+    def _is_too_much(self, shared: list[_Metadata]) -> bool:
+        return len(self._images) > 1 and sum(map(_weigh, shared)) * len(self._images) > METADATA_BYTES
 
 
 def split_name(name: str) -> tuple[str, str]:

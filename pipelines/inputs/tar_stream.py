@@ -169,7 +169,7 @@ class TarReader:
         while size:
             count = len(self._take(min(size, _SKIP_BYTES)))
             if not count:
-                raise EOFError(f"the tar ends within a member at byte {self.position}")
+                raise EOFError(f"the tar ends before byte {self.position + size}, within a member")
             size -= count
 
     def _pass_block(self, block: bytes) -> None:

@@ -126,7 +126,16 @@ def test_metadata_that_would_be_multiplied_are_dropped_and_counted(
         {"json": "x" * 1000},
         {"txt": '"3.txt"', "cls": '"3.cls"'},
     ]
-    assert skipped == {"metadata files over 16 MiB in their sample": 2}
+    assert skipped == {"metadata files over 8 MiB in their sample": 2}
+
+
+def test_metadata_that_would_be_multiplied_belong_to_the_image_of_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "METADATA_BYTES", 8000)
+    names = [f"www.a_{n}.{suffix}" for n in range(9) for suffix in ("jpg", "json")]
+    found, skipped = read_names(tmp_path / "a.tar", names)
+    assert (found, skipped) == ({f"www.a_{n}.jpg": {"json": f"www.a_{n}.json"} for n in range(9)}, {})
 
 
 DEEP = b"[" * 100_000
