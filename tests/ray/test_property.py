@@ -32,7 +32,7 @@ from pipelines.inputs.rows import Skipped
 from pipelines.job import run_job
 from sightline.demo.shapes import LABELS
 from storage.store import StoreOptions
-from tests.quick.pipelines.test_formats import read_all
+from tests.support.input_folder import read_all
 from tests.support.jobs import Place, RecordedProgress
 from tests.support.reference import (
     DAMAGES,
