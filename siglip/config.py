@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
+_MOST_BYTES = 2**31 - 1
+"""Most bytes of an image, encoded or as RGB: decoders count them in signed 32-bit numbers."""
+
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -54,8 +57,10 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_bytes: int = Field(64 * 2**20, gt=0, description="Largest encoded image, in bytes.")
-    max_pixels: int = Field(64_000_000, gt=0, description="Largest width times height, checked before decoding.")
+    max_bytes: int = Field(64 * 2**20, gt=0, le=_MOST_BYTES, description="Largest encoded image, in bytes.")
+    max_pixels: int = Field(
+        64_000_000, gt=0, le=_MOST_BYTES // 3, description="Largest width times height, checked before decoding."
+    )
     max_seconds: float = Field(30.0, gt=0, description="Longest time for decoding one image, in seconds.")
 
 

@@ -232,12 +232,14 @@ def _read_scans(data: bytes, header: JpegHeader) -> _Scans:
         end = position + int.from_bytes(data[position : position + 2], "big")
         segment = data[position + 2 : end]
         if marker == _SOS and segment and len(segment) >= 4 + 2 * segment[0]:
-            first, last, low = 0, 63, 0
+            first, last, high, low = 0, 63, 0, 0
             if header.process in _PROGRESSIVE:
-                first, last, low = segment[-3], segment[-2], segment[-1] & 15
+                first, last, high, low = segment[-3], segment[-2], segment[-1] >> 4, segment[-1] & 15
             for component in segment[1 : 1 + 2 * segment[0] : 2]:
-                if component in bits:
-                    bits[component][first : last + 1] = [low] * (last + 1 - first)
+                received = bits.get(component, [])
+                for n in range(first, min(last + 1, len(received))):
+                    if received[n] == (high or -1):  # a first scan, or one that refines what came before
+                        received[n] = low
         position = max(end, position)
     missing = [component for component, received in bits.items() if received[0] < 0]
     return _Scans(missing, all(not any(received) for received in bits.values()), ended)
