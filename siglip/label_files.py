@@ -53,6 +53,8 @@ def read_label_file(path: Path) -> Any:
             return _read_lines(text)
     except OSError as error:
         raise ValueError(f"label file {path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ValueError(f"label file {path}: it is nested too deeply") from None
     except (yaml.YAMLError, csv.Error, ValueError) as error:
         raise ValueError(f"label file {path}: {' '.join(str(error).split())}") from None
     raise ValueError(f"label file {path}: the name must end in .yaml, .yml, .json, .csv, .tsv or .txt")

@@ -100,7 +100,7 @@ def read_settings(path: Path, example: str, model: type[BaseModel]) -> dict[str,
         raw = parse_yaml(path.read_text(encoding="utf-8-sig"), lambda key: _is_text_only(model, key))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
