@@ -26,6 +26,7 @@ _SAMPLE_BYTES = 1 << 20
 """The images and bytes at a tar's beginning from which its number of images is estimated."""
 _INSPECTED_BYTES = 16 * _SAMPLE_BYTES
 """The most uncompressed bytes that an inspection reads. One megabyte of gzip may hold a gigabyte."""
+_MOST_PADDING = 1 << 20
 _BUFFER = 1 << 20
 
 
@@ -90,6 +91,25 @@ class _Gunzip(gzip.GzipFile):
         return len(data)
 
 
+class _Source:
+    """The compressed bytes. `gzip` passes over any number of zeros after the end, byte by byte; here it may be 1 MiB.
+
+    Raises `EOFError` if there are more.
+    """
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self._raw = raw
+        self._zeros = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._raw.read(size)
+        zeros = len(data) - len(data.rstrip(b"\0"))
+        self._zeros = zeros + (self._zeros if zeros == len(data) else 0)
+        if size == 1 and self._zeros > _MOST_PADDING:
+            raise EOFError(f"zeros from byte {self._raw.tell() - self._zeros}, too many to be padding after gzip")
+        return data
+
+
 class _Head(io.RawIOBase):
     """The first bytes of a stream, up to a number of them."""
 
@@ -111,7 +131,8 @@ class _Head(io.RawIOBase):
 def _open_tar(raw: Any, most: int | None = None) -> TarReader:
     """Return a reader of the tar, or of its first `most` bytes. Its first two bytes tell whether it is compressed."""
     compressed = raw.peek(2)[:2] == b"\x1f\x8b"
-    stream: Any = io.BufferedReader(_Gunzip(fileobj=raw), _BUFFER) if compressed else raw
+    source: Any = _Source(raw)
+    stream: Any = io.BufferedReader(_Gunzip(fileobj=source), _BUFFER) if compressed else raw
     if most is not None:
         stream = io.BufferedReader(_Head(stream, most), 1 << 16)
     return TarReader(stream, seekable=stream is raw)

@@ -32,6 +32,11 @@ _EXTENDED_BYTES = 1 << 20
 _MAP_BYTES = 1 << 20
 _SKIP_BYTES = 1 << 20
 
+_BLACK = (".bmp", ".tif", ".tiff")
+"""Formats whose files may end with zeros: black pixels."""
+_LAST_BYTES = (b"\xff\xd9", b"IEND\xaeB`\x82")
+"""The last bytes of a whole JPEG and PNG."""
+
 _NO_DATA = b"123456"
 """Types whose size is not the size of data in the tar: links, devices, folders."""
 _NO_FILES = b"5VD"
@@ -99,7 +104,7 @@ class TarReader:
         self._drop = False  # whether the next member's extended header could not be read
         self._torn = False  # whether the next member's extended header may be in a damaged place
         self._extends = False  # whether the tar has names in extended headers
-        self._blank_end = ""  # the last member, if its data end with a block of zeros
+        self._blank_end = ""  # the last member, if its data break off and zeros follow
 
     def members(self) -> Iterator[Member]:
         """Yield the members. Raises `EOFError` if the tar ends within one, and the stream's errors."""
@@ -143,8 +148,7 @@ class TarReader:
         self._left -= len(data)
         if len(data) < member.stored:
             raise EOFError(f"the tar ends within {member.name} at byte {self.position}")
-        end = data[-BLOCK:]
-        self._blank_end = member.name if end and not end.strip(b"\0") else ""
+        self._blank_end = member.name if _breaks_off(member.name, data) else ""
         return expand_sparse(data, member.pieces, member.size) if member.sparse else data
 
     def _report(self, reason: str, detail: str) -> None:
@@ -319,6 +323,14 @@ class TarReader:
         while len(block := self._take(BLOCK)) == BLOCK:
             yield block
         raise EOFError(f"the tar ends within a header at byte {self.position}")
+
+
+def _breaks_off(name: str, data: bytes) -> bool:
+    """Tell whether a file seems to be cut, and filled with zeros. Some cameras pad a whole JPEG with zeros."""
+    end = data[-BLOCK:]
+    if not end or end.strip(b"\0") or name.lower().endswith(_BLACK):
+        return False
+    return not data.rstrip(b"\0").endswith(_LAST_BYTES)
 
 
 def _is_padding(zeros: int, total: int, sizes: tuple[int, ...] = _PADDINGS) -> bool:

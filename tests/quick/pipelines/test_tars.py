@@ -103,6 +103,17 @@ def test_a_preallocated_download_that_broke_off_says_what_is_missing(tmp_path: P
         assert "images are lost" in rows[-1].rejected.detail
 
 
+def test_zeros_at_the_end_of_a_whole_image_are_no_damage(tmp_path: Path) -> None:
+    """Some cameras pad a JPEG with zeros, and a bitmap may end with black pixels."""
+    for name, data in (
+        ("1.jpg", PHOTO + bytes(4096)),
+        ("1.png", b"IEND\xaeB`\x82" + bytes(600)),
+        ("1.BMP", bytes(5000)),
+    ):
+        rows, _ = read_tar(tmp_path / "a.tar", make_tar([(name, data)]))
+        assert list_outcomes(rows) == [("1", data)]
+
+
 def test_a_hole_anywhere_costs_a_reject_row_or_damages_an_image_that_is_there(tmp_path: Path) -> None:
     data = make_tar(FIVE)
     for size in (512, 4096):
@@ -119,8 +130,9 @@ def test_a_hole_anywhere_costs_a_reject_row_or_damages_an_image_that_is_there(tm
         (zip_tar(make_tar(FIVE))[:-3], "truncated_archive"),
         (zip_tar(make_tar(FIVE)) + b"garbage", "corrupt_archive"),
         (zip_tar(make_tar(FIVE)) + zip_tar(make_tar([]))[:9], "truncated_archive"),
+        (zip_tar(make_tar(FIVE)) + bytes(2 << 20), "truncated_archive"),
     ],
-    ids=["crc", "length", "cut trailer", "garbage", "cut member"],
+    ids=["crc", "length", "cut trailer", "garbage", "cut member", "zeros"],
 )
 def test_the_end_of_a_gzip_file_is_checked(tmp_path: Path, data: bytes, reason: str) -> None:
     rows, _ = read_tar(tmp_path / "a.tar.gz", data)
