@@ -28,11 +28,13 @@ PALETTE: list[list[int]] = COLORS.tolist()
 
 
 def to_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.asarray(np.dstack([grey] * 3))
+    rgb: np.ndarray = np.dstack([grey] * 3)
+    return rgb
 
 
 def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    return rgb * (alpha / 255)[:, :, None] + 255 - alpha[:, :, None]
+    shown: np.ndarray = rgb * (alpha / 255)[:, :, None] + 255 - alpha[:, :, None]
+    return shown
 
 
 def assert_decodes(data: bytes, truth: np.ndarray, mode: DecodeMode = "exact", levels: float = 1.0) -> None:

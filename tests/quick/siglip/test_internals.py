@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image, TiffImagePlugin
 
-from siglip.images.pillow_internals import hide_exif, set_orientation
+from siglip.images.opening import FORMATS
+from siglip.images.pillow_internals import hide_exif, open_format, read_low_bytes, set_orientation, use_libtiff
 from siglip.tensors import view_as_tensor
+from tests.support.image_files import make_png
+from tests.support.images import encode, make_rgb
 
 
 @pytest.mark.parametrize("name", ["_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"])
@@ -50,6 +53,28 @@ def test_pillow_turns_a_tiff_by_the_method_of_its_object() -> None:
     set_orientation(image, 1)
     wrong = "Pillow no longer calls getexif of the object: see siglip/images/pillow_internals.py"
     assert image.getpixel((0, 0)) == (255, 0, 0), wrong
+
+
+def test_pillow_has_a_function_for_each_format() -> None:
+    for format in FORMATS:
+        assert callable(open_format(encode(make_rgb(9, 8), format), format).load), format
+    with pytest.raises(SyntaxError):
+        open_format(b"no image", "PNG")
+
+
+def test_pillow_reads_an_uncompressed_tiff_with_libtiff_when_it_is_told_to() -> None:
+    stored = make_rgb(9, 8)
+    image = open_format(encode(stored, "TIFF"), "TIFF")
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    use_libtiff(image, "RGB")
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(stored))
+
+
+def test_pillow_gives_the_low_bytes_of_16_bit_rgb_when_it_is_told_to() -> None:
+    samples = np.arange(60).reshape(4, 5, 3) * 1097
+    data = make_png(samples, 16, 2)
+    np.testing.assert_array_equal(np.asarray(read_low_bytes(data)), samples & 255)
+    np.testing.assert_array_equal(np.asarray(open_format(data, "PNG")), samples >> 8)
 
 
 def test_pillow_s_plugins_still_read_exif_when_they_open_a_file() -> None:
