@@ -17,7 +17,7 @@ REASONS: dict[str, str] = {
     "changed": "the object was replaced after it was planned, and on_changed is retag: its new version is a row",
     "unreadable": "the object that the row names could not be read",
     "truncated_archive": "the tar ends early: images after this point are lost",
-    "corrupt_archive": "the tar or Parquet file cannot be read from this point on",
+    "corrupt_archive": "a part of the tar, or the Parquet file from this point on, cannot be read",
 }
 """Every reason that a reject row can have, with its meaning."""
 
