@@ -103,12 +103,17 @@ def find_transparent(png: Png, image: Image.Image) -> NDArray[np.bool_] | None:
         return np.asarray(np.asarray(image.convert("L")) == png.key[0] * 255 // (2**png.depth - 1))
     samples = np.asarray(image)
     if png.depth == 8:
-        return np.asarray((samples == np.array(png.key)).all(axis=2))
-    high, low = np.array(png.key) >> 8, np.array(png.key) & 255
-    same = (samples == high).all(axis=2)
+        return _have_color(samples, png.key)
+    same = _have_color(samples, tuple(sample >> 8 for sample in png.key))
     if not same.any():
         return None
-    return np.asarray(same & (np.asarray(read_low_bytes(png.data)) == low).all(axis=2))
+    return same & _have_color(np.asarray(read_low_bytes(png.data)), tuple(sample & 255 for sample in png.key))
+
+
+def _have_color(samples: NDArray[np.uint8], color: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where RGB samples are this colour. Channel by channel: `all` over the last axis takes ten times as long."""
+    red, green, blue = (samples[:, :, n] == color[n] for n in range(3))
+    return np.asarray(red & green & blue)
 
 
 def check_rows(png: Png, image: Image.Image) -> None:
