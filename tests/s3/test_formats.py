@@ -13,7 +13,8 @@ from pipelines.inputs.images import fetch_images
 from pipelines.inputs.rows import Input, Reading, Skipped
 from storage.schemes import open_store
 from storage.store import StoreOptions
-from tests.quick.pipelines.test_formats import BOUNDARY, JPEG, WHOLE, extend_plan, outcomes, read_all
+from tests.quick.pipelines.test_formats import BOUNDARY, JPEG, WHOLE
+from tests.support.input_folder import extend_plan, outcomes, read_all
 from tests.support.stores.delay_proxy import delay_proxy
 from tests.support.stores.radosgw import Radosgw
 
