@@ -167,8 +167,8 @@ def _find_wanted(schema: pa.Schema, wanted: str, uri: str) -> ImageColumn:
     if not (_is_image_type(found.type) or has_path):
         type_ = show(str(found.type))
         raise ConfigError(
-            f"parquet.image_column: {wanted!r} of {uri} is {type_}: expected binary, {{bytes, path}} or a string with a "
-            "URI"
+            f"parquet.image_column: {wanted!r} of {uri} is {type_}: expected binary, {{bytes, path}} or a string "
+            "with a URI"
         )
     return found
 

@@ -32,6 +32,7 @@ _LINE_CHARS = 16 << 20
 """The most characters in a line or in a field. An unclosed quote would make the rest of a file one field."""
 _REMOTE_ROWS = 100
 """A list that begins with as many URLs is refused. Fewer are reject rows."""
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -84,7 +85,7 @@ def _plan(row: _Row, entry: Entry) -> Input:
 
 
 def _dump(columns: dict[str, Any]) -> str:
-    text = json.dumps(columns, ensure_ascii=False)
+    text = _encode(columns)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot

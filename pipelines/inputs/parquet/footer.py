@@ -126,18 +126,8 @@ class _Compact:
         raise ValueError(f"type {type_} is not in Parquet's footers")
 
     def skip(self, type_: int) -> None:
-        """Read a field's value and forget it."""
-        if type_ == _STRUCT:
-            for _, kind in self.fields():
-                self.skip(kind)
-        elif type_ in (_LIST, _SET):
-            for kind in self.elements():
-                if kind in (_TRUE, _FALSE):
-                    self._byte()
-                else:
-                    self.skip(kind)
-        elif type_ not in (_TRUE, _FALSE):  # a boolean field is its type, without a value
-            self.value(type_)
+        """Read a field's value and forget it. A boolean field has no value beside its type."""
+        self._position = _skip(self._data, self._position, type_)
 
     def _boolean_or_value(self, type_: int) -> Any:
         return type_ == _TRUE if type_ in (_TRUE, _FALSE) else self.value(type_)
@@ -147,13 +137,8 @@ class _Compact:
         return self._data[self._position - 1]
 
     def _varint(self) -> int:
-        value = shift = 0
-        while (byte := self._byte()) > 127:
-            value |= (byte & 127) << shift
-            shift += 7
-            if shift > 70:
-                raise ValueError("an integer of more than 64 bits")
-        return value | byte << shift
+        value, self._position = _read_varint(self._data, self._position)
+        return value
 
     def _integer(self) -> int:
         value = self._varint()
@@ -164,3 +149,52 @@ class _Compact:
         if self._position > len(self._data):
             raise IndexError("a text beyond the end of the footer")
         return self._data[self._position - size : self._position]
+
+
+def _skip(data: bytes, position: int, type_: int) -> int:
+    """Return the position after a field's value. It is one function with few calls, since footers have many values."""
+    if type_ == _STRUCT:
+        while head := data[position]:
+            position += 1
+            if head < 16:  # the field's number follows
+                while data[position] > 127:
+                    position += 1
+                position += 1
+            kind = head & 15
+            if 4 <= kind <= 6:
+                while data[position] > 127:
+                    position += 1
+                position += 1
+            elif kind > 2:
+                position = _skip(data, position, kind)
+        return position + 1
+    if type_ in (_LIST, _SET):
+        head = data[position]
+        size, kind = head >> 4, head & 15
+        position += 1
+        if size == 15:
+            size, position = _read_varint(data, position)
+        for _ in range(size):
+            position = _skip(data, position, _BYTE if kind in (_TRUE, _FALSE) else kind)
+        return position
+    if type_ == _BINARY:
+        size, position = _read_varint(data, position)
+        return position + size
+    if type_ in (4, 5, 6):
+        return _read_varint(data, position)[1]
+    if type_ in (_BYTE, _DOUBLE):
+        return position + (1 if type_ == _BYTE else 8)
+    if type_ in (_TRUE, _FALSE):
+        return position
+    raise ValueError(f"type {type_} is not in Parquet's footers")
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while (byte := data[position]) > 127:
+        value |= (byte & 127) << shift
+        shift += 7
+        position += 1
+        if shift > 70:
+            raise ValueError("an integer of more than 64 bits")
+    return value | byte << shift, position + 1
