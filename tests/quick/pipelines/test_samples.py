@@ -8,6 +8,8 @@ from typing import Any
 
 import duckdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.inputs import samples
 from pipelines.inputs.samples import encode_metadata, split_name
@@ -168,13 +170,29 @@ ODD_JSON: list[tuple[str, bytes, Any]] = [
 
 @pytest.mark.parametrize(("data", "value"), [case[1:] for case in ODD_JSON], ids=[case[0] for case in ODD_JSON])
 def test_metadata_are_json_for_every_reader_and_say_what_stood_there(data: bytes, value: Any) -> None:
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
     text = '{"json": ' + encode_metadata("json", data) + "}"
     text.encode()
     assert json.loads(text, parse_constant=refuse)["json"] == value
     assert duckdb.sql("select json_valid($1)", params=[text]).fetchall() == [(True,)]
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(constant)
+
+
+TOKENS = st.sampled_from(
+    [*'{}[]:,"\\', "NaN", "-Infinity", "1e999", "-0", '"a":', "\\ud83d", "\\u0000", "null", "\ufeff", "7"]
+)
+
+
+@given(st.binary(max_size=40) | st.lists(TOKENS, max_size=20).map(lambda tokens: "".join(tokens).encode()))
+def test_any_bytes_become_json(data: bytes) -> None:
+    for suffix in ("json", "txt", "cls"):
+        text = encode_metadata(suffix, data)
+        text.encode()
+        json.loads(text, parse_constant=refuse)
+    duckdb_says = duckdb.execute("select json_valid($1)", [encode_metadata("json", data)]).fetchall()
+    assert duckdb_says == [(True,)]
 
 
 @pytest.mark.parametrize(
