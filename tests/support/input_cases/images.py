@@ -30,9 +30,9 @@ TEXT = (
     "An image is what its bytes are, whatever its name is: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and HEIC with "
     "`sightline[heic]`. The EXIF orientation is applied, transparency is composited on white, and of an animation or "
     "of several pages the first is tagged. Colour profiles and gamma are ignored, as SigLIP's own preprocessing "
-    "ignores them. What a file holds beside its pixels (texts, previews, colour profiles, EXIF) can be broken or large and "
-    "costs no image. A variant that would come out as another picture is rejected as `unsupported`, and the detail of "
-    "the row names it."
+    "ignores them. What a file holds beside its pixels (texts, previews, colour profiles, EXIF) can be broken or large "
+    "and costs no image. A variant that would come out as another picture is rejected as `unsupported`, and the detail "
+    "of the row names it."
 )
 
 _RGB = np.asarray(make_rgb(60, 44)).astype(int)
@@ -171,7 +171,7 @@ CASES: tuple[InputCase, ...] = (
     ),
     _case(
         "JPEG whose pixels are not all there",
-        "also with an end marker or zeros behind the cut, where viewers show grey; also a progressive one between scans",
+        "also with an end marker or zeros behind the cut, where viewers show grey; also between two scans",
         "cut.jpg",
         _JPEG[: len(_JPEG) // 2],
         _JPEG[: len(_JPEG) // 2] + bytes(50_000),
