@@ -132,6 +132,8 @@ def parse_old_sparse(header: Header, more: Iterator[bytes]) -> tuple[list[int], 
             if len(pieces) < 2 * _SPARSE_ENTRIES:  # the others are read, so that the member's data are found
                 pieces += [_parse_number(block[at : at + 12]) for at in range(0, 504, 12)]
             extended = block[504]
+        if size < 0:
+            raise ValueError("a negative size")
     except ValueError as error:
         raise BadHeader("a sparse file with a broken map") from error
     used = [(pieces[at], pieces[at + 1]) for at in range(0, len(pieces), 2) if pieces[at] or pieces[at + 1]]

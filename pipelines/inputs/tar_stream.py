@@ -31,6 +31,8 @@ _EXTENDED_BYTES = 1 << 20
 """The most bytes of extended headers of one member. A name has a few hundred; extended attributes up to 64 KiB each."""
 _MAP_BYTES = 1 << 20
 _SKIP_BYTES = 1 << 20
+_FAR = 1 << 62
+"""Sizes in headers may be larger than a file can be."""
 
 _BLACK = (".bmp", ".tif", ".tiff")
 """Formats whose files may end with zeros: black pixels."""
@@ -167,9 +169,10 @@ class TarReader:
     def _skip(self, size: int) -> None:
         self._left = 0
         if self._seekable and size > _SKIP_BYTES:
-            self._stream.seek(size - 1, io.SEEK_CUR)
-            self.position += size - 1
-            size = 1
+            ahead = min(size - 1, _FAR)
+            self._stream.seek(ahead, io.SEEK_CUR)
+            self.position += ahead
+            size -= ahead
         while size:
             count = len(self._take(min(size, _SKIP_BYTES)))
             if not count:

@@ -76,7 +76,7 @@ def mutate(r: random.Random, data: bytes) -> bytes:
     at = 512 * r.randrange(blocks)
     length = 512 * r.choice([1, 1, 2, 8, 20])
     some = bytearray(data)
-    kind = r.randrange(10)
+    kind = r.randrange(11)
     if kind == 0:
         some[at : at + length] = bytes(len(some[at : at + length]))
     elif kind == 1:
@@ -95,6 +95,9 @@ def mutate(r: random.Random, data: bytes) -> bytes:
         some[start:] = bytes(len(some) - start)
     elif kind == 7:
         some += r.choice([b"tail", bytes(700), bytes(30_000), r.randbytes(2000)])
+    elif kind == 9:
+        size = r.choice([b"\x80", b"\xff"]) + r.randbytes(11)
+        some[at:at] = header(b"1.jpg", size, bytes([r.choice(b"0x1SgLM")]), r.choice([USTAR, GNU, V7]))
     elif kind == 8:
         del some[at + 3 : at + 7]
     return bytes(some)

@@ -299,6 +299,31 @@ def test_no_image_gets_a_wrong_name_when_its_extended_header_is_damaged(tmp_path
         assert list_outcomes(rows) == [("9", PHOTO), ("a.tar", "corrupt_archive")]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(b"1.jpg", b"\x80" + b"\x7f" * 11),
+        header(b"1.mp4", b"\x80" + b"\0" * 3 + b"\xff" * 8),
+        pax([(b"size", b"9" * 20)]) + header(b"1.jpg", 0),
+        header(b"1", b"\x80" + b"\x7f" * 11, b"1"),
+        header(b"x", b"\x80" + b"\x7f" * 11, b"x"),
+        header(b"@LongLink", b"\x80" + b"\x7f" * 11, b"L", GNU),
+        header(b"1.jpg", b"\x80" + b"\x7f" * 11, b"S", GNU, at483=b"\x80" + b"\x7f" * 11),
+    ],
+)
+def test_a_size_beyond_all_bounds_is_a_tar_that_ends_early(tmp_path: Path, data: bytes) -> None:
+    whole = member(b"0.jpg", PHOTO) + data + b"x" * 1000 + END
+    for content in (whole, zip_tar(whole)):
+        rows, _ = read_tar(tmp_path / "a.tar", content)
+        assert (keys(rows), reasons(rows)[-1]) == (["0"], "truncated_archive")
+
+
+def test_a_sparse_file_of_a_negative_size_is_damage(tmp_path: Path) -> None:
+    data = member(b"1.jpg", STORED, b"S", GNU, at386=b"%011o\0%011o\0" % (0, len(STORED)), at483=b"\xff" * 12)
+    rows, _ = read_tar(tmp_path / "a.tar", data + member(b"9.jpg", PHOTO) + END)
+    assert list_outcomes(rows) == [("9", PHOTO), ("a.tar", "corrupt_archive")]
+
+
 def test_extended_headers_of_any_size_take_little_memory(tmp_path: Path) -> None:
     """780 MiB of a PAX header are 0.78 MB of gzip. Inspections run in the driver, 16 at once."""
     huge = header(b"x", 64 << 20, b"x") + b"67108864 comment=" + bytes((64 << 20) - 17)
