@@ -162,7 +162,7 @@ class Samples:
         if self._is_too_much(shared):
             for item in shared:
                 self._skipped.add(show_name(item.name), _TOO_LARGE)
-            shared = []
+            shared, self._metadata = [], [item for item in self._metadata if item.between]
         for row, between in self._images:
             row.metadata = _join(own.get(between, ()), shared, short=bool(between))
         if len(self._images) == 1 and not self._in_parts and not _DATE.fullmatch(self._images[0][1]):

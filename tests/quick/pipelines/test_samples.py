@@ -131,6 +131,17 @@ def test_metadata_that_would_be_multiplied_are_dropped_and_counted(
     assert skipped == {"metadata files over 8 MiB in their sample": 2}
 
 
+def test_metadata_too_large_for_a_part_of_a_sample_are_dropped_for_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "METADATA_BYTES", 3000)
+    monkeypatch.setattr(samples, "SAMPLE_IMAGES", 4)
+    frames = [f"clip.{n:03}.jpg" for n in range(9)]
+    large = {"clip.json": json.dumps("x" * 1000).encode()}
+    found, skipped = read_names(tmp_path / "a.tar", ["clip.json", *frames], large)
+    assert (found, skipped) == (dict.fromkeys(frames), {"metadata files over 8 MiB in their sample": 1})
+
+
 def test_metadata_that_would_be_multiplied_belong_to_the_image_of_their_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
