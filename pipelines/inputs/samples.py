@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +94,13 @@ class Samples:
         if member.kind == "link" or (member.kind == "part" and not image):
             self._skipped.add(show_name(name), "links and devices in tars")
         elif image:
-            full = len(self._images) >= SAMPLE_IMAGES or self._image_bytes + member.size > SAMPLE_BYTES
+            size = member.size if member.size <= self._max_bytes else 0
+            full = len(self._images) >= SAMPLE_IMAGES or self._image_bytes + size > SAMPLE_BYTES
             if self._images and full:
                 yield from self._take_part()
             self._names.add(own_name)
             self._images.append((self._read_image(name, member, tar), between))
-            self._image_bytes += min(member.size, self._max_bytes)
+            self._image_bytes += size
         elif metadata:
             self._add_metadata(_Metadata(name, extension, between, ""), suffix, member, tar)
         else:
@@ -157,11 +159,14 @@ class Samples:
         if not self._images:
             return [], self._metadata if not self._in_parts else [item for item in self._metadata if item.between]
         own, shared, left = self._assign(self._in_parts)
-        if self._is_too_much(shared):
+        if self._is_too_much(own, shared):
             own, shared, left = self._assign(by_name=True)
-        if self._is_too_much(shared):
-            for item in shared:
+        if self._is_too_much(own, shared):
+            counts = Counter(between for _, between in self._images)
+            repeated = [item for between, items in own.items() if counts[between] > 1 for item in items]
+            for item in (*shared, *repeated):
                 self._skipped.add(show_name(item.name), _TOO_LARGE)
+            own = {between: items for between, items in own.items() if counts[between] == 1}
             shared, self._metadata = [], [item for item in self._metadata if item.between]
         for row, between in self._images:
             row.metadata = _join(own.get(between, ()), shared, short=bool(between))
@@ -189,8 +194,14 @@ class Samples:
                 left.append(item)
         return own, shared, left
 
-    def _is_too_much(self, shared: list[_Metadata]) -> bool:
-        return len(self._images) > 1 and sum(map(_weigh, shared)) * len(self._images) > METADATA_BYTES
+    def _is_too_much(self, own: dict[str, list[_Metadata]], shared: list[_Metadata]) -> bool:
+        """Tell whether rows would repeat too much of the metadata. What only one row has is bounded as it is read."""
+        if len(self._images) == 1:
+            return False
+        counts = Counter(between for _, between in self._images)
+        total = sum(map(_weigh, shared)) * len(self._images)
+        total += sum(_weigh(item) * (counts[between] - 1) for between, items in own.items() for item in items)
+        return total > METADATA_BYTES
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -129,6 +129,17 @@ def test_metadata_that_would_be_multiplied_are_dropped_and_counted(
         {"txt": '"3.txt"', "cls": '"3.cls"'},
     ]
     assert skipped == {"metadata files over 8 MiB in their sample": 2}
+    names = ["1.0.txt", "1.jpg", "1.JPG", "1.Jpg", "1.jPg", "1.png"]
+    found, skipped = read_names(tmp_path / "a.tar", names, {"1.0.txt": b"x" * 1000})
+    assert (list(found), set(found.values())) == (names[1:], {None})
+    assert skipped == {"metadata files over 8 MiB in their sample": 1}
+
+
+def test_an_image_over_the_cap_does_not_part_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "SAMPLE_BYTES", 2000)
+    data = make_tar([("1.left.jpg", PHOTO), ("1.right.jpg", bytes(5000)), ("1.json", b"1")])
+    rows, _ = read_tar(tmp_path / "a.tar", data, max_bytes=1000)
+    assert [row.metadata for row in rows] == ['{"json": 1}'] * 2
 
 
 def test_metadata_too_large_for_a_part_of_a_sample_are_dropped_for_all_its_parts(
