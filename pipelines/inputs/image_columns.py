@@ -17,17 +17,21 @@ import pyarrow as pa
 from storage.settings import ConfigError
 from storage.store import show
 
-IMAGE_NAMES = frozenset(
-    ["image", "img", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "photo", "picture", "encodedimage"]
-) | {a + b for a, b in product(["image", "img", "jpg", "jpeg", "png"], ["bytes", "data", "content", "binary", "blob"])}
-"""Names of columns that hold images, or their URIs. Folded: lower-case letters and digits only."""
-CONTENT_NAMES = frozenset(["content", "bytes", "data", "binary", "raw", "blob"])
+_THINGS = ("image", "img", "photo", "picture", "jpg", "jpeg", "png")
+IMAGE_NAMES = frozenset([*_THINGS, "webp", "gif", "bmp", "tif", "tiff", "encodedimage"]) | {
+    thing + form for thing, form in product(_THINGS, ["bytes", "data", "content", "binary", "blob"])
+}
+"""Names of columns that hold images, or their URIs. Folded: lower-case, without `_`, `-` and spaces."""
+CONTENT_NAMES = frozenset(["content", "bytes", "data", "binary", "raw", "blob", "file", "filebytes", "filecontent"])
 """Names of columns that hold the bytes of a file of any kind."""
-_FORMS = ("uri", "url", "path", "file", "filename", "filepath", "link", "src")
-IMAGE_URI_NAMES = IMAGE_NAMES | {a + b for a, b in product(["image", "img", "photo", "picture", "s3"], _FORMS)}
+IMAGE_URI_NAMES = IMAGE_NAMES | {
+    thing + form for thing, form in product([*_THINGS, "s3"], ["uri", "url", "path", "filepath", "link", "src"])
+}
 """Names of columns that hold the URIs of images."""
-URI_NAMES = frozenset(_FORMS[:6])
-"""Names of columns that hold the URI of a file of any kind, or a name that only describes it."""
+URI_NAMES = frozenset(["uri", "url", "path", "filepath", "filename", "file"]) | {
+    thing + form for thing, form in product(["image", "img"], ["name", "file", "filename"])
+}
+"""Names of columns that hold the URI of a file of any kind, or a name that only describes the bytes beside it."""
 
 _MAX_DEPTH = 8
 """How deep in structs and lists an image column is looked for."""
@@ -71,7 +75,7 @@ def choose_uri_column(names: Iterable[str], wanted: str | None, uri: str) -> str
             raise ConfigError(f"lists.column: {uri} has no column {wanted!r}; it has {listed(names)}")
         return wanted
     for known in (IMAGE_URI_NAMES, URI_NAMES):
-        found = [name for name in names if fold(name) in known]
+        found = [name for name in names if known & _forms(name)]
         if len(found) > 1:
             raise ConfigError(
                 f"input: {uri} has the columns {_quote(found)}: set lists.column to the one that holds the URIs"
@@ -240,8 +244,8 @@ def _rank(columns: list[ImageColumn], features: Mapping[str, object]) -> Iterato
 
 
 def _rank_of(one: ImageColumn) -> int | None:
-    name, nested = fold(one.path[-1]), len(one.path) > 1
-    names = {name, name.removesuffix("s")} if one.many else {name}
+    nested = len(one.path) > 1
+    names = _forms(one.path[-1]) if one.many else {fold(one.path[-1])}
     if pa.types.is_null(one.type):  # pandas writes this type where every image is missing
         return 4 if names & IMAGE_NAMES and not nested else None
     fixed = bool(pa.types.is_fixed_size_binary(one.type))
@@ -271,9 +275,14 @@ def _refuse_pixels(schema: pa.Schema, features: Mapping[str, object]) -> None:
     for field in schema:
         type_ = plain(field.type)
         holds = is_list(type_) or field_of(type_, "bytes") >= 0 or field_of(type_, "path") >= 0
-        if _declared(features, (field.name,)) == "Image" or (fold(field.name) in IMAGE_NAMES and holds):
+        if _declared(features, (field.name,)) == "Image" or (IMAGE_NAMES & _forms(field.name) and holds):
             expected = "expected encoded images, such as binary or {bytes, path}"
             raise UnreadableFile(f"the column {show(field.name)} is {show(str(field.type))}: {expected}")
+
+
+def _forms(name: str) -> set[str]:
+    """Return a folded name, and its singular."""
+    return {fold(name), fold(name).removesuffix("s")}
 
 
 def _quote(names: Iterable[str]) -> str:

@@ -129,11 +129,10 @@ def _read_rows(
     entry: Entry, column: str | None, options: StoreOptions, skipped: Skipped, columns: ReadColumns
 ) -> Iterator[_Row]:
     name = entry.uri.lower()
-    file = StoreFile(open_store(entry.uri, options), entry)
-    if file.read(2) in _UTF_16:
-        raise ConfigError(f"input: {entry.uri} is UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
-    file.seek(0)
-    with io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline="") as text:
+    file = io.BufferedReader(StoreFile(open_store(entry.uri, options), entry))
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        if file.peek(2)[:2] in _UTF_16:
+            raise ConfigError(f"input: {entry.uri} is UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
         lines = _Lines(text, entry.uri)
         if name.endswith(".txt"):
             yield from _read_text(lines, skipped)

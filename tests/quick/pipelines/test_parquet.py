@@ -89,6 +89,10 @@ CHOICES: dict[str, tuple[pa.Table, str]] = {
         with_features(pa.table({"a": [{"left": JPEG, "right": b""}] * 2}), {"a": {"left": IMAGE}}),
         "a.left",
     ),
+    "a camera, as LeRobot names it": (
+        with_features(pa.table({"a.wrist": BAD, "a.top": pairs(JPEG, JPEG)}), {"a.top": IMAGE, "a.wrist": AUDIO}),
+        "a.top",
+    ),
     "duplicates elsewhere": (pa.Table.from_arrays([BAD, BAD, GOOD], ["x", "x", "image"]), "image"),
     "a dot in a struct's name": (pa.table({"my.a": [{"image": JPEG}] * 2}), "my.a.image"),
     "a dot in the name": (pa.table({"a.b": BAD, "my.image": GOOD, "image": GOOD}), "image"),
@@ -151,6 +155,7 @@ EQUAL: dict[str, tuple[pa.Table, str]] = {
         "'left' and 'right'",
     ),
     "two URIs": (pa.table({"image_url": ["x", "y"], "image_path": ["x", "y"]}), "'image_path' and 'image_url'"),
+    "bytes and a name": (pa.table({"x": GOOD, "image_name": ["x", "y"]}), "'image_name' and 'x'"),
     "bytes and a path": (pa.table({"x": GOOD, "file_name": ["x", "y"]}), "'file_name' and 'x'"),
     "content and a string": (pa.table({"content": GOOD, "image": ["x", "y"]}), "'content' and 'image'"),
 }
