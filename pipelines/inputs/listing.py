@@ -222,6 +222,9 @@ class InputLister:
                 yield _plan_input(archive.KIND, entry, key)
             elif images.recognizes(name):
                 yield _plan_input("image", entry, key)
+            elif entry.uri in configured:
+                known = f"image, tar, Parquet file or list ({', '.join(lists.SUFFIXES)})"
+                raise ConfigError(f"input: {show(entry.uri)} is no {known}, by the suffix of its name")
             else:
                 skipped.add_suffix(entry.uri)
 

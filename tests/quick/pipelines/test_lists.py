@@ -235,6 +235,13 @@ def test_the_column_can_be_named(folder: Folder) -> None:
         folder.plan(input=str(folder.write("c.jsonl", b'{"path": "a.jpg"}')), lists={"column": "photo"})
 
 
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.json", "a.xlsx", "list"])
+def test_a_configured_file_of_another_kind_is_refused_by_name(folder: Folder, name: str) -> None:
+    path = folder.write(name, b"a.jpg")
+    with pytest.raises(ConfigError, match=rf"{name} is no image, tar, Parquet file or list \(\.txt, \.csv, \.tsv, "):
+        folder.plan(input=[str(folder.input), str(path)])
+
+
 def test_only_configured_lists_are_read(folder: Folder) -> None:
     for suffix in SUFFIXES:
         folder.write(f"list{suffix}", b"anything")
