@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import encryption
 
 from pipelines.inputs.parquet import file as parquet_file
 from pipelines.inputs.parquet.footer import read_bounds
@@ -320,6 +321,31 @@ def test_an_odd_file_is_a_row_that_says_why(folder: Folder, name: str) -> None:
     assert len(rows) == 2
     assert rows[0].rejected is not None
     assert re.search(text, rows[0].rejected.detail), rows[0].rejected.detail
+
+
+class _Keys(encryption.KmsClient):  # type: ignore[misc]
+    """Keys that are wrapped by nothing."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64encode(key)
+
+
+@pytest.mark.parametrize("readable_footer", [True, False])
+def test_an_encrypted_file_is_a_row(folder: Folder, readable_footer: bool) -> None:
+    """With a readable footer, pyarrow would end the process for the metadata of an encrypted column."""
+    table = pa.table({"image": [JPEG] * 3, "n": [1, 2, 3], "m": [1, 2, 3]})
+    properties = encryption.CryptoFactory(_Keys).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration("f", column_keys={"k": ["image", "n"]}, plaintext_footer=readable_footer),
+    )
+    with pq.ParquetWriter(folder.input / "a.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    write(folder, table, "b.parquet")
+    rows = folder.rows(parquet={"columns": ["n"]})
+    assert outcomes(rows) == [("a.parquet", "corrupt_archive"), ("0", None), ("1", None), ("2", None)]
 
 
 @pytest.mark.parametrize(
