@@ -70,7 +70,8 @@ def decode_image(
 
     EXIF orientation is applied; EXIF that cannot be parsed is ignored. Alpha is composited on white, palettes and CMYK
     are converted to RGB, and 16-bit samples are rescaled to 8 bits. Of an animation the first frame is used. Colour
-    profiles are ignored, as SigLIP's reference preprocessing ignores them.
+    profiles are ignored, as SigLIP's reference preprocessing ignores them. A variant of a format that would come out as
+    another picture is rejected as `unsupported`. Data that a file has beside its pixels can be broken and cost nothing.
 
     libjpeg can shrink a JPEG to a half, a quarter or an eighth while it decodes, which is less work. `exact` does not
     use that. `auto` shrinks to no less than a quarter, and to no less than four times the model's size: for photos,

@@ -56,10 +56,10 @@ def open_image(data: bytes, max_pixels: int) -> Opened:
 
     Raises `ImageRejected`, or what Pillow raises for a broken file.
     """
-    if name := name_unread_format(data):
-        raise ImageRejected("unsupported", name)
     if data.startswith(b"\xff\xd8\xff"):
         return _open_jpeg(data)
+    if name := name_unread_format(data):
+        raise ImageRejected("unsupported", name)
     if data.startswith(SIGNATURE):
         png = read_png(data)
         return Opened(_open_one(png.data, "PNG"), png.data, png=png)

@@ -17,11 +17,12 @@ Pixels = NDArray[np.uint8]
 
 _HUFFMAN_DCT = (0xC0, 0xC1, 0xC2)
 """Baseline, extended and progressive: the processes of nearly all files."""
-_OTHERS = {0xC3: "lossless", 0xC9: "arithmetic", 0xCA: "arithmetic progressive"}
-"""Processes that Pillow decodes, without shrinking."""
+_OTHERS = (0xC3, 0xC9, 0xCA)
+"""Lossless, arithmetic, arithmetic progressive: processes that Pillow decodes, without shrinking."""
 _UNSUPPORTED = {
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE), "hierarchical JPEG"),
     0xCB: "lossless arithmetic JPEG",
+    0xF7: "JPEG-LS",
 }
 _PROGRESSIVE = (0xC2, 0xCA)
 _EOI, _SOS = 0xD9, 0xDA
@@ -32,6 +33,8 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _KEPT = {b"JFIF\0": 0xE0, b"Exif\0\0": 0xE1, b"http://ns.adobe.com/xap/1.0/\0": 0xE1, b"Adobe": 0xEE}
 """Application segments with a meaning for pixels or for the orientation, by their first bytes."""
+_MOST_SEGMENTS = 10_000
+"""Most segments before the pixels. A colour profile of 16 MB has 255; Pillow keeps each one in memory."""
 _BLOCK_ROWS = 16
 """Most rows of pixels in a row of blocks (MCUs) of the usual subsamplings."""
 
@@ -84,6 +87,8 @@ def read_header(data: bytes) -> JpegHeader:
             break
         header.segments.append((marker, match.start(), end))
         position = max(end, position)
+        if len(header.segments) > _MOST_SEGMENTS:
+            raise ImageRejected("unsupported", f"JPEG with over {_MOST_SEGMENTS} segments before its pixels")
     else:
         raise ImageRejected("truncated", "the JPEG ends before its first scan")
     if not frames:
@@ -192,15 +197,15 @@ def strip_jpeg(data: bytes, header: JpegHeader, exif: bool) -> bytes:
 def _run_libjpeg(data: bytes, header: JpegHeader, shrink: int, strict: bool = True) -> Pixels:
     """Decode with libjpeg. Raises `ValueError` with libjpeg's text for its errors, and if `strict` for its warnings.
 
-    The buffer has room for the whole image, whatever libjpeg makes of the wish to shrink it: for a lossless JPEG
-    libjpeg-turbo before 3.1.4.1 ignored the wish and wrote the whole image into a smaller buffer. Pages of a buffer
-    that are not written cost nothing.
+    The buffer for a smaller image has room for the whole one, whatever libjpeg makes of the wish to shrink it: for a
+    lossless JPEG libjpeg-turbo before 3.1.4.1 ignored the wish, and wrote the whole image. Pages of a buffer that are
+    not written cost nothing.
     """
     import simplejpeg
 
     colors = "CMYK" if len(header.components) == 4 else "RGB"
     height, width = (-(-side // shrink) for side in (header.height, header.width))
-    buffer = np.empty(header.height * header.width * len(colors), np.uint8)
+    buffer = np.empty(header.height * header.width * len(colors), np.uint8) if shrink > 1 else None
     pixels: Pixels = simplejpeg.decode_jpeg(
         data, colors, min_height=height, min_width=width, buffer=buffer, strict=strict
     )

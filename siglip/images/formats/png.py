@@ -51,8 +51,9 @@ def read_png(data: bytes) -> Png:
     Raises `ImageRejected`: `corrupt` for a chunk that matters and is broken, `unsupported` for a file that decoders
     read in different ways, `truncated` when the file ends before its pixels.
     """
-    view, position = memoryview(data), len(SIGNATURE)
-    parts: list[bytes | memoryview] = [SIGNATURE]
+    position = len(SIGNATURE)
+    parts: list[bytes] = [SIGNATURE]
+    start = 0  # of the consecutive chunks of pixels before `position`, 0 behind any other chunk
     found: dict[bytes, bytes] = {}
     pixels = False
     while position + 8 <= len(data):
@@ -65,17 +66,22 @@ def read_png(data: bytes) -> Png:
         if len(parts) == 1 and name != b"IHDR":
             raise ImageRejected("unsupported", f"PNG whose first chunk is {name.decode()}")
         if name == b"IDAT":
-            pixels = True
-            parts.append(view[position:end])
-        elif name in _CRITICAL:
+            pixels, start, position = True, start or position, end
+            continue
+        if start:
+            parts.append(data[start:position])
+            start = 0
+        if name in _CRITICAL:
             if name in found:
                 raise ImageRejected("unsupported", f"PNG with two {name.decode()} chunks")
             if not pixels:
                 found[name] = _check(data, name, position, end)
-                parts += [view[position:end]] if name != b"tRNS" or found[b"IHDR"][9:10] == b"\x03" else []
+                parts += [data[position:end]] if name != b"tRNS" or found[b"IHDR"][9:10] == b"\x03" else []
         elif end <= len(data) and (kept := _keep_orientation(data, name, position, end)):
             parts.append(kept)
         position = end
+    if start:
+        parts.append(data[start:position])
     if not pixels or b"IHDR" not in found:
         raise ImageRejected("truncated" if position >= len(data) else "corrupt", "the PNG ends before its pixels")
     header = found[b"IHDR"]

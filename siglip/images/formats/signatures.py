@@ -7,7 +7,6 @@ _NOT_READ: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\xff\xd8\xff\xf7", "JPEG-LS"),
     (b"II\xbc\x01", "JPEG XR"),
     (b"8BPS", "Photoshop (PSD)"),
     (b"%PDF", "PDF"),

@@ -26,7 +26,7 @@ from tests.support.image_mutations import make_seeds, mutate
 SPEC = ImageSpec(size=32)
 LIMITS = Limits(max_bytes=2**20, max_pixels=1_000_000, max_seconds=20)
 SECONDS = float(os.environ.get("SIGHTLINE_FUZZ_SECONDS", "0"))
-ROUNDS = 40
+ROUNDS = 8
 """Mutations of each seed without `SIGHTLINE_FUZZ_SECONDS`."""
 MODES: tuple[DecodeMode, ...] = ("exact", "auto", "fast")
 
@@ -111,5 +111,5 @@ def test_mutated_images_never_kill_a_decoder_or_become_another_picture() -> None
         for decoder in decoders:
             decoder.close()
     assert faults == []
-    assert tagged > 100, "many mutations leave an image"
+    assert tagged > 40, "many mutations leave an image"
     assert peak < 2**29, "the memory of the libraries, and of a megapixel"
