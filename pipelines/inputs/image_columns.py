@@ -72,13 +72,13 @@ def choose_uri_column(names: Iterable[str], wanted: str | None, uri: str) -> str
     names = list(names)
     if wanted is not None:
         if wanted not in names:
-            raise ConfigError(f"lists.column: {uri} has no column {wanted!r}; it has {listed(names)}")
+            raise ConfigError(f"lists.column: {show(uri)} has no column {wanted!r}; it has {listed(names)}")
         return wanted
     for known in (IMAGE_URI_NAMES, URI_NAMES):
         found = [name for name in names if known & _forms(name)]
         if len(found) > 1:
             raise ConfigError(
-                f"input: {uri} has the columns {_quote(found)}: set lists.column to the one that holds the URIs"
+                f"input: {show(uri)} has the columns {_quote(found)}: set lists.column to the one that holds the URIs"
             )
         if found:
             return found[0]
@@ -104,9 +104,10 @@ def choose_image_column(schema: pa.Schema, wanted: str | None, uri: str) -> Imag
     exact = [one for one in declared if fold(one.name) in IMAGE_NAMES]
     for ranked in (exact if len(exact) == 1 else declared, *_rank(columns, features)):
         if len({one.path for one in ranked}) > 1:
+            names = _quote(one.name for one in ranked)
             raise ConfigError(
-                f"parquet.image_column: {uri} has the columns {_quote(one.name for one in ranked)}, and more than one "
-                "of them may hold the images: set it to the right one"
+                f"parquet.image_column: {show(uri)} has the columns {names}, and more than one of them may hold the "
+                "images: set it to the right one"
             )
         if ranked:
             return _check_unique(schema, ranked[0], ranked[0].name)
@@ -166,12 +167,12 @@ def plain(type_: pa.DataType) -> pa.DataType:
 def _find_wanted(schema: pa.Schema, wanted: str, uri: str) -> ImageColumn:
     found = find_column(schema, wanted)
     if found is None:
-        raise ConfigError(f"parquet.image_column: {uri} has no column {wanted!r}; it has {listed(schema.names)}")
+        raise ConfigError(f"parquet.image_column: {show(uri)} has no column {wanted!r}; it has {listed(schema.names)}")
     has_path = is_string(_type_of_field(found.type, "path"))
     if not (_is_image_type(found.type) or has_path):
         type_ = show(str(found.type))
         raise ConfigError(
-            f"parquet.image_column: {wanted!r} of {uri} is {type_}: expected binary, {{bytes, path}} or a string "
+            f"parquet.image_column: {wanted!r} of {show(uri)} is {type_}: expected binary, {{bytes, path}} or a string "
             "with a URI"
         )
     return found

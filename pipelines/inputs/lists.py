@@ -71,7 +71,7 @@ def expand(
     first = list(islice(rows, _REMOTE_ROWS))
     if len(first) == _REMOTE_ROWS and all(row.uri.lower().startswith(("http://", "https://")) for row in first):
         raise ConfigError(
-            f"input: {entry.uri} is a list of http(s) URLs, which are not fetched: download the images first"
+            f"input: {show(entry.uri)} is a list of http(s) URLs, which are not fetched: download the images first"
         )
     for row in chain(first, rows):
         yield _plan(row, entry)
@@ -111,7 +111,9 @@ class _Lines:
         try:
             line = self._text.readline(_LINE_CHARS + 1)
         except UnicodeDecodeError as error:
-            raise ConfigError(f"input: {self.uri} is not UTF-8 after line {self.number}: {error.reason}") from error
+            raise ConfigError(
+                f"input: {show(self.uri)} is not UTF-8 after line {self.number}: {error.reason}"
+            ) from error
         if not line:
             raise StopIteration
         self.number += 1
@@ -122,7 +124,7 @@ class _Lines:
         return line
 
     def refuse(self, problem: str, line: int | None = None) -> ConfigError:
-        return ConfigError(f"input: {self.uri} line {line or self.number} {problem}")
+        return ConfigError(f"input: {show(self.uri)} line {line or self.number} {problem}")
 
 
 def _read_rows(
@@ -132,7 +134,7 @@ def _read_rows(
     file = io.BufferedReader(StoreFile(open_store(entry.uri, options), entry))
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         if file.peek(2)[:2] in _UTF_16:
-            raise ConfigError(f"input: {entry.uri} is UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
+            raise ConfigError(f"input: {show(entry.uri)} is UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
         lines = _Lines(text, entry.uri)
         if name.endswith(".txt"):
             yield from _read_text(lines, skipped)

@@ -107,10 +107,12 @@ def find_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> Im
             raise UnreadableFile(f"{schema.names.count(name)} columns have the name {name!r}")
     if (key := config.key_column) is not None:
         if key not in schema.names:
-            raise ConfigError(f"parquet.key_column: {planned.uri} has no column {key!r}; it has {listed(schema.names)}")
+            raise ConfigError(
+                f"parquet.key_column: {show(planned.uri)} has no column {key!r}; it has {listed(schema.names)}"
+            )
         if pa.types.is_nested(type_ := schema.field(key).type):
             raise ConfigError(
-                f"parquet.key_column: {key!r} of {planned.uri} is {show(str(type_))}: expected text or a number"
+                f"parquet.key_column: {key!r} of {show(planned.uri)} is {show(str(type_))}: expected text or a number"
             )
     if config.image_column is None and planned.column is not None:
         found = find_column(schema, planned.column)
