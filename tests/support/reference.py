@@ -239,7 +239,9 @@ class Tar(Source):
             return packed, members, end, False
         packed = packed[: int(len(packed) * self.damage)]
         told = len(zlib.decompressobj(31).decompress(packed)) if self.zipped else len(packed)
-        return packed, members, told, self.zipped or told < end  # a gzip file has an end of its own
+        # A gzip file has an end of its own. A tar without members is whole only in the lengths that programs write.
+        odd = not members and told not in (2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+        return packed, members, told, self.zipped or told < end or odd
 
     def files(self) -> dict[str, bytes]:
         """Return the files to write, by name."""
@@ -351,9 +353,10 @@ class Loose(Source):
         return {self.name + name: picture.data() for name, picture in self.images}
 
     def rows(self, root: str) -> Iterator[Planted]:
-        """Yield a row for each image."""
+        """Yield a row for each image that is not hidden: no part of its path begins with a dot."""
         for name, picture in self.images:
-            yield picture.planted(self.name + name, root + self.name + name)
+            if not any(part.startswith(".") for part in name.split("/")):
+                yield picture.planted(self.name + name, root + self.name + name)
 
 
 @dataclass(frozen=True)
