@@ -60,14 +60,18 @@ def is_turned(pixels: np.ndarray, expected: np.ndarray, levels: float) -> bool:
     return any(np.abs(turn.astype(int) - expected).mean() < levels for turn in turns)
 
 
-def find_fault(data: bytes, outcome: object) -> str | None:
-    """What is wrong with a decoder's outcome for a file, or None."""
+def find_fault(data: bytes, outcome: object, mode: DecodeMode) -> str | None:
+    """What is wrong with a decoder's outcome for a file, or None.
+
+    Samples out of range, which only a damaged JPEG has, come out otherwise when libjpeg shrinks the image.
+    """
+    levels = 6 if mode == "exact" or not data.startswith(b"\xff\xd8") else 40
     expected = decode_by_pillow(data)
     if isinstance(outcome, ImageRejected):
         if outcome.reason in ("decoder_crashed", "decoder_timeout"):
             return str(outcome)
         return None if expected is None or outcome.reason in EXPLAINED else f"Pillow decodes it: {outcome}"
-    if expected is None or is_turned(outcome.pixels, expected, 6):  # type: ignore[attr-defined]
+    if expected is None or is_turned(outcome.pixels, expected, levels):  # type: ignore[attr-defined]
         return None
     return "another picture than Pillow's"
 
@@ -95,20 +99,21 @@ def read_peak(pid: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_mutated_images_never_kill_a_decoder_or_become_another_picture() -> None:
     seeds = make_seeds()
-    decoders = [Decoder(SPEC, LIMITS, mode, thumbnail=16) for mode in MODES]
+    decoders = {mode: Decoder(SPEC, LIMITS, mode, thumbnail=16) for mode in MODES}
     faults, tagged = [], 0
     peak = 0
     try:
         for number, (name, data) in enumerate(make_mutations(seeds)):
-            decoder = decoders[number % len(decoders)]
+            mode = MODES[number % len(MODES)]
+            decoder = decoders[mode]
             [outcome] = decoder.decode([data])
-            if fault := find_fault(data, outcome):
+            if fault := find_fault(data, outcome, mode):
                 faults.append((name, fault))
             tagged += not isinstance(outcome, ImageRejected)
             if decoder.pid is not None:
                 peak = max(peak, read_peak(decoder.pid))
     finally:
-        for decoder in decoders:
+        for decoder in decoders.values():
             decoder.close()
     assert faults == []
     assert tagged > 40, "many mutations leave an image"
