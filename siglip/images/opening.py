@@ -19,7 +19,7 @@ from siglip.images.formats.bmp import prepare_bmp
 from siglip.images.formats.jpeg import JpegHeader, read_header, strip_jpeg
 from siglip.images.formats.png import SIGNATURE, Png, read_png
 from siglip.images.formats.signatures import name_unread_format
-from siglip.images.formats.tiff import GreyScale, explain_tiff, prepare_tiff
+from siglip.images.formats.tiff import GreyScale, check_first_page, explain_tiff, prepare_tiff
 from siglip.images.formats.webp import strip_webp
 from siglip.images.pillow_internals import hide_exif, open_format
 from siglip.images.rejection import ImageRejected
@@ -102,6 +102,7 @@ def _open_tiff(data: bytes) -> Opened:
     except Exception:  # Pillow raises KeyError, TypeError, ... for variants that it does not know
         raise explain_tiff(data) from None
     assert isinstance(image, TiffImageFile)
+    check_first_page(image)
     return Opened(image, data, scale=prepare_tiff(image))
 
 

@@ -46,17 +46,22 @@ class GreyScale:
     inverted: bool = False
 
 
-def prepare_tiff(image: TiffImageFile) -> GreyScale:
-    """Check an opened TIFF before it is loaded, and have Pillow read it right.
-
-    Raises `ImageRejected`: `unsupported` for a variant that Pillow would read wrongly, `truncated` when strips or tiles
-    are missing.
-    """
+def check_first_page(image: TiffImageFile) -> None:
+    """Raise `ImageRejected` (`unsupported`) for a TIFF whose first page is not its image."""
     tags: Any = image.tag_v2
     if _DNG_VERSION in tags:
         raise ImageRejected("unsupported", "camera raw (DNG)")
     if _numbers(tags, _SUBFILE, 0)[0] & 5 or _numbers(tags, _OLD_SUBFILE, 1)[0] == 2:
         raise ImageRejected("unsupported", "TIFF whose first page is a mask or a small copy, as in camera raw files")
+
+
+def prepare_tiff(image: TiffImageFile) -> GreyScale:
+    """Check a page of a TIFF, and have Pillow read it right when it loads it.
+
+    Raises `ImageRejected`: `unsupported` for a variant that Pillow reads wrongly, or has already loaded wrongly, and
+    `truncated` when strips or tiles are missing.
+    """
+    tags: Any = image.tag_v2
     photometric, bits = tags.get(_PHOTOMETRIC), max(_numbers(tags, _BITS, 1))
     if photometric is None:
         raise ImageRejected("unsupported", "TIFF that does not say what its samples mean (PhotometricInterpretation)")
@@ -77,6 +82,7 @@ def prepare_tiff(image: TiffImageFile) -> GreyScale:
     if image.mode in ("P", "PA"):
         colors = tags[_COLOR_MAP]
         if max(colors, default=0) < 256:  # 8-bit colours, which the specification does not allow and some writers write
+            _check_unloaded(image)
             image.palette = ImagePalette.raw("RGB;L", bytes(colors))
     return _read_scale(image, tags, photometric, bits)
 
@@ -131,7 +137,13 @@ def _prepare_planes(image: TiffImageFile, tags: Any, bits: int, raw: bool) -> No
         mode = _PLANAR_MODES.get((image.mode, extra))
         if mode is None:
             raise ImageRejected("unsupported", f"TIFF with {bits}-bit samples in separate planes, {image.mode}")
+        _check_unloaded(image)
         use_libtiff(image, f"{mode};16N" if bits == 16 else mode)
+
+
+def _check_unloaded(image: TiffImageFile) -> None:
+    if not image.tile:
+        raise ImageRejected("unsupported", "TIFF that Pillow has loaded, and read wrongly: give the file's bytes")
 
 
 def _check_offsets(image: TiffImageFile, tags: Any) -> None:

@@ -271,6 +271,17 @@ def test_a_tiff_s_palette_of_8_bits() -> None:
         assert_decodes(make_tiff(pixels, SIZE, [8], 3, colors), COLORS[GREY])
 
 
+def test_a_tiff_that_pillow_has_loaded_wrongly_is_unsupported() -> None:
+    data = make_tiff(b"".join(pack_rows(GREY, 8)), SIZE, [8], 3, (320, 3, COLORS.T.ravel().tolist()))
+    image = Image.open(io.BytesIO(data))
+    right = resize_image(image, SPEC)
+    np.testing.assert_array_equal(right, decode_image(data, SPEC, Limits()).pixels)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    with pytest.raises(ImageRejected, match="bytes"):
+        resize_image(loaded, SPEC)
+
+
 def test_tiffs_with_bits_in_reverse_order() -> None:
     reverse = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
     for bits in (1, 4, 8):
