@@ -160,7 +160,7 @@ def _read_text(lines: _Lines, skipped: Skipped) -> Iterator[_Row]:
 
 def _read_table(lines: _Lines, wanted: str | None, skipped: Skipped, columns: ReadColumns) -> Iterator[_Row]:
     """Yield the rows of a CSV or TSV file. Its first line is the header."""
-    header = next((line for line in lines if line.strip()), "")
+    header = next((line for line in lines if line.strip("\r\n")), "")
     suffix = lines.uri.lower()[-4:]
     column, names, separator = _read_header(header, suffix, wanted, lines)
     columns.add("list", column, lines.uri)
@@ -220,7 +220,7 @@ def _read_objects(lines: _Lines, wanted: str | None, columns: ReadColumns) -> It
     """Yield the rows of a JSON Lines file. The first object decides which key holds the URI."""
     column: str | None = None
     for line in lines:
-        if not line.strip():
+        if not line.strip(" \t\r\n"):
             continue
         try:
             found = json.loads(

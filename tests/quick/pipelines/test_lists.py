@@ -157,6 +157,8 @@ def test_rows_are_as_they_stand(folder: Folder, name: str, text: str, expected: 
         ("a.csv", b"path,caption\na.jpg\n", "line 2 has 1 fields, the header has 2"),
         ("a.csv", b"a.jpg,x\nb.jpg,y\n", "line 1 is no header .*add a header line.*a.jpg,x"),
         ("a.csv", b"", "no header"),
+        ("a.csv", b"\x0b\npath\na.jpg\n", "line 1 is no header"),
+        ("a.jsonl", b'\x0b\n{"path": "a.jpg"}\n', "line 1 is not JSON"),
         ("a.csv", b"path,caption,caption\na.jpg,x,y\n", "two columns 'caption'"),
         ("a.csv", b"image_name| comment_number| comment\na.jpg| 0| x\nb.jpg| 4 y\n", "line 3 has 2 fields"),
         ("a.csv", b"path,path\na.jpg,b.jpg\n", "set lists.column"),
