@@ -15,7 +15,7 @@ from pipelines.config import JobConfig, load_config
 from pipelines.inputs.listing import Waiting
 from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
-from siglip.images.decode import REASONS
+from siglip.images.rejection import REASONS, RENAMED
 from storage.schemes import is_remote
 from storage.settings import ConfigError, list_keys, parse_override
 
@@ -62,7 +62,7 @@ def tag(
     with report_errors():
         if reasons and not retry_rejects:
             raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
-        if unknown := [reason for reason in reasons or [] if reason not in REASONS]:
+        if unknown := [reason for reason in reasons or [] if reason not in {**REASONS, **RENAMED}]:
             raise ConfigError(f"--retry-rejects {unknown[0]}: no such reason (known: {', '.join(REASONS)})")
         overrides = dict(parse_override(text, JobConfig) for text in set_ or [])
         if input:
@@ -70,7 +70,8 @@ def tag(
         if output:
             overrides["output"] = output
         job = load_config(config, overrides)
-        raise typer.Exit(run_and_summarize(job, reasons or [] if retry_rejects else None))
+        old_names = [old for old, new in RENAMED.items() if new in (reasons or [])]
+        raise typer.Exit(run_and_summarize(job, [*(reasons or []), *old_names] if retry_rejects else None))
 
 
 def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:

@@ -21,6 +21,9 @@ REASONS: dict[str, str] = {
 }
 """Every reason that a reject row can have, with its meaning."""
 
+RENAMED = {"unsupported_pixels": "unsupported"}
+"""Reasons in the outputs of earlier versions, with their names now."""
+
 
 class ImageRejected(Exception):
     """An image that cannot be tagged. `reason` is a key of `REASONS`. `detail` is a text for people."""

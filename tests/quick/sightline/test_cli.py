@@ -187,3 +187,23 @@ def test_types_without_a_common_one_end_before_any_work(job: Callable[..., str],
     last = result.stderr.strip().splitlines()[-1]
     assert (result.exit_code, "'score' is string in" in last, "b.parquet" in last) == (2, True, True), last
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["unsupported", "unsupported_pixels"])
+def test_rows_rejected_under_a_renamed_reason_are_retried(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retried: list[list[str]] = []
+
+    def record(job: object, retry: list[str]) -> int:
+        retried.append(retry)
+        return 0
+
+    monkeypatch.setattr("sightline.commands.tag.run_and_summarize", record)
+    path = tmp_path / "job.yaml"
+    path.write_text("input: .\noutput: out\nlabels: [cat]\n")
+    done = CliRunner().invoke(app, ["tag", str(path), "--retry-rejects", name])
+    assert (done.exit_code, retried) == (
+        0,
+        [["unsupported", "unsupported_pixels"] if name == "unsupported" else [name]],
+    )
