@@ -1,4 +1,8 @@
-"""Reading a tar's members one after the other, to the last byte, also where the tar is damaged."""
+"""Reading a tar's members one after the other, to the last byte, also where the tar is damaged.
+
+Python's `tarfile` is not used. It stops at the first end of archive, or passes over damaged places without telling of
+them; it reads an extended header of any declared size whole, and recurses for each further one.
+"""
 
 from __future__ import annotations
 

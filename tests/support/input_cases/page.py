@@ -27,7 +27,9 @@ def write_page() -> str:
     parts = [_INTRODUCTION]
     for section in SECTIONS:
         lines = [f"## {section.TITLE}", "", section.TEXT, "", "| input | outcome | rule |", "|---|---|---|"]
-        lines += [f"| {case.kind} | {case.outcome()} | {case.rule} |" for case in section.CASES]
+        for case in section.CASES:
+            cells = (text.replace("|", "\\|") for text in (case.kind, case.outcome(), case.rule))
+            lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
