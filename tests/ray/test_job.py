@@ -302,7 +302,7 @@ def test_shards_are_committed_while_others_are_read(tmp_path: Path) -> None:
     assert verify(config).ok
     commits = [number for number, update in enumerate(progress.updates) if "shards" in update]
     assert len(commits) == shards
-    rows_before_first = sum(update.get("rows", 0) for update in progress.updates[: commits[0]])
+    rows_before_first = sum((update.get("rows") or 0) for update in progress.updates[: commits[0]])
     # Two shards are read at the same time, and the driver notices a commit when the next receipt comes.
     assert rows_before_first <= 5 * 16
 
@@ -321,7 +321,7 @@ def test_a_shard_is_written_while_it_is_read_on_a_full_node(tmp_path: Path, monk
     reading: list[bool] = []
 
     class Watch(RecordedProgress):
-        def update(self, **done: int) -> None:
+        def update(self, **done: float | None) -> None:
             reading.append(bool(find_workers("ray::MapBatches(read_shard)")))
 
     outcome = run_job(config, Watch())

@@ -37,7 +37,7 @@ class RecordedProgress:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
-        self.updates: list[dict[str, int]] = []
+        self.updates: list[dict[str, float | None]] = []
 
     def start(self, shards: int, rows: int) -> None:
         self.messages.append(f"{shards} shards, {rows} rows")
@@ -45,7 +45,7 @@ class RecordedProgress:
     def say(self, message: str) -> None:
         self.messages.append(message)
 
-    def update(self, **done: int) -> None:
+    def update(self, **done: float | None) -> None:
         self.updates.append(done)
 
 
