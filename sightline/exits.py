@@ -69,7 +69,7 @@ def report_errors() -> Iterator[None]:
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
         if isinstance(error, StoreError):  # its message says what failed, for commands without a run too
-            fail(str(error), FAILED)
+            fail(summarize_error(error), FAILED)
         fail(f"the run failed: {summarize_error(error)} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)
