@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from siglip.labels import Label, LabelSet, TextRule, fill
 from siglip.scoring import Floats, average_prompts
 
-Problem = Literal["look-alike", "empty prompt", "same prompts", "too long", "near duplicate"]
+Problem = Literal["placeholder", "look-alike", "empty prompt", "same prompts", "too long", "near duplicate"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Finding:
     @property
     def fatal(self) -> bool:
         """Whether a job and the endpoint refuse to start with this label set."""
-        return self.problem in ("look-alike", "empty prompt", "same prompts")
+        return self.problem in ("placeholder", "look-alike", "empty prompt", "same prompts")
 
 
 class TextModel(Protocol):
@@ -45,6 +45,7 @@ class TextModel(Protocol):
 def check_labels(labels: LabelSet, rule: TextRule, model: TextModel, near: float) -> list[Finding]:
     """Find the problems of a label set for a model.
 
+    * *placeholder*: a template or prompt in which braces would remain as text.
     * *look-alike*: labels that look the same, and labels with invisible characters.
     * *empty prompt*: a name or prompt that is empty after the model's text rule has removed punctuation.
     * *same prompts*: labels with the same prompts.
@@ -55,7 +56,8 @@ def check_labels(labels: LabelSet, rule: TextRule, model: TextModel, near: float
     Does not find synonyms: two labels that mean the same to a person may have distant embeddings.
     """
     prompts = labels.prompts(rule)
-    findings = [Finding("look-alike", names, what) for what, names in labels.find_lookalikes()]
+    findings = [Finding("placeholder", texts, what) for what, texts in labels.find_placeholders()]
+    findings += [Finding("look-alike", names, what) for what, names in labels.find_lookalikes()]
     findings += _find_empty(labels, rule, prompts)
     empty = {name for finding in findings if finding.problem == "empty prompt" for name in finding.labels}
     prompted = [

@@ -12,7 +12,7 @@ from pipelines.output.schema import OWN_COLUMNS
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
-from storage.settings import check_settings, override_key, read_settings
+from storage.settings import check_settings, override_keys, read_settings
 
 DEFAULT_THUMBNAIL = 256
 """The longer side in pixels of a thumbnail if `thumbnails` is true."""
@@ -241,14 +241,18 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfi
     Raises `ConfigError` with one line that names the key and, for an unknown key, the most similar known one.
     """
     raw = read_settings(path, "input: s3://bucket/images", JobConfig)
-    for dotted, value in (overrides or {}).items():
-        override_key(raw, dotted, value, JobConfig)
+    _find_label_files(path, raw)  # before the overrides, which change the content of a file
+    override_keys(raw, overrides or {}, JobConfig)
+    _find_label_files(path, raw)
+    return check_settings(path, raw, JobConfig)
+
+
+def _find_label_files(path: Path, raw: dict[str, Any]) -> None:
     labels = raw.get("labels")
     if isinstance(labels, str):
         raw["labels"] = _find_label_file(path, labels)
     elif isinstance(labels, dict) and isinstance(labels.get("names"), str):
         raw["labels"] = {**labels, "names": _find_label_file(path, labels["names"])}
-    return check_settings(path, raw, JobConfig)
 
 
 def _find_label_file(config: Path, file: str) -> str:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from siglip.label_text.values import Count, Share
+
 IMAGE_HELP = "A data: URI, base64 or, if the server has fetch.enabled, an http(s) URL."
 EXAMPLE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mO8IyfHgA0wMeAAg1MCAOBWAShOAhDlAAAAAElFTkSuQmCC"
 """A red PNG of 8 x 8 pixels, in base64."""
@@ -100,15 +102,12 @@ class LabelQuery(Strict):
         description="Prompts that contain {label}; the embeddings of several are averaged. Only with labels. Default: "
         "This is a photo of {label}.",
     )
-    top_k: int | None = Field(
+    top_k: Count | None = Field(
         None,
-        ge=1,
         description="At most this many labels for each image. Default: the top_k of the label set, or all of labels.",
     )
-    threshold: float | None = Field(
+    threshold: Share | None = Field(
         None,
-        ge=0,
-        le=1,
         description="Labels with a lower score are left out. Default: the label set's threshold for sigmoid, else 0.",
     )
     activation: Literal["sigmoid", "softmax"] = Field(

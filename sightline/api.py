@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import JobConfig, absolute, load_config
-from storage.settings import ConfigError, check_settings, override_key
+from storage.settings import ConfigError, check_settings, override_keys
 from storage.store import Forbidden, InvalidUri, NotFound, StoreOptions
 
 if TYPE_CHECKING:
@@ -82,6 +82,5 @@ def _make_config(config: JobConfig | str | PathLike[str] | None, keys: dict[str,
     if config is not None:
         return load_config(Path(config), keys)
     raw: dict[str, Any] = {}
-    for key, value in keys.items():
-        override_key(raw, key, value, JobConfig)
+    override_keys(raw, keys, JobConfig)
     return check_settings(CONFIG_NAME, raw, JobConfig)

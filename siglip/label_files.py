@@ -10,15 +10,14 @@ import csv
 import io
 import json
 import os
-import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from siglip.label_text.lines import find_doubt
 from storage.settings import parse_yaml
 
 TEXT, TABLES = (".txt", ".names", ""), (".csv", ".tsv")
@@ -27,8 +26,6 @@ COLUMNS = ("label", "name")
 """The column of a table that holds the labels: one of these."""
 NUMBERS = ("id", "index", "")
 """Columns of a table that may stand beside the labels and are not read. Pandas writes its index without a name."""
-_NUMBERED = re.compile(r"(\d+)\s*[:.,;=)\s]\s*\S")
-_WORDNET = re.compile(r"n\d{8}[\s:,]+\S")
 
 
 def read_label_file(path: Path) -> Any:
@@ -38,8 +35,12 @@ def read_label_file(path: Path) -> Any:
     cannot be read, for text that is not UTF-8, and for a file in which the labels cannot be told with certainty.
     """
     if not os.path.isfile(path):  # unlike `Path.is_file`, it does not raise for a text that is too long for a name
-        what = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise ValueError(f"label file {str(path)[:200]} {what}")
+        name = " ".join(str(path)[:200].split())
+        if os.path.isdir(path):
+            raise ValueError(f"label file {name} is a folder")
+        if os.path.exists(path):  # a pipe or a device can be read only once, and a job reads its labels again
+            raise ValueError(f"label file {name} is no regular file: save the labels in a file")
+        raise ValueError(f"label file {name} does not exist")
     suffix = path.suffix.lower()
     try:
         text = _decode(path.read_bytes())
@@ -61,6 +62,8 @@ def read_label_file(path: Path) -> Any:
 
 
 def _decode(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):  # UTF-32's mark begins like UTF-16's
+        raise ValueError("it is UTF-32: save it as UTF-8")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16: save it as UTF-8")
     try:
@@ -133,31 +136,9 @@ def _read_lines(text: str) -> list[str]:
         if "\t" in line:
             raise ValueError(f"line {number} contains a tab: write one label on each line, or name the file .tsv")
         labels.append(line)
-    if doubt := _find_doubt(labels):
+    if doubt := find_doubt(labels):
         raise ValueError(
-            f"{doubt}: leave only the labels; if this is part of them, write them in a YAML file in quotes"
+            f"{doubt}: write only labels, one on each line; if this is part of them, write them in quotes as a list in "
+            "a YAML file"
         )
     return labels
-
-
-def _find_doubt(labels: Sequence[str]) -> str:
-    """Why the lines of a text file may be more than labels. Empty if nothing speaks for that."""
-    if not labels:
-        return ""
-    if labels[0][0] in "{[":
-        return "it begins like JSON"
-    if len(labels) == 1 and "," in labels[0]:
-        return "its only line contains commas"
-    for ends, what in ((",", "a comma"), (";", "a semicolon")):
-        if all(label.endswith(ends) for label in labels[:-1]) and len(labels) > 1:
-            return f"its lines end with {what}"
-    if all(label.startswith(("- ", "* ")) for label in labels):
-        return "its lines begin with a dash, as a list in YAML does"
-    if all(len(label) > 1 and label[0] == label[-1] and label[0] in "\"'" for label in labels):
-        return "its lines are in quotes"
-    if all(_WORDNET.match(label) for label in labels):
-        return "its lines begin with WordNet's numbers"
-    numbers = [int(found[1]) for label in labels if (found := _NUMBERED.match(label))]
-    if len(numbers) == len(labels) and all(a < b for a, b in pairwise(numbers)):
-        return "its lines begin with ascending numbers"
-    return ""

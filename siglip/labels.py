@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from siglip.label_files import read_label_file
+from siglip.label_text.characters import find_invisible, make_appearance
+from siglip.label_text.values import Count, Real, Share, Text
 
 DEFAULT_TEMPLATE = "This is a photo of {label}."
 """The template of transformers' zero-shot-image-classification pipeline, so that scores are comparable."""
-_INVISIBLE = "\u00ad\u200b\u2060\ufeff"
-"""Soft hyphen, zero-width space, word joiner, byte order mark: no name needs them, and a copied text may have them."""
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
@@ -40,8 +39,8 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scale: float = Field(gt=0, allow_inf_nan=False, description="Factor of the logit.")
-    bias: float = Field(allow_inf_nan=False, description="Added to the scaled logit.")
+    scale: Real = Field(gt=0, allow_inf_nan=False, description="Factor of the logit.")
+    bias: Real = Field(allow_inf_nan=False, description="Added to the scaled logit.")
 
 
 class Probe(BaseModel):
@@ -54,7 +53,7 @@ class Probe(BaseModel):
 
     model: str = Field(description="Digest of the model on whose embeddings the probe was trained.")
     weights: str = Field(description="Base64 of little-endian float32, one for each dimension of the embedding.")
-    bias: float = Field(allow_inf_nan=False, description="Added to the product of weights and embedding.")
+    bias: Real = Field(allow_inf_nan=False, description="Added to the product of weights and embedding.")
 
     @field_validator("weights")
     @classmethod
@@ -87,15 +86,13 @@ class Label(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, description="Name in the output.")
-    prompts: tuple[str, ...] = Field(
+    name: Text = Field(min_length=1, description="Name in the output.")
+    prompts: tuple[Text, ...] = Field(
         (), description="Texts that replace the templates for this label; several are averaged."
     )
-    threshold: float | None = Field(None, ge=0, le=1, description="Replaces the label set's threshold for this label.")
-    accept: float | None = Field(
+    threshold: Share | None = Field(None, description="Replaces the label set's threshold for this label.")
+    accept: Share | None = Field(
         None,
-        ge=0,
-        le=1,
         description="Lowest score of the band `accept`. Scores from the threshold up to it are in the band `review`.",
     )
     calibration: Calibration | None = Field(None, description="Scale and bias of the label's logit.")
@@ -132,14 +129,29 @@ class LabelSet(BaseModel):
     names: tuple[Label, ...] = Field(
         min_length=1, description="Label names, or mappings {name, prompts, threshold}, or the path of a file of them."
     )
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Text, ...] = Field(
         (DEFAULT_TEMPLATE,), min_length=1, description="Prompts that contain {label} (or {}); several are averaged."
     )
-    threshold: float = Field(0.0, ge=0, le=1, description="Labels with a lower score are not written.")
-    top_k: int | None = Field(5, gt=0, description="At most this many labels for each image, best first; null for all.")
-    groups: dict[str, tuple[str, ...]] = Field(
+    threshold: Share = Field(0.0, description="Labels with a lower score are not written.")
+    top_k: Count | None = Field(5, description="At most this many labels for each image, best first; null for all.")
+    groups: dict[Text, tuple[Text, ...]] = Field(
         {}, description="Groups by name: labels of which exactly one is true. The scores of a group add up to 1."
     )
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Write out a short notation, and the content of a label file, as the mapping of a label set's keys.
+
+        Keys that stand beside a file's path win over those in the file. Does not check names or numbers. Raises
+        `ValueError` for a file that cannot be read.
+        """
+        if isinstance(value, str) and value not in _NULLS:
+            value = _read_file(value)
+        if isinstance(value, dict) and isinstance(value.get("names"), str) and value["names"] not in _NULLS:
+            file = _read_file(value["names"])
+            keys = file if isinstance(file, dict) and not _is_numbered(file) else {"names": file}
+            value = {**keys, **{k: v for k, v in value.items() if k != "names"}}
+        return value if isinstance(value, dict) and not _is_numbered(value) else {"names": value}
 
     @model_validator(mode="before")
     @classmethod
@@ -148,16 +160,11 @@ class LabelSet(BaseModel):
 
         A mapping of numbers to names, as YOLO and torchvision write it, is the list of names in the numbers' order.
         """
-        if isinstance(value, str):
-            value = read_label_file(Path(value))
-        if isinstance(value, dict) and isinstance(value.get("names"), str):
-            file = read_label_file(Path(value["names"]))
-            keys = file if isinstance(file, dict) and not _is_numbered(file) else {"names": file}
-            value = {**keys, **{k: v for k, v in value.items() if k != "names"}}
-        if isinstance(value, (list, tuple)) or _is_numbered(value):
-            value = {"names": value}
-        if not isinstance(value, dict):
+        if isinstance(value, LabelSet):
             return value
+        value = cls.expand(value)
+        if value.get("names", ()) in (None, *_NULLS):
+            raise ValueError("the key is empty: write a list of labels, or the path of a label file")
         if isinstance(value.get("names"), dict):
             value = {**value, "names": _order_names(value["names"])}
         return _without_nulls(value, ("top_k",), keep=True)
@@ -197,12 +204,12 @@ class LabelSet(BaseModel):
                 grouped.add(name)
 
     def check(self, rule: TextRule) -> None:
-        """Raise `LabelError` if a model with this text rule cannot tell the labels apart.
+        """Raise `LabelError` for a wrong placeholder, and if a model with this text rule cannot tell the labels apart.
 
-        That is so when no character of a text remains, or when two labels have the same texts: `C`, `C++` and `C#` are
-        the same label for a model that sees no punctuation.
+        That is so when labels look the same, when no character of a text remains, or when two labels have the same
+        texts: `C`, `C++` and `C#` are the same label for a model that sees no punctuation.
         """
-        if found := self.find_lookalikes():
+        if found := [*self.find_placeholders(), *self.find_lookalikes()]:
             raise LabelError(f"labels: {found[0][0]}")
         seen: dict[tuple[str, ...], str] = {}
         for label, prompts in zip(self.names, self.prompts(rule), strict=True):
@@ -223,20 +230,35 @@ class LabelSet(BaseModel):
                 )
 
     def find_lookalikes(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Labels that look the same, and labels with invisible characters: a description, and the labels.
+        """Labels that look the same, and texts with invisible characters: a description, and the labels or the text.
 
-        `é` may be one character or two (Unicode's NFC and NFD), which look the same and have other scores.
+        `é` may be one character or two (Unicode's NFC and NFD), which look the same and have other scores. Joiners and
+        variation selectors are part of words and emoji, so they are not refused, but two labels must differ in more.
         """
         found: list[tuple[str, tuple[str, ...]]] = []
+        texts = [*self.label_names(), *self.groups]
+        prompts = [*self.templates, *(prompt for label in self.names for prompt in label.prompts)]
+        for text in [*texts, *(re.sub(r"[\t\r\n]", " ", prompt) for prompt in prompts)]:
+            if hidden := find_invisible(text):
+                found.append((f"{text!a} contains the invisible character U+{ord(hidden):04X}: remove it", (text,)))
         seen: dict[str, str] = {}
         for name in self.label_names():
-            if hidden := next((c for c in name if c in _INVISIBLE or unicodedata.category(c) == "Cc"), None):
-                found.append((f"{name!r} contains the invisible character U+{ord(hidden):04X}: remove it", (name,)))
-            # Joiners are part of emoji and of Indic and Persian words, so they are only ignored.
-            looks = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
-            other = seen.setdefault(" ".join(looks.split()), name)
+            other = seen.setdefault(make_appearance(name), name)
             if other != name:
                 found.append((f"{other!a} and {name!a} look the same: remove one of them", (other, name)))
+        return found
+
+    def find_placeholders(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Templates and prompts in which braces would remain as text: a description, and the template or label."""
+        found: list[tuple[str, tuple[str, ...]]] = []
+        for template in self.templates:
+            if re.search(r"[{}]", fill(template, "")):
+                what = f"template {template!r} has other braces than {{label}}: write only this placeholder"
+                found.append((what, (template,)))
+        for label in self.names:
+            if wrong := next((text for text in label.prompts if "{label}" in text or "{}" in text), None):
+                what = f"prompt {wrong!r} has a placeholder, and prompts are used as they stand: write out the label"
+                found.append((what, (label.name,)))
         return found
 
     def label_names(self) -> list[str]:
@@ -280,6 +302,12 @@ class LabelSet(BaseModel):
             parts.append([sorted(self.positions(members)) for members in self.groups.values()])
         content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read_file(name: str) -> Any:
+    if len(name.splitlines()) > 1:
+        raise ValueError("the text has several lines: write a list of labels, or the path of a label file")
+    return read_label_file(Path(name))
 
 
 def fill(template: str, label: str) -> str:

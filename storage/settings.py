@@ -8,6 +8,7 @@ model converts those that are numbers.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -27,10 +28,35 @@ _MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML accepts in silence: a key that stands twice in a mapping, and tags such as `!!int`."""
+    """Refuses what PyYAML accepts in silence.
+
+    These are a key that stands twice in a mapping, tags such as `!!int`, and plain text that goes on in the next line,
+    as `- a` and ` - b` do, which YAML reads as the one text `a - b`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.comments: list[yaml.Mark] = []
+        """The places of comments such as `#1` in `- cat #1`: after something else, and without a space after the #."""
+
+    def scan_to_next_token(self) -> None:
+        """Skip spaces and comments before the next token, and note the comments."""
+        start: Any = self.get_mark()
+        super().scan_to_next_token()
+        skipped = start.buffer[start.pointer : self.pointer].splitlines()[:1]
+        if start.column and skipped and re.match(r"\s*#+[^#\s]", skipped[0]):
+            self.comments.append(start)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        start, end = event.start_mark, event.end_mark
+        if isinstance(event, yaml.ScalarEvent) and not event.style and start.line < end.line:
+            shown = " ".join(event.value.split())[:60]
+            raise yaml.MarkedYAMLError(
+                problem=f"the text {shown!r} spans several lines: write it on one line or in quotes, and check how the "
+                "lines are indented",
+                problem_mark=start,
+            )
         tag = getattr(event, "tag", None)
         if tag not in (None, "!", _TEXT):
             raise yaml.MarkedYAMLError(
@@ -63,15 +89,30 @@ def parse_yaml(text: str, text_only: Callable[[str], bool] | bool = False) -> An
         node = loader.get_single_node()
         if node is None:
             return None
+        texts: list[yaml.Node] = []
         if text_only is True:
-            _keep_text(node, set())
+            texts = [node]
         elif callable(text_only) and isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and text_only(key.value):
-                    _keep_text(value, set())
+            texts = [v for key, v in node.value if isinstance(key, yaml.ScalarNode) and text_only(key.value)]
+        for text_node in texts:
+            _keep_text(text_node, set())
+            _refuse_comments(text_node, loader.comments)
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _refuse_comments(node: yaml.Node, comments: Sequence[yaml.Mark]) -> None:
+    """Raise `yaml.YAMLError` if one of these comments stands in a node, or behind it when it is one line of text."""
+    start, end = node.start_mark, node.end_mark
+    for mark in comments:
+        behind = isinstance(node, yaml.ScalarNode) and mark.line == end.line
+        if start.index <= mark.index and (mark.index < end.index or behind):
+            raise yaml.MarkedYAMLError(
+                problem="text after # is a comment in YAML: write a text that contains # in quotes, or put a space "
+                "after the # of a comment",
+                problem_mark=mark,
+            )
 
 
 def _keep_text(node: yaml.Node, seen: set[int]) -> None:
@@ -134,28 +175,63 @@ def parse_override(text: str, model: type[BaseModel]) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
 
 
+def override_keys(raw: dict[str, Any], overrides: Mapping[str, Any], model: type[BaseModel]) -> None:
+    """Set the values of dotted key paths in the settings of a `model`. Raises `ConfigError`.
+
+    `labels` is set before `labels.top_k`, in whatever order they are given, so that no value replaces another one.
+    """
+    for dotted in sorted(overrides, key=lambda dotted: dotted.count(".")):
+        override_key(raw, dotted, overrides[dotted], model)
+
+
 def override_key(raw: dict[str, Any], dotted: str, value: Any, model: type[BaseModel]) -> None:
     """Set the value of a dotted key path in the settings of a `model`. Missing mappings on the path are created.
 
     A model's `shorthand` is the key that a bare list or string stands for. With it other keys of that model can be set
-    too: with `labels: [a, b]`, `--set labels.top_k=1` changes one key of the same label set.
+    too: with `labels: [a, b]`, `--set labels.top_k=1` changes one key of the same label set. Such a model's `expand`
+    writes out the mapping that is meant, with the content of a label file. Raises `ConfigError` for a path into a list,
+    or into another value without keys, and for a file that would replace other keys than it seems to.
     """
     *parents, last = dotted.split(".")
     target, here = raw, model
-    for name in parents:
+    for depth, name in enumerate(parents, 1):
         field = here.model_fields.get(name)
         nested = _nested(field.annotation) if field else None
-        child = target.get(name)
-        if not isinstance(child, dict):
-            short = getattr(nested, "shorthand", None)
-            child = {short: child} if short and isinstance(child, (list, str)) else {}
-            target[name] = child
-        target, here = child, nested or BaseModel
+        given = child = target.get(name)
+        where = ".".join(parents[:depth])
+        if isinstance(child, BaseModel):
+            child = child.model_dump(exclude_unset=True)
+        if child == "":  # an empty key where all values are read as text
+            child = None
+        if child is not None and (short := getattr(nested, "shorthand", None)):
+            try:
+                child = nested.expand(child)  # type: ignore[union-attr]
+            except ValueError as error:
+                raise ConfigError(f"{dotted}: {where}: {error}") from None
+            if [*parents[depth:], last] == [short] and isinstance(value, str):
+                kept = {key: v for key, v in given.items() if key != short} if isinstance(given, dict) else {}
+                if lost := [key for key in child if key != short and key not in kept]:
+                    raise ConfigError(
+                        f"{dotted}: the present file of {where} also has {', '.join(lost)}: set {where} to replace the "
+                        "whole file"
+                    )
+                child = kept
+        if isinstance(child, (list, tuple)):
+            raise ConfigError(f"{dotted}: {where} is a list, whose items cannot be set one by one: give the whole list")
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"{dotted}: {where} is {str(child)[:60]!r}, which has no keys: set {where} itself")
+        target[name] = dict(child or {})
+        target, here = target[name], nested or BaseModel
     target[last] = value
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a validation, as one line that names the key and says what to change."""
+    line = " ".join(_describe_error(error, model).splitlines())
+    return line.encode("utf-8", "backslashreplace").decode()  # a surrogate in a key cannot be printed
+
+
+def _describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
@@ -165,6 +241,8 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{where} is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "tuple_type":
+        message = "expected a list, such as [a, b]"
     given = f" (given: {str(first['input'])[:60]!r})" if not isinstance(first.get("input"), (dict, list)) else ""
     if first["type"] in ("string_type", "tuple_type") and isinstance(first["input"], (bool, int, float, date)):
         given = f"{given[:-1]}, which is no text in YAML: write it in quotes)"

@@ -66,6 +66,26 @@ def test_braces_in_a_label_have_no_meaning() -> None:
 
 
 @pytest.mark.parametrize(
+    "template",
+    ["{} and {label}", "{label} {x}", "{label} {0}", "{{label}}", "{label} {Label}", "{} { label }", "{label}}"],
+)
+def test_a_template_has_one_placeholder(template: str) -> None:
+    """Other braces would be read by the model as text."""
+    labels = LabelSet.model_validate({"names": ["a"], "templates": ["a photo of a {label}", template]})
+    with pytest.raises(LabelError, match="has other braces than"):
+        labels.check(siglip)
+
+
+def test_a_placeholder_in_a_prompt_is_refused_and_braces_in_a_label_are_not() -> None:
+    for prompt in ("a photo of {label}", "{}!"):
+        labels = LabelSet.model_validate([{"name": "cat", "prompts": ["a cat", prompt]}])
+        with pytest.raises(LabelError, match="prompts are used as they stand"):
+            labels.check(siglip)
+    LabelSet.model_validate(["{label} x", "{y}", {"name": "z", "prompts": ["set {z, y}"]}]).check(siglip)
+    LabelSet.model_validate({"names": ["a"], "templates": ["{label}, {label}", "100 % {}"]}).check(siglip)
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         ([], "at least 1"),
