@@ -12,7 +12,7 @@ from pipelines.output.schema import OWN_COLUMNS
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
-from storage.settings import check_settings, override_keys, read_settings
+from storage.settings import ConfigError, check_settings, override_keys, read_settings
 
 DEFAULT_THUMBNAIL = 256
 """The longer side in pixels of a thumbnail if `thumbnails` is true."""
@@ -203,12 +203,12 @@ class JobConfig(BaseModel):
     @field_validator("input", mode="after")
     @classmethod
     def _absolute_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(absolute(uri) for uri in value)
+        return tuple(_absolute_value(uri) for uri in value)
 
     @field_validator("output", mode="after")
     @classmethod
     def _absolute_output(cls, value: str) -> str:
-        return absolute(value).rstrip("/")
+        return _absolute_value(value).rstrip("/")
 
     @model_validator(mode="before")
     @classmethod
@@ -227,19 +227,34 @@ class JobConfig(BaseModel):
 def absolute(uri: str) -> str:
     """Return a local path as an absolute path, and any other URI unchanged.
 
-    Workers have other working directories, and a plan is read by later runs from other working directories.
+    Workers have other working directories, and a plan is read by later runs from other working directories. Links stay
+    as they are, except those before a `..`. Raises `ConfigError` for an empty path.
     """
     if "://" in uri and not uri.startswith("file://"):
         return uri
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    path = uri.removeprefix("file://")
+    if not path.strip():  # an unset variable in a template; it must not become the working directory
+        raise ConfigError(f"the path {uri!r} is empty: write . for the working directory")
+    above, dots, name = (os.path.join(os.getcwd(), os.path.expanduser(path)).rstrip("/") + "/").rpartition("/../")
+    # `..` after a link is the folder above the link's target, so the part up to the last `..` is resolved.
+    return os.path.abspath(os.path.join(os.path.realpath(f"{above}/.."), name) if dots else name)
 
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None) -> JobConfig:
+def _absolute_value(uri: str) -> str:
+    """Return `absolute(uri)` for a validator of pydantic, which reports a `ValueError` with its key."""
+    try:
+        return absolute(uri)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> JobConfig:
     """Read a job's YAML file and apply `overrides`, given by dotted key such as `model.source`.
 
     The relative path of a label file is relative to the working directory, or else to the folder of the YAML file.
     Raises `ConfigError` with one line that names the key and, for an unknown key, the most similar known one.
     """
+    path = Path(path)
     raw = read_settings(path, "input: s3://bucket/images", JobConfig)
     _find_label_files(path, raw)  # before the overrides, which change the content of a file
     override_keys(raw, overrides or {}, JobConfig)

@@ -85,10 +85,10 @@ class RunProgress:
             self._logged = now
             waiting_text = f"{self._waiting} shards wait, " if self._waiting else ""
             # The total is an estimate when there are tars among the inputs, and may be too low.
-            left = max(self._total_rows - self._rows, 0) / max(rate, 1e-9)
+            left = f", about {max(self._total_rows - self._rows, 0) / rate:,.0f} s left" if rate > 0 else ""
             self._console.print(
                 f"{self._shards}/{self._total_shards} shards, {self._rows:,} images, {rate:,.1f}/s, "
-                f"{self._rejects:,} rejected, {waiting_text}about {left:,.0f} s left",
+                f"{waiting_text}{self._rejects:,} rejected{left}",
                 highlight=False,
                 soft_wrap=True,
             )

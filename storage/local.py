@@ -54,14 +54,20 @@ class LocalStore:
     def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         # No recursion, because folders may be nested deeper than Python's stack. One folder's names at a time.
         root = _local(prefix)
+        with _translate(root):
+            base, real_base = root.rstrip("/"), os.path.realpath(root).rstrip("/")
+        linked: set[tuple[int, int]] = set()  # folders that were entered through a link from outside of the root
         open_folders: list[tuple[str, tuple[int, int], Iterator[str]]] = []
 
         def enter(folder: str, status: os.stat_result) -> None:
             identity = (status.st_dev, status.st_ino)
-            if any(identity == above for _, above, _ in open_folders):
-                if unreadable is not None:
-                    unreadable(folder, InvalidUri(f"{show(folder)} is a link to a folder above it"))
-                return
+            real = os.path.realpath(folder)
+            if real != f"{real_base}{folder[len(base) :].rstrip('/')}":  # a link, or below one
+                if f"{real}/".startswith(f"{real_base}/") or identity in linked:
+                    if unreadable is not None:
+                        unreadable(folder, InvalidUri(f"{show(folder)} is a link to a folder that is read anyway"))
+                    return
+                linked.add(identity)
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since
                 open_folders.append((folder, identity, iter(sorted(os.listdir(folder)))))
 

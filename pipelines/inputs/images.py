@@ -67,7 +67,7 @@ def _fetch(planned: Input, reading: Reading) -> Fetched:
         if planned.kind == "uri":
             entry = open_store(planned.uri, reading.store).stat(planned.uri)
             if entry is None:
-                raise NotFound(f"{planned.uri}: no such object")
+                raise NotFound(f"{planned.uri}: no such file or object")
             size, etag = entry.size, entry.etag
         if size > reading.max_bytes:
             return ImageRejected("too_many_bytes", f"{size} bytes, over {reading.max_bytes}")

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from pipelines.config import JobConfig
+from pipelines.config import JobConfig, absolute
 from pipelines.inputs import images, lists
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import ARCHIVES, archive_of
 from pipelines.inputs.rows import ROW_VERSION, Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
+from pipelines.output.output import find_marker
 from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
@@ -75,7 +76,7 @@ class KnownInputs:
     def add(self, rows: Iterator[tuple[str, str]]) -> None:
         """Add pairs of a URI and its version (`Input.version`)."""
         add = "insert into known values (?, ?, 1, 0) on conflict do update set planned = planned + 1"
-        self._database.executemany(add, rows)
+        self._database.executemany(add, ((_normalize(uri), version) for uri, version in rows))
 
     def meet(self, uri: str, version: str) -> bool:
         """Tell whether a list's row that is met now was planned before: as many equal rows as were met until now.
@@ -83,6 +84,7 @@ class KnownInputs:
         A row without other columns says no more than the object itself, so one such row is known if the object is.
         """
         meet = "insert into known values (?, ?, 0, 1) on conflict do update set seen = seen + 1 returning planned, seen"
+        uri = _normalize(uri)
         planned, seen = self._database.execute(meet, (uri, version)).fetchone()
         if seen > planned and not version:
             objects = "select 1 from known where uri = ? and version <> '' and version not like ? limit 1"
@@ -91,7 +93,8 @@ class KnownInputs:
 
     def versions(self, uri: str) -> list[str]:
         """Return the planned versions of a URI."""
-        return [row[0] for row in self._database.execute("select version from known where uri = ?", (uri,))]
+        found = self._database.execute("select version from known where uri = ?", (_normalize(uri),))
+        return [row[0] for row in found]
 
     def holds(self, uri: str) -> bool:
         """Tell whether this URI, or an object below it, is planned."""
@@ -122,6 +125,7 @@ class InputLister:
         self._report = report
         self._changed: set[str] = set()
         self._roots = [root.rstrip("/") + "/" for root in config.input]
+        self._markers: dict[str, bool] = {}
 
     def list_new(self) -> Iterator[Input]:
         """Yield the new inputs in listing order, archives split into parts.
@@ -209,6 +213,9 @@ class InputLister:
             name = entry.uri.lower().rpartition("/")[2]
             if entry.uri not in configured and self._is_hidden(entry.uri):
                 skipped.add(entry.uri, "hidden files")
+            elif (output := self._find_output(entry.uri)) is not None:
+                if output != self._config.output:  # its own files are there at each run, and no news
+                    skipped.add(entry.uri, "files of outputs and samples of Sightline")
             elif entry.size < 0:
                 skipped.add(entry.uri, "broken links and special files")
             elif not _is_utf8(entry.uri):
@@ -229,8 +236,7 @@ class InputLister:
                 skipped.add_suffix(entry.uri)
 
     def _list_entries(self) -> Iterator[Entry]:
-        """Yield every object under the configured inputs, except the output's files. Raises `ConfigError`."""
-        own = self._config.output + "/"
+        """Yield every object under the configured inputs. Raises `ConfigError`."""
         # Lists come first: an image that a list names too is not planned once more for the folder that it is in.
         for uri in sorted(self._config.input, key=lambda uri: not lists.recognizes(uri.lower())):
             store = open_store(uri, self._options)
@@ -242,26 +248,43 @@ class InputLister:
             seen = len(self._report.waiting), self._report.skipped.counts.total()
             for entry in store.list(uri, self._note_unreadable):
                 empty = False
-                if not entry.uri.startswith(own):
-                    yield entry
+                yield entry
             if not empty or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
                 continue
-            if is_remote(uri) or Path(uri).is_dir():
+            there = is_remote(uri) or Path(uri).is_dir()
+            if not there and not self._known.holds(uri):
+                raise ConfigError(f"input: {uri} does not exist")
+            # If something was there at an earlier run, a mount may be missing, which leaves an empty folder.
+            if self._config.on_missing == "wait" and not is_remote(uri) and self._known.holds(uri):
+                what = "is empty now" if there else "does not exist now"
+                self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} {what}", 0))
+            elif there:
                 self._report.skipped.add(uri, "inputs with nothing under them")
-            else:
-                if not self._known.holds(uri):
-                    raise ConfigError(f"input: {uri} does not exist")
-                if self._config.on_missing == "wait":  # it existed at an earlier run, so a mount may be missing
-                    self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} does not exist now", 0))
 
     def _note_unreadable(self, path: str, error: StoreError) -> None:
         """Count a path that cannot be looked at. Inputs may be below a closed folder, so the run has to say so."""
         if self._is_hidden(path):
             self._report.skipped.add(path, "hidden files")
         elif isinstance(error, InvalidUri):
-            self._report.skipped.add(path, "links in a circle and paths that are too long")
+            self._report.skipped.add(path, "links to folders that are read anyway, and paths that are too long")
         else:
             self._report.waiting.append(Waiting(show(path), wait_reason(error), f"{error}: not listed", 0))
+
+    def _find_output(self, uri: str) -> str | None:
+        """Return the folder of the output or sample that an object is a file of, or None for all other objects.
+
+        What lies in the output's folder besides is an input. A part of an output that is configured itself, such as
+        its folder `data`, is read.
+        """
+        marker = find_marker(uri)
+        if marker is None:
+            return None
+        folder = marker.rpartition("/")[0]
+        if not any(f"{folder}/".startswith(root) for root in self._roots):
+            return None
+        if marker not in self._markers:
+            self._markers[marker] = open_store(marker, self._options).stat(marker) is not None
+        return folder if self._markers[marker] else None
 
     def _relative_paths(self, uri: str) -> Iterator[str]:
         """Yield the path of an object relative to each configured input that holds it."""
@@ -303,6 +326,16 @@ def _is_done(inspection: Future[InputStats] | None) -> bool:
 
 def _plan_input(kind: Kind, entry: Entry, key: str) -> Input:
     return Input(kind, entry.uri, key, entry.size, entry.etag)
+
+
+def _normalize(uri: str) -> str:
+    """Return a local path without `file://`, `.` and `..`, as `find .` writes them into lists. Others are unchanged.
+
+    Names in an object store are literal. Only comparisons use the result; a plan has the URI as the list has it.
+    """
+    if "/." not in uri and "//" not in uri:
+        return uri
+    return absolute(uri)
 
 
 def _is_utf8(name: str) -> bool:

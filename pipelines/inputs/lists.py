@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -33,6 +34,8 @@ _LINE_CHARS = 16 << 20
 _REMOTE_ROWS = 100
 """A list that begins with as many URLs is refused. Fewer are reject rows."""
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_NOT_UTF_8 = re.compile("[\udc80-\udcff]")
+"""What is not UTF-8, as Python's error handler `surrogateescape` decodes it. The line is then known."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -108,15 +111,12 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        try:
-            line = self._text.readline(_LINE_CHARS + 1)
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"input: {show(self.uri)} is not UTF-8 after line {self.number}: {error.reason}"
-            ) from error
+        line = self._text.readline(_LINE_CHARS + 1)
         if not line:
             raise StopIteration
         self.number += 1
+        if _NOT_UTF_8.search(line):
+            raise self.refuse("is not UTF-8: save the list as UTF-8, or leave the line out")
         if "\0" in line:
             raise self.refuse("has a NUL character: save the list as UTF-8 text")
         if len(line) > _LINE_CHARS:
@@ -132,7 +132,7 @@ def _read_rows(
 ) -> Iterator[_Row]:
     name = entry.uri.lower()
     file = io.BufferedReader(StoreFile(open_store(entry.uri, options), entry))
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         if file.peek(2)[:2] in _UTF_16:
             raise ConfigError(f"input: {show(entry.uri)} is UTF-16: save it as UTF-8 (in Excel: CSV UTF-8)")
         lines = _Lines(text, entry.uri)

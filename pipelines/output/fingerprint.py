@@ -94,7 +94,10 @@ def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], uri: s
     changes = "; ".join(
         f"{key}: {_shorten(found.get(key))} there, {_shorten(fingerprint.get(key))} now" for key in differing
     )
-    raise ConfigError(f"output: {uri} was made with other settings ({changes}): change them back or give a new output")
+    advice = "change them back or give a new output"
+    if all(key.startswith("labels.") for key in differing):
+        advice = "`sightline retag` gives the images of this output the new labels; or change them back"
+    raise ConfigError(f"output: {uri} was made with other settings ({changes}): {advice}")
 
 
 def _shorten(value: Any) -> str:

@@ -47,6 +47,11 @@ _TOP_LABELS = 100
 
 _SHARD = re.compile(r"(?P<shard>\d{6}-\d{6})(\.(?P<generation>\d+))?")
 _FILE = re.compile(rf"\.?{_SHARD.pattern}-[0-9a-f]{{12}}\.parquet(\.[0-9a-f]{{32}}\.tmp)?")
+_OWN_NAMES = (
+    (re.compile(rf"(.*)/(?:labels\.parquet|plan/\d{{6}}\.parquet|(?:data|rejects)/{_FILE.pattern})"), FINGERPRINT),
+    (re.compile(r"(.*)/sample\.parquet"), "sample.json"),
+)
+"""Names of the Parquet files of outputs and of samples, each with a file that lies in the folder of the first group."""
 _PART = re.compile(r"\.?[0-9a-f]{32}\.arrow(\.[0-9a-f]{32}\.tmp)?")
 
 
@@ -244,6 +249,17 @@ def owner_of(path: str) -> tuple[str, int] | None:
     elif kind == "parts" and _PART.fullmatch(name):
         match = _SHARD.fullmatch(folder)
     return _parse(match)
+
+
+def find_marker(uri: str) -> str | None:
+    """Return which file must exist if a Parquet file is of an output or of a sample, by the Parquet file's name.
+
+    Returns None if neither has files of such a name. The folder of the file is that of the output or of the sample.
+    """
+    for pattern, marker in _OWN_NAMES:
+        if found := pattern.fullmatch(uri):
+            return join(found[1], marker)
+    return None
 
 
 def _parse(match: re.Match[str] | None) -> tuple[str, int] | None:

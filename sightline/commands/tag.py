@@ -114,21 +114,31 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
     return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
 
 
+_EXAMPLES, _KINDS = 3, 10
+"""How many inputs that wait for one reason are named, and how many suffixes of skipped files."""
+
+
 def _print_skipped(skipped: Counter[str], examples: Mapping[str, list[str]]) -> None:
     """Print the files and tar members that are no inputs, by kind, each with a few names."""
     if not skipped:
         return
+    # A folder of photos has dozens of other suffixes. What says more than a suffix is always shown.
+    ranked = skipped.most_common()
+    shown = [pair for number, pair in enumerate(ranked) if number < _KINDS or not pair[0].startswith(".")]
     kinds = [
         f"{count:,} {kind}" + (f" (such as {', '.join(examples[kind])})" if kind in examples else "")
-        for kind, count in skipped.most_common()
+        for kind, count in shown
     ]
+    if len(shown) < len(ranked):
+        rest = skipped.total() - sum(count for _, count in shown)
+        kinds.append(f"{rest:,} files with {len(ranked) - len(shown)} other suffixes")
     heif = any(f".{suffix} files" in skipped for suffix in ("heic", "heif"))
     advice = "; install sightline[heic] to read HEIC" if heif else ""
     out.print(escape(f"skipped {skipped.total():,}: {', '.join(kinds)}{advice}"), highlight=False)
 
 
 def _print_waiting(waiting: list[Waiting]) -> None:
-    """Print what could not be read now, by reason, with an example of each reason."""
+    """Print what could not be read now, by reason, with a few examples of each reason."""
     images = sum(item.rows for item in waiting)
     holding = f" with about {images:,} images" if images else ""  # what is in a closed folder is not known
     err.print(
@@ -137,8 +147,9 @@ def _print_waiting(waiting: list[Waiting]) -> None:
         highlight=False,
     )
     for reason, count in Counter(item.reason for item in waiting).most_common():
-        example = next(item for item in waiting if item.reason == reason)
-        err.print(escape(f"  {reason} {count:,}: {example.detail}"), highlight=False)
+        details = [item.detail for item in waiting if item.reason == reason][:_EXAMPLES]
+        more = f"; and {count - len(details):,} more" if count > len(details) else ""
+        err.print(escape(f"  {reason} {count:,}: {'; '.join(details)}{more}"), highlight=False)
     if any(item.reason == "missing" for item in waiting):
         err.print("  set on_missing: reject if these inputs were deleted on purpose", highlight=False)
 

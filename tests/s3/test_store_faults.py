@@ -373,10 +373,10 @@ def test_an_upload_that_fails_leaves_no_parts(
 ) -> None:
     monkeypatch.setattr(s3_module, "UPLOAD_BYTES", 1 << 20)
     monkeypatch.setattr(s3_uploads, "PART_BYTES", 5 << 20)
-    proxy.add(faults.FORBIDDEN, "/refused", method="PUT", skip=1)
+    proxy.add(faults.FORBIDDEN, "/uploads/refused", method="PUT", skip=1)
     with pytest.raises(Forbidden):
-        store.put(join(bucket, "refused"), bytes(11 << 20))
-    assert store.stat(join(bucket, "refused")) is None
+        store.put(join(bucket, "uploads/refused"), bytes(11 << 20))
+    assert store.stat(join(bucket, "uploads/refused")) is None
     assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=bucket.removeprefix("s3://"))
 
 

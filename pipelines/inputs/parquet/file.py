@@ -39,8 +39,6 @@ _LARGE_FOOTER = Lock()
 """Held while a footer of more than `_FOOTER_BYTES` is parsed: sixteen files are inspected at the same time."""
 _ROWS, _BATCH_BYTES = 16, 128 << 20
 """Rows of the file that are in memory at once, and their bytes by the footer. A camera photo has about 5 MB."""
-_REMOTE_ROWS = 100
-"""A file with as many URLs or more, and nothing else, is skipped. Fewer are reject rows."""
 _MAX_ROWS = 1 << 40
 """A row group that claims more rows is broken."""
 
@@ -76,7 +74,7 @@ def _inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputS
         if column is None:
             return InputStats([], skipped="Parquet files without an image column")
         counts = _count_rows(file.metadata)
-        if is_string(column.type) and sum(counts) >= _REMOTE_ROWS and _holds_only_urls(raw, size, file, column.name):
+        if is_string(column.type) and _holds_only_urls(raw, size, file, column.name):
             return InputStats([], skipped="Parquet files of http(s) URLs, which are not fetched")
         small = frozenset(
             name

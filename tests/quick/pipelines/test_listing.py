@@ -20,13 +20,14 @@ from storage.settings import ConfigError
 from storage.store import Entry, Forbidden, Store, StoreError, StoreOptions
 
 DATA = b"not decoded here"
+LINKS = "links to folders that are read anyway, and paths that are too long"
 
 
 def list_inputs(
     tmp_path: Path, input: str | list[str], known: list[Input] | None = None, **keys: Any
 ) -> tuple[list[str], PlanReport]:
     """The keys of new inputs, and the report."""
-    config = JobConfig(input=input, output=str(tmp_path / "output"), labels=["a"], **keys)
+    config = JobConfig(**{"input": input, "output": str(tmp_path / "output"), "labels": ["a"], **keys})
     (tmp_path / "known.sqlite").unlink(missing_ok=True)
     planned, report = KnownInputs(tmp_path / "known.sqlite"), PlanReport()
     planned.add((one.uri, one.version) for one in known or [])
@@ -142,10 +143,92 @@ def test_links_in_a_circle_are_counted_and_named(tmp_path: Path, root: Path) -> 
     (root / "y/to_z").symlink_to(root / "z")
     (root / "z/to_y").symlink_to(root / "y")
     found, report = list_inputs(tmp_path, str(root))
-    assert found == ["a.jpg", "y/to_z/b.jpg", "z/b.jpg"]
+    assert found == ["a.jpg", "z/b.jpg"]
     assert report.waiting == []
-    assert report.skipped.counts == {"links in a circle and paths that are too long": 7}
-    assert str(root / "one") in report.skipped.examples["links in a circle and paths that are too long"]
+    assert report.skipped.counts == {LINKS: 6}
+    assert str(root / "one") in report.skipped.examples[LINKS]
+
+
+def test_a_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path, root: Path) -> None:
+    outside = tmp_path / "outside"
+    write(outside, "c.jpg", "below/d.jpg")
+    for one in range(6):  # folders that all link to each other: each image is an input once, and not 1,956 times
+        write(root, f"mesh{one}/e{one}.jpg")
+        for other in range(6):
+            (root / f"mesh{one}/to{other}").symlink_to(root / f"mesh{other}")
+    (root / "first").symlink_to(outside)
+    (root / "second").symlink_to(outside)
+    (root / "third").symlink_to(outside / "below")
+    (outside / "back").symlink_to(root)
+    found, report = list_inputs(tmp_path, str(root))
+    mesh = [f"mesh{one}/e{one}.jpg" for one in range(6)]
+    assert found == sorted(["a.jpg", "first/below/d.jpg", "first/c.jpg", *mesh, "z/b.jpg"])
+    assert report.skipped.counts == {LINKS: 36 + 3}
+    # The input itself may be reached through a link.
+    (tmp_path / "to_input").symlink_to(root)
+    found, _ = list_inputs(tmp_path, str(tmp_path / "to_input"))
+    assert found == sorted(["a.jpg", "first/below/d.jpg", "first/c.jpg", *mesh, "z/b.jpg"])
+
+
+def write_output_files(folder: Path, marker: str = "fingerprint.json") -> None:
+    """Write files with the names of an output's files."""
+    names = ("labels.parquet", "plan/000000.parquet", "data/000000-000000-0123456789ab.parquet")
+    write(folder, *names, "rejects/000000-000012.1-0123456789ab.parquet", marker)
+
+
+def test_files_of_outputs_are_no_inputs(tmp_path: Path, root: Path) -> None:
+    """Outputs of other jobs, the output itself behind a link, and samples. What lies beside such files is an input."""
+    write_output_files(root / "tags")
+    write(root, "tags/photos/c.jpg", "sample/sample.parquet", "sample/sample.json", "other/sample.parquet")
+    write_output_files(root / "no output", "notes.json")
+    found, report = list_inputs(tmp_path, str(root))
+    assert found == [
+        "a.jpg",
+        "no output/data/000000-000000-0123456789ab.parquet",
+        "no output/labels.parquet",
+        "no output/plan/000000.parquet",
+        "no output/rejects/000000-000012.1-0123456789ab.parquet",
+        "other/sample.parquet",
+        "tags/photos/c.jpg",
+        "z/b.jpg",
+    ]
+    assert report.skipped.counts == {".json files": 3, "files of outputs and samples of Sightline": 5}
+    # A part of an output that is named itself is read.
+    found, _ = list_inputs(tmp_path, str(root / "tags/data"))
+    assert found == ["000000-000000-0123456789ab.parquet"]
+
+
+def test_images_in_the_folder_of_the_output_are_inputs(tmp_path: Path, root: Path) -> None:
+    """The input may be the output's folder, or lie in it. Only the output's own files are none."""
+    write_output_files(root)
+    for folder, expected in ((root, ["a.jpg", "z/b.jpg"]), (root / "z", ["b.jpg"])):
+        found, report = list_inputs(tmp_path, str(folder), output=str(root))
+        assert (found, report.skipped.counts.keys() - {".json files"}) == (expected, set())
+
+
+@pytest.mark.parametrize("entry", ["./in/a.jpg", "in/./a.jpg", "x/../in/a.jpg", "file://{root}/a.jpg", "{root}//a.jpg"])
+def test_an_image_that_a_list_names_in_another_way_is_one_input(tmp_path: Path, root: Path, entry: str) -> None:
+    (tmp_path / "list.txt").write_text(entry.format(root=root) + "\n")
+    found, report = list_inputs(tmp_path, [str(root), str(tmp_path / "list.txt")])
+    assert len(found) == 2
+    assert found[1] == "z/b.jpg"
+    planned = [Input("image", str(root / "a.jpg"), "a.jpg", 16, "version")]
+    found, report = list_inputs(tmp_path, str(tmp_path / "list.txt"), planned)
+    assert (found, report.known) == ([], 1)
+
+
+def test_a_folder_that_is_empty_now_waits_if_something_was_planned_there(tmp_path: Path, root: Path) -> None:
+    """A mount that is missing leaves an empty folder."""
+    planned = [Input("image", str(tmp_path / "mount/a.jpg"), "a.jpg", 5, "version")]
+    (tmp_path / "mount").mkdir()
+    both = [str(root), str(tmp_path / "mount")]
+    found, report = list_inputs(tmp_path, both, planned)
+    assert (found, [item.reason for item in report.waiting]) == (["a.jpg", "z/b.jpg"], ["missing"])
+    assert "mount is empty now" in report.waiting[0].detail
+    for known, keys in ((planned, {"on_missing": "reject"}), ([], {})):
+        found, report = list_inputs(tmp_path, both, known, **keys)
+        assert (len(found), report.waiting) == (2, [])
+        assert report.skipped.counts == {"inputs with nothing under them": 1}
 
 
 def test_special_files_and_odd_names_are_counted_and_named_on_one_line(tmp_path: Path, root: Path) -> None:
@@ -179,7 +262,7 @@ def test_a_path_that_is_too_long_is_counted_and_named(tmp_path: Path, root: Path
     os.chdir(before)
     found, report = list_inputs(tmp_path, str(root))
     assert found == ["a.jpg", "z/b.jpg"]
-    assert report.skipped.counts == {"links in a circle and paths that are too long": 1}
+    assert report.skipped.counts == {LINKS: 1}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
-from pipelines.config import JobConfig
+from pipelines.config import JobConfig, absolute
 from sightline.cli import app
+from sightline.commands.tag import _print_skipped
 from storage.settings import list_keys
 from tests.support.images import encode, make_rgb
 
@@ -207,3 +210,32 @@ def test_rows_rejected_under_a_renamed_reason_are_retried(
         0,
         [["unsupported", "unsupported_pixels"] if name == "unsupported" else [name]],
     )
+
+
+@pytest.mark.parametrize("key", ["input", "output"])
+@pytest.mark.parametrize("path", ["", "  ", "file://"])
+def test_an_empty_path_is_refused(key: str, path: str) -> None:
+    """An unset variable in a template must not become the working directory."""
+    with pytest.raises(ValidationError, match="is empty"):
+        JobConfig(**{"input": "x", "output": "y", "labels": ["a"], key: path})
+
+
+def test_the_folder_above_a_link_is_that_of_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "real/sub").mkdir(parents=True)
+    (tmp_path / "home/link").symlink_to(tmp_path / "real/sub")
+    monkeypatch.chdir(tmp_path)
+    assert absolute("home/link/../right") == str(tmp_path / "real/right")
+    assert absolute("home/link/..") == str(tmp_path / "real")
+    assert absolute("home/link/x") == str(tmp_path / "home/link/x")  # other links stay as they are
+    assert absolute("/") == "/"
+
+
+def test_skipped_files_are_told_in_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = Counter({f".x{number} files": 100 - number for number in range(40)})
+    counts["hidden files"] = 1
+    _print_skipped(counts, {"hidden files": [".git"], ".x0 files": ["a.x0"]})
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"skipped {counts.total():,}: 100 .x0 files (such as a.x0), 99 .x1 files, ")
+    assert "1 hidden files (such as .git)" in text
+    assert text.endswith("files with 30 other suffixes")

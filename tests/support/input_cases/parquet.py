@@ -60,6 +60,10 @@ def _linked(values: list[str | None]) -> Callable[[Path], object]:
     return build
 
 
+def _beside_an_image(build: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: (build(folder), (folder / "b.jpg").write_bytes(ONE))
+
+
 _ONLY = {"input": "{folder}/a.parquet"}
 
 TITLE = "Parquet files"
@@ -148,11 +152,11 @@ CASES: tuple[InputCase, ...] = (
         2,
     ),
     InputCase(
-        "100 URLs or more and nothing else, as `img2dataset` writes beside its tars",
-        "counted; http(s) is not fetched",
-        _table(url=[f"https://host/{n}.jpg" for n in range(100)], n=list(range(100))),
+        "http(s) URLs and no other URIs, as `img2dataset` writes beside its tars",
+        "counted; http(s) is not fetched. If there is no other input, the run is refused",
+        _beside_an_image(_table(url=[f"https://host/{n}.jpg" for n in range(9)], n=list(range(9)))),
+        1,
         skipped={"Parquet files of http(s) URLs, which are not fetched": 1},
-        refused="1 Parquet files of http(s) URLs",
     ),
     InputCase("no image column", "counted", _table(n=[1]), refused="1 Parquet files without an image column"),
     InputCase(

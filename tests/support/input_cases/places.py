@@ -12,24 +12,32 @@ from tests.support.input_cases.case import InputCase
 
 TITLE = "Folders and object stores"
 TEXT = """A folder or an `s3://` prefix is read with everything below it. Files are told apart by the ends of their
-names. Each object is an input once, also if two configured inputs hold it. Links to files and folders are followed.
+names. Each object is an input once, also if two configured inputs hold it. Links to files and folders are followed,
+but each folder is read once.
 
 What cannot be looked at does not stop the run. A folder that may not be entered, or that its disk does not deliver,
-waits: the run tags the rest, names the folder and ends with exit code 1, because images may be missing. If that is a
-configured input itself, the run is refused.
+waits: the run tags the rest, names the folder and ends with exit code 1, because images may be missing. So does a
+configured folder on a disk that is gone or empty, if something was there at an earlier run: a mount may be missing.
+Set `on_missing: reject` if you delete inputs on purpose. A configured input that cannot be read at all is refused.
+
+Inputs are files with these endings, in upper or lower case: `.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff
+.avif`, with `sightline[heic]` also `.heic .heif`; `.tar .tar.gz .tgz`; `.parquet .pq`. All others are skipped and
+counted.
 
 Names that other programs keep beside the data are hidden: names that begin with a dot, and the known names below.
 Only the part of a path below the configured input counts, and a configured file or folder is read whatever its name.
 
-An input that is deleted later stays in the output. An input that changes is not tagged again, and the run ends with
-exit code 1, unless `on_changed: retag` is set: then its new version is tagged too, the summary counts its images, and
-the output has the rows of both versions.
+An input that is deleted later stays in the output. A file has changed if its size or its modification time has, an
+object if its ETag has. An input that changes is not tagged again, and the run ends with exit code 1, unless
+`on_changed: retag` is set: then its new version is tagged too, and the summary counts its images. The output has the
+rows of both versions, also the reject of a file that was repaired; the later ones are in the shard with the higher
+number, with which the names of files in `data/` and `rejects/` begin. `--retry-rejects` reads the planned version only.
 
 In S3, the bucket may be an access point: its alias, or its ARN as in
 `s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/prefix`."""
 
 _IMAGE = encode(make_rgb())
-_LOOP = "links in a circle and paths that are too long"
+_LOOP = "links to folders that are read anyway, and paths that are too long"
 
 
 def _write(*names: str) -> Callable[[Path], None]:
@@ -95,7 +103,8 @@ CASES: tuple[InputCase, ...] = (
     ),
     InputCase("other names that begin with `_`", "as any name", _write("_photos/_a.png"), tagged=1),
     InputCase(
-        "`@eaDir`, `#recycle`, `@Recycle`, `__MACOSX`, `lost+found`, `$RECYCLE.BIN`, `System Volume Information`",
+        "`@eaDir`, `#recycle`, `#snapshot`, `@Recycle`, `__MACOSX`, `lost+found`, `$RECYCLE.BIN`, `RECYCLER`, "
+        "`System Volume Information`, `@tmp`, `__pycache__`",
         "hidden: files of storage devices and operating systems",
         _write("a.png", "@eaDir/b.png", "#recycle/b.png", "__MACOSX/b.png", "lost+found/b.png", "$RECYCLE.BIN/b.png"),
         tagged=1,
@@ -108,7 +117,7 @@ CASES: tuple[InputCase, ...] = (
         tagged=1,
         settings={"input": "{folder}/.cache"},
     ),
-    InputCase("a link to a file or folder", "followed", _link("link", "sub"), tagged=3),
+    InputCase("a link to a file", "followed", _link("again.png", "sub/b.png"), tagged=3),
     InputCase(
         "a link to nothing",
         "counted and named",
@@ -118,6 +127,23 @@ CASES: tuple[InputCase, ...] = (
     ),
     InputCase("a link to itself", "counted and named", _link("link.png", "link.png"), tagged=2, skipped={_LOOP: 1}),
     InputCase("a link to a folder above", "not followed", _link("sub/up", "."), tagged=2, skipped={_LOOP: 1}),
+    InputCase(
+        "two links to one folder, a link to a folder of the input itself",
+        "each folder is read once",
+        _link("again", "sub"),
+        tagged=2,
+        skipped={_LOOP: 1},
+    ),
+    InputCase(
+        "an output of Sightline, a sample for `review`",
+        "its own files are skipped, also if it is another job's; images beside them are read",
+        _write("tags/labels.parquet", "tags/plan/000000.parquet", "tags/fingerprint.json", "tags/photos/b.png"),
+        tagged=1,
+        skipped={"files of outputs and samples of Sightline": 2, ".json files": 1},
+    ),
+    InputCase(
+        "an empty path", "as from an unset variable", _write("a.png"), refused="is empty", settings={"input": ""}
+    ),
     InputCase("a path of over 4,095 bytes", "counted and named", _nest_deeply, tagged=1, skipped={_LOOP: 1}),
     InputCase(
         "a pipe, a socket, a device",
