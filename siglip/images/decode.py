@@ -20,8 +20,17 @@ from siglip.config import ImageSpec, Limits
 from siglip.images.color import promises_alpha, to_rgb
 from siglip.images.formats.jpeg import check_padding, close_jpeg, decode_jpeg
 from siglip.images.formats.png import check_rows, find_transparent
-from siglip.images.formats.tiff import GreyScale, prepare_tiff
-from siglip.images.opening import FORMATS, Opened, is_cut, open_image, readable_suffixes, reopen
+from siglip.images.formats.tiff import GreyScale, check_deflated, prepare_tiff
+from siglip.images.opening import (
+    FORMATS,
+    Opened,
+    check_webp_end,
+    covered_by_frame,
+    is_cut,
+    open_image,
+    readable_suffixes,
+    reopen,
+)
 from siglip.images.pillow_internals import set_orientation
 from siglip.images.rejection import REASONS, ImageRejected
 
@@ -118,10 +127,12 @@ def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     try:
         scale = prepare_tiff(image) if isinstance(image, TiffImageFile) else GreyScale()
         _check_key_color(image)
+        covered = covered_by_frame(image)
         # The copy is loaded, and has no file format, so `_read_orientation` treats it like any other image.
         copy = image.copy()
         orientation = _read_orientation(copy)
         pixels = np.asarray(to_rgb(copy, scale, sure_of_alpha=promises_alpha(image)))
+        pixels = _clear_uncovered(pixels, covered)
     except Exception as error:
         raise _as_rejection(error, b"") from None
     return resize(pixels, (spec.size, spec.size), spec.resample, orientation)
@@ -186,7 +197,21 @@ def _decode(opened: Opened, shrink: int) -> np.ndarray:
         transparent = find_transparent(opened.png, image)
         if transparent is not None:
             pixels = np.where(transparent[:, :, None], np.uint8(255), pixels)
-    return pixels
+    if isinstance(image, TiffImageFile):
+        check_deflated(opened.data, image)
+    if image.format == "WEBP":
+        check_webp_end(opened.data)
+    return _clear_uncovered(pixels, opened.covered)
+
+
+def _clear_uncovered(pixels: np.ndarray, covered: tuple[int, int, int, int] | None) -> np.ndarray:
+    """White where the first frame of an animation has no pixels, as where it is transparent."""
+    if covered is None:
+        return pixels
+    left, top, right, bottom = covered
+    cleared = np.full_like(pixels, 255)
+    cleared[top:bottom, left:right] = pixels[top:bottom, left:right]
+    return cleared
 
 
 def _read_orientation(image: Image.Image) -> int:

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import PREFIXES, TiffImageFile
 
 from siglip.images.formats.bmp import prepare_bmp
+from siglip.images.formats.heif import check_coded, read_items
 from siglip.images.formats.jpeg import JpegHeader, read_header, strip_jpeg
 from siglip.images.formats.png import SIGNATURE, Png, read_png
-from siglip.images.formats.signatures import name_unread_format
+from siglip.images.formats.signatures import is_text, name_unread_format
 from siglip.images.formats.tiff import GreyScale, check_first_page, explain_tiff, prepare_tiff
-from siglip.images.formats.webp import strip_webp
+from siglip.images.formats.webp import read_first_frame, shorten_webp, strip_webp
 from siglip.images.pillow_internals import hide_exif, open_format
 from siglip.images.rejection import ImageRejected
 
@@ -31,6 +32,8 @@ are rarely tested against hostile files."""
 _SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
 _HEIF_SUFFIXES = frozenset(["heic", "heif"])
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
+_STRUCTURE_BRANDS = frozenset([b"mif1", b"msf1"])
+"""Brands that do not say how the pixels are coded. A decoder does not open a file that has no other."""
 _AVIF_BRANDS = frozenset([b"avif", b"avis"])
 
 
@@ -42,13 +45,17 @@ def readable_suffixes() -> frozenset[str]:
 
 @dataclass
 class Opened:
-    """An image that Pillow has opened, the bytes that it was given, and what is known of the file beyond Pillow."""
+    """An image that Pillow has opened, the bytes that it was given, and what is known of the file beyond Pillow.
+
+    `covered` is the part of the image that the first frame covers: left, top, right, bottom. None is all of it.
+    """
 
     image: Image.Image
     data: bytes
     jpeg: JpegHeader | None = None
     png: Png | None = None
     scale: GreyScale = field(default_factory=GreyScale)
+    covered: tuple[int, int, int, int] | None = None
 
 
 def open_image(data: bytes, max_pixels: int) -> Opened:
@@ -63,16 +70,17 @@ def open_image(data: bytes, max_pixels: int) -> Opened:
     if data.startswith(SIGNATURE):
         png = read_png(data)
         return Opened(_open_one(png.data, "PNG"), png.data, png=png)
-    if data.startswith(b"BM"):
+    if data.startswith(b"BM") and not is_text(data):
         return Opened(_open_one(prepare_bmp(data, max_pixels), "BMP"), data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return Opened(*_open_first("WEBP", lambda: data, lambda: strip_webp(data)))
+        return _open_webp(data)
     if data[4:8] == b"ftyp":
         return _open_ftyp(data)
-    if data[:2] in (b"II", b"MM"):
+    if data.startswith((*PREFIXES, b"MM\0\x2b")):
         return _open_tiff(data)
-    if data.startswith(b"GIF8"):
-        return Opened(_open_one(data, "GIF"), data)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        image = _open_one(data, "GIF")
+        return Opened(image, data, covered=covered_by_frame(image))
     raise ImageRejected("not_an_image", f"starts with {data[:8].hex()}")
 
 
@@ -106,17 +114,62 @@ def _open_tiff(data: bytes) -> Opened:
     return Opened(image, data, scale=prepare_tiff(image))
 
 
+def covered_by_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of a GIF that its first frame covers. Browsers show the rest as transparent, Pillow in a colour."""
+    box = getattr(image, "dispose_extent", None) if image.format == "GIF" and image.tell() == 0 else None
+    return None if box is None or box == (0, 0, *image.size) else box
+
+
+def _open_webp(data: bytes) -> Opened:
+    image, kept = _open_first("WEBP", lambda: data, lambda: strip_webp(data))
+    frame = read_first_frame(kept)
+    return Opened(image, kept, covered=frame.covered if frame else None)
+
+
+def check_webp_end(data: bytes) -> None:
+    """Raise `ImageRejected` (`truncated`) for a WebP that ends in many zeros which its pixels do not need.
+
+    It is decoded a second time for that. This is for after the check of its size.
+    """
+    frame = read_first_frame(data)
+    if frame is None or (short := shorten_webp(frame)) is None:
+        return
+    try:
+        _open_one(short, "WEBP").load()
+    except MemoryError:
+        raise
+    except Exception:  # the decoder needs the zeros
+        return
+    raise ImageRejected("truncated", "the WebP ends in zeros that are not pixels")
+
+
 def _open_ftyp(data: bytes) -> Opened:
-    """AVIF or HEIC. Both start with the box `ftyp`, which names their kind."""
+    """AVIF or HEIC. Both start with the box `ftyp`. The types of their items say which it is, or else its brands.
+
+    Decoders look at the brands alone, so a file that has the brand of neither gets others.
+    """
     brands = {data[8:12], *(data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4], "big"), 256), 4))}
-    format = "AVIF"
-    if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
+    items = read_items(data)
+    types = {item.type for item in items}
+    if (b"av01" in types) != (b"hvc1" in types):
+        format = "AVIF" if b"av01" in types else "HEIF"
+    elif brands & _AVIF_BRANDS or brands & _HEIF_BRANDS:
+        format = "AVIF" if brands & _AVIF_BRANDS else "HEIF"
+    elif types:
+        names = sorted(name.decode("latin-1") for name in types if name.isalnum())
+        raise ImageRejected("unsupported", f"HEIF with items of the types {', '.join(names[:8])}")
+    else:
+        raise ImageRejected("not_an_image", f"starts with {data[:12].hex()}")
+    if format == "HEIF":
         if "heic" not in readable_suffixes():
             raise ImageRejected("unsupported", "HEIC: install sightline[heic]")
         _register_heif()
-        format = "HEIF"
-    elif not brands & _AVIF_BRANDS:
-        raise ImageRejected("not_an_image", f"starts with {data[:12].hex()}")
+    end = int.from_bytes(data[:4], "big")
+    if not brands & (_AVIF_BRANDS if format == "AVIF" else _HEIF_BRANDS - _STRUCTURE_BRANDS) and 16 <= end <= len(data):
+        brand = b"avif" if format == "AVIF" else b"heic"
+        data = data[:8] + brand + data[12:16] + brand * ((end - 16) // 4) + data[end - end % 4 : end] + data[end:]
+    if not is_cut(data):
+        check_coded(data, items)
     return Opened(*_open_first(format, lambda: data, lambda: hide_exif(data) or data))
 
 

@@ -31,6 +31,7 @@ class ImageRejected(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         if reason not in REASONS:
             raise KeyError(f"{reason!r} is not a documented reason")
+        detail = " ".join(detail.split())  # one line; libheif writes several
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail

@@ -63,6 +63,14 @@ def prepare_bmp(data: bytes, max_pixels: int) -> bytes:
         return (
             pack("<2sIII", b"BM", start + len(pixels), 0, start) + header + palette[:1024].ljust(1024, b"\0") + pixels
         )
+    if size == 12 and bits == 4 and (start - 26) // 3 >= 16:
+        # Pillow takes 16 dark greys for an image of 8 bits. It gets this one with the header of Windows.
+        palette = b"".join(data[at : at + 3] + b"\0" for at in range(26, 26 + 48, 3))
+        width, height = unpack_from("<HH", data, 18)
+        header = pack("<IiiHHIIiiII", 40, width, height, 1, 4, _RGB, 0, 0, 0, 16, 0)
+        moved = 14 + 40 + 64
+        head = pack("<2sIII", b"BM", moved + len(data) - start, 0, moved)
+        return prepare_bmp(head + header + palette + data[start:], max_pixels)
     count = colors or 2**bits
     if size != 12 and bits in (4, 8) and count < 256 and _is_grey_ramp(data[14 + size :], count):
         # Pillow takes a palette of two colours, black and white, for an image of one bit per pixel, and one of 16 dark

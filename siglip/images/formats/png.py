@@ -66,6 +66,8 @@ def read_png(data: bytes) -> Png:
         if len(parts) == 1 and name != b"IHDR":
             raise ImageRejected("unsupported", f"PNG whose first chunk is {name.decode()}")
         if name == b"IDAT":
+            if end <= len(data):
+                _check_pixels(data, position, end)
             pixels, start, position = True, start or position, end
             continue
         if start:
@@ -125,6 +127,7 @@ def _have_color(samples: NDArray[np.uint8], color: tuple[int, ...]) -> NDArray[n
 def check_rows(png: Png, image: Image.Image) -> None:
     """Raise `ImageRejected` (`truncated`) for a file whose compressed pixels are fewer than its header says.
 
+    It is `corrupt` where they cannot be inflated. Pillow itself compares the checksum behind them (Adler-32).
     zlib's data may end properly and early. Pillow then leaves the rest black, so only an image with a black last row,
     or one that is interlaced, is inflated a second time to be counted.
     """
@@ -142,8 +145,8 @@ def check_rows(png: Png, image: Image.Image) -> None:
             expected += height * (1 + (width * channels * png.depth + 7) // 8)
     try:
         found = _count_inflated(png.data, expected)
-    except zlib.error:  # behind the last row: Pillow would have reported it before
-        return
+    except zlib.error as error:
+        raise ImageRejected("corrupt", f"the PNG's compressed pixels: {error}") from None
     if found < expected:
         raise ImageRejected("truncated", "the PNG has fewer rows of pixels than its header says")
 
@@ -169,6 +172,20 @@ def _check(data: bytes, name: bytes, start: int, end: int) -> bytes:
     if zlib.crc32(name + content) != int.from_bytes(data[end - 4 : end], "big"):
         raise ImageRejected("corrupt", f"the checksum of the PNG's {name.decode()} chunk is wrong")
     return content
+
+
+def _check_pixels(data: bytes, start: int, end: int) -> None:
+    """Raise `ImageRejected` for a chunk of pixels with a wrong checksum, which Pillow does not compare.
+
+    It is `truncated` when the file ends in zeros that begin in this chunk, as a download that broke off can leave it.
+    """
+    with memoryview(data) as view:
+        checksum = zlib.crc32(view[start + 4 : end - 4])
+    if checksum == int.from_bytes(data[end - 4 : end], "big"):
+        return
+    if len(data.rstrip(b"\0")) < end:
+        raise ImageRejected("truncated", "the PNG ends in zeros that begin in its pixels")
+    raise ImageRejected("corrupt", "the checksum of the PNG's IDAT chunk is wrong")
 
 
 def _read_key(content: bytes, color: int, depth: int) -> tuple[int, ...] | None:

@@ -28,6 +28,23 @@ _NOT_READ: tuple[tuple[bytes, str], ...] = (
     (b"IIU\0", "camera raw (Panasonic)"),
 )
 
+_TEXTUAL = (b"%PDF", b"%!PS", b"#?RADIANCE", b"FUJIFILMCCD-RAW")
+"""Formats whose first bytes are readable text, so that a text may be one."""
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a file starts as a text does: no control characters, in UTF-8. Headers of images have bytes of zero.
+
+    Some formats have first bytes of two or four letters, with which a text may start too.
+    """
+    head = data[:64]
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3 or len(data) <= len(head):  # else a character that the cut has split
+            return False
+    return not any(byte < 9 or 13 < byte < 32 or byte == 127 for byte in head)
+
 
 def name_unread_format(data: bytes) -> str | None:
     """Name the format of a file that is an image or a page, and that is not read; None for other bytes."""
@@ -38,4 +55,7 @@ def name_unread_format(data: bytes) -> str | None:
     text = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text):
         return "SVG"
-    return next((name for start, name in _NOT_READ if data.startswith(start)), None)
+    found = next(((start, name) for start, name in _NOT_READ if data.startswith(start)), None)
+    if found is None or (is_text(data) and not found[0].startswith(_TEXTUAL)):
+        return None
+    return found[1]

@@ -7,6 +7,7 @@ wrote.
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,19 @@ from siglip.images.pillow_internals import use_libtiff
 from siglip.images.rejection import ImageRejected
 
 _SUBFILE, _OLD_SUBFILE = 254, 255
+_FILL_ORDER = 266
 _BITS, _COMPRESSION, _PHOTOMETRIC = 258, 259, 262
-_STRIP_OFFSETS, _ROWS_PER_STRIP, _PLANAR = 273, 278, 284
-_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
+_STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_SIZES, _PLANAR = 273, 278, 279, 284
+_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
+_STRIPS = _STRIP_OFFSETS, _STRIP_SIZES
 _MAX_SAMPLE, _MAX_SAMPLE_SIGNED = 281, 341
 _COLOR_MAP, _INK_SET, _DOT_RANGE, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 320, 332, 336, 338, 339
 _COEFFICIENTS, _SUBSAMPLING, _REFERENCE = 529, 530, 532
 _DNG_VERSION = 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _CMYK, _YCBCR = 0, 1, 5, 6
 _SEPARATE = 2
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""By byte, the byte with its bits in reverse order (FillOrder 2)."""
 _FORMATS = {2: "signed integer", 3: "float", 4: "undefined", 5: "complex integer", 6: "complex float"}
 _PLANAR_MODES = {
     ("RGB", ()): "RGB",
@@ -110,6 +115,29 @@ def explain_tiff(data: bytes) -> ImageRejected:
         return ImageRejected("unsupported", f"TIFF with {text}")
     except Exception as error:  # the parser raises SyntaxError, struct.error, KeyError, ... on bad blocks
         return ImageRejected("corrupt", f"a TIFF whose directory cannot be read: {error}")
+
+
+def check_deflated(data: bytes, image: TiffImageFile) -> None:
+    """Raise `ImageRejected` (`corrupt`) when strips or tiles in deflate compression have a wrong checksum (Adler-32).
+
+    libtiff stops at the last sample and does not read the checksum behind it. Other compressions have none.
+    """
+    tags: Any = image.tag_v2
+    if image.info.get("compression") not in ("tiff_adobe_deflate", "tiff_deflate"):
+        return
+    tiled = _TILE_OFFSETS in tags
+    offsets, sizes = (_numbers(tags, tag) for tag in ((_TILE_OFFSETS, _TILE_SIZES) if tiled else _STRIPS))
+    reverse = _FILL_ORDER in tags and tags[_FILL_ORDER] == 2
+    left = 2**20 + 16 * image.width * image.height  # 8 bytes for a pixel, and as much for the edges of tiles
+    for start, size in zip(offsets, sizes, strict=False):
+        inflater, rest = zlib.decompressobj(), data[start : start + size]
+        rest = rest.translate(_REVERSED) if reverse else rest
+        while rest and left > 0 and not inflater.eof:
+            try:
+                left -= len(inflater.decompress(rest, 2**20))
+            except zlib.error as error:
+                raise ImageRejected("corrupt", f"a strip or tile of the TIFF: {error}") from None
+            rest = inflater.unconsumed_tail
 
 
 def _check_ycbcr(image: TiffImageFile, tags: Any, raw: bool) -> None:

@@ -34,6 +34,9 @@ EXPLAINED = ("unsupported", "truncated", "too_many_pixels", "too_many_bytes")
 """Reasons with which an image may be rejected although Pillow decodes it: a variant that Pillow reads wrongly, pixels
 that are missing and that Pillow fills in, a limit."""
 
+CHECKED = ("checksum", "a strip or tile of the TIFF", "zeros in the coded pixels")
+"""Parts of the details with which a file is `corrupt` although Pillow decodes it: Pillow does not compare these."""
+
 
 def decode_by_pillow(data: bytes) -> np.ndarray | None:
     """The small RGB image that Pillow alone makes of a file, or None where it gives up."""
@@ -70,7 +73,8 @@ def find_fault(data: bytes, outcome: object, mode: DecodeMode) -> str | None:
     if isinstance(outcome, ImageRejected):
         if outcome.reason in ("decoder_crashed", "decoder_timeout"):
             return str(outcome)
-        return None if expected is None or outcome.reason in EXPLAINED else f"Pillow decodes it: {outcome}"
+        explained = outcome.reason in EXPLAINED or any(text in outcome.detail for text in CHECKED)
+        return None if expected is None or explained else f"Pillow decodes it: {outcome}"
     if expected is None or is_turned(outcome.pixels, expected, levels):  # type: ignore[attr-defined]
         return None
     return "another picture than Pillow's"
