@@ -131,7 +131,8 @@ class TaggedOutput:
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all tagged rows into one table, in the order of `batches`.
 
-        `columns` are all columns of `data/` by default and may include `id`. The whole table is held in memory: a
+        `columns` are all columns of `data/` by default and may include `id`, which is a passed-through column of this
+        name if the output has one. The whole table is held in memory: a
         million embeddings of 768 float32 take 3 GB. Use `batches` for an output that is larger than memory.
 
         Raises `ConfigError` for a column that the output does not have, and `StoreError`.
@@ -140,6 +141,10 @@ class TaggedOutput:
         if unknown := [name for name in wanted if name != ID and name not in self.columns]:
             known = ", ".join([ID, *self.columns])
             raise ConfigError(f"{self.uri} has no column {unknown[0]!r}: its columns are {known}")
+        if ID in self.columns:  # a passed-through column of this name is the user's own
+            return pa.Table.from_batches(
+                batch for file in self._files("data") for batch in self._read(file, wanted, 8192, with_id=False)
+            )
         return pa.Table.from_batches(self.batches(wanted))
 
     def take(self, positions: Sequence[int] | NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
@@ -188,10 +193,12 @@ class TaggedOutput:
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{entry.uri} cannot be read: {error}") from error
 
-    def _read(self, file: dict[str, Any], columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    def _read(
+        self, file: dict[str, Any], columns: Sequence[str], rows: int, *, with_id: bool = True
+    ) -> Iterator[pa.RecordBatch]:
         with self._open(file) as parquet:
-            for batch in parquet.iter_batches(rows, columns=_stored(columns)):
-                yield _with_id(batch, file, columns)
+            for batch in parquet.iter_batches(rows, columns=_stored(columns) if with_id else list(columns)):
+                yield _with_id(batch, file, columns) if with_id else batch.select(list(columns))
 
 
 def _stored(columns: Sequence[str]) -> list[str]:

@@ -84,8 +84,8 @@ def find_work(config: JobConfig, progress: Progress, retry: Collection[str] | No
         check_probes(config.labels, model.identity, model.width)
         progress.say("listing the inputs")
         plan, writer, fingerprint = extend_plan(config, output, model)
-        for line in plan.columns.describe():
-            progress.say(f"images are in {line}")
+        for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:
+            progress.say(line)
         planned = list(list_shards(output))
         commits = output.commits()
         pending = [ref for ref in planned if ref.shard not in commits]

@@ -56,6 +56,7 @@ class PlanReport:
     changed: int = 0
     changed_rows: int = 0
     skipped: Skipped = field(default_factory=Skipped)
+    notes: list[str] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
     columns: ReadColumns = field(default_factory=ReadColumns)
 
@@ -188,7 +189,9 @@ class InputLister:
                     yield planned
                 continue
             versions = self._known.versions(planned.uri)
-            if version in versions or any(not one or one.startswith(ROW_VERSION) for one in versions):
+            objects = [one for one in versions if one and not one.startswith(ROW_VERSION)]
+            # A row of a list has no version of its object, so an image that only a list has named cannot be compared.
+            if version in objects or (versions and not objects):
                 self._report.known += 1
                 continue
             if versions and self._config.on_changed == "error":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ def _write_commit(
             rejected = _select(table.filter(pc.is_valid(table["reason"])), rejects.schema)
             reasons.update(count_values(rejected["reason"]))
             rejects.add(rejected)
-            tagged = _select(table.filter(pc.is_null(table["reason"])), data.schema)
+            tagged = _select(table.filter(pc.is_null(table["reason"])), data.schema, writer.format.columns.names)
             labels.update(count_labels(tagged["labels"]))
             data.add(tagged)
         if not np.array_equal(np.concatenate(seen), wanted):
@@ -131,10 +131,12 @@ def _write_commit(
     return put_commit(writer, ref, summary.rows_in, [*data.entries, *rejects.entries], counts, kept)
 
 
-def _select(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Convert a part's rows to a final schema, in which passed-through columns have no prefix."""
-    names = set(table.column_names)
-    sources = [COLUMN_PREFIX + name if COLUMN_PREFIX + name in names else name for name in schema.names]
+def _select(table: pa.Table, schema: pa.Schema, passed: Collection[str] = ()) -> pa.Table:
+    """Convert a part's rows to a final schema. The columns `passed` through have a prefix in parts.
+
+    A passed-through column may have the name of a column of rejects, such as `reason`.
+    """
+    sources = [COLUMN_PREFIX + name if name in passed else name for name in schema.names]
     return table.select(sources).rename_columns(schema.names).cast(schema)
 
 

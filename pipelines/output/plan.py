@@ -89,8 +89,15 @@ def draft_plan(config: JobConfig, output: Output, columns: PassedColumns, folder
     segments = output.segments()
     known = KnownInputs(folder / "known.sqlite")
     try:
+        columns_planned: set[str] = set()
         for segment in segments:
-            known.add(_read_versions(output.store, segment))
+            known.add(_read_versions(output.store, segment, columns_planned))
+        wanted = config.parquet.image_column
+        if wanted is not None and (others := columns_planned - {wanted}):
+            report.notes.append(
+                f"Parquet files of earlier runs are read from column {', '.join(sorted(others))} as planned, new ones "
+                f"from {wanted} (parquet.image_column): give a new output to read all from {wanted}"
+            )
         inputs = InputLister(config, output.options, known, columns, report).list_new()
         draft = Draft(report, columns, len(segments), [])
         draft.files += _write_segments(config, folder, len(segments), inputs, report)
@@ -138,9 +145,11 @@ def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
                 yield Input(**record)
 
 
-def _read_versions(store: Store, segment: Entry) -> Iterator[tuple[str, str]]:
-    """Yield the URI and version of each input in a plan file."""
+def _read_versions(store: Store, segment: Entry, columns: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the URI and version of each input in a plan file. Adds the image columns of Parquet files to `columns`."""
     with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
+        if "column" in file.schema_arrow.names:  # not in plans of earlier versions
+            columns.update(name for name in file.read(["column"])["column"].unique().to_pylist() if name is not None)
         for batch in file.iter_batches(4096, columns=["kind", "uri", "size", "etag", "metadata"]):
             for record in batch.to_pylist():
                 yield record["uri"], Input(key="", **record).version

@@ -97,7 +97,7 @@ def _inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputS
 def find_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> ImageColumn | None:
     """Return the image column, or None if the file has none.
 
-    It is the configured one, else the one that was planned, else the one that fits best. Raises `ConfigError` if a
+    It is the one that was planned, else the configured one, else the one that fits best. Raises `ConfigError` if a
     configured column is missing or has a wrong type, `UnreadableFile` if a column's name is not unique.
     """
     for name in (config.key_column, *config.columns):
@@ -112,7 +112,7 @@ def find_columns(planned: Input, schema: pa.Schema, config: ParquetConfig) -> Im
             raise ConfigError(
                 f"parquet.key_column: {key!r} of {show(planned.uri)} is {show(str(type_))}: expected text or a number"
             )
-    if config.image_column is None and planned.column is not None:
+    if planned.column is not None:
         found = find_column(schema, planned.column)
         if found is None:
             raise UnreadableFile(f"there is no column {planned.column!r}")

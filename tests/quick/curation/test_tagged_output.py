@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -52,6 +55,27 @@ def test_to_arrow_has_the_requested_columns_in_their_order(output: TaggedOutput)
     assert table.column_names == ["labels", "id", "key"]
     assert table.equals(pa.Table.from_batches(output.batches(["labels", "id", "key"], rows=7)))
     assert len(set(table["id"].to_pylist())) == output.rows
+
+
+def test_a_passed_through_column_called_id_is_the_users_own(output: TaggedOutput, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(output.uri, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["path"].startswith("data/"):
+            table = pq.read_table(copy / file["path"])
+            ids = pa.array([f"mine {row}" for row in range(table.num_rows)])
+            pq.write_table(table.append_column("id", ids), copy / file["path"])
+            file["bytes"] = (copy / file["path"]).stat().st_size
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    fingerprint = json.loads((copy / "fingerprint.json").read_text())
+    passed = pa.schema([("id", pa.string())])
+    fingerprint["parquet.schema"] = base64.b64encode(passed.serialize()).decode()
+    (copy / "fingerprint.json").write_text(json.dumps(fingerprint))
+    found = open_output(str(copy))
+    for table in (found.to_arrow(), found.to_arrow(["id", "key"])):
+        assert table["id"].to_pylist()[:2] == ["mine 0", "mine 1"]
+    assert next(found.batches(["id"]))["id"][0].as_py() == "000000-000000/0"  # what samples and answers name images by
 
 
 def test_to_arrow_names_a_column_that_the_output_does_not_have(output: TaggedOutput) -> None:

@@ -206,6 +206,17 @@ def test_images_in_the_folder_of_the_output_are_inputs(tmp_path: Path, root: Pat
         assert (found, report.skipped.counts.keys() - {".json files"}) == (expected, set())
 
 
+def test_a_change_of_an_image_is_noticed_although_a_list_names_it_too(tmp_path: Path, root: Path) -> None:
+    row = Input("uri", str(root / "a.jpg"), "a.jpg", -1, "", metadata='{"caption": "a"}')
+    planned = [Input("image", str(root / "a.jpg"), "a.jpg", 5, "an earlier version"), row]
+    found, report = list_inputs(tmp_path, str(root), planned)
+    assert (found, [item.reason for item in report.waiting]) == (["z/b.jpg"], ["changed"])
+    found, report = list_inputs(tmp_path, str(root), planned, on_changed="retag")
+    assert (found, report.changed) == (["a.jpg", "z/b.jpg"], 1)
+    found, report = list_inputs(tmp_path, str(root), [row], on_changed="retag")  # nothing to compare with
+    assert (found, report.changed) == (["z/b.jpg"], 0)
+
+
 @pytest.mark.parametrize("entry", ["./in/a.jpg", "in/./a.jpg", "x/../in/a.jpg", "file://{root}/a.jpg", "{root}//a.jpg"])
 def test_an_image_that_a_list_names_in_another_way_is_one_input(tmp_path: Path, root: Path, entry: str) -> None:
     (tmp_path / "list.txt").write_text(entry.format(root=root) + "\n")

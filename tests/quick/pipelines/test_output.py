@@ -383,6 +383,23 @@ def test_a_large_shard_has_several_files_each_of_bounded_row_groups(
     assert verify_output(place.output).problems == []
 
 
+def test_passed_through_columns_with_names_of_the_rejects_change_no_reject(place: Place) -> None:
+    names = ("reason", "detail", "stage")
+    format_ = replace(FORMAT, columns=pa.schema([(name, pa.string()) for name in names]))
+    [ref, *_] = place.refs
+    table = pa.ipc.open_file(place.part(ref, [0, 1, 2], (1, 2))).read_all()
+    place.writer = replace(place.writer, format=format_)
+    own = pa.table({f"column:{name}": ["mine", "mine", None] for name in names})
+    columns = {name: own[name] if name in own.column_names else table[name] for name in format_.part_schema().names}
+    part = place.writer.write_part(ref.shard, pa.table(columns))
+    place.runs[part] = [0, 3]
+    record = place.commit(ref, part, rows_in=3)
+    assert record["reasons"] == {"corrupt": 2}
+    found = {file["path"].partition("/")[0]: pq.read_table(place.root / file["path"]) for file in record["files"]}
+    assert found["rejects"].select(names).to_pylist() == [dict.fromkeys(names) | {"reason": "corrupt"}] * 2
+    assert found["data"].select(names).to_pylist() == [dict.fromkeys(names, "mine")]
+
+
 def test_a_commit_whose_rows_are_missing_leaves_no_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FILE_BYTES", 1)
     monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1)

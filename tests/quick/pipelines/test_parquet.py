@@ -29,6 +29,7 @@ from tests.support.input_folder import OPTIONS, Folder, outcomes
 
 JPEG = encode(make_rgb(), "JPEG")
 GOOD, BAD = pa.array([JPEG, JPEG]), pa.array([b"no", b"image"])
+OTHER = encode(make_rgb(seed=1), "PNG")
 PNG_TEXT = base64.b64encode(encode(make_rgb(), "PNG")).decode()
 PAIR = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -249,7 +250,7 @@ def test_what_is_planned_is_read(folder: Folder) -> None:
     [planned] = [item for ref in list_shards(output) for item in read_shard_inputs(output.store, ref)]
     assert planned.column == "y"
     assert [row.data for row in folder.rows()] == BAD.to_pylist()
-    assert [row.data for row in folder.rows(parquet={"image_column": "x"})] == [JPEG, JPEG]
+    assert [row.data for row in folder.rows(parquet={"image_column": "x"})] == BAD.to_pylist()  # one output, one column
     [plan] = (folder.output / "plan").iterdir()
     old = pq.read_table(plan).drop_columns(["column"])
     pq.write_table(old, plan)
@@ -503,3 +504,15 @@ def test_columns_that_are_not_there_or_of_no_use_are_refused(folder: Folder, key
     pq.write_table(pa.table({"image": [JPEG], "n": [1], "deep": [{"x": 1}]}), folder.input / "a.parquet")
     with pytest.raises(ConfigError, match=message):
         folder.plan(parquet=keys)
+
+
+def test_a_planned_file_stays_in_its_column_when_another_is_configured_later(folder: Folder) -> None:
+    write(folder, pa.table({"image": [JPEG], "mask": [OTHER]}))
+    assert [row.data for row in folder.rows()] == [JPEG]
+    write(folder, pa.table({"image": [JPEG], "mask": [OTHER]}), "b.parquet")
+    folder.keys["parquet"] = {"image_column": "mask"}
+    assert [row.data for row in folder.rows()] == [JPEG, OTHER]
+    assert folder.plan().notes == [
+        "Parquet files of earlier runs are read from column image as planned, new ones from mask "
+        "(parquet.image_column): give a new output to read all from mask"
+    ]
