@@ -609,4 +609,4 @@ def test_extreme_image_sizes_are_tagged_and_an_unsupported_format_is_refused(end
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "ICO")
     unknown = endpoint.post("/v1/classify", {"image": data_uri(buffer.getvalue()), "label_set": "shapes"})
-    assert error_of(unknown)["code"] == "not_an_image"
+    assert error_of(unknown)["code"] == "unsupported"
