@@ -38,6 +38,8 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.comments: list[yaml.Mark] = []
         """The places of comments such as `#1` in `- cat #1`: after something else, and without a space after the #."""
+        self.texts: list[yaml.Node] = []
+        """Lists, and texts without quotes, in which such a comment may have been meant as text."""
 
     def scan_to_next_token(self) -> None:
         """Skip spaces and comments before the next token, and note the comments."""
@@ -63,7 +65,12 @@ class _Loader(yaml.SafeLoader):
                 problem=f"the tag {tag.replace('tag:yaml.org,2002:', '!!')} is not read: write the value in quotes",
                 problem_mark=event.start_mark,
             )
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.SequenceNode) or (
+            isinstance(node, yaml.ScalarNode) and node.tag == _TEXT and not node.style
+        ):
+            self.texts.append(node)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -96,17 +103,19 @@ def parse_yaml(text: str, text_only: Callable[[str], bool] | bool = False) -> An
             texts = [v for key, v in node.value if isinstance(key, yaml.ScalarNode) and text_only(key.value)]
         for text_node in texts:
             _keep_text(text_node, set())
+        for text_node in (*loader.texts, *texts):
             _refuse_comments(text_node, loader.comments)
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _refuse_comments(node: yaml.Node, comments: Sequence[yaml.Mark]) -> None:
-    """Raise `yaml.YAMLError` if one of these comments stands in a node, or behind it when it is one line of text."""
-    start, end = node.start_mark, node.end_mark
+def _refuse_comments(node: yaml.Node, comments: Sequence[Any]) -> None:
+    """Raise `yaml.YAMLError` if one of these comments stands in a node, or directly behind it."""
+    start: Any = node.start_mark
+    end: Any = node.end_mark
     for mark in comments:
-        behind = isinstance(node, yaml.ScalarNode) and mark.line == end.line
+        behind = isinstance(node, yaml.ScalarNode) and not mark.buffer[end.pointer : mark.pointer].strip(" \t")
         if start.index <= mark.index and (mark.index < end.index or behind):
             raise yaml.MarkedYAMLError(
                 problem="text after # is a comment in YAML: write a text that contains # in quotes, or put a space "

@@ -28,6 +28,7 @@ from serve.schemas import (
     Usage,
 )
 from serve.service import Service
+from siglip.label_text.values import Count
 from siglip.scoring import Floats, score_pairs, sigmoid
 
 _MANY = ("labels", "templates")
@@ -98,7 +99,7 @@ class SimilarityRequest(Strict):
     model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
     texts: NonEmptyStrings
     images: NonEmptyStrings = Field(description=IMAGE_HELP)
-    top_k: int | None = Field(None, ge=1, description="At most this many matches for each text and image; default all.")
+    top_k: Count | None = Field(None, description="At most this many matches for each text and image; default all.")
 
 
 class Match(ResponseModel):

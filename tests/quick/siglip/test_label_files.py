@@ -305,12 +305,26 @@ def test_text_that_yaml_would_fold_or_cut_off_is_refused(text: str, message: str
         load_config(write(tmp_path / "job.yaml", inline))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "input: /photos/album #1",
+        "input:\n- /photos/album #1\n- /b",
+        "input: [/a, #b\n  /c]",
+        "input: /i\nmodel: {source: a #b\n}",
+    ],
+)
+def test_a_path_that_yaml_would_cut_off_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="text after # is a comment in YAML: write a text that contains # in quotes"):
+        load_config(write(tmp_path / "job.yaml", f"output: /o\nlabels: [a]\n{text}\n"))
+
+
 def test_comments_and_quoted_text_of_several_lines_are_yaml_as_usual(tmp_path: Path) -> None:
     text = "#head\n# head\n- cat  # a pet\n#- bird\n- dog ## x\n- a#b\n- 'c #1'\n"
     text += '- "a\n  photo"\n- >-\n  of\n  cats\n#end\n'
     names = ["cat", "dog", "a#b", "c #1", "a photo", "of cats"]
     assert read_labels(write(tmp_path / "a.yaml", text)).label_names() == names
-    job = "input: /i #x\noutput: /o #y\nlabels: [a, b] #z\nmodel: {source: tiny} #w\n"
+    job = "input: /i  # x\noutput: '/o' #y\nlabels: [a, b] #z\nmodel: {source: tiny} #w\nrows_per_shard: 9 #v\n"
     assert load_config(write(tmp_path / "job.yaml", job)).labels.label_names() == ["a", "b"]
 
 

@@ -67,7 +67,16 @@ def test_braces_in_a_label_have_no_meaning() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{} and {label}", "{label} {x}", "{label} {0}", "{{label}}", "{label} {Label}", "{} { label }", "{label}}"],
+    [
+        "{} and {label}",
+        "{label} {x}",
+        "{label} {0}",
+        "{{label}}",
+        "about {{}}.",
+        "{label} {Label}",
+        "{} { label }",
+        "{label}}",
+    ],
 )
 def test_a_template_has_one_placeholder(template: str) -> None:
     """Other braces would be read by the model as text."""
