@@ -50,6 +50,9 @@ _SHRINK: dict[DecodeMode, tuple[int, int]] = {"auto": (4, 4), "exact": (0, 1), "
 """By mode: each side that libjpeg leaves must be at least so many times the model's size, and it may shrink at most by
 so much."""
 
+_MOST_THUMBNAIL = 65500
+"""Most pixels at a side of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION)."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -86,16 +89,19 @@ def decode_image(
     use that. `auto` shrinks to no less than a quarter, and to no less than four times the model's size: for photos,
     drawings and pages of text the cosine of the embedding to that of `exact` was 0.99998 or more (for checkerboards
     with fields of a few pixels, 0.9998). `fast` shrinks to no less than twice the model's size, which changes
-    embeddings a little more. `thumbnail` is the longer side, in pixels, of a JPEG thumbnail that is made too.
+    embeddings a little more. `thumbnail` is the longer side, in pixels, of a JPEG thumbnail that is made too: at most
+    65500.
 
     This function does not guard against a decoder that crashes or hangs: `siglip.images.decoder` does. Pillow warns
     about odd files through Python's `warnings`; these warnings are not suppressed here, because that would change the
     state of the whole process. Where they are turned into errors, such a file is rejected as `corrupt`.
 
-    Raises `ImageRejected`.
+    Raises `ImageRejected`, and `ValueError` for a thumbnail that is no size.
     """
     from siglip.images.resize import QUARTER_TURNS, resize  # needs torch: not for processes that only call a decoder
 
+    if thumbnail is not None and not 0 <= thumbnail <= _MOST_THUMBNAIL:
+        raise ValueError(f"thumbnail={thumbnail}: a JPEG has at most {_MOST_THUMBNAIL} pixels at a side")
     if not data:
         raise ImageRejected("empty")
     if len(data) > limits.max_bytes:

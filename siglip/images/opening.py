@@ -132,6 +132,8 @@ def check_webp_end(data: bytes) -> None:
     It is decoded a second time for that. This is for after the check of its size.
     """
     frame = read_first_frame(data)
+    if frame is not None and frame.lonely:
+        raise ImageRejected("truncated", "the WebP ends in zeros behind its first frame")
     if frame is None or (short := shorten_webp(frame)) is None:
         return
     try:

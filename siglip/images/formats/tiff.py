@@ -82,8 +82,9 @@ def prepare_tiff(image: TiffImageFile) -> GreyScale:
             raise ImageRejected("unsupported", "TIFF with other inks than CMYK, or with a DotRange")
     if _numbers(tags, _PLANAR, 1)[0] == _SEPARATE:
         _prepare_planes(image, tags, bits, raw)
-    if raw:
-        _check_offsets(image, tags)
+    if image.info.get("compression") == "webp":
+        raise ImageRejected("unsupported", "TIFF in WebP compression")  # libtiff in Pillow is built without it
+    _check_offsets(image, tags)
     if image.mode in ("P", "PA"):
         colors = tags[_COLOR_MAP]
         if max(colors, default=0) < 256:  # 8-bit colours, which the specification does not allow and some writers write
@@ -175,7 +176,10 @@ def _check_unloaded(image: TiffImageFile) -> None:
 
 
 def _check_offsets(image: TiffImageFile, tags: Any) -> None:
-    """Pillow leaves black what no strip covers, and reads a strip that was never written from the file's start."""
+    """Pillow leaves black what no strip covers, and reads a strip that was never written from the file's start.
+
+    libtiff does the same in compressions that read any bytes, such as PackBits.
+    """
     down, across = image.tag_v2[257], image.tag_v2[256]
     if _STRIP_OFFSETS in tags:
         offsets, width, height = tags[_STRIP_OFFSETS], across, tags.get(_ROWS_PER_STRIP, down)

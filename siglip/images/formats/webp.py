@@ -8,17 +8,21 @@ from dataclasses import dataclass
 _METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
 """Chunks without pixels, each with its flag in the VP8X chunk (WebP container specification)."""
 
-_LONG, _SURPLUS = 512, 64
+_LONG, _SURPLUS = 128, 64
 """Zero bytes at the end of pixels that are looked at, and how many of them are removed for a try."""
 
 
 @dataclass(frozen=True)
 class WebpFrame:
-    """The first frame: the name and the content of its coded pixels, and the box that it covers if it is animated."""
+    """The first frame: the name and the content of its coded pixels, and the box that it covers if it is animated.
+
+    `lonely` says that nothing but zeros comes behind it in an animation, whose end was then never written.
+    """
 
     name: bytes
     content: bytes
     covered: tuple[int, int, int, int] | None
+    lonely: bool
 
 
 def read_first_frame(data: bytes) -> WebpFrame | None:
@@ -33,7 +37,9 @@ def read_first_frame(data: bytes) -> WebpFrame | None:
             position += 24
             continue
         if name in (b"VP8 ", b"VP8L"):
-            return WebpFrame(name, data[position + 8 : position + 8 + size], covered)
+            end = position + 8 + size
+            rest = data[end : 8 + int.from_bytes(data[4:8], "little")] if covered else b""
+            return WebpFrame(name, data[position + 8 : end], covered, len(rest) >= 8 and not rest.strip(b"\0"))
         position += 8 + size + size % 2
     return None
 
