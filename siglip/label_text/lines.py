@@ -9,11 +9,13 @@ _WORDNET = re.compile(r"n\d{8}($|[\s:,]+\S)")
 _KNOWLEDGE = re.compile(r"/[mg]/\w+")
 _NUMBERED = re.compile(r"[(\[<]?\d+\s*[])>:.,;=|\s]\s*\S")
 _NUMBER_AFTER = re.compile(r".*\S\s*[:,;=|]\s*-?\d+$")
-_COUNTED = re.compile(r"(?P<words>.*[^\d\s_-])[\s_-]+(?P<number>\d+)|(?P<index>\d+)[-_](?P<rest>.+)")
+_COUNTED = re.compile(r"(?P<words>.*[^\d\s_(\[-])[\s_(\[-]+(?P<number>\d+)[)\]]?|(?P<index>\d+)[-_](?P<rest>.+)")
 _BULLET = re.compile(r"[-*+•·‣▪–—]\s*\S")
 _KEY = re.compile(
-    r"(names?|labels?|class(es)?|templates?|threshold|top_k|groups?|nc|id|display_name|path|train|val)\s*:"
+    r"(names?|labels?|class(es)?|templates?|threshold|top_k|groups?|nc|id|display_name|path|train|val)\s*:",
+    re.IGNORECASE,
 )
+_ITEM = re.compile(r"[-*+•·‣▪–—]\s")
 _COMMENT = re.compile(r"(//|/\*|<!--|;\s|%\s|--\s)")
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _HEADINGS = {
@@ -46,6 +48,8 @@ def _find_odd_line(lines: Sequence[str]) -> str:
             return f"the line {line[:40]!r} looks like a label map of TensorFlow or like JSON"
         if _KEY.match(line):
             return f"the line {line[:40]!r} looks like a key and its value, as in YAML"
+        if _ITEM.match(line):
+            return f"the line {line[:40]!r} begins with a dash or another bullet, as in a list"
         if _COMMENT.match(line):
             return f"the line {line[:40]!r} looks like a comment, and comments begin with `# ` here"
         if re.search(r"\s#+(\s|$)", line):
@@ -65,7 +69,7 @@ def _find_pattern(lines: Sequence[str]) -> str:
         return "its lines begin with WordNet's numbers"
     if all(_KNOWLEDGE.match(line) for line in lines):
         return "its lines begin with identifiers of Open Images"
-    for ends, what in ((",", "a comma"), (";", "a semicolon")):
+    for ends, what in ((",", "a comma"), (";", "a semicolon"), (":", "a colon")):
         if all(line.endswith(ends) for line in lines[:-1]) and len(lines) > 1:
             return f"its lines end with {what}"
     if all(_NUMBER_AFTER.match(line) for line in lines) and not all(re.fullmatch(r"[\d\W_]+", line) for line in lines):
