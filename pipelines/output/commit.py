@@ -111,7 +111,9 @@ def _write_commit(
         if ref.generation:
             before = writer.output.read_commit(ref.shard, ref.generation - 1)
             kept = [file for file in before["files"] if file["path"].startswith("data/")]
-            skipped = before.get("skipped", {})
+            # Of the members only some were read again; the retry counts only rows that it did not find.
+            counted = {**before.get("skipped", {}), **summary.skipped}
+            skipped = {phrase: number for phrase, number in counted.items() if number}
             labels.update(before["labels"])
             for earlier in _read_rejects(writer.output, before, rejects.schema):
                 remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(wanted))))

@@ -1,36 +1,73 @@
 """Retrying rejected rows: which rows of a committed shard are read again, and with which row numbers.
 
-Rows of a shard are numbered in reading order. When some of its inputs are read again, their row numbers are looked up
-in the shard's own files, by source and in order. Rows that were not there at the first reading, such as those of a tar
-that was missing, get new numbers after all others.
+Rows of a shard are numbered in reading order. When some of its inputs are read again, each row is looked up in the
+shard's own files: by source and key, the first of a key before the second, and tagged rows by the digest of their bytes
+too. So it does no harm when a newer version, or another installation, finds more images in a tar, or names some of them
+in another way. Rows that were not there at the first reading, such as those of a tar that was missing, get new numbers
+after all others. The first of them gets the number of the archive's own reject row, which it replaces.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipelines.inputs.formats import read_inputs
+from pipelines.inputs.formats import ARCHIVES, read_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
+from pipelines.inputs.samples import split_name
 from pipelines.output.output import Output
 from pipelines.output.plan import ShardRef
-from storage.store import Changed
+from storage.store import Changed, StoreError
+
+STAY = "rejected rows that were not found again (they stay rejected)"
+"""The phrase of `Skipped` for rows that were to be retried, and were not among the rows that were read."""
+
+
+class _Index:
+    """Finds rows by a 64-bit digest, in the order of row numbers. 20 bytes for each row."""
+
+    def __init__(self, ids: NDArray[np.uint64]) -> None:
+        self._order = np.argsort(ids, kind="stable")
+        self._ids = ids[self._order]
+        self._passed = np.zeros(len(ids), np.int32)  # at a digest's first place: how many of its first rows are taken
+
+    def find(self, digest: int, taken: NDArray[np.bool_]) -> Iterator[int]:
+        """Yield the rows with this digest that are not taken."""
+        first = place = int(np.searchsorted(self._ids, np.uint64(digest)))
+        while place < len(self._ids) and self._ids[place] == digest:
+            passed = int(self._passed[first])
+            if place < first + passed:
+                place = first + passed
+                continue
+            row = int(self._order[place])
+            if not taken[row]:
+                yield row
+            elif place == first + passed:
+                self._passed[first] += 1
+            place += 1
 
 
 @dataclass
 class Retry:
-    """The rows of a committed shard: row numbers by source, in order, and the numbers `wanted` that are retried.
+    """The rows of a committed shard, each at the place of its number in arrays, and which of them are retried.
 
-    `rows_in` is the number of rows in the shard. It grows when a retry finds rows that were not there before.
+    `keys` are digests of source and key, `sources` of the source, and `contents` of source and image: 0 for a rejected
+    row. `wanted` marks the rows that are retried, and `uris` are the sources of these. `rows_in` is the number of rows
+    in the shard. It grows when a retry finds rows that were not there before.
     """
 
-    numbers: Mapping[str, Sequence[int]]
-    wanted: set[int]
+    keys: NDArray[np.uint64]
+    sources: NDArray[np.uint64]
+    contents: NDArray[np.uint64]
+    wanted: NDArray[np.bool_]
+    uris: set[str]
     rows_in: int
 
 
@@ -50,21 +87,34 @@ def list_retries(
 
 
 def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry:
-    """Look up which rows of a shard are to be retried: those rejected for one of the reasons, or all rejected rows."""
+    """Look up which rows of a shard are to be retried: those rejected for one of the reasons, or all rejected rows.
+
+    Raises `StoreError` if the shard's files do not hold each of its rows once.
+    """
     record = output.read_commit(ref.shard, ref.generation - 1)
-    numbers: dict[str, array[int]] = {}
-    wanted: set[int] = set()
+    count = record["rows_in"]
+    keys, sources, contents = (np.zeros(count, np.uint64) for _ in range(3))
+    wanted, known = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+    uris: set[str] = set()
     for file in record["files"]:
         rejects = file["path"].startswith("rejects/")
-        for rows in output.read_batches(file, ["row", "source", *(["reason"] if rejects else [])]):
-            for source, row in zip(rows["source"].to_pylist(), rows["row"].to_pylist(), strict=True):
-                numbers.setdefault(source, array("q")).append(row)
+        for rows in output.read_batches(file, ["row", "source", "key", "reason" if rejects else "sha256"]):
+            numbers = rows["row"].to_numpy()
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < count:
+                raise StoreError(f"{output.uri_of(file['path'])} has rows beyond the {count} of its shard: run verify")
+            named = rows["source"].to_pylist()
+            known[numbers] = True
+            sources[numbers] = [_digest(source) for source in named]
+            keys[numbers] = [_digest(*pair) for pair in zip(named, rows["key"].to_pylist(), strict=True)]
             if rejects:
-                chosen = rows.filter(pc.is_in(rows["reason"], pa.array(reasons, pa.string()))) if reasons else rows
-                wanted.update(chosen["row"].to_pylist())
-    for source, found in numbers.items():
-        numbers[source] = array("q", sorted(found))
-    return Retry(numbers, wanted, record["rows_in"])
+                chosen = pc.is_in(rows["reason"], pa.array(reasons, pa.string())) if reasons else None
+                wanted[numbers] = True if chosen is None else chosen.to_numpy(zero_copy_only=False)
+                uris.update(source for source, number in zip(named, numbers, strict=True) if wanted[number])
+            else:
+                contents[numbers] = [_digest(*pair) for pair in zip(named, rows["sha256"].to_pylist(), strict=True)]
+    if not known.all():
+        raise StoreError(f"shard {ref.shard} has {int(known.sum())} of its {count} rows in its files: run verify")
+    return Retry(keys, sources, contents, wanted, uris, count)
 
 
 def read_retried(
@@ -72,21 +122,119 @@ def read_retried(
 ) -> Iterator[tuple[int, Row]]:
     """Yield the rows that are retried, with their row numbers.
 
-    Raises `StoreError` as reading does, and `Changed` if an input has fewer rows than at the first reading.
+    Rows to be retried that are not read again, such as those of an archive that is gone now, are not yielded, so that
+    they stay rejected. They are counted in `skipped`, and nothing else is.
+
+    Raises `StoreError` as reading does, and `Changed` if an input has rows that were not there before and lacks others
+    that were tagged: they may be the same images, which would be tagged twice.
     """
-    inputs = [item for item in planned if not retry.wanted.isdisjoint(retry.numbers.get(item.uri, ()))]
-    seen: Counter[str] = Counter()
-    for item, row in read_inputs(inputs, reading, skipped):
-        position, known = seen[item.uri], retry.numbers[item.uri]
-        seen[item.uri] += 1
-        if position >= len(known):
-            number = retry.rows_in
+    aligner = _Aligner(retry)
+    inputs = [item for item in planned if item.uri in retry.uris]
+    for item, row in read_inputs(inputs, reading, Skipped()):
+        number = aligner.number(item, row)
+        if number is not None:
+            yield number, row
+    aligner.check()
+    skipped.counts[STAY] = aligner.count_left()
+
+
+class _Aligner:
+    """Gives each row that is read again its number: that of the same row before, or else a new one."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._taken = np.zeros(retry.rows_in, np.bool_)
+        self._by_key = _Index(retry.keys)
+        self._moved: set[tuple[int, int]] = set()  # keys and contents of tagged rows that were found by content alone
+        self._twins: dict[int, str] = {}  # tagged rows like one that was retried, which must be read as well
+        self._grown: dict[int, str] = {}  # sources with new rows
+
+    @cached_property
+    def _by_content(self) -> _Index:
+        return _Index(self._retry.contents)
+
+    def number(self, item: Input, row: Row) -> int | None:
+        """Return the number of a row, or None for one that is not retried."""
+        retry = self._retry
+        if item.kind in ARCHIVES and self._is_gone(item, row):
+            return None
+        content = 0 if row.data is None else _digest(row.source, hashlib.sha256(row.data).hexdigest())
+        found = self._find_same(row, content)
+        if found is None:
+            self._grown[_digest(row.source)] = row.source
+            found = self._find_replaced(item, row)
+        if found is None:
             retry.rows_in += 1
-        else:
-            number = known[position]
-            if number not in retry.wanted:
-                continue
-        yield number, row
-    for uri, count in seen.items():
-        if count < len(retry.numbers[uri]):
-            raise Changed(f"{uri} has {count} rows where {len(retry.numbers[uri])} were read before")
+            return retry.rows_in - 1
+        self._taken[found] = True
+        return found if retry.wanted[found] else None
+
+    def check(self) -> None:
+        """Raise `Changed` if an image may be tagged twice."""
+        retry = self._retry
+        left = ~self._taken & (retry.contents != 0)
+        for row, uri in self._twins.items():
+            if left[row]:
+                raise _misaligned(uri)
+        for source, uri in self._grown.items():
+            if (left & (retry.sources == np.uint64(source))).any():
+                raise _misaligned(uri)
+
+    def count_left(self) -> int:
+        """Return how many rows were to be retried and were not read."""
+        return int((self._retry.wanted & ~self._taken).sum())
+
+    def _find_same(self, row: Row, content: int) -> int | None:
+        """Return the first row with this key that may be the same, or else the first tagged row with this image."""
+        contents, key = self._retry.contents, _digest(row.source, row.key)
+        if (key, content) in self._moved:
+            raise _misaligned(row.source)
+        free = self._by_key.find(key, self._taken)
+        found = next((old for old in free if not contents[old] or not content or contents[old] == content), None)
+        if not content:
+            return found
+        if found is None:
+            found = next(self._by_content.find(content, self._taken), None)
+            if found is not None:
+                self._moved.add((int(self._retry.keys[found]), content))
+        elif not contents[found]:
+            twin = next((old for old in self._by_key.find(key, self._taken) if contents[old] == content), None)
+            if twin is not None:
+                self._twins[twin] = row.source
+        return found
+
+    def _find_replaced(self, item: Input, row: Row) -> int | None:
+        """Return the rejected row that a new row of an archive replaces, if there is one.
+
+        That is the sample's row, if the sample has more images now and their keys are longer; or the archive's own.
+        """
+        if item.kind not in ARCHIVES:
+            return None
+        for name in (split_name(row.key)[0], item.key):
+            for old in self._by_key.find(_digest(row.source, name), self._taken):
+                if self._retry.wanted[old]:
+                    return old
+        return None
+
+    def _is_gone(self, item: Input, row: Row) -> bool:
+        """Tell whether a row says that the archive is missing or changed now, and some of it was read before.
+
+        Such a row tells nothing of the rows that were read: these are as they were.
+        """
+        if row.key != item.key or row.rejected is None or row.rejected.reason not in ("missing", "changed"):
+            return False
+        rows = self._retry.sources == np.uint64(_digest(item.uri))
+        return bool((self._retry.keys[rows] != np.uint64(_digest(item.uri, item.key))).any())
+
+
+def _misaligned(uri: str) -> Changed:
+    return Changed(
+        f"{uri} is read in another way than before: it has new rows, and not all that were tagged; to read it anew, "
+        "tag it into another output"
+    )
+
+
+def _digest(source: str, text: str = "") -> int:
+    """Return a digest of 64 bits that is not 0."""
+    data = f"{len(source)} {source}{text}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
