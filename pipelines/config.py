@@ -12,6 +12,7 @@ from pipelines.output.schema import OWN_COLUMNS
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
+from storage.schemes import lower_scheme
 from storage.settings import ConfigError, check_settings, override_keys, read_settings
 
 DEFAULT_THUMBNAIL = 256
@@ -173,6 +174,7 @@ class JobConfig(BaseModel):
     thumbnails: int | None = Field(
         None,
         gt=0,
+        le=4096,
         description="Longer side in pixels of the JPEG thumbnail in each row; true is 256, null is no thumbnail.",
     )
     max_reject_fraction: float = Field(
@@ -230,6 +232,7 @@ def absolute(uri: str) -> str:
     Workers have other working directories, and a plan is read by later runs from other working directories. Links stay
     as they are, except those before a `..`. Raises `ConfigError` for an empty path.
     """
+    uri = lower_scheme(uri)
     if "://" in uri and not uri.startswith("file://"):
         return uri
     path = uri.removeprefix("file://")

@@ -32,6 +32,12 @@ def scheme_of(uri: str) -> str | None:
     return found[1] if found else None
 
 
+def lower_scheme(uri: str) -> str:
+    """A URI with its scheme in lower case, which RFC 3986 says is the same URI. What follows is unchanged."""
+    scheme = scheme_of(uri)
+    return uri if scheme is None else scheme.lower() + uri[len(scheme) :]
+
+
 def is_remote(uri: str) -> bool:
     """Whether a URI names something in an object store, not on a disk: it has a scheme other than `file`."""
     return scheme_of(uri) not in (None, "file")

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pipelines.inputs.rows import Input, Reading, Row
 from siglip.images.decode import ImageRejected, readable_suffixes
 from storage.schemes import open_store
-from storage.store import Changed, InvalidUri, NotFound, StoreError, Unreachable
+from storage.store import Changed, InvalidUri, NotFound, StoreError, Unreachable, show
 
 _AHEAD = 32
 """Objects fetched at the same time. From a store with 30 ms latency, 8 at a time would be at most 267 a second."""
@@ -74,18 +74,20 @@ def _fetch(planned: Input, reading: Reading) -> Fetched:
         return open_store(planned.uri, reading.store).read(planned.uri, 0, size, etag) if size else b""
     except StoreError as error:
         if planned.kind == "uri":
-            return _reject_listed(error)
+            return _reject_listed(error, planned.uri)
         rejected = reading.reject_or_raise(planned, error).rejected
         return rejected or ImageRejected("missing", str(error))
 
 
-def _reject_listed(error: StoreError) -> ImageRejected:
+def _reject_listed(error: StoreError, uri: str) -> ImageRejected:
     """Return the rejection of an image named in a list that does not exist or whose URI is invalid.
 
     Raises `error` if it is trouble of the store instead of a wrong name.
     """
     if isinstance(error, NotFound):
-        return ImageRejected("missing", str(error))
+        blanks = any(part != part.strip() for part in uri.split("/"))
+        note = f"; blanks belong to a name, and this one is {show(repr(uri))}" if blanks else ""
+        return ImageRejected("missing", f"{error}{note}")
     if isinstance(error, InvalidUri):
         return ImageRejected("unreadable", str(error))
     if isinstance(error, Changed):  # it changed while it was read; the plan has no version of it to compare with

@@ -21,7 +21,7 @@ from pipelines.inputs import images
 from pipelines.inputs.image_columns import choose_uri_column
 from pipelines.inputs.rows import Input, ReadColumns, Skipped
 from storage.files import StoreFile
-from storage.schemes import open_store
+from storage.schemes import lower_scheme, open_store
 from storage.settings import ConfigError
 from storage.store import Entry, StoreOptions, join, show
 
@@ -33,6 +33,8 @@ _LINE_CHARS = 16 << 20
 """The most characters in a line or in a field. An unclosed quote would make the rest of a file one field."""
 _REMOTE_ROWS = 100
 """A list that begins with as many URLs is refused. Fewer are reject rows."""
+_KEY_SETS = 100
+"""Objects of a list with as many different sets of keys are compared by a look-up; others are looked at one by one."""
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 """What is not UTF-8, as Python's error handler `surrogateescape` decodes it. The line is then known."""
@@ -47,7 +49,7 @@ def recognizes(name: str) -> bool:
 def resolve(uri: str, listed_in: str) -> str:
     """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of `listed_in`."""
     if "://" in uri or uri.startswith("/"):
-        return uri
+        return lower_scheme(uri)
     return join(listed_in.rpartition("/")[0] or ".", uri)
 
 
@@ -72,7 +74,9 @@ def expand(
     """
     rows = _read_rows(entry, column, options, skipped, columns)
     first = list(islice(rows, _REMOTE_ROWS))
-    if len(first) == _REMOTE_ROWS and all(row.uri.lower().startswith(("http://", "https://")) for row in first):
+    if len(first) == _REMOTE_ROWS and all(
+        row.uri.lstrip().lower().startswith(("http://", "https://")) for row in first
+    ):
         raise ConfigError(
             f"input: {show(entry.uri)} is a list of http(s) URLs, which are not fetched: download the images first"
         )
@@ -81,8 +85,11 @@ def expand(
 
 
 def _plan(row: _Row, entry: Entry) -> Input:
-    metadata = _dump(row.columns) if row.columns else None
-    if not row.uri:
+    try:
+        metadata = _dump(row.columns) if row.columns else None
+    except RecursionError as error:
+        raise ConfigError(f"input: {show(entry.uri)} line {row.line} is nested too deeply") from error
+    if not row.uri.strip():
         return Input("uri", "", f"{entry.uri} line {row.line}", -1, "", metadata=metadata)
     return Input("uri", resolve(row.uri, entry.uri), row.uri, -1, "", metadata=metadata)
 
@@ -145,15 +152,17 @@ def _read_rows(
 
 
 def _read_text(lines: _Lines, skipped: Skipped) -> Iterator[_Row]:
-    """Yield the URIs of a text file. Lines that begin with `#` are comments."""
+    """Yield the URIs of a text file. Lines that begin with `#` are comments. Blanks around a URI belong to it."""
     for line in lines:
-        uri = line.strip(" \t\r\n")
-        if uri.startswith("#"):
-            if images.recognizes(uri.lower()):
+        uri = line.rstrip("\r\n")
+        if not uri.strip(" \t"):
+            continue
+        if (text := uri.strip(" \t")).startswith("#"):
+            if images.recognizes(text.lower()):
                 skipped.add(f"{lines.uri} line {lines.number}", "comments in lists that end like an image's name")
         elif "\t" in uri:
             raise lines.refuse("has a tab: a text list has one URI per line; use .tsv with a header for columns")
-        elif uri:
+        else:
             _check_uri(uri, lines)
             yield _Row(lines.number, uri, {})
 
@@ -187,10 +196,16 @@ def _read_table(lines: _Lines, wanted: str | None, skipped: Skipped, columns: Re
                 )
             if suffix == ".tsv" and lines.number > start:
                 raise lines.refuse("has a quote that is not closed in the same line", start)
-            uri = values[position].strip(" \t\r\n")
+            uri = values[position]
             _check_uri(uri, lines)
+            for number, (name, value) in enumerate(zip(names, values, strict=True), 1):
+                if number > 1 and not name and value.strip():
+                    raise lines.refuse(
+                        f"has {show(value)!r} in column {number}, which has no name in the header", start
+                    )
+            # The first column may have no name: pandas writes its index so.
             rest = {name: value for name, value in zip(names, values, strict=True) if name and name != column}
-            yield _Row(start, uri, rest)
+            yield _Row(start, uri, rest if names[0] else {"": values[0], **rest})
 
 
 def _read_header(header: str, suffix: str, wanted: str | None, lines: _Lines) -> tuple[str, list[str], str]:
@@ -201,10 +216,10 @@ def _read_header(header: str, suffix: str, wanted: str | None, lines: _Lines) ->
             names = next(csv.reader([header], delimiter=separator, strict=True), [])
         except csv.Error as error:
             raise lines.refuse(f"is no valid header: {error}") from error
-        known = {name.strip(): name for name in names}
-        if wanted is not None and wanted not in known and wanted not in names:
+        names = [name.strip() for name in names]
+        if wanted is not None and wanted.strip() not in names:
             continue
-        column = choose_uri_column(names, None if wanted is None else known.get(wanted, wanted), lines.uri)
+        column = choose_uri_column(names, None if wanted is None else wanted.strip(), lines.uri)
         if column is not None:
             double = next((name for name in names if name and names.count(name) > 1), None)
             if double is not None:
@@ -217,8 +232,12 @@ def _read_header(header: str, suffix: str, wanted: str | None, lines: _Lines) ->
 
 
 def _read_objects(lines: _Lines, wanted: str | None, columns: ReadColumns) -> Iterator[_Row]:
-    """Yield the rows of a JSON Lines file. The first object decides which key holds the URI."""
+    """Yield the rows of a JSON Lines file. By its keys, each object must have the same key with the URI.
+
+    If the first object decided, a list would name other images on the night when another object comes first.
+    """
     column: str | None = None
+    checked: set[frozenset[str]] = set()
     for line in lines:
         if not line.strip(" \t\r\n"):
             continue
@@ -235,9 +254,14 @@ def _read_objects(lines: _Lines, wanted: str | None, columns: ReadColumns) -> It
             if column is None:
                 raise lines.refuse("has no key for an image's URI (such as path, url or image): set lists.column")
             columns.add("list", column, lines.uri)
+        elif wanted is None and (keys := frozenset(found)) not in checked:
+            other = choose_uri_column(found, None, f"{lines.uri} line {lines.number}")
+            if other not in (None, column):
+                raise lines.refuse(f"has the URI as {other!r}, earlier lines as {column!r}: set lists.column to one")
+            checked = {*checked, keys} if len(checked) < _KEY_SETS else {keys}
         if column not in found or not isinstance(uri := found.pop(column), str | None):
-            raise lines.refuse(f"has no string as {column!r}, the key that holds the URI")
-        uri = (uri or "").strip(" \t\r\n")
+            raise lines.refuse(f"has no string as {column!r}, the key that holds the URI: set lists.column to another")
+        uri = uri or ""
         _check_uri(uri, lines)
         yield _Row(lines.number, uri, found)
 
@@ -258,7 +282,7 @@ def _refuse_number(text: str) -> NoReturn:
 
 
 def _check_uri(uri: str, lines: _Lines) -> None:
-    if uri[:5].lower() == "data:":
+    if uri.lstrip()[:5].lower() == "data:":
         raise lines.refuse("has the image itself as a data: URI: a list holds URIs; put images into a Parquet file")
     if "\0" in uri:
         raise lines.refuse("has a NUL character in a URI")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
@@ -59,12 +60,22 @@ class Input:
     def version(self) -> str:
         """Text that differs if the object has changed since it was planned.
 
-        For a row of a list it is empty, or a digest of the row's other columns.
+        For a row of a list it is empty, or a digest of the row's other columns. Their order does not count, nor blanks
+        around their names, nor the column without a name (pandas' index, which changes when a list grows).
         """
         if self.kind != "uri":
             return f"{self.size} {self.etag}"
-        text = self.metadata
-        return "" if text is None else ROW_VERSION + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        text = None if self.metadata is None else _compared(self.metadata)
+        return "" if not text else ROW_VERSION + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _compared(metadata: str) -> str:
+    """Return what is compared of a row's metadata, also of a plan of an earlier version: "" if there is nothing."""
+    try:
+        columns = sorted((name.strip(), name, value) for name, value in json.loads(metadata).items() if name.strip())
+        return json.dumps([(name, value) for name, _, value in columns], sort_keys=True) if columns else ""
+    except (ValueError, RecursionError):
+        return metadata
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipelines.inputs import images
-from pipelines.inputs.lists import SUFFIXES
+from pipelines.inputs.lists import SUFFIXES, resolve
+from pipelines.inputs.rows import Input
 from storage.local import LocalStore
 from storage.settings import ConfigError
 from tests.support.images import encode, make_rgb
@@ -174,7 +175,14 @@ def test_rows_are_as_they_stand(folder: Folder, name: str, text: str, expected: 
         ("a.txt", b"\xff\xfea\0", "is UTF-16"),
         ("a.txt", b"http://h/1.jpg\n" * 100, "list of http.s. URLs"),
         ("a.jsonl", b'{"path": "a.jpg"}\n{"path": 7}\n', "line 2 has no string as 'path'"),
-        ("a.jsonl", b'{"path": "a.jpg"}\n{"uri": "b.jpg"}\n', "line 2 has no string as 'path'"),
+        ("a.jsonl", b'{"path": "a.jpg"}\n{"uri": "b.jpg"}\n', "line 2 has the URI as 'uri', earlier lines as 'path'"),
+        ("a.jsonl", b'{"path": "a.jpg"}\n{"id": 7}\n', "line 2 has no string as 'path'"),
+        ("a.jsonl", b'{"path": "a.jpg"}\n{"path": "a.jpg", "image": "b.jpg"}\n', "line 2 has the URI as 'image'"),
+        ("a.jsonl", b'{"path": "a.jpg", "image": "b.jpg"}\n{"path": "a.jpg"}\n', "line 2 has the URI as 'path'"),
+        ("a.jsonl", b'{"path": "a.jpg"}\n{"path": "a.jpg", "url": "b"}\n', "line 2 has the columns 'path' and 'url'"),
+        ("a.jsonl", b'{"path": "a.jpg", "x": ' + b"[" * 990 + b"]" * 990 + b"}\n", "line 1 is (not JSON|nested)"),
+        ("a.csv", b"path,caption,\na.jpg,x,\nb.jpg,y,lost\n", "line 3 has 'lost' in column 3, which has no name"),
+        ("a.csv", b"path,caption, caption\na.jpg,x,y\n", "two columns 'caption'"),
         ("a.jsonl", b'{"path": "a.jpg", "x": NaN}\n', "line 1 is not JSON"),
         ("a.jsonl", b'{"path": "a.jpg", "x": 1e999}\n', "line 1 is not JSON"),
         ("a.jsonl", b'{"path": "a.jpg", "x": 1, "x": 2}\n', "line 1 is not JSON: a key occurs twice"),
@@ -221,9 +229,72 @@ def test_a_line_of_a_text_list_is_one_uri(folder: Folder) -> None:
 
 def test_comments_that_look_like_images_are_counted(folder: Folder) -> None:
     folder.write("#1.jpg", JPEG)
-    path = folder.write("a.txt", b"# prose\n#1.jpg\n./#1.jpg\n  \n a.jpg \r\n")
+    path = folder.write("a.txt", b"# prose\n#1.jpg\n./#1.jpg\n  \na.jpg\r\n")
     assert folder.plan(input=str(path)).skipped.counts == {"comments in lists that end like an image's name": 1}
     assert outcomes(folder.rows(input=str(path))) == [("./#1.jpg", None), ("a.jpg", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "new"),
+    [
+        ("a.csv", "path,n,caption\na.jpg,1,x\n", "path,caption,n\na.jpg,x,1\n", 0),
+        ("a.csv", "path,n,caption\na.jpg,1,x\n", "caption;Path; n \nx;a.jpg;1\n", 0),
+        ("a.csv", "path,n,m\na.jpg,1,2\n", "path,n,m\na.jpg,2,1\n", 1),
+        ("a.jsonl", '{"path": "a.jpg", "n": 1, "m": {"x": 1, "y": [{"p": 0, "q": 1}]}}',
+         '{"m": {"y": [{"q": 1, "p": 0}], "x": 1}, "path": "a.jpg", "n": 1}', 0),
+        ("a.jsonl", '{"path": "a.jpg", "m": {"x": 1, "y": 2}}', '{"path": "a.jpg", "m": {"x": 2, "y": 1}}', 1),
+        ("a.jsonl", '{"path": "a.jpg", "m": [1, 2]}', '{"path": "a.jpg", "m": [2, 1]}', 1),
+        ("a.csv", ",path,n\n0,a.jpg,1\n1,b.jpg,1\n", ",path,n\n0,c.jpg,1\n1,a.jpg,1\n2,b.jpg,1\n", 1),
+        ("a.csv", ",path\n0,a.jpg\n", ",path\n5,a.jpg\n", 0),
+        ("a.csv", ",path\n0,a.jpg\n", ",path\n5,a.jpg\n6,a.jpg\n", 1),
+    ],
+)  # fmt: skip
+def test_rows_are_compared_without_the_order_of_their_columns(
+    folder: Folder, name: str, before: str, after: str, new: int
+) -> None:
+    folder.plan(input=str(folder.write(name, before.encode())))
+    assert folder.plan(input=str(folder.write(name, after.encode()))).inputs == new
+
+
+def test_rows_are_known_in_plans_that_were_made_before() -> None:
+    """Metadata stands in such plans in the order of the list, with names as they stood, and without pandas' index."""
+    earlier = [None, '{" n": "1", "m": {"b": 1, "a": "\u00e9"}}', '{"x": "\\ud800"}']
+    now = ['{"": "0"}', '{"m": {"a": "\\u00e9", "b": 1}, "n": "1", "": "7"}', '{"x": "\\ud800"}']
+    one, other = ([Input("uri", "a", "a", -1, "", metadata=text).version for text in texts] for texts in (earlier, now))
+    assert one == other
+    assert (one[0], len(set(one))) == ("", 3)
+
+
+def test_uris_are_taken_literally(folder: Folder) -> None:
+    """Also blanks around them: `a.jpg ` is another file than `a.jpg`."""
+    for name in ("a.jpg ", " a.jpg"):
+        folder.write(name, JPEG + name.encode())
+    names = ["a.jpg ", " a.jpg", "a.jpg", " b.jpg"]
+    lists = {
+        "a.txt": "\n".join(names),
+        "a.csv": "path\n" + "\n".join(names),
+        "a.jsonl": "\n".join(json.dumps({"path": name}) for name in names),
+    }
+    paths = [str(folder.write(name, text.encode())) for name, text in lists.items()]
+    rows = folder.rows(input=paths)
+    assert outcomes(rows) == [(name, "missing" if name == " b.jpg" else None) for name in names] * 3
+    assert [row.data and row.data.removeprefix(JPEG) for row in rows[:3]] == [b"a.jpg ", b" a.jpg", b"a"]
+    assert "blanks belong to a name, and this one is" in str(rows[3].rejected)
+
+
+def test_a_scheme_in_upper_case_is_the_same(folder: Folder) -> None:
+    path = folder.write("a.txt", f"FILE://{folder.input}/a.jpg\nS3://\nGS://b/a.jpg\n".encode())
+    assert [row.rejected and row.rejected.reason for row in folder.rows(input=str(path))] == [
+        None, "unreadable", "unreadable",
+    ]  # fmt: skip
+    assert folder.plan(input=f"File://{folder.input}/b.jpg").inputs == 1
+    assert resolve("S3://Bucket/A.jpg", "x") == "s3://Bucket/A.jpg"
+
+
+def test_a_column_without_a_name(folder: Folder) -> None:
+    """pandas writes its index so; empty columns at the end of a line come from spreadsheets."""
+    text = ",path,n,\n7,a.jpg,x,\n8,b.jpg,y, \n"
+    assert rows_of(folder, "a.csv", text) == [("a.jpg", {"": "7", "n": "x"}), ("b.jpg", {"": "8", "n": "y"})]
 
 
 def test_the_column_can_be_named(folder: Folder) -> None:
