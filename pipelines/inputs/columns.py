@@ -36,11 +36,14 @@ class PassedColumns:
                 continue
             if len(schema.get_all_field_indices(source)) > 1:
                 raise ConfigError(f"parquet.columns: {uri} has more than one column {source!r}")
-            type_ = _plain(schema.field(source).type)
+            stored = schema.field(source).type
+            type_ = _plain(stored)
             if pa.types.is_integer(type_) and type_.bit_width == 64 and source not in small_integers:
                 self._large.setdefault(source, uri)
             known = self.fixed.field(name).type if self.fixed is not None else self._types.get(source, type_)
-            merged = known if self.fixed is not None and _fits(type_, known) else unify(known, type_)
+            # An output of an earlier version may have dictionaries in lists and structs, which stay as they are.
+            stays = self.fixed is not None and (stored == known or _fits(type_, known))
+            merged = known if stays else unify(known, type_)
             if merged is None or (self.fixed is not None and merged != known):
                 there = "in the output" if self.fixed is not None else f"in {self._first[source]}"
                 raise ConfigError(
@@ -87,12 +90,32 @@ def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:
-    """Return the type without its encoding: the value type of a dictionary, the plain type of a view."""
-    if pa.types.is_dictionary(type_):
+    """Return the type without its encoding: the value type of a dictionary, the plain type of a view. Also inside.
+
+    The files of an output could not be read together if they had dictionaries: more values than the indices can count.
+    """
+    types = pa.types
+    if types.is_dictionary(type_):
         return _plain(type_.value_type)
-    if pa.types.is_string_view(type_):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(type_) else type_
+    if types.is_string_view(type_) or types.is_binary_view(type_):
+        return pa.string() if types.is_string_view(type_) else pa.binary()
+    if types.is_struct(type_):
+        return pa.struct([_plain_field(item) for item in type_])
+    if types.is_map(type_):
+        return pa.map_(_plain_field(type_.key_field), _plain_field(type_.item_field), type_.keys_sorted)
+    if types.is_fixed_size_list(type_):
+        return pa.list_(_plain_field(type_.value_field), type_.list_size)
+    makers: list[tuple[Callable[[pa.DataType], bool], Callable[[pa.Field], pa.DataType]]] = [
+        (types.is_list, pa.list_),
+        (types.is_large_list, pa.large_list),
+        (types.is_list_view, pa.list_view),
+        (types.is_large_list_view, pa.large_list_view),
+    ]
+    return next((make(_plain_field(type_.value_field)) for is_one, make in makers if is_one(type_)), type_)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_plain(field.type))
 
 
 def _fits(type_: pa.DataType, target: pa.DataType) -> bool:

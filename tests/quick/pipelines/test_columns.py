@@ -19,6 +19,7 @@ from pipelines.config import JobConfig, ParquetConfig
 from pipelines.inputs import parquet
 from pipelines.inputs.columns import PassedColumns, unify
 from pipelines.inputs.rows import Input, Reading, Skipped
+from pipelines.output.fingerprint import check_fingerprint, describe_columns, read_columns
 from pipelines.output.schema import OWN_COLUMNS, OutputFormat
 from storage.settings import ConfigError
 from storage.store import StoreOptions
@@ -31,6 +32,15 @@ VALUES: dict[str, pa.Array] = {
     "list": pa.array([[1], None, []], pa.list_(pa.int16())),
     "struct": pa.array([{"x": 1, "y": "q"}, None, {"x": None, "y": ""}]),
     "dictionary": pa.array(["a", None, "a"]).dictionary_encode(),
+    "dictionaries in lists": pa.array([["a"], None, []], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+    "dictionaries in structs in lists": pa.array(
+        [[{"d": "a"}], None, []], pa.large_list(pa.struct([("d", pa.dictionary(pa.int8(), pa.string()))]))
+    ),
+    "dictionaries in maps": pa.array(
+        [[("k", "v")], None, []], pa.map_(pa.string(), pa.dictionary(pa.int8(), pa.string()))
+    ),
+    "dictionaries in lists of two": pa.array([["a", "b"]] * 3, pa.list_(pa.dictionary(pa.int8(), pa.string()), 2)),
+    "views in lists": pa.array([["a"], None, []], pa.list_(pa.string_view())),
     "decimal": pa.array([decimal.Decimal("1.10"), None, decimal.Decimal("-3.00")], pa.decimal128(10, 2)),
     "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int64())),
     "half": pa.array([1.5, None, 2.0], pa.float16()),
@@ -131,6 +141,44 @@ def test_the_types_of_an_output_stay(tmp_path: Path) -> None:
     assert passed(small, columns.schema()).type == pa.int64()
     with pytest.raises(ConfigError, match=r"'c' is double in .*1\.parquet and int64 in the output"):
         columns.add(str(other), *look(other, {"c": "c"}))
+
+
+def test_dictionaries_are_decoded_at_every_depth(tmp_path: Path) -> None:
+    """Their indices may be too small for the values of all files. An output that has them already stays as it is."""
+    type_ = pa.list_(pa.struct([("d", pa.dictionary(pa.int8(), pa.string()))]))
+    path = write(tmp_path / "0.parquet", pa.array([[{"d": "a"}]], type_))
+    columns = PassedColumns({"c": "c"})
+    columns.add(str(path), *look(path, {"c": "c"}))
+    assert columns.schema().field("c").type == pa.list_(pa.struct([("d", pa.string())]))
+    fixed = pa.schema([("c", type_)])
+    columns = PassedColumns({"c": "c"}, fixed)
+    columns.add(str(path), *look(path, {"c": "c"}))
+    assert passed(path, columns.schema()).type == type_
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        pa.map_(pa.string(), pa.int64()),
+        pa.map_(pa.field("k", pa.string(), nullable=False), pa.field("v", pa.int64())),
+        pa.list_(pa.struct([("m", pa.map_(pa.field("k", pa.int8(), nullable=False), pa.field("v", pa.string())))])),
+    ],
+)
+def test_the_types_of_an_output_are_compared_as_types(tmp_path: Path, type_: pa.DataType) -> None:
+    """Their text differs after a round trip through a file, and between versions of Arrow."""
+    path = write(tmp_path / "0.parquet", pa.array([None], type_))
+    columns = PassedColumns({"c": "c"})
+    columns.add(str(path), *look(path, {"c": "c"}))
+    texts = {str(columns.schema().field("c").type), str(type_), "of another version"}
+    first = describe_columns(columns.schema())
+    again = describe_columns(read_columns(first))
+    assert first == again
+    for text in texts:
+        check_fingerprint({**first, "parquet.columns": {"c": text}}, again, "out")
+    other = describe_columns(pa.schema([("c", pa.list_(type_))]))
+    with pytest.raises(ConfigError, match=r"parquet\.columns") as refused:
+        check_fingerprint(other, again, "out")
+    assert "parquet.schema" not in str(refused.value)
 
 
 def test_a_column_named_like_one_of_ours_can_be_renamed(tmp_path: Path) -> None:
