@@ -24,6 +24,8 @@ TEXT, TABLES = (".txt", ".names", ""), (".csv", ".tsv")
 """Suffixes of text files and of tables. YOLO calls its text files `.names`."""
 COLUMNS = ("label", "name")
 """The column of a table that holds the labels: one of these."""
+SET_KEYS = ("names", "templates", "threshold", "top_k", "groups")
+"""The keys of a label set in a YAML or JSON file."""
 NUMBERS = ("id", "index", "")
 """Columns of a table that may stand beside the labels and are not read. Pandas writes its index without a name."""
 
@@ -51,7 +53,7 @@ def read_label_file(path: Path) -> Any:
         if suffix in TABLES:
             return list(_read_table(text, "\t" if suffix == ".tsv" else ","))
         if suffix in TEXT:
-            return _read_lines(text)
+            return _read_lines(text) or _check_document([])
     except OSError as error:
         raise ValueError(f"label file {path} cannot be read: {error.strerror}") from None
     except RecursionError:
@@ -81,7 +83,17 @@ def _decode(data: bytes) -> str:
 def _check_document(value: Any) -> Any:
     if isinstance(value, dict) and "categories" in value:
         raise ValueError("this looks like COCO's annotations: write the names of its categories as a list")
-    if isinstance(value, (dict, list)):
+    if isinstance(value, dict) and value:
+        if "names" in value and (others := [str(key) for key in value if key not in SET_KEYS]):
+            raise ValueError(
+                f"it has other keys than a label set ({', '.join(others)[:80]}): leave only {', '.join(SET_KEYS)}"
+            )
+        if "names" not in value and all(str(item).isdigit() for item in value.values()):
+            raise ValueError("it maps names to numbers: write the names as a list")
+        if "names" not in value and all(isinstance(item, list) for item in value.values()):
+            raise ValueError("each of its entries is a list: write only the label for each number")
+        return value
+    if isinstance(value, list) and value:
         return value
     raise ValueError("it contains neither a list of labels nor a label set")
 
@@ -105,6 +117,8 @@ def _read_table(text: str, delimiter: str) -> Iterator[str]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [name.strip().lower() for name in next(rows, [])]
     named = [index for index, name in enumerate(header) if name in COLUMNS]
+    if len(header) == 1 and (other := next((one for one in ";\t|" if one in header[0]), None)):
+        raise ValueError(f"its columns are separated by {other!r}: separate them by commas, or write a list")
     if len(named) != 1:
         raise ValueError(
             f"exactly one column must be called {' or '.join(COLUMNS)}: the first line is {', '.join(header)[:80]!r}"

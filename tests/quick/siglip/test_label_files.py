@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from serve.schemas import LabelQuery
 from sightline.commands.labels import read_labels
 from sightline.commands.quality import write_labels
 from siglip.families import siglip, siglip2
+from siglip.label_files import SET_KEYS, read_label_file
 from siglip.labels import LabelError, LabelSet
 from storage.settings import ConfigError, override_key, parse_override
 
@@ -93,13 +95,13 @@ def test_merge_keys_and_anchors_still_work(tmp_path: Path) -> None:
         ("- a: b\n", "label {'a': 'b'} has no name"),
         ("- \n- b\n", "an empty label"),
         ("names:\n  person: 0\n  car: 1\n", "names is a mapping: write a list"),
-        ("a: 0\nb: 1\n", "names is missing"),
+        ("a: 0\nb: 1\n", "write the names as a list"),
         ("categories:\n- {id: 1, name: person}\n", "write the names of its categories"),
         ("just text\n", "neither a list of labels nor a label set"),
         ("- a\n---\n- b\n", "expected a single document"),
         ("- *cat\n", "undefined alias"),
         ("- @cat\n", "cannot start any token"),
-        ("path: coco\nnames: {0: person}\nnc: 1\n", "unknown key path"),
+        ("path: coco\nnames: {0: person}\nnc: 1\n", "leave only names"),
     ],
 )
 def test_yaml_that_is_no_certain_label_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -161,15 +163,15 @@ def test_files_are_read_as_what_they_are(name: str, content: str, names: list[st
         ("a.txt", "cat, dog, bird\n", "its only line contains commas"),
         ("a.txt", "cat\n".encode("utf-32"), "it is UTF-32"),
         ("a.txt", "cat\n".encode("utf-32-be").join([b"\0\0\xfe\xff", b""]), "it is UTF-32"),
-        ("a.txt", "\n# nothing\n", "names"),
+        ("a.txt", "\n# nothing\n", "neither a list of labels"),
         ("a.pbtxt", "item { name: 'cat' }\n", "must end in"),
         ("a.jsonl", '{"name": "cat"}\n', "must end in"),
         ("a.json", '["a", true]', "True is not text"),
         ("a.json", '["a", null]', "None is not text"),
         ("a.json", '["a", NaN]', "NaN is no label"),
         ("a.json", '{"names": ["a"], "names": ["b"]}', "the key names stands twice"),
-        ("a.json", '{"0": ["n01440764", "tench"]}', "is not text"),
-        ("a.json", '{"tench": 0, "goldfish": 1}', "names is missing"),
+        ("a.json", '{"0": ["n01440764", "tench"]}', "write only the label"),
+        ("a.json", '{"tench": 0, "goldfish": 1}', "write the names as a list"),
         ("a.json", '{"categories": [{"id": 1, "name": "person"}]}', "COCO"),
         ("a.json", '"cat"', "neither a list"),
         ("a.json", '["cat"', "Expecting"),
@@ -185,7 +187,7 @@ def test_files_are_read_as_what_they_are(name: str, content: str, names: list[st
         ("a.csv", "id,name\n0,\n", "line 2 has no label"),
         ("a.csv", 'name\n"cat\ndog\n', "unexpected end of data"),
         ("a.csv", "name\ncat\ncat\n", "listed twice"),
-        ("a.csv", "id;name\n0;cat\n", "exactly one column"),
+        ("a.csv", "id;name\n0;cat\n", "separated by"),
     ],
 )
 def test_a_file_whose_labels_are_not_certain_is_refused(
@@ -555,3 +557,28 @@ def test_what_calibrate_and_probe_write_is_read_back(tmp_path: Path) -> None:
     write_labels(tmp_path / "a.yaml", labels)
     assert read_labels(tmp_path / "a.yaml") == labels
     assert yaml.safe_load((tmp_path / "a.yaml").read_text())["groups"] == {"no": ["no", "1.10"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("data.yaml", "path: x\ntrain: images\nnc: 2\nnames: [cat, dog]\n", "leave only names, templates"),
+        ("index.json", '{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}', "write only the label"),
+        ("reversed.json", '{"cat": 0, "dog": 1}', "write the names as a list"),
+        ("empty.txt", "", "neither a list of labels"),
+        ("comments.txt", "# none\n", "neither a list of labels"),
+        ("empty.yaml", "[]", "neither a list of labels"),
+        ("empty.json", "{}", "neither a list of labels"),
+        ("excel.csv", "ID;Name\n1;cat\n", "separated by ';'"),
+        ("tabs.csv", "id\tname\n1\tcat\n", "separated by '\\t'"),
+    ],
+)
+def test_a_refusal_names_the_file_and_what_to_write(tmp_path: Path, name: str, content: str, advice: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(advice)) as raised:
+        read_label_file(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value)
+
+
+def test_the_keys_of_a_label_set_are_those_of_its_class() -> None:
+    assert set(SET_KEYS) == set(LabelSet.model_fields)
