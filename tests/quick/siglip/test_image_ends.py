@@ -64,11 +64,15 @@ def encode_heic(image: Image.Image, **options: Any) -> bytes:
 @pytest.mark.parametrize("level", [0, 6])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_a_png_with_changed_pixels_is_corrupt(level: int, mode: str) -> None:
-    data = encode(RGB.convert(mode), compress_level=level)
+    image = RGB.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    data = encode(image, compress_level=level)
     first, last = data.index(b"IDAT") + 8, len(data) - 20
     rng = random.Random(0)
     for place in [first, last, *(rng.randrange(first, last) for _ in range(20))]:
         assert reject(data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :])[0] == "corrupt"
+        assert reject(data[:place] + b"\xff" * (len(data) - place))[0] == "corrupt", "Pillow shows black rows"
         moved = data[:place] + data[100 : 100 + min(500, last - place)] + data[place + min(500, last - place) :]
         assert moved == data or reject(moved)[0] == "corrupt"
 
