@@ -45,7 +45,7 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
 
     The tar is read to its last byte, past ends of archive and damaged places. If a part of it is damaged or missing, or
     it is no tar, the last row is a reject row that says where. Ends of archive before other members are counted in
-    `skipped`, and a tar without a file. Of two members with one name, both are rows.
+    `skipped`, and a tar without a file, or with long padding. Of two members with one name, both are rows.
     """
     count, files = 0, 0
     broken: tuple[str, str] | None = None
@@ -75,6 +75,8 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
         skipped.add(planned.uri, "ends of archive inside tars (read on after them)")
     damages = (tar.damages if tar else 0) + (broken is not None)
     broken = (tar.problem if tar else None) or broken
+    if tar and tar.padded:
+        skipped.add(planned.uri, "tars with over 10 KiB of zeros at their end (taken for padding)")
     if broken:
         reason, detail = broken
         yield lost_row(planned, reason, f"{detail}, and {damages - 1} more places" if damages > 1 else detail, count)
@@ -141,7 +143,8 @@ def _open_tar(raw: Any, most: int | None = None) -> TarReader:
 def _estimate_rows(store: Store, planned: Input) -> int:
     """Estimate the number of images in a tar from its first megabyte, for packing shards.
 
-    A tar that is broken after that counts as if it were complete: the estimate is also the number of lost images.
+    A tar that is broken after that counts as if it were complete: the estimate is also the number of lost images. In a
+    whole tar that ends before that, whatever its padding, the images are counted.
     """
     images, reached = 0, 0
     with io.BufferedReader(StoreFile(store, planned.entry, _SAMPLE_BYTES), 1 << 16) as raw:
@@ -153,6 +156,9 @@ def _estimate_rows(store: Store, planned: Input) -> int:
                 reached = raw.tell() if compressed else tar.position + member.stored
                 if images == _SAMPLE_IMAGES or reached >= _SAMPLE_BYTES:
                     break
+            else:
+                if tar.problem is None:
+                    return max(1, images)
         except (EOFError, OSError, zlib.error, ValueError):
             pass  # reading the tar gives a reject row with the error
     # After the last member come two blocks of zeros, and zeros up to a full record.

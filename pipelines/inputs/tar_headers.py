@@ -1,4 +1,4 @@
-"""Headers of tars: one block for each member, and the extended headers of PAX and GNU before it."""
+"""Blocks of tars: headers, the extended headers of PAX and GNU before them, and the zeros that end an archive."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from dataclasses import dataclass, field
 BLOCK = 512
 """Bytes of a tar's block. A header is one block; a member's data are padded to a multiple of it."""
 ZEROS = bytes(BLOCK)
+END = 2 * BLOCK
+"""The zeros that end an archive, before the padding."""
+RECORD = 20 * BLOCK
+"""A tar is padded to a multiple of this, unless its writer was told otherwise."""
+
+_USUAL = {20, 63, 126, 10_000, *(1 << n for n in range(5, 14)), *(n * ten for n in range(1, 10) for ten in (100, 1000))}
+_PADDINGS = tuple(BLOCK * factor for factor in sorted(_USUAL))
+"""Multiples to which programs pad tars: GNU tar's default, powers of two up to 4 MiB, and the blocking factors that
+people choose for tapes: 63, 126 and round numbers. Any multiple would do, but then every tar that breaks off in zeros
+would be one padded record."""
+_END_PADDINGS = tuple(sorted({*_PADDINGS, *(BLOCK * factor for factor in range(1, 129))}))
+"""The same at the end of a tar, where any blocking factor up to 128 is believed."""
+_HOLE = 4096 + BLOCK
+"""Zeros up to this length may be a page that was never written, so fewer of them are believed to be padding."""
+_BLACK = (".bmp", ".tif", ".tiff")
+"""Formats whose files may end with zeros: black pixels."""
+_LAST_BYTES = (b"\xff\xd9", b"IEND\xaeB`\x82")
+"""The last bytes of a whole JPEG and PNG."""
 
 _CHECKED = struct.Struct("148s8s356s")
 _PAX_NAMES = (b"GNU.sparse.name", b"path")
@@ -196,3 +214,33 @@ def _parse_decimal(text: bytes) -> int:
 
 def _until_nul(data: bytes) -> bytes:
     return data.split(b"\0", 1)[0]
+
+
+def is_archive_end(zeros: int, total: int) -> bool:
+    """Tell whether `zeros` before a member are the end and the padding of an archive of `total` bytes."""
+    if zeros <= END:
+        return zeros == END
+    return _fits(zeros, total, _PADDINGS if zeros > _HOLE else (RECORD,))
+
+
+def is_padding(zeros: int, total: int, start: int) -> bool:
+    """Tell whether `zeros` at the end of a tar of `total` bytes are an end and padding.
+
+    Either the whole tar or its last archive, from byte `start`, may be padded. `tar -A` keeps the ends of the archives
+    that it joins last, so a few records are believed too.
+    """
+    joined = total % RECORD == 0 and zeros < 3 * (END + RECORD)
+    return joined or any(_fits(zeros, size, _END_PADDINGS) for size in (total, total - start))
+
+
+def breaks_off(name: str, data: bytes) -> bool:
+    """Tell whether a file seems to be cut, and filled with zeros. Some cameras pad a whole JPEG with zeros."""
+    end = data[-BLOCK:]
+    if not end or end.strip(b"\0") or name.lower().endswith(_BLACK):
+        return False
+    return not data.rstrip(b"\0").endswith(_LAST_BYTES)
+
+
+def _fits(zeros: int, total: int, sizes: tuple[int, ...]) -> bool:
+    """Tell whether an archive of `total` bytes is a multiple of one of `sizes`, and needs that many zeros for it."""
+    return any(total % size == 0 and zeros < END + size for size in sizes)

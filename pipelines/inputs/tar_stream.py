@@ -13,35 +13,27 @@ from typing import Literal
 
 from pipelines.inputs.tar_headers import (
     BLOCK,
+    END,
+    RECORD,
     ZEROS,
     BadHeader,
     Extended,
     Header,
     apply_records,
+    breaks_off,
     expand_sparse,
+    is_archive_end,
+    is_padding,
     parse_header,
     parse_old_sparse,
 )
 
-_RECORD = 20 * BLOCK
-"""A tar is padded to a multiple of this, unless its writer was told otherwise."""
-_PADDINGS = (_RECORD, *(BLOCK << shift for shift in range(5, 12)))
-"""Multiples to which programs pad tars: GNU tar's default, and powers of two up to 1 MiB."""
-_HOLE = 4096 + BLOCK
-"""Zeros up to this length may be a page that was never written, so fewer of them are believed to be padding."""
-_END = 2 * BLOCK
-"""The zeros that end an archive, before the padding."""
 _EXTENDED_BYTES = 1 << 20
 """The most bytes of extended headers of one member. A name has a few hundred; extended attributes up to 64 KiB each."""
 _MAP_BYTES = 1 << 20
 _SKIP_BYTES = 1 << 20
 _FAR = 1 << 62
 """Sizes in headers may be larger than a file can be."""
-
-_BLACK = (".bmp", ".tif", ".tiff")
-"""Formats whose files may end with zeros: black pixels."""
-_LAST_BYTES = (b"\xff\xd9", b"IEND\xaeB`\x82")
-"""The last bytes of a whole JPEG and PNG."""
 
 _NO_DATA = b"123456"
 """Types whose size is not the size of data in the tar: links, devices, folders."""
@@ -87,11 +79,12 @@ class TarReader:
     valid header.
 
     `problem` is the first damage found: a reject reason and a text; `damages` counts all. `ends` counts ends of
-    archive that members follow. Memory is bounded by the members that the caller reads, and a few MiB.
+    archive that members follow, and `padded` tells of more zeros at the tar's end than most programs write. Memory is
+    bounded by the members that the caller reads, and a few MiB.
 
-    Zeros are an end of archive if they are as many as programs write: two blocks, and padding to `_PADDINGS`.
-    At the tar's end, any number below a record and an end is accepted too. Other zeros are a problem: a part of the tar
-    was not written.
+    Zeros are an end of archive if they are as many as programs write: two blocks, and padding to
+    a usual multiple (`tar_headers.is_archive_end`). At the tar's end more is accepted (`tar_headers.is_padding`). Other
+    zeros are a problem: a part of the tar was not written.
     """
 
     def __init__(self, stream: io.BufferedIOBase, seekable: bool) -> None:
@@ -99,6 +92,7 @@ class TarReader:
         self.problem: tuple[str, str] | None = None
         self.damages = 0
         self.ends = 0
+        self.padded = False
         self._stream = stream
         self._seekable = seekable
         self._pushed = b""
@@ -154,7 +148,7 @@ class TarReader:
         self._left -= len(data)
         if len(data) < member.stored:
             raise EOFError(f"the tar ends within {member.name} at byte {self.position}")
-        self._blank_end = member.name if _breaks_off(member.name, data) else ""
+        self._blank_end = member.name if breaks_off(member.name, data) else ""
         return expand_sparse(data, member.pieces, member.size) if member.sparse else data
 
     def _report(self, reason: str, detail: str) -> None:
@@ -199,10 +193,7 @@ class TarReader:
             return False
         end = self.position - BLOCK
         total, self._start = end - self._start, end
-        believed = zeros == _END or (
-            zeros > _END and _is_padding(zeros, total, _PADDINGS if zeros > _HOLE else (_RECORD,))
-        )
-        if self._blank_end or not believed:
+        if self._blank_end or not is_archive_end(zeros, total):
             place = f"from within {self._blank_end}" if self._blank_end else f"from byte {end - zeros}"
             self._report("corrupt_archive", f"zeros {place} to byte {end}, where members may be missing")
             self._torn = True
@@ -223,13 +214,15 @@ class TarReader:
             detail = "the file is empty"
         elif self._zeros < BLOCK:
             detail = f"no end of archive at byte {self.position}"
-        elif self._zeros == self.position and self._zeros not in (_END, _RECORD):
+        elif self._zeros == self.position and self._zeros not in (END, RECORD):
             detail = f"nothing but {self._zeros} zeros"
         elif self._blank_end:
             detail = f"zeros from within {self._blank_end} to the end at byte {self.position}"
-        elif self._zeros >= _END + _RECORD and not _is_padding(self._zeros, self.position - self._start):
+        elif self._zeros >= END + RECORD:
+            self.padded = is_padding(self._zeros, self.position, self._start)
             start = self.position - self._zeros
-            detail = f"zeros from byte {start} to the end at byte {self.position}, too many to be padding"
+            if not self.padded:
+                detail = f"zeros from byte {start} to the end at byte {self.position}, too many to be padding"
         if detail:
             self._report("truncated_archive", detail)
 
@@ -330,19 +323,6 @@ class TarReader:
         while len(block := self._take(BLOCK)) == BLOCK:
             yield block
         raise EOFError(f"the tar ends within a header at byte {self.position}")
-
-
-def _breaks_off(name: str, data: bytes) -> bool:
-    """Tell whether a file seems to be cut, and filled with zeros. Some cameras pad a whole JPEG with zeros."""
-    end = data[-BLOCK:]
-    if not end or end.strip(b"\0") or name.lower().endswith(_BLACK):
-        return False
-    return not data.rstrip(b"\0").endswith(_LAST_BYTES)
-
-
-def _is_padding(zeros: int, total: int, sizes: tuple[int, ...] = _PADDINGS) -> bool:
-    """Tell whether `zeros` may be an end and the padding of an archive of `total` bytes to one of `sizes`."""
-    return any(total % size == 0 and zeros < _END + size for size in sizes)
 
 
 def _pad(size: int) -> int:
