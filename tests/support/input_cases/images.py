@@ -43,6 +43,8 @@ _JPEG = encode(make_rgb(60, 44), "JPEG", quality=90)
 _PROGRESSIVE = encode(make_rgb(60, 44), "JPEG", progressive=True)
 _PNG = encode(make_rgb(60, 44))
 _END = b"\xff\xd9"
+_GIF = encode(make_rgb(60, 44).quantize(16), "GIF")
+_PART = _GIF[:6] + struct.pack("<HH", 90, 70) + _GIF[10:]
 _ALPHA = np.tile(np.linspace(0, 255, 60).astype(int), (44, 1))
 
 
@@ -91,6 +93,12 @@ def _planar_tiff() -> bytes:
     return make_tiff(b"".join(planes), _SIZE, [16] * 3, 2, *tags)
 
 
+def _end_in_zeros(format: str) -> bytes:
+    image = make_rgb(320, 240)
+    data = encode(image.quantize(64) if format == "GIF" else image, format)
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
 def _with_exif(format: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -129,7 +137,15 @@ CASES: tuple[InputCase, ...] = (
         partial(_with_exif, "WEBP"),
     ),
     _case("no bytes", "", "empty.jpg", b"", rejected="empty"),
-    _case("a web page, a text, zeros", "", "page.jpg", b"<html>404</html>", bytes(1000), rejected="not_an_image"),
+    _case(
+        "a web page, a text, zeros",
+        "also a text that starts with the letters of a format",
+        "page.jpg",
+        b"<html>404</html>",
+        bytes(1000),
+        b"BMW is a car maker, and MM are letters",
+        rejected="not_an_image",
+    ),
     _case(
         "JPEG XL, JPEG 2000, JPEG-LS, PSD, PDF, SVG, camera raw under an image's name",
         "named by their first bytes; files with suffixes of their own are skipped",
@@ -238,10 +254,11 @@ CASES: tuple[InputCase, ...] = (
         rejected="truncated",
     ),
     _case(
-        "PNG with a wrong checksum in its header, its palette or its transparency",
+        "PNG with a wrong checksum of its header, its palette, its transparency or its pixels",
         "",
         "crc.png",
         _PNG[:29] + b"????" + _PNG[33:],
+        _PNG[:-100] + b"????" + _PNG[-96:],
         rejected="corrupt",
     ),
     _case(
@@ -261,6 +278,12 @@ CASES: tuple[InputCase, ...] = (
             partial(encode, make_rgb(60, 44), format, save_all=True, append_images=[make_rgb(60, 44, 1)])
             for format in ("GIF", "WEBP", "PNG")
         ),
+    ),
+    _case(
+        "GIF or WebP whose first frame does not cover the whole image",
+        "white where there is no frame, as browsers show it on a white page",
+        "part.gif",
+        lambda: _PART,
     ),
     _case(
         "BMP with 32 bits",
@@ -341,6 +364,33 @@ CASES: tuple[InputCase, ...] = (
         lambda: encode(make_rgb(60, 44), "WEBP")[:-50],
         lambda: encode(make_rgb(60, 44), "AVIF")[:-100],
         rejected="truncated",
+    ),
+    _case(
+        "WebP, AVIF, HEIC, PNG, GIF or JPEG that ends in zeros that were never written, as a broken-off download can",
+        "WebP in the lossless mode of pictures of noise cannot be told from a whole one, and is tagged",
+        "zeros.webp",
+        *(partial(_end_in_zeros, format) for format in ("WEBP", "AVIF", "PNG", "GIF", "JPEG")),
+        rejected="truncated",
+    ),
+    _case(
+        "BMP or TIFF of the size that it must have, with zeros or other bytes that were never pixels",
+        "tagged: black is legal, and there is no checksum. A TIFF in deflate compression has one and is `corrupt`; in "
+        "other compressions it is `corrupt` where libtiff finds a code that does not exist",
+        "zeros.bmp",
+        *(partial(_end_in_zeros, format) for format in ("BMP", "TIFF")),
+    ),
+    _case(
+        "TIFF in deflate compression with a wrong checksum",
+        "",
+        "deflate.tif",
+        lambda: make_tiff(zlib.compress(_RGB.astype(np.uint8).tobytes())[:-1] + b"?", _SIZE, [8] * 3, 2, compression=8),
+        rejected="corrupt",
+    ),
+    _case(
+        "AVIF or HEIC whose brands do not say which it is (`mif1`, `miaf`, ...)",
+        "the types of its items say it",
+        "brands.avif",
+        lambda: encode(make_rgb(60, 44), "AVIF").replace(b"avif", b"miaf", 2),
     ),
     InputCase(
         "more pixels than `limits.max_pixels`",
