@@ -25,6 +25,9 @@ reading or committing the shard raised an exception, or ended its process."""
 _EXAMPLES = 3
 _COLUMNS_LISTED = 20
 """The number of names that are kept for each reason of `Skipped`."""
+_PHRASES, _SUFFIX_CHARS = 100, 20
+"""The most suffixes that `Skipped` counts one by one, and the longest of them."""
+_OTHER_SUFFIXES = "files with other suffixes"
 
 ROW_VERSION = "row "
 """What the version of a list's row with other columns begins with. No version of an object does."""
@@ -182,7 +185,19 @@ class Skipped:
         """Count an object that is skipped because of its suffix, or because it has none."""
         file = name.lower().rpartition("/")[2]
         suffix = file.rpartition(".")[2] if "." in file.lstrip(".") else ""
-        self.add(name, f".{suffix} files" if suffix else "files without an extension")
+        phrase = f".{suffix} files" if suffix else "files without an extension"
+        # Names may end with a number after a dot: then each has a suffix of its own.
+        full = len(self.counts) >= _PHRASES and phrase not in self.counts
+        self.add(name, _OTHER_SUFFIXES if full or len(suffix) > _SUFFIX_CHARS else phrase)
+
+
+def fold_suffixes(counts: Counter[str]) -> dict[str, int]:
+    """Return counts of `Skipped`, the most frequent first: about 100 of them, and one for all other suffixes."""
+    found = Counter[str]()
+    for number, (phrase, count) in enumerate(counts.most_common()):
+        suffix = phrase.startswith(".") and phrase.endswith(" files")
+        found[_OTHER_SUFFIXES if suffix and number >= _PHRASES else phrase] += count
+    return dict(found.most_common())
 
 
 @dataclass

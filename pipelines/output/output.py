@@ -29,6 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.inputs.rows import fold_suffixes
 from storage.files import StoreFile
 from storage.schemes import open_store
 from storage.store import Entry, Store, StoreError, StoreOptions, join
@@ -211,7 +212,7 @@ class Output:
             "generations": sum(commits.values()),
             **totals,
             "reasons": dict(reasons.most_common()),
-            "skipped_members": dict(skipped.most_common()),
+            "skipped_members": fold_suffixes(skipped),
             "top_labels": dict(labels.most_common(_TOP_LABELS)),
             "waiting": waiting,
             "run": run,

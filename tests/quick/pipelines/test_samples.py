@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.inputs import samples
+from pipelines.inputs.rows import fold_suffixes
 from pipelines.inputs.samples import encode_metadata, split_name
 from tests.support.tars import make_tar, read_tar
 
@@ -246,3 +248,21 @@ def test_a_class_is_an_integer_or_the_text(data: bytes, value: Any) -> None:
 )
 def test_names_are_split_at_the_first_dot_of_the_file_name(name: str, parts: tuple[str, str]) -> None:
     assert split_name(name) == parts
+
+
+def test_the_counts_of_skipped_members_are_few_however_many_suffixes_there_are(tmp_path: Path) -> None:
+    """Names that end with a number after a dot have each a suffix of their own."""
+    names = [*(f"a.{n}" for n in range(3000)), "b.1", f"c.{'x' * 5000}"]
+    _, skipped = read_tar(tmp_path / "a.tar", make_tar([(name, b"") for name in names]))
+    assert skipped.counts.total() == 3002
+    assert len(skipped.counts) <= 101
+    assert (skipped.counts[".1 files"], skipped.counts["files with other suffixes"]) == (2, 2901)
+    assert max(map(len, skipped.counts)) < 30
+
+
+def test_the_counts_of_many_tars_are_few() -> None:
+    counts = Counter({f".{n} files": n + 1 for n in range(5000)} | {"hidden files": 1, "files with other suffixes": 7})
+    folded = fold_suffixes(counts)
+    assert sum(folded.values()) == counts.total()
+    assert len(folded) <= 102
+    assert (folded[".4999 files"], folded["hidden files"]) == (5000, 1)
