@@ -60,7 +60,8 @@ class Retry:
 
     `keys` are digests of source and key, `sources` of the source, and `contents` of source and image: 0 for a rejected
     row. `wanted` marks the rows that are retried, and `uris` are the sources of these. `rows_in` is the number of rows
-    in the shard. It grows when a retry finds rows that were not there before.
+    in the shard. It grows when a retry finds rows that were not there before. `skipped` are the counts of the shard's
+    commit record.
     """
 
     keys: NDArray[np.uint64]
@@ -69,6 +70,7 @@ class Retry:
     wanted: NDArray[np.bool_]
     uris: set[str]
     rows_in: int
+    skipped: Mapping[str, int]
 
 
 def list_retries(
@@ -114,7 +116,7 @@ def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry
                 contents[numbers] = [_digest(*pair) for pair in zip(named, rows["sha256"].to_pylist(), strict=True)]
     if not known.all():
         raise StoreError(f"shard {ref.shard} has {int(known.sum())} of its {count} rows in its files: run verify")
-    return Retry(keys, sources, contents, wanted, uris, count)
+    return Retry(keys, sources, contents, wanted, uris, count, record.get("skipped", {}))
 
 
 def read_retried(
@@ -123,18 +125,22 @@ def read_retried(
     """Yield the rows that are retried, with their row numbers.
 
     Rows to be retried that are not read again, such as those of an archive that is gone now, are not yielded, so that
-    they stay rejected. They are counted in `skipped`, and nothing else is.
+    they stay rejected. They are counted in `skipped`. If all archives of the shard are read again, their other members
+    are counted there too, and a phrase that no member has any more is counted 0. Else the earlier counts hold.
 
     Raises `StoreError` as reading does, and `Changed` if an input has rows that were not there before and lacks others
     that were tagged: they may be the same images, which would be tagged twice.
     """
     aligner = _Aligner(retry)
     inputs = [item for item in planned if item.uri in retry.uris]
-    for item, row in read_inputs(inputs, reading, Skipped()):
+    counted = Skipped()
+    for item, row in read_inputs(inputs, reading, counted):
         number = aligner.number(item, row)
         if number is not None:
             yield number, row
     aligner.check()
+    if not aligner.is_partial and all(item.uri in retry.uris for item in planned if item.kind in ARCHIVES):
+        skipped.counts.update(dict.fromkeys(retry.skipped, 0) | dict(counted.counts))
     skipped.counts[STAY] = aligner.count_left()
 
 
@@ -142,6 +148,8 @@ class _Aligner:
     """Gives each row that is read again its number: that of the same row before, or else a new one."""
 
     def __init__(self, retry: Retry) -> None:
+        self.is_partial = False
+        """Whether an archive could not be read now, so that it has the rows that it had."""
         self._retry = retry
         self._taken = np.zeros(retry.rows_in, np.bool_)
         self._by_key = _Index(retry.keys)
@@ -157,6 +165,7 @@ class _Aligner:
         """Return the number of a row, or None for one that is not retried."""
         retry = self._retry
         if item.kind in ARCHIVES and self._is_gone(item, row):
+            self.is_partial = True
             return None
         content = 0 if row.data is None else _digest(row.source, hashlib.sha256(row.data).hexdigest())
         found = self._find_same(row, content)
@@ -176,9 +185,10 @@ class _Aligner:
         for row, uri in self._twins.items():
             if left[row]:
                 raise _misaligned(uri)
-        for source, uri in self._grown.items():
-            if (left & (retry.sources == np.uint64(source))).any():
-                raise _misaligned(uri)
+        sources = retry.sources[left]
+        doubtful = sources[np.isin(sources, np.fromiter(self._grown, np.uint64, len(self._grown)))]
+        if len(doubtful):
+            raise _misaligned(self._grown[int(doubtful[0])])
 
     def count_left(self) -> int:
         """Return how many rows were to be retried and were not read."""

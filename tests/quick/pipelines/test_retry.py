@@ -47,12 +47,14 @@ class Shard:
         [self.ref] = list_shards(self.output)
         self.writer = OutputWriter(self.output, FORMAT, FINGERPRINT)
         self.found: Found = []
+        self.members: dict[str, int] = {}
         self.record: dict[str, Any] = {}
         monkeypatch.setattr(retry_module, "read_inputs", self.read_inputs)
 
     def read_inputs(self, planned: list[Input], reading: Reading, skipped: Skipped) -> Any:
         assert formats.ARCHIVES.keys() >= {item.kind for item in planned}
         for item in planned:
+            skipped.counts.update(self.members)
             for key, value in self.found:
                 row = Row(key, item.uri)
                 if value.startswith("!"):
@@ -95,8 +97,10 @@ class Shard:
     def first(self, found: Found) -> Counter[str]:
         self.found = found
         inputs = list(read_shard_inputs(self.output.store, self.ref))
-        rows = [(number, row) for number, (_, row) in enumerate(self.read_inputs(inputs, None, Skipped()))]  # type: ignore[arg-type]
-        return self.commit(self.ref, rows, len(rows), Skipped())
+        skipped = Skipped()
+        reading = Reading(OPTIONS, 2**20, self.folder.config().parquet)
+        rows = [(number, row) for number, (_, row) in enumerate(self.read_inputs(inputs, reading, skipped))]
+        return self.commit(self.ref, rows, len(rows), skipped)
 
     def again(self, found: Found, *reasons: str) -> Counter[str]:
         """Retry with another reading."""
@@ -214,3 +218,15 @@ def test_only_rows_with_the_given_reasons_are_read_again(shard: Shard) -> None:
 def test_many_rows_with_one_key_are_matched_in_order(shard: Shard) -> None:
     shard.first([("k", "bad" if n % 2 else f"{n}") for n in range(5000)])
     assert shard.again([("k", f"{n}") for n in range(5000)]) == expect(*[("k", f"{n}") for n in range(5000)])
+
+
+def test_members_that_are_images_now_are_not_counted_as_skipped(shard: Shard) -> None:
+    shard.members = {".heic files": 1, ".mp4 files": 2}
+    shard.first([A, ("b", "bad")])
+    assert shard.record["skipped"] == {".heic files": 1, ".mp4 files": 2}
+    shard.members = {".mp4 files": 2}
+    shard.again([A, ("b", "bad"), C])
+    assert shard.record["skipped"] == {".mp4 files": 2}
+    shard.members = {}
+    shard.again([("a.tar", "!changed")])
+    assert shard.record["skipped"] == {".mp4 files": 2, STAY: 1}
