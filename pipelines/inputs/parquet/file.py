@@ -37,8 +37,9 @@ _FOOTER_BYTES = 1 << 20
 """Bytes that are read from the end of a file in the first request, so that most footers need no second one."""
 _LARGE_FOOTER = Lock()
 """Held while a footer of more than `_FOOTER_BYTES` is parsed: sixteen files are inspected at the same time."""
-_ROWS, _BATCH_BYTES = 16, 128 << 20
-"""Rows of the file that are in memory at once, and their bytes by the footer. A camera photo has about 5 MB."""
+_ROWS, _BATCH_BYTES, _REPEATED_BYTES = 16, 128 << 20, 256 << 20
+"""Rows of the file that are in memory at once, their bytes by the footer, and their bytes if all rows hold the same
+value, which is as large as the row group: a dictionary has it once. A camera photo has about 5 MB."""
 _MAX_ROWS = 1 << 40
 """A row group that claims more rows is broken."""
 
@@ -137,7 +138,8 @@ def read(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
     except Exception as error:  # pyarrow raises errors of many kinds for odd files
         text = " ".join(str(error).split())
         known = isinstance(error, (UnreadableFile, pa.ArrowException, OSError, ValueError)) and text
-        yield lost_row(planned, "corrupt_archive", text if known else f"{type(error).__name__}: {text}", count)
+        reason = "out_of_memory" if isinstance(error, MemoryError) else "corrupt_archive"
+        yield lost_row(planned, reason, text if known else f"{type(error).__name__}: {text}", count)
 
 
 def _read_rows(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[Row]:
@@ -158,7 +160,8 @@ def _read_rows(planned: Input, reading: Reading, skipped: Skipped) -> Iterator[R
             leaves = _list_leaves(file, column)
             for group in range(planned.start, planned.stop or len(counts)):
                 metadata = file.metadata.row_group(group)
-                size = max(1, min(_ROWS, _BATCH_BYTES * counts[group] // max(1, metadata.total_byte_size)))
+                total = max(1, metadata.total_byte_size)
+                size = max(1, min(_ROWS, _BATCH_BYTES * counts[group] // total, _REPEATED_BYTES // total))
                 read = 0
                 for batch in file.iter_batches(size, row_groups=[group], columns=sorted(wanted)):
                     yield from Batch(batch, column, planned, reading).rows(number + read, passed, skipped)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.inputs.image_columns import ImageColumn, UnreadableFile, field_of, is_binary, is_list, is_string
+from pipelines.inputs.image_columns import ImageColumn, UnreadableFile, field_of, is_binary, is_list, is_string, plain
 from pipelines.inputs.images import fetch_images
 from pipelines.inputs.lists import resolve
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
@@ -22,6 +23,8 @@ from siglip.images.decode import ImageRejected
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/\s]{60,}={0,2}\s*")
 """Base64 of a JPEG, PNG, GIF, WebP or TIFF, by its first bytes."""
+_URI_BYTES = 8192
+"""Longer texts are no URIs: a path of Linux has at most 4,096 bytes, a key of S3 1,024."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,10 @@ class Batch:
         """
         array = self._find(self.column.path[0])
         leaves, parents = _flatten(array, self.column.path[1:])
-        images = _Images(leaves, self.column.name)
+        images = _Images(leaves, self.column.name, self.reading.max_bytes)
         keys = None if (name := self.reading.parquet.key_column) is None else self._find(name)
         carried = {name: _cast(self._find(source), self.reading.columns.field(name)) for source, name in passed.items()}
-        rows: list[Row] = []
-        linked: list[Input] = []
+        rows = deque[tuple[Row, int | None, str | None]]()
         for number, positions in enumerate(_group(parents, len(array))):
             if not positions and array[number].is_valid:
                 skipped.add(f"row {first + number} of {self.planned.uri}", "Parquet rows with an empty list of images")
@@ -64,14 +66,18 @@ class Batch:
                         row.rejected = value
                     else:
                         row.columns[name] = value
-                if row.rejected is None:
-                    self._fill(row, None if position is None else images, position or 0, linked)
-                rows.append(row)
+                uri = None if position is None or row.rejected else images.uri(position)
+                rows.append((row, position, uri))
+        base = self.planned.uri
+        linked = [Input("uri", resolve(uri, base), row.key, -1, "") for row, _, uri in rows if uri is not None]
         fetched = fetch_images(linked, self.reading) if linked else iter(())
-        for row in rows:
-            if row.data is None and row.rejected is None:
+        while rows:  # a row that was read is not held: a list may have thousands of images
+            row, position, uri = rows.popleft()
+            if uri is not None:
                 found = next(fetched)
                 row.data, row.rejected = found.data, found.rejected
+            elif row.rejected is None:
+                row.data, row.rejected = images.read(position)
             yield row
 
     def _find(self, name: str) -> pa.Array:
@@ -80,46 +86,62 @@ class Batch:
             raise UnreadableFile(f"{len(found)} columns are read as {name!r}")
         return self.batch.column(found[0])
 
-    def _fill(self, row: Row, images: _Images | None, position: int, linked: list[Input]) -> None:
-        """Set a row's bytes or rejection, or append its URI to `linked`."""
-        try:
-            value = None if images is None else images.value(position)
-            if isinstance(value, str) and (decoded := decode_text(value)) is not None:
-                value = decoded
-        except ValueError as error:
-            row.rejected = ImageRejected("unreadable", f"{self.column.name}: {error}")
-            return
-        if value is None:
-            row.rejected = ImageRejected("missing", f"{self.column.name} is null")
-        elif isinstance(value, str):
-            linked.append(Input("uri", resolve(value, self.planned.uri), row.key, -1, ""))
-        else:
-            row.data = value
-
 
 class _Images:
-    """The images of a batch: bytes, or URIs where there are no bytes."""
+    """The images of a batch: bytes, text with an image in base64, or URIs where there are no bytes.
 
-    def __init__(self, leaves: pa.Array, name: str) -> None:
-        self._data = self._uris = None
+    Dictionaries are not decoded: a value of 60 MB may be in each row.
+    """
+
+    def __init__(self, leaves: pa.Array, name: str, max_bytes: int) -> None:
+        self._name, self._max_bytes = name, max_bytes
         self._paths: pa.Array | None = None
-        if pa.types.is_struct(leaves.type):
-            self._data = _field(leaves, "bytes", is_binary)
-            self._uris = self._paths = _field(leaves, "path", is_string)
-        elif is_string(leaves.type):
-            self._uris = leaves
-        elif is_binary(leaves.type) or pa.types.is_fixed_size_binary(leaves.type) or pa.types.is_null(leaves.type):
-            self._data = leaves
-        if self._data is None and self._uris is None:
+        type_, data, texts = plain(leaves.type), None, None
+        if pa.types.is_struct(type_):
+            data = _field(leaves, "bytes", is_binary)
+            texts = self._paths = _field(leaves, "path", is_string)
+        elif is_string(type_):
+            texts = leaves
+        elif is_binary(type_) or pa.types.is_fixed_size_binary(type_) or pa.types.is_null(type_):
+            data = leaves
+        if data is None and texts is None:
             raise UnreadableFile(f"the column {name!r} is {leaves.type}: expected images or their URIs")
+        self._data = None if data is None else _Values(data)
+        self._texts = None if texts is None else _Values(texts)
 
-    def value(self, position: int) -> bytes | str | None:
-        """Return an image's bytes or its URI, or None if both are null. Raises `ValueError` for a URI not in UTF-8."""
-        data = None if self._data is None else self._data[position].as_py()
-        if data is not None or self._uris is None:
-            return data
-        uri = self._uris[position].as_py()
-        return None if uri is None else str(uri)
+    def uri(self, position: int) -> str | None:
+        """Return the URI of an image that has no bytes, or None: `read` says why, or gives the image."""
+        if self._texts is None or (self._data is not None and self._data.length(position) is not None):
+            return None
+        size = self._texts.length(position)
+        if size is None or size > _URI_BYTES:
+            return None
+        try:
+            text = self._texts.read(position).decode()
+            return text if decode_text(text) is None else None
+        except ValueError:
+            return None
+
+    def read(self, position: int | None) -> tuple[bytes | None, ImageRejected | None]:
+        """Return an image's bytes, or why there are none. Only for images without a URI."""
+        for values in (self._data, self._texts):
+            if values is None or position is None or (size := values.length(position)) is None:
+                continue
+            size = size if values is self._data else size // 2  # base64 has 4 characters for 3 bytes, and line ends
+            if size > self._max_bytes:
+                return None, ImageRejected("too_many_bytes", f"{size} bytes, over {self._max_bytes}")
+            data = values.read(position)
+            return (data, None) if values is self._data else self._decode(data)
+        return None, ImageRejected("missing", f"{self._name} is null")
+
+    def _decode(self, text: bytes) -> tuple[bytes | None, ImageRejected | None]:
+        try:
+            if (data := decode_text(text.decode())) is not None:
+                return data, None
+            detail = f"a text of {len(text)} bytes is no URI, and no image in base64"
+        except ValueError as error:
+            detail = str(error)
+        return None, ImageRejected("unreadable", f"{self._name}: {detail}")
 
     def path(self, position: int) -> str | None:
         """Return the path that a struct names beside the bytes."""
@@ -144,7 +166,7 @@ def _flatten(array: pa.Array, path: tuple[str, ...]) -> tuple[pa.Array, list[int
         type_ = array.type
         if isinstance(type_, pa.BaseExtensionType):
             array = array.storage
-        elif pa.types.is_dictionary(type_):
+        elif pa.types.is_dictionary(type_) and pa.types.is_nested(plain(type_)):
             array = array.dictionary_decode()
         elif is_list(type_):
             above = pc.list_parent_indices(array)
@@ -173,7 +195,31 @@ def _field(array: pa.Array, name: str, fits: object) -> pa.Array | None:
     if index < 0:
         return None
     found, _ = _flatten(pc.struct_field(array, [index]), ())
-    return found if callable(fits) and fits(found.type) else None
+    return found if callable(fits) and fits(plain(found.type)) else None
+
+
+class _Values:
+    """Bytes or texts, null or not. Only `read` copies a value: the length of each is looked up before."""
+
+    def __init__(self, array: pa.Array) -> None:
+        self._array = array
+        encoded = pa.types.is_dictionary(array.type)
+        values = array.dictionary if encoded else array
+        if pa.types.is_binary_view(values.type) or pa.types.is_string_view(values.type):
+            values = values.cast(pa.large_binary())
+        null = pa.types.is_null(values.type)
+        lengths = pa.nulls(len(values), pa.int32()) if null else pc.binary_length(values)
+        self._lengths: list[int | None] = (lengths.take(array.indices) if encoded else lengths).to_pylist()
+
+    def length(self, position: int) -> int | None:
+        """Return a value's length in bytes, or None for null."""
+        return self._lengths[position]
+
+    def read(self, position: int) -> bytes:
+        """Return the bytes of a value that is not null."""
+        value = self._array[position]
+        data = (value.value if isinstance(value, pa.DictionaryScalar) else value).as_buffer()
+        return bytes(data.to_pybytes())
 
 
 def _to_text(value: pa.Scalar) -> str | None:

@@ -7,7 +7,8 @@ import datetime
 import io
 import json
 import re
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.parquet import encryption
 
+from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.parquet import file as parquet_file
+from pipelines.inputs.parquet import rows as parquet_rows
 from pipelines.inputs.parquet.footer import read_bounds
+from pipelines.inputs.rows import Reading, Row, Skipped
 from pipelines.output.output import Output
 from pipelines.output.plan import list_shards, read_shard_inputs
 from storage.files import StoreFile
@@ -220,6 +224,77 @@ def test_large_lists_and_structs_are_read(folder: Folder) -> None:
     assert [len(row.data or b"") for row in folder.rows()] == [len(image)] * 64
 
 
+@pytest.fixture
+def reading(folder: Folder) -> Callable[[], Iterator[Row]]:
+    """Reads the rows of what is planned one by one: `Folder.rows` would hold them all."""
+
+    def read() -> Iterator[Row]:
+        config = folder.config()
+        output = Output(config.output, OPTIONS)
+        settings = Reading(OPTIONS, config.limits.max_bytes, config.parquet)
+        for ref in list_shards(output):
+            for _, row in read_inputs(read_shard_inputs(output.store, ref), settings, Skipped()):
+                yield row
+
+    return read
+
+
+@pytest.mark.parametrize("form", ["dictionary", "dense", "struct", "lists"])
+def test_values_that_repeat_are_not_decoded_all_at_once(
+    folder: Folder, reading: Any, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A dictionary holds a value once that is in each row: a file of some kilobytes may be gigabytes."""
+    monkeypatch.setattr(parquet_file, "_REPEATED_BYTES", 4 << 20)
+    image = bytes(3 << 20)
+    column: pa.Array = pa.array([image] * 24)
+    if form == "dictionary":
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * 24, pa.int32()), pa.array([image]))
+    elif form == "struct":
+        column = pairs(*[image] * 24)
+    elif form == "lists":
+        column = pa.array([[image]] * 24)
+    write(folder, pa.table({"image": column}), compression="zstd", dictionary_pagesize_limit=100 << 20)
+    folder.plan()
+    before, peak, rows = pa.total_allocated_bytes(), 0, 0
+    for row in reading():
+        assert len(row.data or b"") == len(image)
+        peak, rows = max(peak, pa.total_allocated_bytes() - before), rows + 1
+    assert rows == 24
+    assert peak < 7 * len(image)
+
+
+def test_a_row_with_a_list_of_images_is_not_copied_as_a_whole(folder: Folder, reading: Any) -> None:
+    write(folder, pa.table({"images": [[bytes(100_000)] * 200]}), compression="zstd")
+    folder.plan()
+    tracemalloc.start()
+    try:
+        assert sum(len(row.data or b"") for row in reading()) == 200 * 100_000
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["bytes", "dictionary", "view", "struct", "base64", "fixed"])
+def test_values_over_the_limit_are_not_copied(folder: Folder, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    def read(values: Any, position: int) -> bytes:
+        pytest.fail("a value over the limit was copied")
+
+    image = JPEG + bytes(5000)
+    forms: dict[str, pa.Array] = {
+        "bytes": pa.array([image]),
+        "dictionary": pa.array([image]).dictionary_encode(),
+        "view": pa.array([image], pa.binary_view()),
+        "struct": pairs(image),
+        "base64": pa.array([base64.b64encode(image * 4).decode()]),
+        "fixed": pa.array([image], pa.binary(len(image))),
+    }
+    write(folder, pa.table({"image": forms[form]}))
+    monkeypatch.setattr(parquet_rows._Values, "read", read)
+    (row,) = folder.rows(limits={"max_bytes": 1000})
+    assert row.rejected is not None
+    assert row.rejected.reason == "too_many_bytes"
+
+
 def test_what_images_as_text_are(folder: Folder) -> None:
     """A data: URI and base64 are images; a text that only looks like them is not."""
     folder.write("loose/1.jpg", JPEG)
@@ -231,6 +306,12 @@ def test_what_images_as_text_are(folder: Folder) -> None:
     rows = folder.rows(input=str(folder.input / "a.parquet"))
     assert [row.data for row in rows] == [png, png, JPEG, None, None, None, None]
     assert [row.rejected.reason for row in rows if row.rejected] == ["unreadable", "unreadable", "missing", "missing"]
+
+
+def test_a_long_text_that_is_no_image_is_a_reject(folder: Folder) -> None:
+    write(folder, pa.table({"image": ["x" * 9000]}))
+    (row,) = folder.rows()
+    assert "a text of 9000 bytes is no URI, and no image in base64" in str(row.rejected)
 
 
 def test_files_of_urls_are_skipped_by_name(folder: Folder) -> None:
@@ -360,7 +441,8 @@ def test_no_error_of_pyarrow_ends_the_run(folder: Folder, monkeypatch: pytest.Mo
     folder.write("b.jpg", JPEG)
     monkeypatch.setattr(parquet_file, "find_columns", fail)
     rows = folder.rows()
-    assert outcomes(rows) == [("a.parquet", "corrupt_archive"), ("b.jpg", None)]
+    reason = "out_of_memory" if isinstance(error, MemoryError) else "corrupt_archive"
+    assert outcomes(rows) == [("a.parquet", reason), ("b.jpg", None)]
     assert rows[0].rejected is not None
     assert type(error).__name__ in rows[0].rejected.detail or isinstance(error, pa.ArrowException)
 
