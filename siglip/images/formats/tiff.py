@@ -184,7 +184,9 @@ def _check_offsets(image: TiffImageFile, tags: Any) -> None:
     if _STRIP_OFFSETS in tags:
         offsets, width, height = tags[_STRIP_OFFSETS], across, tags.get(_ROWS_PER_STRIP, down)
     else:
-        offsets, width, height = tags[_TILE_OFFSETS], tags[_TILE_WIDTH], tags[_TILE_LENGTH]
+        offsets, width, height = (tags.get(tag, ()) for tag in (_TILE_OFFSETS, _TILE_WIDTH, _TILE_LENGTH))
+    if not offsets:
+        raise ImageRejected("unsupported", "TIFF that does not say where its strips or tiles are")
     if not width or not height:
         raise ImageRejected("corrupt", "a TIFF with strips or tiles of no size")
     planes = len(image.getbands()) if _numbers(tags, _PLANAR, 1)[0] == _SEPARATE else 1
