@@ -33,6 +33,9 @@ URI_NAMES = frozenset(["uri", "url", "path", "filepath", "filename", "file"]) | 
 }
 """Names of columns that hold the URI of a file of any kind, or a name that only describes the bytes beside it."""
 
+PIXEL_NAMES = frozenset(["pixel", "pixels", "pixelvalues", "imagearray", "imagepixels", "imagetensor"])
+"""Names of columns that hold images as arrays of pixels, which are not read."""
+
 _MAX_DEPTH = 8
 """How deep in structs and lists an image column is looked for."""
 
@@ -91,7 +94,8 @@ def choose_image_column(schema: pa.Schema, wanted: str | None, uri: str) -> Imag
     The order: 1. features of the type Image in the metadata of Hugging Face `datasets`; 2. a name of an image with
     bytes; 3. a name of a file's content with bytes, or a name of an image with strings, which are URIs; 4. the only
     column of bytes, or a name of a URI with strings. A field of a struct ranks one lower than the same column at the
-    top level. Returns None if there is no candidate.
+    top level. A column in a form that is not read, such as arrays of pixels, ranks by its name too: what ranks equal or
+    lower beside it is not taken for the images. Returns None if there is no candidate.
 
     Raises `ConfigError` if candidates rank equal or if `wanted` cannot be read, `UnreadableFile` if the file is at
     fault.
@@ -102,7 +106,15 @@ def choose_image_column(schema: pa.Schema, wanted: str | None, uri: str) -> Imag
     columns = [one for one in _walk(schema, (), False) if _is_image_type(one.type)]
     declared = [one for one in columns if _declared(features, one.path) == "Image"]
     exact = [one for one in declared if fold(one.name) in IMAGE_NAMES]
-    for ranked in (exact if len(exact) == 1 else declared, *_rank(columns, features)):
+    unread = {field.name: (rank, field.type) for field in schema if (rank := _rank_of_unread(field))}
+    for rank, ranked in ((1, exact if len(exact) == 1 else declared), *_rank(columns, features)):
+        for name, (other, type_) in unread.items():
+            if ranked and other <= rank:
+                raise ConfigError(
+                    f"parquet.image_column: {show(uri)} has the column {show(repr(name))} of {show(str(type_))}, which "
+                    f"is not read: expected encoded images; set it to {_quote(one.name for one in ranked)} if that "
+                    "holds the images"
+                )
         if len({one.path for one in ranked}) > 1:
             names = _quote(one.name for one in ranked)
             raise ConfigError(
@@ -198,13 +210,27 @@ def _type_of_field(type_: pa.DataType, name: str) -> pa.DataType:
 
 
 def _holds_bytes(type_: pa.DataType) -> bool:
-    """Tell whether values are bytes, or structs {bytes, path} as Hugging Face `datasets` writes them."""
-    return is_binary(type_) or is_binary(_type_of_field(type_, "bytes"))
+    """Tell whether values are bytes, or structs {bytes, path} as Hugging Face `datasets` writes them.
+
+    The type of `bytes` is null in a file in which each image has only a path.
+    """
+    found, path = _type_of_field(type_, "bytes"), _type_of_field(type_, "path")
+    all_null = field_of(type_, "bytes") >= 0 and pa.types.is_null(found) and is_string(path)
+    return is_binary(type_) or is_binary(found) or all_null
+
+
+def _holds_paths(type_: pa.DataType) -> bool:
+    """Tell whether values are structs with a path and nothing that may be the image itself."""
+    if not is_string(_type_of_field(type_, "path")) or field_of(type_, "bytes") >= 0:
+        return False
+    others = [plain(field.type) for field in type_]
+    return not any(pa.types.is_nested(other) or is_binary(other) for other in others)
 
 
 def _is_image_type(type_: pa.DataType) -> bool:
-    types = pa.types
-    return _holds_bytes(type_) or is_string(type_) or bool(types.is_fixed_size_binary(type_) or types.is_null(type_))
+    if _holds_bytes(type_) or _holds_paths(type_) or is_string(type_):
+        return True
+    return bool(pa.types.is_fixed_size_binary(type_) or pa.types.is_null(type_))
 
 
 def _read_features(schema: pa.Schema) -> Mapping[str, object]:
@@ -232,8 +258,8 @@ def _declared(feature: object, names: tuple[str, ...], depth: int = 0) -> str:
     return found if isinstance(found, str) and not names else ""
 
 
-def _rank(columns: list[ImageColumn], features: Mapping[str, object]) -> Iterator[list[ImageColumn]]:
-    """Yield the candidates by rank."""
+def _rank(columns: list[ImageColumn], features: Mapping[str, object]) -> Iterator[tuple[int, list[ImageColumn]]]:
+    """Yield the ranks and their candidates."""
     ranks: dict[int, list[ImageColumn]] = {}
     for one in columns:
         # What `datasets` declares as audio, video, a PDF or a class label is not an image, whatever its type.
@@ -241,7 +267,7 @@ def _rank(columns: list[ImageColumn], features: Mapping[str, object]) -> Iterato
         if rank is not None:
             ranks.setdefault(rank, []).append(one)
     for rank in sorted(ranks):
-        yield ranks[rank]
+        yield rank, ranks[rank]
 
 
 def _rank_of(one: ImageColumn) -> int | None:
@@ -260,6 +286,20 @@ def _rank_of(one: ImageColumn) -> int | None:
     if names & IMAGE_URI_NAMES:
         return 3 + nested
     return 4 if names & URI_NAMES and not nested else None
+
+
+def _rank_of_unread(field: pa.Field) -> int | None:
+    """Return the rank of a column that may hold the images in a form that is not read, or None for all others."""
+    type_, lists = plain(field.type), 0
+    while is_list(type_):
+        type_, lists = plain(type_.value_type), lists + 1
+    if pa.types.is_map(type_):
+        holds_bytes = _holds_bytes(plain(type_.item_type))
+        return 2 if IMAGE_NAMES & _forms(field.name) else 4 if holds_bytes else None
+    numbers = pa.types.is_integer(type_) or pa.types.is_floating(type_)
+    if not ((numbers and lists) or is_list(_type_of_field(type_, "bytes"))):
+        return None
+    return 2 if IMAGE_NAMES & _forms(field.name) else 3 if PIXEL_NAMES & _forms(field.name) else None
 
 
 def _check_unique(schema: pa.Schema, one: ImageColumn, name: str | None = None) -> ImageColumn:

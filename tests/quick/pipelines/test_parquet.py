@@ -177,6 +177,53 @@ def test_equal_candidates_are_refused(folder: Folder, name: str) -> None:
     assert folder.plan(parquet={"image_column": column}).columns.describe() == [f"column `{column}` of {path}"]
 
 
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("image", pa.array([[1, 2], [3, 4]], pa.list_(pa.uint8()))),
+        ("images", pa.array([[[1.0]], [[2.0]]])),
+        ("Image", pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 3, 3), np.uint8))),
+        ("image", pa.array([[("a", b"x")]] * 2, pa.map_(pa.string(), pa.binary()))),
+        ("image", pa.array([{"bytes": [1], "path": "x"}] * 2)),
+        ("pixels", pa.array([[1, 2], [3, 4]], pa.list_(pa.int16()))),
+        ("views", pa.array([[("a", b"x")]] * 2, pa.map_(pa.string(), pa.binary()))),
+    ],
+)
+@pytest.mark.parametrize("other", ["hash", "label"])
+def test_no_other_column_is_taken_for_arrays_of_pixels(folder: Folder, name: str, image: pa.Array, other: str) -> None:
+    write(folder, pa.table({name: image, other: GOOD}))
+    with pytest.raises(ConfigError, match=rf"has the column '{name}' of .*which is not read.*set it to '{other}' if"):
+        folder.plan()
+    assert [row.data for row in folder.rows(parquet={"image_column": other})] == [JPEG, JPEG]
+
+
+def test_arrays_beside_a_better_column_are_ignored(folder: Folder) -> None:
+    write(folder, pa.table({"pixel_values": [[0.5]] * 2, "image": GOOD}))
+    declared = pa.table({"image": [[1]] * 2, "x": pairs(JPEG, JPEG)})
+    write(folder, with_features(declared, {"x": IMAGE}), "b.parquet")
+    assert [row.data for row in folder.rows()] == [JPEG] * 4
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    "type_",
+    [
+        pa.struct([("bytes", pa.null()), ("path", pa.string())]),
+        pa.struct([("path", pa.large_string())]),
+        pa.struct([("width", pa.int64()), ("path", pa.dictionary(pa.int32(), pa.string()))]),
+    ],
+)
+def test_structs_with_nothing_but_a_path_are_uris(folder: Folder, type_: pa.DataType, many: bool) -> None:
+    """Arrow writes the type null for bytes that are all missing."""
+    folder.write("loose/1.jpg", JPEG)
+    values: list[Any] = [{"path": "loose/1.jpg"}, {"path": "loose/2.jpg"}]
+    column = pa.array([values], pa.list_(type_)) if many else pa.array(values, type_)
+    write(folder, pa.table({"image": column, "n": [1] * len(column)}))
+    rows = folder.rows(input=str(folder.input / "a.parquet"))
+    assert outcomes(rows) == [("loose/1.jpg", None), ("loose/2.jpg", "missing")]
+    assert rows[0].data == JPEG
+
+
 def test_lists_of_images_are_a_row_for_each_image(folder: Folder) -> None:
     images = pa.array([[b"0", b"1"], [], None, [b"2", None]], pa.list_(pa.binary()))
     write(folder, pa.table({"images": images, "id": list("abcd"), "n": [0, 1, 2, 3]}), row_group_size=3)
