@@ -54,30 +54,31 @@ class LocalStore:
     def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         # No recursion, because folders may be nested deeper than Python's stack. One folder's names at a time.
         root = _local(prefix)
-        with _translate(root):
-            base, real_base = root.rstrip("/"), os.path.realpath(root).rstrip("/")
-        linked: set[tuple[int, int]] = set()  # folders that were entered through a link from outside of the root
-        open_folders: list[tuple[str, tuple[int, int], Iterator[str]]] = []
+        linked: set[tuple[int, int]] = set()  # folders outside of the root, which links led to
+        open_folders: list[tuple[str, str, Iterator[str]]] = []  # each with its real path if it is outside, else ""
 
-        def enter(folder: str, status: os.stat_result) -> None:
-            identity = (status.st_dev, status.st_ino)
-            real = os.path.realpath(folder)
-            if real != f"{real_base}{folder[len(base) :].rstrip('/')}":  # a link, or below one
-                if f"{real}/".startswith(f"{real_base}/") or identity in linked:
+        def enter(folder: str, outside: str, status: os.stat_result) -> None:
+            """Open a folder. `outside` is its real path if it is below a link that led out of the root, else empty."""
+            if open_folders and os.path.islink(folder):
+                outside = os.path.realpath(folder)
+            if outside:
+                identity = (status.st_dev, status.st_ino)
+                if f"{outside}/".startswith(f"{real_root}/") or identity in linked:
                     if unreadable is not None:
                         unreadable(folder, InvalidUri(f"{show(folder)} is a link to a folder that is read anyway"))
                     return
                 linked.add(identity)
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since
-                open_folders.append((folder, identity, iter(sorted(os.listdir(folder)))))
+                open_folders.append((folder, outside, iter(sorted(os.listdir(folder)))))
 
         with _translate(root):
+            real_root = os.path.realpath(root).rstrip("/")
             try:
-                enter(root, os.stat(root))
+                enter(root, "", os.stat(root))
             except (FileNotFoundError, NotADirectoryError):
                 return
         while open_folders:
-            folder, _, names = open_folders[-1]
+            folder, outside, names = open_folders[-1]
             name = next(names, None)
             if name is None:
                 open_folders.pop()
@@ -90,7 +91,7 @@ class LocalStore:
                     except FileNotFoundError:
                         status = None
                     if status and stat.S_ISDIR(status.st_mode):
-                        enter(path, status)
+                        enter(path, outside and f"{outside}/{name}", status)
                         continue
             except StoreError as error:
                 if unreadable is None:
