@@ -126,8 +126,9 @@ def decode_image(
 def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """Resize an image that Pillow holds as `decode_image` does with a file's: upright, RGB, uint8 (S, S, 3).
 
-    `image` is not changed. Checksums are compared, and zeros at the end of a file found, by `decode_image` only. It also
-    has white where an animated WebP's first frame has no pixels, and Pillow black. Raises `ImageRejected`, also for a file that Pillow has opened and cannot read.
+    `image` is not changed. Only `decode_image` compares checksums, finds zeros at the end of a file, and has white
+    where the first frame of a WebP has no pixels (Pillow has black). Raises `ImageRejected`, also for a file that
+    Pillow has opened and cannot read.
     """
     from siglip.images.resize import resize
 
