@@ -98,11 +98,10 @@ class KnownInputs:
         return [row[0] for row in found]
 
     def holds(self, uri: str) -> bool:
-        """Tell whether this URI, or an object below it, is planned."""
-        query = "select 1 from known where uri = ? or (uri > ? and uri < ?) limit 1"
-        return bool(
-            self._database.execute(query, (uri, f"{uri}/", f"{uri}0")).fetchone()
-        )  # "0" is the character after "/"
+        """Tell whether this URI, or an object below it, is planned. For a list, which no row names: any object."""
+        below = ("", "\U0010ffff") if lists.recognizes(uri.lower()) else (f"{uri}/", f"{uri}0")  # "0" comes after "/"
+        query = "select 1 from known where planned > 0 and (uri = ? or (uri > ? and uri < ?)) limit 1"
+        return bool(self._database.execute(query, (uri, *below)).fetchone())
 
     def close(self) -> None:
         """Close the file."""
@@ -254,15 +253,15 @@ class InputLister:
                 yield entry
             if not empty or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
                 continue
-            there = is_remote(uri) or Path(uri).is_dir()
+            there = not lists.recognizes(uri.lower()) if is_remote(uri) else Path(uri).is_dir()
             if not there and not self._known.holds(uri):
                 raise ConfigError(f"input: {uri} does not exist")
             # If something was there at an earlier run, a mount may be missing, which leaves an empty folder.
-            if self._config.on_missing == "wait" and not is_remote(uri) and self._known.holds(uri):
+            if self._config.on_missing == "wait" and not (there and is_remote(uri)) and self._known.holds(uri):
                 what = "is empty now" if there else "does not exist now"
                 self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} {what}", 0))
-            elif there:
-                self._report.skipped.add(uri, "inputs with nothing under them")
+            else:
+                self._report.skipped.add(uri, f"inputs {'with nothing under them' if there else 'that do not exist'}")
 
     def _note_unreadable(self, path: str, error: StoreError) -> None:
         """Count a path that cannot be looked at. Inputs may be below a closed folder, so the run has to say so."""
@@ -336,7 +335,7 @@ def _normalize(uri: str) -> str:
 
     Names in an object store are literal. Only comparisons use the result; a plan has the URI as the list has it.
     """
-    if "/." not in uri and "//" not in uri:
+    if ("/." not in uri and "//" not in uri) or not uri.removeprefix("file://").strip():
         return uri
     return absolute(uri)
 

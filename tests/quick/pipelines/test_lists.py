@@ -13,6 +13,7 @@ from pipelines.inputs import images
 from pipelines.inputs.lists import SUFFIXES, resolve
 from pipelines.inputs.rows import Input
 from storage.local import LocalStore
+from storage.schemes import SCHEMES
 from storage.settings import ConfigError
 from tests.support.images import encode, make_rgb
 from tests.support.input_folder import Folder, outcomes
@@ -283,9 +284,9 @@ def test_uris_are_taken_literally(folder: Folder) -> None:
 
 
 def test_a_scheme_in_upper_case_is_the_same(folder: Folder) -> None:
-    path = folder.write("a.txt", f"FILE://{folder.input}/a.jpg\nS3://\nGS://b/a.jpg\n".encode())
+    path = folder.write("a.txt", f"FILE://{folder.input}/a.jpg\nS3://\nGS://b/a.jpg\nfile://\n".encode())
     assert [row.rejected and row.rejected.reason for row in folder.rows(input=str(path))] == [
-        None, "unreadable", "unreadable",
+        None, "unreadable", "unreadable", "unreadable",
     ]  # fmt: skip
     assert folder.plan(input=f"File://{folder.input}/b.jpg").inputs == 1
     assert resolve("S3://Bucket/A.jpg", "x") == "s3://Bucket/A.jpg"
@@ -306,6 +307,55 @@ def test_the_column_can_be_named(folder: Folder) -> None:
         folder.plan(input=str(folder.input / "b.csv"), lists={"column": "photo"})
     with pytest.raises(ConfigError, match=r"lists\.column: .*c\.jsonl has no column 'photo'; it has path"):
         folder.plan(input=str(folder.write("c.jsonl", b'{"path": "a.jpg"}')), lists={"column": "photo"})
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_list_that_is_gone_at_a_later_run_waits(
+    folder: Folder, remote: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a folder does. At the first run it is a mistake in the configuration."""
+    path = folder.write("l.csv", b"path,n\na.jpg,1\n")
+    gone = "s3://bucket/gone.txt" if remote else str(folder.input / "gone.txt")
+    monkeypatch.setitem(SCHEMES, "s3", lambda options: Nothing())
+    inputs = [str(path), gone, str(folder.write("d/d.jpg", JPEG).parent)]
+    with pytest.raises(ConfigError, match=r"gone\.txt does not exist"):
+        folder.plan(input=inputs)
+    assert folder.plan(input=[inputs[0], inputs[2]]).inputs == 2
+    folder.write("d/e.jpg", JPEG)
+    report = folder.plan(input=inputs)
+    assert report.inputs == 1
+    assert [(item.name, item.reason, item.detail) for item in report.waiting] == [
+        (gone, "missing", f"input: {gone} does not exist now")
+    ]
+    report = folder.plan(input=inputs, on_missing="reject")
+    assert (report.waiting, report.skipped.counts) == ([], {"inputs that do not exist": 1})
+
+
+class Nothing:
+    """A store without objects."""
+
+    def stat(self, uri: str) -> None:
+        return None
+
+    def list(self, prefix: str, unreadable: object = None) -> list[Any]:
+        return []
+
+
+def test_a_row_that_was_missing_is_its_own_row(folder: Folder) -> None:
+    """An image that a list named too early is tagged by a retry of the list's row, not once more for its folder."""
+    path = folder.write("l.txt", b"d/x.jpg\n")
+    assert outcomes(folder.rows(input=str(path))) == [("d/x.jpg", "missing")]
+    folder.write("d/x.jpg", JPEG)
+    assert folder.plan(input=[str(path), str(folder.input / "d")]).inputs == 0
+    assert outcomes(folder.rows(input=str(path))) == [("d/x.jpg", None)]  # the same row is read again
+
+
+def test_two_lists_count_equal_rows_together(folder: Folder) -> None:
+    one, two = (str(folder.write(name, b"path,n\na.jpg,1\n")) for name in ("one.csv", "two.csv"))
+    assert folder.plan(input=one).inputs == 1
+    assert folder.plan(input=two).inputs == 0  # one equal row is planned
+    assert folder.plan(input=[one, two]).inputs == 1
+    assert folder.plan(input=[one, two]).inputs == 0
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.json", "a.xlsx", "list"])
