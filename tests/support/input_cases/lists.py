@@ -32,9 +32,12 @@ TEXT = (
     "A list is a file that is itself an input: `.txt` with a URI on each line, `.csv` and `.tsv` with a header, "
     "`.jsonl` and `.ndjson` with an object on each line. Relative paths are relative to the list's folder, and "
     "taken literally. Each row is a row of the output, and its other columns are its `metadata`, as text. A later "
-    "run adds the rows that are new: as many equal rows (the same URI and the same other columns) as the list has "
-    "more than before. The same file given twice is one list; two lists are two lists, of which equal rows count "
-    "together in the same way. An image of a folder is not tagged once more if a list names it. The column of "
+    "run adds the rows that are new: as many equal rows (the same URI and the same other columns, in any order) as "
+    "the list has more than before. The same file given twice is one list; two lists are two lists, of which equal "
+    "rows count together: a second list with a row that is planned adds it only when both lists are inputs of one "
+    "run. An image of a folder is not tagged once more if a list names it; if it was missing when a list named it, "
+    "`--retry-rejects missing` tags the list's row. A list that is gone at a later run waits, with exit code 1. The "
+    "column of "
     "URIs is `lists.column`; else one with the name of an image (`image`, `image_path`, `image_url`, ...); else "
     "one with the name of a URI (`path`, `filepath`, `filename`, `url`, ...). The run prints it. A file that "
     "breaks its format is refused by line, since any guess would lose rows."
@@ -99,6 +102,13 @@ CASES: tuple[InputCase, ...] = (
     ),
     _case("JSON Lines", "read", "l.jsonl", '{"path": "a.jpg", "tags": ["x"]}\n', 1),
     _case(
+        "JSON objects of which some have a key of a higher rank",
+        "set `lists.column`: the order of the objects must not decide",
+        "l.jsonl",
+        '{"path": "a.jpg"}\n{"path": "a.jpg", "image": "b c.jpg"}\n',
+        refused="line 2 has the URI as 'image'",
+    ),
+    _case(
         "an image that is not there", "the others are tagged", "l.txt", "a.jpg\nno.jpg\n", 1, rejected={"missing": 1}
     ),
     _case(
@@ -108,6 +118,28 @@ CASES: tuple[InputCase, ...] = (
         "path,caption\na.jpg,x\n,y\n",
         1,
         rejected={"missing": 1},
+    ),
+    _case(
+        "blanks around a URI",
+        "they belong to the name: the detail of the reject shows them",
+        "l.csv",
+        "path,caption\na.jpg,x\n b c.jpg,y\n",
+        1,
+        rejected={"missing": 1},
+    ),
+    _case(
+        "a first column without a name, as pandas writes its index",
+        'kept in `metadata` under the key `""`; it does not count when rows are compared',
+        "l.csv",
+        ",path\n0,a.jpg\n1,b c.jpg\n",
+        2,
+    ),
+    _case(
+        "a value in another column without a name",
+        "name the column",
+        "l.csv",
+        "path,\na.jpg,x\n",
+        refused="line 2 has 'x' in column 2",
     ),
     _case(
         "a row of separators only",

@@ -60,6 +60,13 @@ def _linked(values: list[str | None]) -> Callable[[Path], object]:
     return build
 
 
+def _path_structs(folder: Path) -> None:
+    (folder / "linked").mkdir()
+    (folder / "linked/1.jpg").write_bytes(ONE)
+    values = [{"bytes": None, "path": "linked/1.jpg"}, {"bytes": None, "path": "linked/no.jpg"}]
+    pq.write_table(pa.table({"image": values}), folder / "a.parquet")
+
+
 def _beside_an_image(build: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda folder: (build(folder), (folder / "b.jpg").write_bytes(ONE))
 
@@ -100,6 +107,14 @@ CASES: tuple[InputCase, ...] = (
         "the bytes, else the path as a URI; the path is the key",
         _table(image=_pairs(ONE, TWO)),
         2,
+    ),
+    InputCase(
+        "structs {path}, or {bytes, path} without any bytes",
+        "the path as a URI",
+        _path_structs,
+        1,
+        {"missing": 1},
+        settings=_ONLY,
     ),
     InputCase("a struct whose `bytes` is a number", "no image column", _table(stats=[{"bytes": 7}], image=[ONE]), 1),
     InputCase(
@@ -164,6 +179,20 @@ CASES: tuple[InputCase, ...] = (
     ),
     InputCase(
         "arrays of pixels", "expected are encoded images", _table(image=[[[1, 2], [3, 4]]]), 0, {"corrupt_archive": 1}
+    ),
+    InputCase(
+        "arrays of pixels, or a map, beside bytes with another name",
+        "set `parquet.image_column`",
+        _table(image=[[1, 2]], sha256=[b"x"]),
+        refused="'image' of list<element: int64>, which is not read",
+    ),
+    InputCase(
+        "a value over `limits.max_bytes`",
+        "not copied; but pyarrow decodes a page, and a row with a list of images, as a whole before",
+        _table(image=[ONE, ONE + bytes(5000)]),
+        1,
+        {"too_many_bytes": 1},
+        settings={"limits": {"max_bytes": 5000}},
     ),
     InputCase(
         "a file that ends early",
