@@ -10,6 +10,7 @@ after all others. The first of them gets the number of the archive's own reject 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -152,10 +153,11 @@ class _Aligner:
         """Whether an archive could not be read now, so that it has the rows that it had."""
         self._retry = retry
         self._taken = np.zeros(retry.rows_in, np.bool_)
+        self._seen = np.zeros(retry.rows_in, np.bool_)  # taken, and not by a row that was rejected as it was read
         self._by_key = _Index(retry.keys)
         self._moved: set[tuple[int, int]] = set()  # keys and contents of tagged rows that were found by content alone
-        self._twins: dict[int, str] = {}  # tagged rows like one that was retried, which must be read as well
-        self._grown: dict[int, str] = {}  # sources with new rows
+        self._grown: set[int] = set()  # sources with new rows
+        self._yielded = array("Q")  # contents of the rows that are retried
 
     @cached_property
     def _by_content(self) -> _Index:
@@ -170,25 +172,31 @@ class _Aligner:
         content = 0 if row.data is None else _digest(row.source, hashlib.sha256(row.data).hexdigest())
         found = self._find_same(row, content)
         if found is None:
-            self._grown[_digest(row.source)] = row.source
+            self._grown.add(_digest(row.source))
             found = self._find_replaced(item, row)
+        if found is not None:
+            self._taken[found] = True
+            self._seen[found] = bool(content)
+            if not retry.wanted[found]:
+                return None
+        if content:
+            self._yielded.append(content)
         if found is None:
+            found = retry.rows_in
             retry.rows_in += 1
-            return retry.rows_in - 1
-        self._taken[found] = True
-        return found if retry.wanted[found] else None
+        return found
 
     def check(self) -> None:
         """Raise `Changed` if an image may be tagged twice."""
         retry = self._retry
-        left = ~self._taken & (retry.contents != 0)
-        for row, uri in self._twins.items():
-            if left[row]:
-                raise _misaligned(uri)
-        sources = retry.sources[left]
-        doubtful = sources[np.isin(sources, np.fromiter(self._grown, np.uint64, len(self._grown)))]
-        if len(doubtful):
-            raise _misaligned(self._grown[int(doubtful[0])])
+        unseen, untaken = (~some & (retry.contents != 0) for some in (self._seen, self._taken))
+        for left, values, doubtful in (
+            (unseen, retry.contents, self._yielded),
+            (untaken, retry.sources, array("Q", self._grown)),
+        ):
+            found = retry.sources[left][np.isin(values[left], np.asarray(doubtful, np.uint64))]
+            if len(found):
+                raise _misaligned(next(uri for uri in retry.uris if _digest(uri) == found[0]))
 
     def count_left(self) -> int:
         """Return how many rows were to be retried and were not read."""
@@ -201,16 +209,10 @@ class _Aligner:
             raise _misaligned(row.source)
         free = self._by_key.find(key, self._taken)
         found = next((old for old in free if not contents[old] or not content or contents[old] == content), None)
-        if not content:
-            return found
-        if found is None:
+        if found is None and content:
             found = next(self._by_content.find(content, self._taken), None)
             if found is not None:
                 self._moved.add((int(self._retry.keys[found]), content))
-        elif not contents[found]:
-            twin = next((old for old in self._by_key.find(key, self._taken) if contents[old] == content), None)
-            if twin is not None:
-                self._twins[twin] = row.source
         return found
 
     def _find_replaced(self, item: Input, row: Row) -> int | None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.inputs import formats
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
@@ -19,7 +21,7 @@ from pipelines.output.commit import commit_shard
 from pipelines.output.output import Output
 from pipelines.output.parts import ShardSummary, encode_rows
 from pipelines.output.plan import ShardRef, list_shards, read_shard_inputs
-from pipelines.output.retry import STAY, find_retry, read_retried
+from pipelines.output.retry import STAY, Retry, _Aligner, _digest, find_retry, read_retried
 from pipelines.output.schema import OutputFormat
 from pipelines.output.verify import verify_output
 from pipelines.output.writer import OutputWriter
@@ -198,6 +200,7 @@ def test_rejected_rows_that_are_not_found_again_stay_and_are_counted(
         ([("0", "A"), ("1", "!too_many_bytes"), ("2", "C")], [("1", "A"), ("2", "B"), ("3", "C")]),  # keys shifted
         ([("x", "bad"), ("x", "Z")], [("x", "Z")]),  # the tagged one, which would be tagged twice
         ([("x", "bad"), ("z", "S")], [("x", "Y"), ("w", "S"), ("z", "S")]),
+        ([("x", "bad"), ("z", "S")], [("x", "S")]),
     ],
 )
 def test_a_reading_that_may_double_an_image_leaves_the_shard_as_it_is(
@@ -230,3 +233,38 @@ def test_members_that_are_images_now_are_not_counted_as_skipped(shard: Shard) ->
     shard.members = {}
     shard.again([("a.tar", "!changed")])
     assert shard.record["skipped"] == {".mp4 files": 2, STAY: 1}
+
+
+values = st.sampled_from(["A", "B", "C", "bad1", "!unreadable"])
+readings = st.lists(st.tuples(st.sampled_from("klmn"), values) | st.just(BROKEN), max_size=7)
+
+
+@settings(max_examples=200, deadline=None)
+@given(readings, readings)
+def test_no_image_is_doubled_or_lost_whatever_is_read(before: Found, after: Found) -> None:
+    """Each image that is read is tagged as often as it is read, or as it was; else the shard waits."""
+    keys = np.array([_digest("s", key) for key, _ in before], np.uint64)
+    tagged = [value if value in "ABC" else "" for _, value in before]
+    contents = [_digest("s", hashlib.sha256(v.encode()).hexdigest()) if v else 0 for v in tagged]
+    wanted = np.array([not v for v in tagged], np.bool_)
+    sources = np.full(len(before), _digest("s"), np.uint64)
+    retry = Retry(keys, sources, np.array(contents, np.uint64), wanted, {"s"}, len(before), {})
+    item = Input("tar", "s", "a.tar", 1, "")
+    aligner = _Aligner(retry)
+    rows = [Row(k, "s", rejected=ImageRejected(v[1:])) if v[0] == "!" else Row(k, "s", v.encode()) for k, v in after]
+    retried: list[tuple[int, Row]] = []
+    try:
+        for row in rows:
+            number = aligner.number(item, row)
+            if number is not None:
+                retried.append((number, row))
+        aligner.check()
+    except Changed:
+        return
+    numbers = [number for number, _ in retried]
+    assert len(set(numbers)) == len(numbers)
+    assert all(number >= len(before) or retry.wanted[number] for number in numbers)
+    assert sorted(number for number in numbers if number >= len(before)) == list(range(len(before), retry.rows_in))
+    was, read = Counter(v for v in tagged if v), Counter(value for _, value in after if value in "ABC")
+    now = was + Counter(row.data.decode() for _, row in retried if row.data and row.data in (b"A", b"B", b"C"))
+    assert now == was | read
