@@ -108,7 +108,8 @@ def extend_plan(
         # The first run fixes the types of the columns. Another set of columns is refused as a different fingerprint.
         fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
         if found and fixed is None:  # before the new columns are looked for: new inputs need not have them
-            check_fingerprint(found, {**found, "parquet.columns": wanted}, output.uri)
+            key = "parquet.columns"
+            check_fingerprint({key: found.get(key)}, {key: wanted}, output.uri)
         columns = PassedColumns(wanted, fixed)
         if found and fixed is not None:  # checked before the listing, which may take long
             check_fingerprint(found, make_fingerprint(config, model, fixed), output.uri)

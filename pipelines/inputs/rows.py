@@ -75,10 +75,17 @@ class Input:
 def _compared(metadata: str) -> str:
     """Return what is compared of a row's metadata, also of a plan of an earlier version: "" if there is nothing."""
     try:
-        columns = sorted((name.strip(), name, value) for name, value in json.loads(metadata).items() if name.strip())
+        found = json.loads(metadata, parse_float=_parse_number)
+        columns = sorted((name.strip(), name, value) for name, value in found.items() if name.strip())
         return json.dumps([(name, value) for name, _, value in columns], sort_keys=True) if columns else ""
     except (ValueError, RecursionError):
         return metadata
+
+
+def _parse_number(text: str) -> float:
+    """Return the number of a JSON text. 1.0 and 1 are equal: pandas writes integers so if one is missing."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 @dataclass(frozen=True)
