@@ -157,7 +157,7 @@ def _estimate_rows(store: Store, planned: Input) -> int:
                 if images == _SAMPLE_IMAGES or reached >= _SAMPLE_BYTES:
                     break
             else:
-                if tar.problem is None:
+                if tar.padded or tar.problem is None:
                     return max(1, images)
         except (EOFError, OSError, zlib.error, ValueError):
             pass  # reading the tar gives a reject row with the error

@@ -409,3 +409,12 @@ def test_python_and_this_reader_agree_on_its_formats(tmp_path: Path) -> None:
         with tarfile.open(path) as archive:
             assert [row.key + ".jpg" for row in rows] == archive.getnames()
             assert [len(row.data or b"") for row in rows] == [info.size for info in archive]
+
+
+def test_padding_is_not_counted_as_lost_images(tmp_path: Path) -> None:
+    """A tar with a damaged place, and padded to 2 MiB as `tar -b 4096` does."""
+    data = pad(HALVES[0] + b"\1" * 512 + HALVES[1] + END, 4096 * 512)
+    rows, _ = read_tar(tmp_path / "a.tar", data)
+    assert (keys(rows), reasons(rows), rows[-1].lost) == (WHOLE, ["corrupt_archive"], 0)
+    assert rows[-1].rejected is not None
+    assert "lost" not in rows[-1].rejected.detail
