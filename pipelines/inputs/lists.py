@@ -89,7 +89,7 @@ def _plan(row: _Row, entry: Entry) -> Input:
         metadata = _dump(row.columns) if row.columns else None
     except RecursionError as error:
         raise ConfigError(f"input: {show(entry.uri)} line {row.line} is nested too deeply") from error
-    if not row.uri.strip():
+    if not row.uri.strip(" \t\r\n"):
         return Input("uri", "", f"{entry.uri} line {row.line}", -1, "", metadata=metadata)
     return Input("uri", resolve(row.uri, entry.uri), row.uri, -1, "", metadata=metadata)
 
