@@ -23,7 +23,7 @@ check: install ## Lint and type-check
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 
-quick: install ## Run the tests of single modules, in less than a minute
+quick: install ## Run the tests of single modules, in about a minute
 	$(BIN)/pytest tests/quick -m core $(TWO_PROCESSES) $(PYTEST_ARGS)
 
 test: install ## Run the core tests, which need no system package, in less than ten minutes
