@@ -34,7 +34,7 @@ EXPLAINED = ("unsupported", "truncated", "too_many_pixels", "too_many_bytes")
 """Reasons with which an image may be rejected although Pillow decodes it: a variant that Pillow reads wrongly, pixels
 that are missing and that Pillow fills in, a limit."""
 
-CHECKED = ("checksum", "a strip or tile of the TIFF", "zeros in the coded pixels")
+CHECKED = ("checksum", "incorrect data check", "a strip or tile of the TIFF", "zeros in the coded pixels")
 """Parts of the details with which a file is `corrupt` although Pillow decodes it: Pillow does not compare these."""
 
 
