@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from pipelines.config import absolute
 from pipelines.output.fingerprint import read_columns
 from pipelines.output.labels import LabelTable, read_label_table
-from pipelines.output.output import FINGERPRINT, MANIFEST, Output
+from pipelines.output.output import FINGERPRINT, MANIFEST, Output, open_row_file
 from pipelines.output.schema import OutputFormat
 from siglip.heads import LinearHead
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
-from storage.files import StoreFile
 from storage.settings import ConfigError
-from storage.store import Entry, NotFound, Store, StoreError, StoreOptions, Unreachable, join
+from storage.store import NotFound, Store, StoreError, StoreOptions, Unreachable, join
 
 ID = "id"
 """Name of the column that `TaggedOutput` adds when it is requested: `<shard>/<row>`, unique within the output."""
@@ -183,15 +182,8 @@ class TaggedOutput:
                 first += count
             return _with_id(pa.concat_tables(tables), file, columns)
 
-    @contextmanager
-    def _open(self, file: dict[str, Any]) -> Iterator[pq.ParquetFile]:
-        # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
-        entry = Entry(join(self.uri, file["path"]), file["bytes"], "")
-        try:
-            with StoreFile(self.store, entry) as raw, pq.ParquetFile(raw) as parquet:
-                yield parquet
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{entry.uri} cannot be read: {error}") from error
+    def _open(self, file: dict[str, Any]) -> AbstractContextManager[pq.ParquetFile]:
+        return open_row_file(self.store, join(self.uri, file["path"]), file["bytes"])
 
     def _read(
         self, file: dict[str, Any], columns: Sequence[str], rows: int, *, with_id: bool = True

@@ -22,6 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,16 +102,11 @@ class Output:
     def read_batches(self, file: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a data or reject file, given by its entry in a commit record.
 
-        `columns` are all columns by default. Memory holds one row group of them. Raises `StoreError`, also if the file
-        cannot be read as Parquet.
+        `columns` are all columns by default. Memory holds at most 65,536 rows of them, so this is for columns with small
+        values. Raises `StoreError`, also if the file cannot be read as Parquet.
         """
-        # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
-        entry = Entry(self.uri_of(file["path"]), file["bytes"], "")
-        try:
-            with StoreFile(self.store, entry) as raw, pq.ParquetFile(raw) as parquet:
-                yield from parquet.iter_batches(columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{entry.uri} cannot be read: {error}") from error
+        with open_row_file(self.store, self.uri_of(file["path"]), file["bytes"]) as parquet:
+            yield from parquet.iter_batches(columns=columns)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file at this path."""
@@ -220,6 +216,20 @@ class Output:
         }
         self.store.put(self.uri_of(MANIFEST), json.dumps(manifest, ensure_ascii=False, indent=1).encode())
         return manifest
+
+
+@contextmanager
+def open_row_file(store: Store, uri: str, size: int) -> Iterator[pq.ParquetFile]:
+    """Open a data or reject file, whose size is that of its entry in a commit record.
+
+    Raises `StoreError`, also if the file cannot be opened or read as Parquet.
+    """
+    # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
+    try:
+        with StoreFile(store, Entry(uri, size, "")) as raw, pq.ParquetFile(raw) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{uri} cannot be read: {error}") from error
 
 
 def shard_name(shard: str, generation: int = 0) -> str:
