@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from siglip.label_text.lines import find_doubt
-from storage.settings import parse_yaml
+from storage.settings import parse_yaml, refuse_double_keys
 
 TEXT, TABLES = (".txt", ".names", ""), (".csv", ".tsv")
 """Suffixes of text files and of tables. YOLO calls its text files `.names`."""
@@ -104,13 +104,7 @@ def _parse_json(text: str) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is no label: write it in quotes")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)} stands twice in an object")
-        return found
-
-    return json.loads(text, parse_float=str, parse_int=str, parse_constant=refuse, object_pairs_hook=unique)
+    return json.loads(text, parse_float=str, parse_int=str, parse_constant=refuse, object_pairs_hook=refuse_double_keys)
 
 
 def _read_table(text: str, delimiter: str) -> Iterator[str]:

@@ -141,6 +141,14 @@ def _keep_text(node: yaml.Node, seen: set[int]) -> None:
             _keep_text(value, seen)
 
 
+def refuse_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, as `object_pairs_hook` of `json.loads`. Raises `ValueError` if a key stands twice."""
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)} stands twice in an object")
+    return found
+
+
 def read_settings(path: Path, example: str, model: type[BaseModel]) -> dict[str, Any]:
     """The keys and values of a YAML file for `model`, not yet checked. `example` is a valid line, for an error message.
 

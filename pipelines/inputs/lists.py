@@ -22,7 +22,7 @@ from pipelines.inputs.image_columns import choose_uri_column
 from pipelines.inputs.rows import Input, ReadColumns, Skipped
 from storage.files import StoreFile
 from storage.schemes import lower_scheme, open_store
-from storage.settings import ConfigError
+from storage.settings import ConfigError, refuse_double_keys
 from storage.store import Entry, StoreOptions, join, show
 
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
@@ -267,10 +267,10 @@ def _read_objects(lines: _Lines, wanted: str | None, columns: ReadColumns) -> It
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice in an object")
-    return found
+    try:
+        return refuse_double_keys(pairs)
+    except ValueError:
+        raise ValueError("a key occurs twice in an object") from None  # without the key, which may be of any length
 
 
 def _parse_float(text: str) -> float:

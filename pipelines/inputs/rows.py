@@ -7,6 +7,7 @@ import json
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,9 @@ WaitReason = Literal["missing", "forbidden", "changed", "unreachable", "error"]
 reading or committing the shard raised an exception, or ended its process."""
 
 _EXAMPLES = 3
-_COLUMNS_LISTED = 20
 """The number of names that are kept for each reason of `Skipped`."""
+_COLUMNS_LISTED = 20
+"""The most columns that `ReadColumns` describes one by one."""
 _PHRASES, _SUFFIX_CHARS = 100, 20
 """The most suffixes that `Skipped` counts one by one, and the longest of them."""
 _OTHER_SUFFIXES = "files with other suffixes"
@@ -38,9 +40,9 @@ class Input:
     """One planned input: an object, or a part of a Parquet file.
 
     `start` and `stop` are the range of row groups of a Parquet file, and `column` is its image column; None in plans
-    that were made before the column was stored. `rows` is exact for Parquet files and loose
-    images, and an estimate for tars, whose images are counted when they are read. For an image named in a list, `size`
-    is -1 and `etag` is empty, because the object was not looked up when it was planned.
+    that were made before the column was stored. `rows` is exact for Parquet files and loose images, and an estimate for
+    tars, whose images are counted when they are read. For an image named in a list, `size` is -1 and `etag` is empty,
+    because the object was not looked up when it was planned.
     """
 
     kind: Kind
@@ -119,6 +121,11 @@ class Row:
     metadata: str | None = None
     columns: dict[str, pa.Array] = field(default_factory=dict)
     lost: int = 0
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The hex SHA-256 of the encoded bytes, or None without bytes. Computed once: a retry compares it too."""
+        return None if self.data is None else hashlib.sha256(self.data).hexdigest()
 
 
 @dataclass(frozen=True)

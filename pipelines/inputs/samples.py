@@ -14,6 +14,7 @@ from pipelines.inputs.rows import Row, Skipped
 from pipelines.inputs.tar_headers import BadHeader
 from pipelines.inputs.tar_stream import Member, TarReader
 from siglip.images.decode import ImageRejected, readable_suffixes
+from storage.settings import refuse_double_keys
 
 METADATA_SUFFIXES = frozenset(("json", "txt", "cls"))
 """Suffixes of members that become the metadata of their sample's images."""
@@ -233,7 +234,7 @@ def encode_metadata(suffix: str, data: bytes) -> str:
         # Hooks for numbers make parsing slow, so they are used only where something did not fit.
         for hooks in _HOOKS:
             try:
-                value = json.loads(text, object_pairs_hook=_make_object, parse_constant=str, **hooks)
+                value = json.loads(text, object_pairs_hook=refuse_double_keys, parse_constant=str, **hooks)
                 encoded = _dump(value)
             except (ValueError, RecursionError):
                 continue
@@ -272,13 +273,6 @@ def _base(name: str) -> int:
 def _dump(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return _SURROGATE.sub("\ufffd", text)
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key that comes twice")
-    return found
 
 
 def _parse_float(text: str) -> float | str:

@@ -102,8 +102,8 @@ class Output:
     def read_batches(self, file: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a data or reject file, given by its entry in a commit record.
 
-        `columns` are all columns by default. Memory holds at most 65,536 rows of them, so this is for columns with small
-        values. Raises `StoreError`, also if the file cannot be read as Parquet.
+        `columns` are all columns by default. Memory holds at most 65,536 rows of them, so this is for columns with
+        small values. Raises `StoreError`, also if the file cannot be read as Parquet.
         """
         with open_row_file(self.store, self.uri_of(file["path"]), file["bytes"]) as parquet:
             yield from parquet.iter_batches(columns=columns)
@@ -267,7 +267,7 @@ def find_marker(uri: str) -> str | None:
 
     Returns None if neither has files of such a name. The folder of the file is that of the output or of the sample.
     """
-    for pattern, marker in _OWN_NAMES:
+    for pattern, marker in _OWN_NAMES if uri.endswith(".parquet") else ():  # a listing has millions of other names
         if found := pattern.fullmatch(uri):
             return join(found[1], marker)
     return None

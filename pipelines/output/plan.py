@@ -148,11 +148,13 @@ def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
 def _read_versions(store: Store, segment: Entry, columns: set[str]) -> Iterator[tuple[str, str]]:
     """Yield the URI and version of each input in a plan file. Adds the image columns of Parquet files to `columns`."""
     with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
-        if "column" in file.schema_arrow.names:  # not in plans of earlier versions
-            columns.update(name for name in file.read(["column"])["column"].unique().to_pylist() if name is not None)
-        for batch in file.iter_batches(4096, columns=["kind", "uri", "size", "etag", "metadata"]):
+        # Plans of earlier versions have no image column; a column that a file does not have is not read.
+        for batch in file.iter_batches(4096, columns=["kind", "uri", "size", "etag", "metadata", "column"]):
             for record in batch.to_pylist():
-                yield record["uri"], Input(key="", **record).version
+                planned = Input(key="", **record)
+                if planned.column is not None:
+                    columns.add(planned.column)
+                yield planned.uri, planned.version
 
 
 def _write_segments(

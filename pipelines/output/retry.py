@@ -169,7 +169,7 @@ class _Aligner:
         if item.kind in ARCHIVES and self._is_gone(item, row):
             self.is_partial = True
             return None
-        content = 0 if row.data is None else _digest(row.source, hashlib.sha256(row.data).hexdigest())
+        content = 0 if row.sha256 is None else _digest(row.source, row.sha256)
         found = self._find_same(row, content)
         if found is None:
             self._grown.add(_digest(row.source))

@@ -7,7 +7,6 @@ example the number of rows, which for a tar is known only at its end.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import deque
@@ -251,7 +250,7 @@ def _describe_row(row: Row, read_s: float, outcome: Decoded | ImageRejected) -> 
         "key": row.key,
         "source": row.source,
         "metadata": row.metadata,
-        "sha256": None if row.data is None else hashlib.sha256(row.data).hexdigest(),
+        "sha256": row.sha256,
         "read_s": read_s,
         "decode_s": 0.0,
         **{COLUMN_PREFIX + name: value for name, value in row.columns.items()},
