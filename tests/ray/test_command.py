@@ -14,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sightline.cli import app
-from tests.support.jobs import Place, make_image, make_tar, run_sightline
+from tests.support.jobs import Place, make_image, run_sightline
 from tests.support.stores.radosgw import Radosgw
+from tests.support.tars import make_tar
 from tests.support.workers import find_decoders
 
 

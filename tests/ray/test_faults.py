@@ -9,7 +9,6 @@ import random
 import re
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
 from storage.s3 import S3Store
 from storage.store import StoreOptions, join
+from tests.support import tars
 from tests.support.jobs import run_sightline
 from tests.support.stores import fault_proxy as faults
 from tests.support.stores.fault_proxy import (
@@ -312,13 +312,7 @@ class Bucket:
 
 
 def make_tar(images: list[bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for number, data in enumerate(images):
-            member = tarfile.TarInfo(f"{number}.jpg")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
+    return tars.make_tar((f"{number}.jpg", data) for number, data in enumerate(images))
 
 
 def make_parquet(columns: dict[str, Any]) -> bytes:

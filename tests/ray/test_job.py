@@ -42,8 +42,9 @@ from siglip.checkpoints.architectures import ARCHITECTURES, init_checkpoint
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreOptions
-from tests.support.jobs import SHARE, RecordedProgress, make_tar
+from tests.support.jobs import SHARE, RecordedProgress
 from tests.support.stores.radosgw import Radosgw
+from tests.support.tars import make_tar
 from tests.support.workers import find_decoders, find_workers
 
 pytestmark = [

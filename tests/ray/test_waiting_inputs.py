@@ -18,8 +18,9 @@ from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
 from pipelines.ray_internals import count_retries
 from storage.store import join
-from tests.support.jobs import Place, make_image, make_parquet, make_tar
+from tests.support.jobs import Place, make_image, make_parquet
 from tests.support.stores.radosgw import Radosgw
+from tests.support.tars import make_tar
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -33,6 +33,11 @@ def extend_plan(config: JobConfig, options: StoreOptions) -> tuple[PlanReport, p
 def read_all(config: JobConfig, options: StoreOptions, skipped: Skipped) -> list[Row]:
     """Plan what is new and read everything that is planned."""
     _, columns = extend_plan(config, options)
+    return read_planned(config, options, columns, skipped)
+
+
+def read_planned(config: JobConfig, options: StoreOptions, columns: pa.Schema, skipped: Skipped) -> list[Row]:
+    """Read everything that is planned. `columns` are the types of the passed columns."""
     output = Output(config.output, options)
     limit = config.limits.max_bytes
     reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing)

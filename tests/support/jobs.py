@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import random
 import subprocess
-import tarfile
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +122,6 @@ def make_image(seed: int = 0) -> bytes:
     """Draw an image of a shape, and return its bytes."""
     rng = random.Random(seed)
     return encode_image(rng, rng.choice(LABELS))
-
-
-def make_tar(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """Build a tar of these members: pairs of name and content."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def make_parquet(columns: dict[str, Any], **options: Any) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from storage.settings import ConfigError
 from storage.store import Changed, NotFound, Store
 from tests.support.images import encode, make_rgb
 from tests.support.input_folder import OPTIONS, Folder, outcomes
+from tests.support.tars import make_tar
 
 
 @pytest.fixture
@@ -31,16 +31,6 @@ def folder(tmp_path: Path) -> Folder:
 
 
 JPEG = encode(make_rgb(), "JPEG")
-
-
-def make_tar(members: list[tuple[str, bytes]], mode: str = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 MEMBERS = [(f"{n:04d}.jpg", encode(make_rgb(300, 300, n), "JPEG")) for n in range(4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,25 @@ from siglip.config import ImageSpec, Limits
 from siglip.images.decode import decode_image
 from siglip.images.decoder import DecoderRing
 from storage.store import StoreOptions
-from tests.support.jobs import make_image, make_tar
+from tests.support.jobs import make_image
+from tests.support.tars import make_tar
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_decoders() -> Iterator[None]:
+    """A worker keeps its decoders until its process ends. Those of these tests are closed after the last one."""
+    rings: list[DecoderRing] = []
+
+    @cache
+    def make_ring(*settings: Any) -> DecoderRing:
+        rings.append(DecoderRing(*settings))
+        return rings[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "_decoder_ring", make_ring)
+        yield
+    for ring in rings:
+        ring.close()
 
 
 def plan(root: Path) -> tuple[list[ShardRef], ReaderConfig]:

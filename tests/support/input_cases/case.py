@@ -12,15 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import JobConfig
-from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.rows import Reading, Row, Skipped
-from pipelines.output.output import Output
-from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from pipelines.inputs.rows import Row, Skipped
 from siglip.config import ImageSpec
 from siglip.images.decode import ImageRejected, decode_image
 from storage.settings import ConfigError
-from storage.store import StoreError, StoreOptions
+from storage.store import StoreError
+from tests.support.input_folder import OPTIONS, extend_plan, read_planned
 
 _SPEC = ImageSpec(size=32)
 
@@ -78,22 +75,15 @@ def read_case(case: InputCase, folder: Path) -> Seen:
     with tempfile.TemporaryDirectory() as output:
         settings = {"input": "{folder}", "output": output, "labels": ["a"], **case.settings}
         try:
-            return _read(JobConfig(**_fill(settings, str(folder))), Path(output))
+            return _read(JobConfig(**_fill(settings, str(folder))))
         except (ConfigError, StoreError, ValueError) as error:
             return Seen(0, {}, {}, str(error), [], [])
 
 
-def _read(config: JobConfig, folder: Path) -> Seen:
-    options = StoreOptions()
-    output, columns = Output(config.output, options), PassedColumns(config.parquet.columns)
-    draft = draft_plan(config, output, columns, folder)
-    publish_plan(draft, output)
-    skipped, rows = Skipped(), list[Row]()
-    reading = Reading(
-        options, config.limits.max_bytes, config.parquet, columns.schema(), config.on_changed, config.on_missing
-    )
-    for ref in list_shards(output):
-        rows += [row for _, row in read_inputs(read_shard_inputs(output.store, ref), reading, skipped)]
+def _read(config: JobConfig) -> Seen:
+    skipped = Skipped()
+    report, columns = extend_plan(config, OPTIONS)
+    rows = read_planned(config, OPTIONS, columns, skipped)
     pixels: list[np.ndarray] = []
     rejected: Counter[str] = Counter()
     for row in rows:
@@ -103,7 +93,7 @@ def _read(config: JobConfig, folder: Path) -> Seen:
             pixels.append(decode_image(row.data, _SPEC, config.limits, config.decode).pixels)
         except ImageRejected as error:
             rejected[error.reason] += 1
-    counts = draft.report.skipped.counts + skipped.counts
+    counts = report.skipped.counts + skipped.counts
     names = tuple(config.labels.label_names())
     return Seen(len(pixels), dict(rejected), dict(counts), None, rows, pixels, names)
 
