@@ -14,6 +14,7 @@ from serve.embedding.inputs import ImageReader
 from serve.embedding.model_client import ModelClient, wait_for_model
 from serve.fetch.fetcher import Fetcher
 from serve.http.errors import ApiError
+from serve.http.quoting import quote
 from serve.label_sets.cache import LabelCache
 from serve.label_sets.registry import LabelSetRegistry
 from serve.model import Model, ModelAbout, ModelStuck
@@ -108,7 +109,7 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """Refuse a request that names another model. Raises `ApiError`."""
         if name is not None and name != self.name:
-            raise ApiError("model_not_found", f"no model {name!r} here, only {self.name!r}", param="model")
+            raise ApiError("model_not_found", f"no model {quote(name)} here, only {self.name!r}", param="model")
 
     def check_dimensions(self, dimensions: int | None, param: str) -> None:
         """Refuse a request for embeddings of another width. Raises `ApiError`."""

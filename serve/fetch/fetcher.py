@@ -27,6 +27,7 @@ import httpx2
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from serve.fetch.addresses import Address, Network, classify_address, parse_address
+from serve.http.quoting import quote, shorten
 from serve.log import log
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
@@ -219,7 +220,7 @@ class Fetcher:
         allowed = self.config.allowed_hosts
         host = target.raw_host.decode("ascii")
         if allowed is not None and not any(_matches(host, pattern) for pattern in allowed):
-            raise FetchRefused("fetch_forbidden", f"{host}: this server does not fetch from this host")
+            raise FetchRefused("fetch_forbidden", f"{shorten(host)}: this server does not fetch from this host")
 
     async def _read(self, response: httpcore2.Response, fields: dict[bytes, str], hold: Callable[[int], None]) -> bytes:
         """Read the body of a response, up to `max_bytes`. Raises `FetchRefused`."""
@@ -227,7 +228,7 @@ class Fetcher:
             raise FetchRefused("fetch_failed", f"the image's host answered {response.status}")
         encoding = fields.get(b"content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):  # a few kB of gzip can expand to GB, and images are compressed anyway
-            raise FetchRefused("fetch_encoded", f"the image's host sent it with Content-Encoding: {encoding[:20]}")
+            raise FetchRefused("fetch_encoded", f"the image's host sent it with Content-Encoding: {quote(encoding)}")
         limit = self.config.max_bytes
         too_large = FetchRefused("fetch_too_large", f"the image is larger than {limit:,} bytes")
         length = fields.get(b"content-length", "")
@@ -253,7 +254,7 @@ def parse_url(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
     try:
         url = httpx2.URL(text) if base is None else base.join(text)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise FetchRefused("fetch_bad_url", f"{where} cannot be read: {error}") from None
+        raise FetchRefused("fetch_bad_url", f"{where} cannot be read: {shorten(str(error))}") from None
     if url.scheme not in ("http", "https"):
         raise FetchRefused("fetch_bad_url", f"{where} does not start with http:// or https://")
     if url.userinfo:
@@ -311,7 +312,7 @@ class _GuardedBackend(httpcore2.AnyIOBackend):
                 break
         if not addresses:
             shown = why if literal else "it has no public address"
-            raise FetchRefused("fetch_forbidden", f"{host}: this server does not fetch from it: {shown}", why)
+            raise FetchRefused("fetch_forbidden", f"{shorten(host)}: this server does not fetch from it: {shown}", why)
         return [address for address in addresses if address is not None]
 
     def _refusal_reason(self, address: Address | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
+from serve.http.quoting import shorten
 from siglip.images.decode import REASONS, ImageRejected
 
 CODES: dict[str, tuple[int, str]] = {
@@ -44,6 +45,10 @@ CODES: dict[str, tuple[int, str]] = {
 """The status and the meaning of every error code, except those of rejected images (`siglip.images.decode.REASONS`) and
 of refused URLs (`serve.fetch.fetcher`)."""
 
+MESSAGE_CHARACTERS, PARAM_CHARACTERS = 1000, 200
+"""Longest message of an error, and longest name of its field. A message quotes a client's string with
+`serve.http.quoting.quote`, which cuts it; these bounds hold also for a message that does not."""
+
 IMAGE_STATUS = {"too_many_bytes": 413}
 """The statuses of rejected images that are not 400."""
 
@@ -54,6 +59,7 @@ class ApiError(HTTPException):
     """A refused request: a machine-readable `code`, a `message` that says what to change, and the field `param`.
 
     `retry_after` is in seconds; the header Retry-After has it rounded up. `status` replaces the code's own status.
+    `message` and `param` are made one line of a bounded length.
     """
 
     def __init__(
@@ -65,10 +71,10 @@ class ApiError(HTTPException):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(CODES[code][0] if status is None else status, message)
+        self.message = shorten(message, MESSAGE_CHARACTERS)
+        super().__init__(CODES[code][0] if status is None else status, self.message)
         self.code = code
-        self.message = message
-        self.param = param
+        self.param = None if param is None else shorten(param, PARAM_CHARACTERS)
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:

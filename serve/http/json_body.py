@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from serve.http.errors import ApiError
+from serve.http.quoting import quote
 from serve.http.validation import describe_validation
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -64,7 +65,7 @@ async def read_json(request: Request, model: type[Body], *other_types: str) -> B
     kind = media_type(request)
     if kind != "application/json" and not kind.endswith("+json"):
         expected = " or ".join(["application/json", *other_types])
-        raise ApiError("unsupported_media_type", f"send {expected} and name it in Content-Type, not {kind!r}")
+        raise ApiError("unsupported_media_type", f"send {expected} and name it in Content-Type, not {quote(kind)}")
     try:
         return model.model_validate(await request.json())
     except ValidationError as error:

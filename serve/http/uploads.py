@@ -8,6 +8,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.json_body import media_type
+from serve.http.quoting import shorten
 from serve.http.structure import max_form_parts
 
 ANY_IMAGE = "image/*"
@@ -28,7 +29,7 @@ async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[b
         fields = FormData([item for item in form.multi_items() if item[0] not in ("image", "images")])
         for name, value in fields.multi_items():
             if isinstance(value, UploadFile):
-                raise ApiError("invalid_request", f"{name}: a file where a value is expected", param=name)
+                raise ApiError("invalid_request", f"{shorten(name)}: a file where a value is expected", param=name)
         files = form.getlist("image") + form.getlist("images")
         if not files or not all(isinstance(file, UploadFile) for file in files):
             raise ApiError("invalid_request", "image: send at least one file, such as -F image=@cat.jpg", param="image")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve.http.errors import ApiError
+from serve.http.quoting import shorten
 
 
 def describe_validation(errors: Sequence[Any]) -> ApiError:
@@ -14,7 +15,7 @@ def describe_validation(errors: Sequence[Any]) -> ApiError:
     It describes one of the errors and names its field. The message never includes a value from the request.
     """
     first = max(errors, key=lambda error: len(error["loc"]))  # of a union's branches, the one that matched most
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = [shorten(str(part)) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(part for part in where if not _is_branch(part)) or None
     if first["type"] in ("json_invalid", "json_type"):
         return ApiError("invalid_json", f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")

@@ -13,6 +13,7 @@ from serve.embedding.embedder import Embedder
 from serve.embedding.inputs import check_labels
 from serve.embedding.model_client import ModelClient
 from serve.http.errors import ApiError
+from serve.http.quoting import quote
 from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, LabelKey, embed_label_set
 from serve.label_sets.files import REREAD_SECONDS, LabelFiles
 from serve.log import log
@@ -101,7 +102,7 @@ class LabelSetRegistry:
         found = self.registered.get(query.label_set or "")
         if found is None:
             known = ", ".join(self.registered) or "none is registered"
-            message = f"no label set {query.label_set!r} (known: {known})"
+            message = f"no label set {quote(query.label_set or '')} (known: {known})"
             raise ApiError("label_set_not_found", message, param="label_set")
         self._metrics.count_lookup(True)
         return found

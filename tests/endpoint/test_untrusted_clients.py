@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import gc
+import gzip
 import io
+import json
+import logging
 import socket
 import statistics
 import threading
@@ -78,6 +81,84 @@ def test_the_body_of_a_request_without_a_key_is_not_read(path: str, tmp_path: Pa
 def make_form(files: int) -> bytes:
     part = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n'
     return part * files + b"--b--\r\n"
+
+
+ECHO = "\r\n\x1b\u202e" + "x" * 1_000_000
+"""A client's string that no response and no log line may repeat."""
+ECHO_BODIES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/classify", {"image": data_uri(PNG), "labels": ["a"], ECHO: 1}),
+    ("/v1/classify", {"image": data_uri(PNG), "labels": ["a"], "model": ECHO}),
+    ("/v1/classify", {"image": data_uri(PNG), "label_set": ECHO}),
+    ("/v1/classify", {"image": data_uri(PNG), "labels": [ECHO]}),
+    ("/v1/classify", {"image": data_uri(PNG), "labels": ["a"], "templates": [ECHO]}),
+    ("/v1/classify", {"image": data_uri(PNG), "labels": ["a"], "activation": ECHO}),
+    ("/v1/classify", {"image": data_uri(PNG), "labels": ["a"], "top_k": ECHO}),
+    ("/v1/classify", {"image": ECHO, "labels": ["a"]}),
+    ("/v1/classify", {"image": f"http://{ECHO}/", "labels": ["a"]}),
+    ("/v1/classify", {"image": f"http://127.0.0.1/{ECHO}", "labels": ["a"]}),
+    ("/v1/classify", {"image": f"data:{ECHO}", "labels": ["a"]}),
+    ("/v1/similarity", {"images": [data_uri(PNG)], "texts": [ECHO]}),
+    ("/v1/similarity", {"images": [data_uri(PNG)], "texts": ["a"], ECHO: {ECHO: ECHO}}),
+    ("/v1/embeddings", {"model": ECHO, "input": "a"}),
+    ("/v1/embeddings", {"model": "tiny", "input": [{ECHO: 1}]}),
+    ("/v1/embeddings", {"model": "tiny", "input": "a", "encoding_format": ECHO}),
+    ("/v1/embeddings", {"model": "tiny", "input": "a", "modality": ECHO}),
+    ("/v1/embeddings", {"model": "tiny", "messages": [{"content": [{"type": ECHO}]}]}),
+    ("/v2/embed", {"model": "tiny", "texts": ["a"], "embedding_types": [ECHO]}),
+    ("/v2/embed", {"model": "tiny", "inputs": [{"content": [{"type": ECHO}]}]}),
+    ("/", {"inputs": data_uri(PNG), "parameters": {"candidate_labels": ECHO}}),
+    ("/", {"inputs": data_uri(PNG), "parameters": {"candidate_labels": ["a"], "hypothesis_template": ECHO}}),
+    ("/embed", {"inputs": ["a"], "dimensions": ECHO}),
+]
+
+
+def test_no_response_and_no_log_line_repeats_a_long_string(caplog: pytest.LogCaptureFixture) -> None:
+    """29 KB of gzip, an unknown field with a name of 30 million characters, were answered with 60 MB."""
+    form = b'--b\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\nx\r\n--b--\r\n'
+    name = b"x" * 8000
+    requests: list[tuple[str, dict[str, str], bytes]] = [
+        (path, {"content-type": "application/json"}, json.dumps(body).encode()) for path, body in ECHO_BODIES
+    ]
+    requests += [
+        ("/v1/classify", {"content-type": "multipart/form-data; boundary=b"}, form % (name, b"")),
+        ("/v1/classify", {"content-type": "multipart/form-data; boundary=b"}, form % (name, b'; filename="a"')),
+        (
+            "/v1/classify",
+            {"content-type": "multipart/form-data; boundary=b"},
+            form % (b"image", b'; filename="%s"' % name),
+        ),
+        ("/v1/classify", {"content-type": "y" * 8000}, b"{}"),
+        ("/v1/classify?" + "y" * 8000 + "=1", {"content-type": "image/png"}, PNG),
+        ("/v1/" + "y" * 8000, {"content-type": "application/json"}, b"{}"),
+    ]
+    with (
+        run_endpoint(make_config(fetch={"enabled": True})) as endpoint,
+        caplog.at_level("INFO", "ray.serve.sightline"),
+    ):
+        for path, headers, body in requests:
+            caplog.clear()
+            packed = {**headers, "content-encoding": "gzip", "x-request-id": "z" * 8000}
+            response = endpoint.client.post(path, content=gzip.compress(body), headers=packed)
+            where = (path[:20], body[:200])
+            assert 400 <= response.status_code < 500, where
+            assert len(response.content) < 2000, where
+            assert sum(len(name) + len(value) for name, value in response.headers.items()) < 2000, where
+            assert not any(char in response.json()["error"]["message"] for char in "\r\n\x1b\u202e"), where
+            for record in caplog.records:
+                line = logging.Formatter("%(message)s").format(record)
+                assert len(line) + sum(len(str(value)) for value in record.__dict__.values()) < 10_000, where
+        for headers in (
+            {"content-encoding": "y" * 8000},
+            {"x-request-id": b"a\x80"},
+            {"host": "127.0.0.1:" + "1" * 8000},
+        ):
+            response = endpoint.client.post("/v1/classify", content=b"{}", headers=headers)
+            assert 400 <= response.status_code < 500
+            assert len(response.content) < 2000
+        caplog.clear()
+        response = endpoint.client.request("x" * 8000, "/v1/classify")
+        assert response.status_code in (400, 405)  # the HTTP parser may refuse it
+        assert all(len(record.getMessage()) < 200 for record in caplog.records)
 
 
 HOSTILE_BODIES: dict[str, tuple[str, str, bytes]] = {

@@ -14,6 +14,7 @@ from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.middleware.error_envelope import ClientGone
 from serve.http.middleware.request_context import get_context
+from serve.http.quoting import quote
 from serve.http.structure import check_structure
 
 
@@ -70,7 +71,7 @@ def _make_unpacker(encoding: str) -> Any:
             return None
         case "gzip" | "x-gzip":
             return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    raise ApiError("unsupported_media_type", f"Content-Encoding: send gzip or no encoding, not {encoding[:40]!r}")
+    raise ApiError("unsupported_media_type", f"Content-Encoding: send gzip or no encoding, not {quote(encoding)}")
 
 
 def _unpack(unpacker: Any, chunk: bytes, limit: int, last: bool) -> bytes:

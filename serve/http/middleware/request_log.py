@@ -9,12 +9,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.context import RequestContext
 from serve.http.middleware.request_context import get_context
 from serve.http.paths import HEALTH_PATHS
+from serve.http.quoting import shorten
 from serve.log import log
 from serve.rayserve.metrics import IngressMetrics
 
+METHOD_CHARACTERS = 16
+"""Longest method in a log line. A client may send any word as the method."""
+
 
 class RequestLogMiddleware:
-    """Counts each request in the metrics and logs it when it is over. Successful health checks are not logged."""
+    """Counts each request in the metrics and logs it when it is over. Successful health checks are not logged.
+
+    Both have the route's path as the code has it, never the request's own path: metrics would have a series for each.
+    """
 
     def __init__(self, app: ASGIApp, metrics: IngressMetrics) -> None:
         self._app = app
@@ -36,7 +43,7 @@ class RequestLogMiddleware:
             return
         log.info(
             "%s %s %d",
-            scope["method"],
+            shorten(scope["method"], METHOD_CHARACTERS),
             route,
             context.status,
             extra={
