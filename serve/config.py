@@ -115,7 +115,6 @@ class EndpointLimits(BaseModel):
         200_000_000, ge=1, description="Largest sum of the pixels of a request's images, before they are resized."
     )
     texts: int = Field(2048, ge=1, le=MAX_ITEMS, description="Largest number of texts in a request to embed.")
-    text_characters: int = Field(4096, ge=1, description="Longest text to embed, in characters.")
     labels: int = Field(
         1000, ge=1, le=MAX_ITEMS, description="Largest number of prompts in a request: labels times templates."
     )

@@ -16,6 +16,7 @@ class RequestContext:
     * `started` is on the clock of `time.monotonic`.
     * `key` is the name of the request's API key: None before authentication and on paths that need no key.
     * `images` and `texts` count the items that were given to the model, `stages` the seconds in each stage.
+    * `tokens` counts the text tokens that the model read, `truncated` the texts and prompts whose end it did not read.
     * `code` is the error code of the response, empty for a success.
     * `status` is the HTTP status of the response, 0 before the response has begun.
     * `quotas` has a rate limit's state by unit: `requests` and `items`.
@@ -30,6 +31,8 @@ class RequestContext:
     key: str | None = None
     images: int = 0
     texts: int = 0
+    tokens: int = 0
+    truncated: int = 0
     code: str = ""
     status: int = 0
     body_received: bool = False
@@ -45,3 +48,8 @@ class RequestContext:
     def add(self, stage: str, seconds: float) -> None:
         """Add seconds to a stage. Negative seconds count as 0."""
         self.stages[stage] = self.stages.get(stage, 0.0) + max(0.0, seconds)
+
+    def count_text(self, tokens: int, longest: int, is_cut: bool = False) -> None:
+        """Count a text with `tokens` tokens, of which the model reads `longest`. `is_cut`: it had more characters."""
+        self.tokens += min(tokens, longest)
+        self.truncated += is_cut or tokens > longest

@@ -26,6 +26,8 @@ class Embedded:
 
     `vectors` are float32 (N, D) of unit norm. `weights` is the digest of the checkpoint that made them. `waited` and
     `ran` are the seconds that the items waited for a batch and were computed, `batch` is the size of the last batch.
+    `tokens` are the texts' numbers of tokens, int64 (N,), None for images: a number above the model's text length means
+    that the text was cut.
     """
 
     vectors: Floats
@@ -33,6 +35,7 @@ class Embedded:
     waited: float
     ran: float
     batch: int
+    tokens: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,15 @@ class Fingerprint(ResponseModel):
 
 
 class Usage(ResponseModel):
-    """The images and text tokens that were computed. Every text is padded to the model's input length, so the number of
-    tokens does not depend on the words."""
+    """The images and text tokens that were computed. Tokens are those that the model read, with each text's end token
+    and without padding."""
 
     prompt_tokens: int
     total_tokens: int
     images: int = 0
+    truncated_texts: int = Field(
+        0, description="Texts that are longer than the model's input: their ends were cut off."
+    )
 
 
 class ImageUrl(Lenient):

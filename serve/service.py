@@ -103,8 +103,12 @@ class Service:
 
     def usage(self, context: RequestContext) -> Usage:
         """The images and text tokens that a request cost so far."""
-        tokens = context.texts * self.about.text_length
-        return Usage(prompt_tokens=tokens, total_tokens=tokens, images=context.images)
+        return Usage(
+            prompt_tokens=context.tokens,
+            total_tokens=context.tokens,
+            images=context.images,
+            truncated_texts=context.truncated,
+        )
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request that names another model. Raises `ApiError`."""

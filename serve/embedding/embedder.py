@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from serve.admission.controller import AdmissionController
 from serve.config import EndpointConfig
 from serve.context import RequestContext
 from serve.decoder_pool import DecoderPool, TooManyPixels
-from serve.embedding.inputs import check_image_count, check_texts
+from serve.embedding.inputs import CUT, Truncation, check_image_count, check_texts
 from serve.embedding.model_client import RETRY_AFTER, ModelClient
 from serve.embedding.text_batch import ItemEmbedding, QueuedText, TextBatchRunner
 from serve.http.errors import ApiError, image_error
@@ -28,6 +29,10 @@ from siglip.scoring import Floats
 CALLS_PER_REPLICA = 2
 """Calls that an ingress has under way for each replica: one is computed while the next is ready. All other work queues
 in the ingress, which knows which clients have disconnected and which deadlines have passed."""
+
+
+LARGE = 256 * 1024
+"""Characters from which a request's texts are checked in a thread, so that the event loop can serve other requests."""
 
 
 class Embedder:
@@ -106,17 +111,32 @@ class Embedder:
                 self._metrics.count_reject(outcome.reason)
                 raise image_error(outcome, param)
         pixels = [outcome.pixels for outcome in done.results if isinstance(outcome, Decoded)]
-        return await self._submit(self._images, [(image, deadline) for image in pixels], context)
+        return _stack(await self._submit(self._images, [(image, deadline) for image in pixels], context))
 
-    async def embed_texts(self, texts: Sequence[str], params: Sequence[str], context: RequestContext) -> Floats:
+    async def embed_texts(
+        self, texts: Sequence[str], params: Sequence[str], context: RequestContext, truncation: Truncation = CUT
+    ) -> Floats:
         """Embed texts: float32 (N, D) of unit norm. `params` name the request's fields that they came from.
 
-        Raises `ApiError` and `Expired`.
+        Adds the texts that were cut to the context, or refuses them, as `truncation` says. Raises `ApiError` and
+        `Expired`.
         """
-        check_texts(texts, params, self._limits, self._family)
+        if sum(map(len, texts)) < LARGE:
+            checked = check_texts(texts, params, self._limits, self._family)
+        else:
+            checked = await asyncio.to_thread(check_texts, texts, params, self._limits, self._family)
+        longest = self._client.about.text_length
+        for text, param in zip(checked, params, strict=True):
+            if text.is_cut:
+                truncation.check(longest + 1, longest, param)
         context.texts += len(texts)
         self.admit(context, texts=len(texts))
-        return await self._submit(self._texts, [QueuedText(text, context.permit.deadline) for text in texts], context)
+        queued = [QueuedText(text.text, context.permit.deadline) for text in checked]
+        done = await self._submit(self._texts, queued, context)
+        for text, embedded, param in zip(checked, done, params, strict=True):
+            truncation.check(embedded.tokens, longest, param)
+            context.count_text(embedded.tokens, longest, text.is_cut)
+        return _stack(done)
 
     async def embed_prompts(self, prompts: Sequence[str], context: RequestContext) -> Floats:
         """Embed prompts and cache their embeddings: float32 (N, D). The caller has admitted them.
@@ -124,7 +144,10 @@ class Embedder:
         Raises `ApiError` and `Expired`.
         """
         texts = [QueuedText(prompt, context.permit.deadline, keep=True) for prompt in prompts]
-        return await self._submit(self._texts, texts, context)
+        done = await self._submit(self._texts, texts, context)
+        for embedded in done:
+            context.count_text(embedded.tokens, self._client.about.text_length)
+        return _stack(done)
 
     def admit(self, context: RequestContext, images: int = 0, texts: int = 0) -> None:
         """Reserve capacity for a request's items and charge them to its key's rate limit. Raises `ApiError`."""
@@ -141,8 +164,8 @@ class Embedder:
 
     async def _submit(
         self, batcher: Batcher[Any, ItemEmbedding], items: Sequence[Any], context: RequestContext
-    ) -> Floats:
-        """Queue items and wait for their embeddings: float32 (N, D)."""
+    ) -> Sequence[ItemEmbedding]:
+        """Queue items and wait for their embeddings, in order."""
         try:
             done = await batcher.submit(items, context.permit.deadline, context.queue_key)
         except Interrupted:
@@ -150,7 +173,7 @@ class Embedder:
         last = done.results[-1]
         context.add("batch", done.waited + last.waited)
         context.add("forward", last.ran)
-        return np.asarray([embedding.vector for embedding in done.results], np.float32)
+        return done.results
 
     async def _run_images(self, images: list[tuple[NDArray[np.uint8], float]]) -> list[ItemEmbedding]:
         """Embed several requests' images, each with its deadline, in one call: a call costs more than its images."""
@@ -158,3 +181,8 @@ class Embedder:
         pixels = np.stack([image for image, _ in images])
         embedded = await self._client.embed_images(pixels, seconds)
         return [ItemEmbedding(vector, embedded.waited, embedded.ran) for vector in embedded.vectors]
+
+
+def _stack(embeddings: Sequence[ItemEmbedding]) -> Floats:
+    """The embeddings of items as float32 (N, D)."""
+    return np.asarray([embedding.vector for embedding in embeddings], np.float32)

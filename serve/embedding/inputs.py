@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from serve.admission.controller import AdmissionController
 from serve.config import EndpointLimits
@@ -11,6 +12,47 @@ from serve.fetch.fetcher import Fetcher
 from serve.fetch.images import read_images
 from serve.http.errors import ApiError
 from siglip.families import Family
+
+TEXT_CHARACTERS = 8192
+"""Characters of a text that are read. A model's input has some 64 tokens, and a token has some four characters. The
+largest batch of such texts fits into a call of the model, which may hold 4 MiB."""
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What happens to a text that has more tokens than the model's input: its end is cut off, or it is refused.
+
+    It is refused if `field` names the request's field that asks for this. `tokens` is the number of tokens that a text
+    may then have, None for the model's own. `reason` ends the refusal's message.
+    """
+
+    field: str | None = None
+    tokens: int | None = None
+    reason: str = ""
+
+    def check(self, tokens: int, longest: int, param: str) -> None:
+        """Refuse a text of `param` with this number of tokens, if it asks for this. Raises `ApiError`.
+
+        `longest` is the number of tokens of the model's input. A larger number of `tokens` need not be exact.
+        """
+        most = longest if self.tokens is None else min(self.tokens, longest)
+        if self.field is None or tokens <= most:
+            return
+        count = f"more than {longest}" if tokens > longest else str(tokens)
+        end = f"; {self.reason}" if self.reason else ""
+        raise ApiError("text_too_long", f"{param}: {count} tokens, and {self.field} allows {most}{end}", param=param)
+
+
+CUT = Truncation()
+"""A long text's end is cut off."""
+
+
+@dataclass(frozen=True)
+class CheckedText:
+    """A text's first characters, and whether it has more."""
+
+    text: str
+    is_cut: bool
 
 
 class ImageReader:
@@ -49,27 +91,36 @@ def check_image_count(count: int, limits: EndpointLimits) -> None:
         raise ApiError("too_many_images", f"{count} images; the limit is {limits.images} in one request")
 
 
-def check_texts(texts: Sequence[str], params: Sequence[str], limits: EndpointLimits, family: Family) -> None:
-    """Refuse too many texts, too long ones, and those that are empty once the model's text rules are applied.
+def check_texts(
+    texts: Sequence[str], params: Sequence[str], limits: EndpointLimits, family: Family
+) -> list[CheckedText]:
+    """Cut texts to `TEXT_CHARACTERS`; refuse too many texts, and those of which the model's text rules leave nothing.
 
     Raises `ApiError`, which names the text's field of `params`.
     """
     if len(texts) > limits.texts:
         raise ApiError("too_many_texts", f"{len(texts)} texts; the limit is {limits.texts} in one request")
+    checked = []
     for text, param in zip(texts, params, strict=True):
-        if len(text) > limits.text_characters:
-            raise ApiError(
-                "text_too_long",
-                f"{param}: {len(text)} characters; the limit is {limits.text_characters}",
-                param=param,
-            )
-        check_unicode(text, param)
-        if not family.canonicalize(text):
+        first = CheckedText(cut_characters(text), len(text) > TEXT_CHARACTERS)
+        check_unicode(first.text, param)
+        if not family.canonicalize(first.text):
+            where = f"its first {TEXT_CHARACTERS} characters" if first.is_cut else "this text"
             raise ApiError(
                 "invalid_request",
-                f"{param}: nothing of this text is left after the model's text rules are applied",
+                f"{param}: nothing of {where} is left after the model's text rules are applied",
                 param=param,
             )
+        checked.append(first)
+    return checked
+
+
+def cut_characters(text: str) -> str:
+    """The first `TEXT_CHARACTERS` of a text, without the word that they end in."""
+    if len(text) <= TEXT_CHARACTERS:
+        return text
+    first = text[: TEXT_CHARACTERS + 1]
+    return first[: max(first.rfind(space) for space in " \n\t") + 1] or first[:-1]
 
 
 def check_labels(names: Sequence[str], templates: Sequence[str], limits: EndpointLimits) -> None:

@@ -23,11 +23,15 @@ class QueuedText:
 
 @dataclass(frozen=True)
 class ItemEmbedding:
-    """An item's embedding (D,), and the seconds that its batch waited and ran in the replica."""
+    """An item's embedding (D,), and the seconds that its batch waited and ran in the replica.
+
+    `tokens` is a text's number of tokens (see `serve.model.Embedded`), 0 for an image and for a cached prompt.
+    """
 
     vector: Floats
     waited: float
     ran: float
+    tokens: int = 0
 
 
 class TextBatchRunner:
@@ -73,8 +77,9 @@ class TextBatchRunner:
         """Embed `texts` and resolve their futures, or fail all of them with the same error."""
         try:
             embedded = await self._client.embed_texts(texts, seconds)
-            for text, vector in zip(texts, embedded.vectors, strict=True):
-                self._in_flight[text].set_result(ItemEmbedding(vector, embedded.waited, embedded.ran))
+            counts = [0] * len(texts) if embedded.tokens is None else embedded.tokens.tolist()
+            for text, vector, count in zip(texts, embedded.vectors, counts, strict=True):
+                self._in_flight[text].set_result(ItemEmbedding(vector, embedded.waited, embedded.ran, count))
         except BaseException as error:
             failed = error if isinstance(error, Exception) else Interrupted("the work was cancelled")
             for text in texts:

@@ -24,7 +24,7 @@ CODES: dict[str, tuple[int, str]] = {
     "too_many_images": (400, "the request has more images than limits.images"),
     "too_many_pixels_together": (400, "the sum of the pixels of the request's images is larger than limits.pixels"),
     "too_many_texts": (400, "the request has more texts than limits.texts"),
-    "text_too_long": (400, "a text has more characters than limits.text_characters"),
+    "text_too_long": (400, "a text has more tokens than the model's input, and the request says not to cut it"),
     "too_many_labels": (400, "the request has more prompts (labels times templates) than limits.labels"),
     "label_too_long": (400, "a label or template has more characters than limits.label_characters"),
     "label_set_not_found": (404, "no label set of this name is registered: see GET /v1/label-sets"),

@@ -76,7 +76,7 @@ class ModelServer:
         self._images: Batcher[NDArray[np.uint8], Floats] = Batcher(
             self._run_images, encoder.batch_size, runners=encoder.concurrency, places=1, dropped=drop
         )
-        self._texts: Batcher[str, Floats] = Batcher(self._run_texts, TEXT_BATCH, dropped=drop)
+        self._texts: Batcher[str, tuple[Floats, int]] = Batcher(self._run_texts, TEXT_BATCH, dropped=drop)
         self._answered = time.monotonic()
         self._busy = 0
 
@@ -94,7 +94,7 @@ class ModelServer:
         if pixels.shape[1] != self.about.spec.size:
             return Embedded(np.zeros((0, self.about.width), np.float32), self.about.weights, 0.0, 0.0, 0)
         done = await self._images.submit(list(pixels), time.monotonic() + seconds)
-        return self._embedded(done)
+        return self._embedded(done, done.results)
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:
         """Embed texts within `seconds`. A caller with many prompts sends them in several calls of full batches.
@@ -102,10 +102,14 @@ class ModelServer:
         Raises `serve.admission.batcher.Expired`.
         """
         done = await self._texts.submit(texts, time.monotonic() + seconds)
-        return self._embedded(done)
+        tokens = np.asarray([count for _, count in done.results], np.int64)
+        return self._embedded(done, [vector for vector, _ in done.results], tokens)
 
-    def _embedded(self, done: Done[Floats]) -> Embedded:
-        return Embedded(np.asarray(done.results, np.float32), self.about.weights, done.waited, done.ran, done.batch)
+    def _embedded(
+        self, done: Done[Any], vectors: Sequence[Floats], tokens: NDArray[np.int64] | None = None
+    ) -> Embedded:
+        rows = np.asarray(vectors, np.float32)
+        return Embedded(rows, self.about.weights, done.waited, done.ran, done.batch, tokens)
 
     async def check_ready(self) -> None:
         """Raise `ModelStuck` if the model has work and has returned no result for `STUCK_SECONDS`."""
@@ -128,31 +132,32 @@ class ModelServer:
             raise ModelStuck(f"the model has not answered for {STUCK_SECONDS:g} s") from None
 
     async def _run_images(self, images: list[NDArray[np.uint8]], health_check: bool = False) -> list[Floats]:
-        vectors = await self._call(self._embed_images, images)
+        vectors, _ = await self._call(self._embed_images, images)
         if not health_check:
             self.metrics.record_batch("image", len(images), self.about.batch_size)
         return list(vectors)
 
-    async def _run_texts(self, texts: list[str]) -> list[Floats]:
-        vectors = await self._call(self.actor.encoder.embed_texts, texts)
+    async def _run_texts(self, texts: list[str]) -> list[tuple[Floats, int]]:
+        vectors, tokens = await self._call(self.actor.encoder.embed_counted, texts)
         self.metrics.record_batch("text", len(texts), self.about.text_batch)
-        return list(vectors)
+        return list(zip(vectors, tokens.tolist(), strict=True))
 
-    def _embed_images(self, images: list[NDArray[np.uint8]]) -> Floats:
-        return self.actor.embed(np.stack(images))
+    def _embed_images(self, images: list[NDArray[np.uint8]]) -> tuple[Floats, None]:
+        return self.actor.embed(np.stack(images)), None
 
-    async def _call(self, function: Any, items: list[Any]) -> Floats:
+    async def _call(self, function: Any, items: list[Any]) -> tuple[Floats, Any]:
+        """Run the model in a thread: the embeddings, and what else `function` returns with them."""
         if not self._busy:
             self._answered = time.monotonic()  # the model was idle until now, so it was not stuck
         self._busy += 1
         try:
-            vectors: Floats = await asyncio.get_running_loop().run_in_executor(self._threads, function, items)
+            vectors, more = await asyncio.get_running_loop().run_in_executor(self._threads, function, items)
         finally:
             self._busy -= 1
         if not np.isfinite(vectors).all():
             raise RuntimeError("the model gave numbers that are not finite")
         self._answered = time.monotonic()
-        return vectors
+        return vectors, more
 
     def close(self) -> None:
         """Start no more batches."""

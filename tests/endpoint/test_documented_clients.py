@@ -54,7 +54,7 @@ def test_the_openai_client_embeds_texts_and_images(client: openai.OpenAI) -> Non
     assert text @ picture > other @ picture
     assert np.linalg.norm(picture) == pytest.approx(1, abs=1e-5)
     assert several.model == MODEL
-    assert several.usage.total_tokens == 2 * 16
+    assert 2 * 5 <= several.usage.total_tokens < 2 * 16
     images = client.embeddings.create(model=MODEL, input=[image, image])
     np.testing.assert_allclose(images.data[1].embedding, picture, atol=2e-6)
     assert client.embeddings.create(model=MODEL, input="a", dimensions=128).data

@@ -114,6 +114,23 @@ def test_token_ids_equal_those_of_transformers(encoder: Encoder) -> None:
     assert ids[0].tolist() != encoder.tokenize(["goldenretriever"])[0].tolist()
 
 
+def test_a_long_text_has_the_token_ids_of_transformers_and_is_known_to_be_cut(encoder: Encoder) -> None:
+    tokenizer = SiglipTokenizer.from_pretrained(TINY)
+    words = " ".join(f"photo {number} of a red circle" for number in range(5000))
+    texts = ["a red circle", words, "x" * 40 + " " + words, "\u200b" * 400 + words, "a " * 15, "a " * 14]
+    ids, counts = encoder.tokenize_counted(texts)
+    for text, row in zip(texts, ids, strict=True):
+        expected = tokenizer(
+            " ".join(text.split()), padding="max_length", max_length=16, truncation=True, verbose=False
+        )
+        assert row.tolist() == expected["input_ids"], text[:60]
+    assert (counts > encoder.text_length).tolist() == [False, True, True, True, False, False]
+    assert counts[:1].tolist() == encoder.count_tokens(texts[:1]).tolist()
+    assert counts[4:].tolist() == encoder.count_tokens(texts[4:]).tolist() == [16, 15]
+    pieces = [piece for piece in tokenizer.get_vocab() if "\u2581" in piece[1:]]
+    assert not pieces, "no token goes on after a space, so what stands after one cannot change it"
+
+
 def test_several_prompts_are_averaged_and_normalised(encoder: Encoder) -> None:
     labels = LabelSet.model_validate({"names": ["red circle"], "templates": ["{label}", "a photo of a {label}"]})
     mean = encoder.embed_texts(["red circle", "a photo of a red circle"]).mean(axis=0)

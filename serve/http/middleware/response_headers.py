@@ -11,9 +11,13 @@ from serve.context import RequestContext
 from serve.http.middleware.request_context import get_context
 from serve.service import Service
 
+TRUNCATED = "x-sightline-truncated"
+"""The number of texts and prompts that are longer than the model's input. Responses without such texts do not have it.
+"""
+
 
 class ResponseHeadersMiddleware:
-    """Adds Server-Timing, the fingerprint of model and label set, and the key's rate limits."""
+    """Adds Server-Timing, the fingerprint of model and label set, the number of cut texts, and a key's rate limits."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -37,6 +41,8 @@ class ResponseHeadersMiddleware:
             headers["x-sightline-model"] = about.weights
         if context.labels_digest is not None:
             headers["x-sightline-labels"] = context.labels_digest
+        if context.truncated:
+            headers[TRUNCATED] = str(context.truncated)
         for unit, quota in context.quotas.items():
             for name, value in quota.headers(unit).items():
                 headers[name] = value
