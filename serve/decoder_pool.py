@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from serve.admission.batcher import Batcher, Done
 from serve.admission.service_time import ServiceTime
+from serve.http.errors import RETRY_AFTER, ApiError
+from serve.log import log
 from siglip.config import ImageSpec, Limits
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import Decoder
@@ -47,7 +49,8 @@ class DecoderPool:
     """Pool of `siglip.images.decoder.Decoder` processes, each called in a thread. They decode as in the batch job.
 
     Queued images are not decoded if their client has disconnected or another image of their request was rejected. A
-    decoder that hangs is killed after `limits.max_seconds`; the images of the same call wait for that long.
+    decoder that hangs is killed after `limits.max_seconds`; the images of the same call wait for that long. When no
+    decoder can be started, `decode` raises `ApiError` (unavailable).
     """
 
     def __init__(
@@ -100,12 +103,28 @@ class DecoderPool:
         wanted = [number for number, (_, budget) in enumerate(images) if not budget.spent]
         outcomes: list[Decoded | ImageRejected | None] = [None] * len(images)
         if wanted:
-            decoder = self._free.pop()
-            running = asyncio.get_running_loop().run_in_executor(
-                self._threads, decoder.decode, [images[number][0] for number in wanted]
+            decoding = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._decode, [images[number][0] for number in wanted]
             )
-            running.add_done_callback(lambda _: self._free.append(decoder))  # also if this coroutine is cancelled
-            for number, outcome in zip(wanted, await running, strict=True):
+            for number, outcome in zip(wanted, await decoding, strict=True):
                 outcomes[number] = outcome
                 images[number][1].spend(outcome)
         return outcomes
+
+    def _decode(self, images: list[bytes]) -> list[Decoded | ImageRejected]:
+        """Decode images with a free decoder, in one of the pool's threads.
+
+        The thread itself takes the decoder and puts it back. A cancelled future looks done while its thread still runs.
+        There are as many threads as decoders, so one is always free.
+        """
+        decoder = self._free.pop()
+        deaths = decoder.deaths
+        try:
+            return decoder.decode(images)
+        except (OSError, RuntimeError) as error:
+            log.exception("no decoder process could be started")
+            raise ApiError("unavailable", "no decoder is running: try again", retry_after=RETRY_AFTER) from error
+        finally:
+            if decoder.deaths > deaths:
+                log.warning("%d decoder processes died and were replaced", decoder.deaths - deaths)
+            self._free.append(decoder)

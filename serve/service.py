@@ -20,6 +20,7 @@ from serve.label_sets.registry import LabelSetRegistry
 from serve.model import Model, ModelAbout, ModelStuck
 from serve.rayserve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.schemas import Fingerprint, Usage
+from serve.supervision import Supervisor
 from serve.tokens import TokenVocabulary
 
 READY_SECONDS = 5.0
@@ -51,9 +52,9 @@ class Service:
         self._model = model
         self._fetcher = Fetcher(config.fetch)
         self.image_reader = ImageReader(config.limits, self._fetcher, self.admission)
-        self._deaths = 0
+        self._deaths = self._runner_deaths = 0
         self._last_death: float | None = None
-        self._background: list[asyncio.Task[None]] = []
+        self._background = Supervisor()
 
     async def start(self) -> None:
         """Wait for the model, start the decoder processes and embed the registered label sets.
@@ -69,7 +70,7 @@ class Service:
         client = ModelClient(self._model, self.about)
         cache = LabelCache(config.limits.cached_prompts)
         self.embedder = Embedder(config, client, self.decoders, self.admission, self.metrics, cache.prompts)
-        self._background = [asyncio.create_task(self._flush_metrics())]
+        self._background.start("the task that passes metrics to Ray", self._flush_metrics)
         # A decoder process starts with its first image, and imports its libraries then: do that before requests come.
         warm = time.monotonic() + WARM_SECONDS
         await asyncio.gather(*(self.decoders.decode([b"?"], 1, warm) for _ in range(processes)))
@@ -77,12 +78,11 @@ class Service:
         self.label_sets = LabelSetRegistry(config, client, self.embedder, cache, self.metrics)
         await self.label_sets.embed_registered()
         if config.label_sources:
-            self._background.append(asyncio.create_task(self.label_sets.watch_files()))
+            self._background.start("the task that reads changed label sets", self.label_sets.watch_files)
 
     async def close(self) -> None:
         """Stop background tasks and decoder processes, and close connections."""
-        for task in self._background:
-            task.cancel()
+        self._background.close()
         self.embedder.close()
         self.decoders.close()
         await self._fetcher.aclose()
@@ -132,9 +132,14 @@ class Service:
             self.metrics.flush(self.admission.in_flight.items)
 
     def _ended_lately(self) -> bool:
-        """Count batch runners that ended in the metrics; tell whether one ended within `DEATH_SECONDS`."""
-        deaths = self.embedder.died + self.decoders.died
-        if deaths > self._deaths:
-            self.metrics.count_deaths(deaths - self._deaths)
-            self._deaths, self._last_death = deaths, time.monotonic()
+        """Count tasks that ended in the metrics; tell whether a batch runner ended within `DEATH_SECONDS`.
+
+        Without the other tasks, an ingress still answers correctly, so it stays ready.
+        """
+        runners = self.embedder.died + self.decoders.died
+        if runners > self._runner_deaths:
+            self._runner_deaths, self._last_death = runners, time.monotonic()
+        deaths = runners + self._background.died
+        self.metrics.count_deaths(deaths - self._deaths)
+        self._deaths = deaths
         return self._last_death is not None and time.monotonic() - self._last_death < DEATH_SECONDS

@@ -9,7 +9,6 @@ that everything that was queued meanwhile fills it. Items that are no longer wan
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from serve.admission.service_time import ServiceTime
-from serve.log import log
+from serve.supervision import Supervisor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -82,9 +81,7 @@ class Batcher(Generic[Item, Result]):
     * Keys take turns, one item each: a key that queued a thousand items does not delay other keys.
     * Expired and cancelled items are dropped when a batch is taken; `dropped` is called with the reason.
 
-    Runners serve all submissions, so they have a `contextvars` context of their own: Ray Serve cancels the calls that
-    were made in a request's context when that request's client disconnects. A runner that ends nevertheless is replaced
-    and counted in `died`.
+    Runners serve all submissions, so a `serve.supervision.Supervisor` runs them, and replaces one that ends.
 
     The queue has no limit of its own: callers submit only admitted work. A batcher belongs to the event loop of its
     first submission.
@@ -101,7 +98,6 @@ class Batcher(Generic[Item, Result]):
         dropped: Callable[[str], None] = lambda reason: None,
         service_time: ServiceTime | None = None,
     ) -> None:
-        self.died = 0
         self._run = run
         self._size = size
         self._wait = wait
@@ -113,8 +109,7 @@ class Batcher(Generic[Item, Result]):
         self._queues: OrderedDict[str, deque[_Entry[Item, Result]]] = OrderedDict()  # by key; the first has its turn
         self._queued = 0
         self._changed = asyncio.Event()  # an item was queued, or a batch ended
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._supervisor = Supervisor()
         self._running = 0
         self._last_turn = 0.0  # when the last batch ended, or when one began while none ran
         self._last_seconds = 0.0  # how long the last batch took
@@ -127,8 +122,8 @@ class Batcher(Generic[Item, Result]):
         """
         if not items:
             return Done([])
-        while len(self._tasks) < self._runners:
-            self._start_runner()
+        while len(self._supervisor) < self._runners:
+            self._supervisor.start("a batch runner", self._work)
         submission: _Submission[Item, Result] = _Submission(
             asyncio.get_running_loop().create_future(), deadline, len(items), Done([])
         )
@@ -141,24 +136,14 @@ class Batcher(Generic[Item, Result]):
         """The number of queued items."""
         return self._queued
 
+    @property
+    def died(self) -> int:
+        """Runners that ended and were replaced."""
+        return self._supervisor.died
+
     def close(self) -> None:
         """Stop the runners. Queued items never get results: submit nothing afterwards."""
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-
-    def _start_runner(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._work(), context=contextvars.Context())
-        task.add_done_callback(self._replace_runner)
-        self._tasks.add(task)
-
-    def _replace_runner(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self._closed:
-            return
-        self.died += 1
-        log.error("a batch runner ended", exc_info=None if task.cancelled() else task.exception())
-        self._start_runner()
+        self._supervisor.close()
 
     async def _work(self) -> None:
         while True:

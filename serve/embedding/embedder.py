@@ -17,9 +17,9 @@ from serve.config import EndpointConfig
 from serve.context import RequestContext
 from serve.decoder_pool import DecoderPool, TooManyPixels
 from serve.embedding.inputs import CUT, Truncation, check_image_count, check_texts
-from serve.embedding.model_client import RETRY_AFTER, ModelClient
+from serve.embedding.model_client import ModelClient
 from serve.embedding.text_batch import ItemEmbedding, QueuedText, TextBatchRunner
-from serve.http.errors import ApiError, image_error
+from serve.http.errors import RETRY_AFTER, ApiError, image_error
 from serve.lru_cache import LRUCache
 from serve.rayserve.metrics import IngressMetrics
 from siglip.families import FAMILIES
@@ -99,6 +99,8 @@ class Embedder:
         deadline = context.permit.deadline
         try:
             done = await self._decoders.decode(images, self._limits.pixels, deadline, context.queue_key)
+        except Interrupted:
+            raise ApiError("unavailable", "the decoding was cancelled: try again", retry_after=RETRY_AFTER) from None
         except TooManyPixels:
             raise ApiError(
                 "too_many_pixels_together",

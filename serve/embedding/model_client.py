@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.admission.batcher import Expired
-from serve.http.errors import ApiError
+from serve.http.errors import RETRY_AFTER, ApiError
 from serve.log import log
 from serve.model import Embedded, Model, ModelAbout
 from siglip.scoring import Floats
 
-RETRY_AFTER = 2.0
-"""Seconds in Retry-After when the model failed on a request."""
 OTHER_MODEL_SECONDS, OTHER_MODEL_PATIENCE = 0.25, 0.5
 """When a replica of another model responded: seconds between two tries, and seconds for which a request is retried."""
 START_SECONDS = 3600.0

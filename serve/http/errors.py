@@ -11,6 +11,7 @@ from starlette.types import Message
 
 from serve.http.quoting import shorten
 from siglip.images.decode import REASONS, ImageRejected
+from siglip.images.decoder import DecoderLost
 
 CODES: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "a field is missing, unknown or of the wrong type; `param` names the field"),
@@ -48,6 +49,9 @@ of refused URLs (`serve.fetch.fetcher`)."""
 MESSAGE_CHARACTERS, PARAM_CHARACTERS = 1000, 200
 """Longest message of an error, and longest name of its field. A message quotes a client's string with
 `serve.http.quoting.quote`, which cuts it; these bounds hold also for a message that does not."""
+
+RETRY_AFTER = 2.0
+"""Seconds in Retry-After of an error that a second attempt may not meet: a process of the server has failed."""
 
 IMAGE_STATUS = {"too_many_bytes": 413}
 """The statuses of rejected images that are not 400."""
@@ -104,7 +108,12 @@ def make_envelope(status: int, message: str, code: str, param: str | None = None
 
 
 def image_error(rejected: ImageRejected, param: str) -> ApiError:
-    """The error of a rejected image; `param` is the image's field. The code is the batch job's reject reason."""
+    """The error of a rejected image; `param` is the image's field. The code is the batch job's reject reason.
+
+    An image that was lost with its decoders may be sound: its error is `unavailable`.
+    """
+    if isinstance(rejected, DecoderLost):
+        return ApiError("unavailable", f"{param}: {rejected.detail}: try again", param=param, retry_after=RETRY_AFTER)
     detail = f" ({rejected.detail})" if rejected.detail else ""
     message = f"{param}: {REASONS[rejected.reason]}{detail}"
     return ApiError(rejected.reason, message, status=IMAGE_STATUS.get(rejected.reason, 400), param=param)

@@ -55,7 +55,8 @@ class LabelSetRegistry:
     async def watch_files(self) -> None:
         """Embed a registered label set again whenever its file changes; runs until it is cancelled.
 
-        A bad file is logged once and counted in the metrics, and the previous label set stays in use.
+        A bad file is logged once and counted in the metrics, and the previous label set stays in use. This holds for
+        any exception, so that the files of other label sets are still read.
         """
         while True:
             await asyncio.sleep(REREAD_SECONDS)
@@ -66,8 +67,12 @@ class LabelSetRegistry:
                     label_set = await self._embed(labels)
                 except (ApiError, Expired):
                     continue  # the model does not respond now: try again at the next reading
-                except ValueError as error:
-                    log.error("label set %s: its file changed and cannot be used: %s", name, _first_message(error))
+                except Exception as error:
+                    expected = isinstance(error, ValueError)
+                    reason = _first_message(error) if expected else "an unexpected error"
+                    log.error(
+                        "label set %s: its file changed and cannot be used: %s", name, reason, exc_info=not expected
+                    )
                     self._metrics.count_bad_labels()
                     self._files.mark_seen(name, content)
                     continue
@@ -132,7 +137,7 @@ class LabelSetRegistry:
         return await embed_label_set(labels, self._client.about, self._client.embed_registered)
 
 
-def _first_message(error: ValueError) -> str:
+def _first_message(error: Exception) -> str:
     """The first message of a pydantic error, without pydantic's frame; the text of any other error."""
     details = getattr(error, "errors", None)
     return str(details()[0]["msg"]).removeprefix("Value error, ") if details else str(error)

@@ -52,7 +52,9 @@ class IngressMetrics:
             "seconds": Counter("sightline_request_seconds", "Total seconds of all requests.", tag_keys=("route",)),
             "stages": Counter("sightline_stage_seconds", "Total seconds in each stage.", tag_keys=("stage",)),
             "cache": Counter("sightline_label_cache", "Label sets looked up: hit or miss.", tag_keys=("outcome",)),
-            "deaths": Counter("sightline_runner_deaths", "Batch runners that ended and were replaced."),
+            "deaths": Counter(
+                "sightline_runner_deaths", "Batch runners and background tasks that ended and were replaced."
+            ),
             "labels": Counter("sightline_bad_label_files", "Changed label set files that could not be used."),
             "rejects": Counter("sightline_rejected_images", "Images that could not be read.", tag_keys=("reason",)),
         }
@@ -78,7 +80,7 @@ class IngressMetrics:
         self._add("rejects", 1, reason=reason)
 
     def count_deaths(self, count: int) -> None:
-        """Count batch runners that ended."""
+        """Count batch runners and background tasks that ended."""
         self._add("deaths", count)
 
     def count_bad_labels(self) -> None:

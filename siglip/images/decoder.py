@@ -1,9 +1,10 @@
 """Decoding in processes of its own, so that a decoder that crashes or hangs costs one image.
 
 Image decoders are C code that reads untrusted bytes. In the caller's process a crash would end the task with all its
-images, and Ray would start the task again and run into the same crash. Here a crash ends one decoder process: its
-current image is rejected, and a new decoder takes the next one. The memory of a decoder is bounded by what the
-largest allowed image needs.
+images, and Ray would start the task again and run into the same crash. Here a crash ends one decoder process. Its
+current image is tried once more in a new process, because something else may have ended the first one: the kernel's
+OOM killer, an operator, what an earlier image left in its memory. If that process dies too, the image is rejected, and
+a new decoder takes the next one. The memory of a decoder is bounded by what the largest allowed image needs.
 
 Encoded bytes go to the decoder through a socket, several images ahead, so that neither side waits for the other.
 Pixels come back in shared memory. Through the socket come only the checked records of `siglip.images.protocol`.
@@ -19,6 +20,7 @@ import socket
 import tempfile
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -30,6 +32,24 @@ from siglip.images.decoder_server import SERVER, STARTUP_SECONDS
 from siglip.images.protocol import SLOTS, DecoderSettings, ProtocolError, read_ready, read_result, send_message
 
 _SOCKET_BYTES = 1 << 20
+
+
+class DecoderLost(ImageRejected):
+    """An image that was not decoded although nothing is known against it: the server died together with its decoder.
+
+    `reason` is `decoder_crashed`, as for an image whose decoder died twice. A caller that can try again later should.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("decoder_crashed", detail)
+
+
+class _Died(Exception):
+    """The process died. `detail` says how, and is None if the server died too: then the kernel ended the process."""
+
+    def __init__(self, detail: str | None) -> None:
+        super().__init__(detail)
+        self.detail = detail
 
 
 class Decoder:
@@ -46,6 +66,8 @@ class Decoder:
         self.limits = limits
         self.pid: int | None = None
         """Process id of the decoder, None while there is none that is ready."""
+        self.deaths = 0
+        """Processes that died or sent something invalid, while they had images."""
         self._settings = DecoderSettings(spec, limits, mode, thumbnail)
         self._layout = self._settings.layout()
         self._number: int | None = None
@@ -65,17 +87,19 @@ class Decoder:
         if self._number is not None:
             return
         ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        with ExitStack() as failing, theirs:
+            failing.callback(ours.close)
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+            file = _anonymous_file(self._layout.bytes)
+            try:
+                self._memory = np.frombuffer(mmap.mmap(file, self._layout.bytes), np.uint8)
+                self._number = SERVER.start_decoder(self._settings.to_json(), [theirs.fileno(), file])
+            finally:
+                os.close(file)
+            failing.pop_all()
         self._starting = ours
         self._taken = 0
-        file = _anonymous_file(self._layout.bytes)
-        try:
-            self._memory = np.frombuffer(mmap.mmap(file, self._layout.bytes), np.uint8)
-            with theirs:
-                self._number = SERVER.start_decoder(self._settings.to_json(), [theirs.fileno(), file])
-        finally:
-            os.close(file)
 
     def wait(self) -> None:
         """Start the process if that was not done, and wait until it is ready."""
@@ -96,8 +120,9 @@ class Decoder:
         """The result of the oldest image: what `siglip.images.decode.decode_image` returns or raises.
 
         The pixels are copied into `out`, uint8 (S, S, 3), if that is given, and into a new array otherwise. When the
-        process dies, or does not reply within `limits.max_seconds`, this image is rejected, and the images after it
-        are handed to a new process. Raises `RuntimeError` when no image waits.
+        process dies on this image, a new one tries it once more; if that dies too, the image is rejected. When the
+        process does not reply within `limits.max_seconds`, the image is rejected. The images after it are handed to the
+        new process. Raises `RuntimeError` when no image waits, and when no process can be started.
         """
         if not self._waiting:
             raise RuntimeError("no image is waiting")
@@ -106,13 +131,21 @@ class Decoder:
         return outcome
 
     def decode(self, images: Sequence[bytes]) -> list[Decoded | ImageRejected]:
-        """Decode images, any number of them. Results are in the order of the images."""
+        """Decode images, any number of them. Results are in the order of the images.
+
+        Raises `OSError` or `RuntimeError` when no process can be started. Then no image of this call waits any more.
+        """
         outcomes: list[Decoded | ImageRejected] = []
         rest = deque(images)
-        while rest or self._waiting:
-            while rest and len(self._waiting) < SLOTS:
-                self.submit(rest.popleft())
-            outcomes.append(self.take())
+        try:
+            while rest or self._waiting:
+                while rest and len(self._waiting) < SLOTS:
+                    self.submit(rest.popleft())
+                outcomes.append(self.take())
+        except BaseException:
+            self._end()
+            self._waiting.clear()  # the next call must not get this call's results
+            raise
         return outcomes
 
     def close(self) -> None:
@@ -133,8 +166,22 @@ class Decoder:
         self._stuck = False
         return status
 
-    def _receive(self, out: NDArray[np.uint8] | None, *, again: bool = False) -> Decoded | ImageRejected:
-        """The result of the oldest image, which stays in the queue. `again` for its second decoder."""
+    def _receive(self, out: NDArray[np.uint8] | None) -> Decoded | ImageRejected:
+        """The result of the oldest image, which stays in the queue, from at most two processes."""
+        try:
+            return self._read(out)
+        except _Died as error:
+            first = error
+        try:
+            return self._read(out)
+        except _Died as second:
+            if first.detail is None or second.detail is None:
+                also = "also" if first.detail is None and second.detail is None else "or its decoder"
+                return DecoderLost(f"the decoder server died, {also} at the second attempt")
+            return ImageRejected("decoder_crashed", second.detail)
+
+    def _read(self, out: NDArray[np.uint8] | None) -> Decoded | ImageRejected:
+        """The result of the oldest image. The process is ended unless the result is valid. Raises `_Died`."""
         try:
             connection = self._socket or self._connect()
             slot = self._taken % SLOTS
@@ -145,14 +192,12 @@ class Decoder:
             return ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
         except ProtocolError as error:
             self._end()
-            return ImageRejected("decoder_crashed", f"the decoder sent {error}")
+            self.deaths += 1
+            raise _Died(f"the decoder sent {error}") from None
         except (EOFError, ConnectionError):
             status = self._end()
-            if status is not None:
-                return ImageRejected("decoder_crashed", f"the decoder's exit status was {status}")
-            if again:
-                return ImageRejected("decoder_crashed", "the decoder server died, also at the second attempt")
-            return self._receive(out, again=True)  # all its decoders died with the server: not an image's fault
+            self.deaths += 1
+            raise _Died(None if status is None else f"the decoder's exit status was {status}") from None
         self._taken += 1
         if isinstance(result, ImageRejected):
             return result

@@ -1,21 +1,26 @@
-"""API keys, rate limits and fetching by URL: the HTTP responses of the real application."""
+"""API keys, rate limits, fetching by URL, and parts that fail: the HTTP responses of the real application."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import contextlib
+import os
 import random
+import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from serve.admission.auth import REREAD_SECONDS, new_key
 from serve.fetch.fetcher import CODES
+from serve.label_sets.files import LabelFiles
 from sightline.demo.shapes import render
 from tests.quick.serve.test_fetch import HOSTILE, METADATA, Respond, Web, drip, redirect, reply
 from tests.support.endpoint import Endpoint, make_config, run_endpoint
@@ -232,3 +237,72 @@ def requests_for(image: str) -> list[tuple[str, dict[str, Any], str]]:
 
 def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_background_tasks_survive_an_unexpected_exception(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Metrics stopped, and changed label sets were never read again, until the ingress was restarted."""
+    for name in ("bad", "good"):
+        (tmp_path / f"{name}.txt").write_text("cat\n")
+    sets = {name: str(tmp_path / f"{name}.txt") for name in ("bad", "good")}
+    with run_endpoint(make_config(label_sets=sets)) as endpoint:
+        service = endpoint.service
+        flush, changes, parse = service.metrics.flush, LabelFiles.list_changes, LabelFiles.parse
+        failed: list[str] = []
+        flushed = threading.Event()
+
+        def fail_once(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*values: Any) -> Any:
+                if name not in failed:
+                    failed.append(name)
+                    raise KeyError(f"unexpected in {name}")
+                flushed.set()
+                return call(*values)
+
+            return called
+
+        def parse_good(files: LabelFiles, name: str) -> Any:
+            if name == "bad":
+                raise RecursionError("unexpected in a file")
+            return parse(files, name)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.metrics, "flush", fail_once("flush", flush))
+            patch.setattr(LabelFiles, "list_changes", fail_once("changes", changes))
+            patch.setattr(LabelFiles, "parse", parse_good)
+            for name in sets:
+                (tmp_path / f"{name}.txt").write_text("cat\ndog\n")
+            read = service.label_sets.registered
+            wait_until(
+                lambda: read["good"].names == ["cat", "dog"], "a bad file does not keep the others from being read"
+            )
+            assert flushed.wait(60)
+        assert read["bad"].names == ["cat"]
+        assert sorted(failed) == ["changes", "flush"]
+        assert service._background.died == 2
+        assert endpoint.client.get("/readyz").status_code == 200, "an ingress without them still answers correctly"
+    messages = [record.getMessage() for record in caplog.records]
+    assert "the task that passes metrics to Ray ended" in messages
+    assert "the task that reads changed label sets ended" in messages
+    assert "label set bad: its file changed and cannot be used: an unexpected error" in messages
+
+
+def test_killed_decoders_cost_no_request() -> None:
+    """The OOM killer, or an operator, kills a decoder or the server that starts them."""
+    body = {**REQUEST, "image": f"data:image/png;base64,{encode_base64(IMAGE)}"}
+    with run_endpoint(make_config()) as endpoint:
+        [decoder] = endpoint.service.decoders._free
+        before = endpoint.post("/v1/classify", body).json()["data"]
+        for victim in ("decoder", "server"):
+            pid = decoder.pid if victim == "decoder" else psutil.Process(decoder.pid).ppid()
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            response = endpoint.post("/v1/classify", body)
+            assert response.status_code == 200, (victim, response.text)
+            assert response.json()["data"] == before

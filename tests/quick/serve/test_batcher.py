@@ -275,7 +275,7 @@ def test_a_runner_that_ends_is_replaced_and_counted() -> None:
         batcher = Batcher(run, size=1)
         held = asyncio.create_task(batcher.submit([1], LATER))
         await asyncio.sleep(0.01)
-        for task in batcher._tasks:
+        for task in batcher._supervisor._tasks:
             task.cancel()
         with pytest.raises(Interrupted):
             await held

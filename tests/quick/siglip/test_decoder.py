@@ -22,7 +22,7 @@ from PIL import Image
 
 from siglip.config import ImageSpec, Limits, prefer_throughput
 from siglip.images.decode import Decoded, ImageRejected
-from siglip.images.decoder import Decoder, DecoderRing
+from siglip.images.decoder import Decoder, DecoderLost, DecoderRing
 from siglip.images.decoder_server import DecoderServer
 from siglip.images.protocol import (
     DETAIL_BYTES,
@@ -52,6 +52,11 @@ def load(self, *arguments):
         os.write(ours, pickle.dumps("a message that unpickling would turn into code"))
     if self.width == 17:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if self.width == 18 and open({log!r}).read().split().count("18") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if self.width == 19:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
     return original(self, *arguments)
 def is_socket(file):
     try:
@@ -113,7 +118,8 @@ def own_server(shared_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def log(hooked: tuple[DecoderServer, Path]) -> Path:
-    """By an image's width, a decoder sleeps (14), takes 4 GiB (15), sends a pickle (16) or crashes (17).
+    """By an image's width, a decoder sleeps (14), takes 4 GiB (15), sends a pickle (16), crashes (17), is killed at the
+    first attempt (18), or is killed together with its server (19).
 
     Returns the file in which decoders write their starts and the widths of images.
     """
@@ -231,10 +237,52 @@ def test_a_crashed_decoder_is_replaced_and_its_exit_status_told(log: Path) -> No
     assert isinstance(before, Decoded)
     assert isinstance(crashed, ImageRejected)
     assert (crashed.reason, crashed.detail) == ("decoder_crashed", "the decoder's exit status was -11")
+    assert not isinstance(crashed, DecoderLost)
     assert isinstance(after, Decoded)
+    assert log.read_text().split().count("17") == 2, "one more attempt, and no third one"
+    assert decoder.deaths == 2
 
 
-def test_an_idle_decoder_that_is_killed_leaves_no_zombie() -> None:
+def test_a_sound_image_is_not_rejected_for_a_kill_from_outside(log: Path) -> None:
+    """The OOM killer, or an operator, ends the process while it works on this image."""
+    decoder = Decoder(ImageSpec(size=32), Limits())
+    outcomes = decoder.decode([encode(make_rgb(width, 30)) for width in (20, 18, 21, 22)])
+    decoder.close()
+    assert [outcome.width for outcome in outcomes if isinstance(outcome, Decoded)] == [20, 18, 21, 22]
+    assert decoder.deaths == 1
+
+
+@linux
+def test_an_image_whose_decoder_dies_twice_with_its_server_is_lost_and_not_found_guilty(log: Path) -> None:
+    decoder = Decoder(ImageSpec(size=32), Limits())
+    outcomes = decoder.decode([encode(make_rgb(width, 30)) for width in (20, 19, 21)])
+    decoder.close()
+    assert isinstance(outcomes[1], DecoderLost)
+    assert outcomes[1].reason == "decoder_crashed"
+    assert outcomes[1].detail == "the decoder server died, also at the second attempt"
+    assert [outcome.width for outcome in outcomes if isinstance(outcome, Decoded)] == [20, 21]
+    assert log.read_text().split().count("19") == 2
+
+
+def test_after_a_decoder_could_not_be_started_the_next_images_get_their_own_results(
+    shared_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError("no process may be started")
+
+    decoder = Decoder(ImageSpec(size=32), Limits())
+    first = [encode(make_rgb(width, 30)) for width in (20, 21)]
+    with monkeypatch.context() as patch:
+        patch.setattr(DecoderServer, "start_decoder", refuse)
+        with pytest.raises(OSError, match="no process"):
+            decoder.decode(first)
+    [outcome] = decoder.decode([encode(make_rgb(22, 30))])
+    decoder.close()
+    assert isinstance(outcome, Decoded)
+    assert outcome.width == 22
+
+
+def test_an_idle_decoder_that_is_killed_leaves_no_zombie_and_costs_no_image() -> None:
     decoder = Decoder(ImageSpec(size=32), Limits())
     decoder.wait()
     assert decoder.pid is not None
@@ -242,9 +290,9 @@ def test_an_idle_decoder_that_is_killed_leaves_no_zombie() -> None:
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(killed), "the server collects its exit status")
     [first, second] = decoder.decode([encode(make_rgb(width, 30)) for width in (20, 21)])
-    assert isinstance(first, ImageRejected)
-    assert first.detail == "the decoder's exit status was -9"
+    assert isinstance(first, Decoded)
     assert isinstance(second, Decoded)
+    assert (first.width, second.width) == (20, 21)
     decoder.close()
 
 
