@@ -257,7 +257,7 @@ def measure_labels(folder: Path) -> None:
 def measure_overload(folder: Path, seconds: float) -> None:
     """Benchmark with four times as many clients as the endpoint admits, which send the next request immediately."""
     admitted = 64
-    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 2 * admitted}  # a request with one image counts as two
+    limits = {"requests": admitted}
     body = photo_body()
     with endpoint(folder, limits=limits) as (port, _):
         print_load("before, one client", load(port, body, folder, 5, clients=1))

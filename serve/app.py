@@ -29,9 +29,9 @@ used."""
 METRICS_SECONDS, LOOK_BACK_SECONDS = 2.0, 10.0
 """How often processes report their ongoing calls, and over how long autoscaling averages the reports. Ray Serve's
 defaults, 10 and 30 s, are about as long as a short wave of requests."""
-INGRESS_REQUESTS = 1024
-"""Requests that Ray Serve gives to an ingress at the same time. The ingress's own admission control refuses earlier,
-and with better error messages."""
+SPARE_REQUESTS = 64
+"""Requests that Ray Serve gives to an ingress at the same time, beyond `limits.requests`: the ingress's own admission
+control refuses earlier, and with better error messages, and health checks are not refused."""
 
 
 class Ingress(LateIngress):
@@ -77,8 +77,8 @@ def build(args: EndpointConfig) -> Application:
             "num_cpus": 1 if ingress.num_cpus is None else ingress.num_cpus,
             "resources": ingress.resources,
         },
-        max_ongoing_requests=INGRESS_REQUESTS,
-        max_queued_requests=INGRESS_REQUESTS,
+        max_ongoing_requests=args.limits.requests + SPARE_REQUESTS,
+        max_queued_requests=args.limits.requests + SPARE_REQUESTS,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         health_check_period_s=10,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from serve.admission.auth import AuthConfig
+from serve.admission.load import Load
 from serve.fetch.fetcher import FetchConfig
 from serve.label_sets.files import find_path
 from serve.schemas import MAX_ITEMS
@@ -119,22 +120,37 @@ class EndpointLimits(BaseModel):
         1000, ge=1, le=MAX_ITEMS, description="Largest number of prompts in a request: labels times templates."
     )
     label_characters: int = Field(256, ge=1, description="Longest label or template in a request, in characters.")
-    cached_prompts: int = Field(
-        20_000,
+    pairs: int = Field(
+        2**18,
         ge=1,
-        description="Size of each ingress's LRU cache of prompt embeddings, for label sets that are not registered.",
+        description="Largest number of pairs in a response: labels or matches, each with its score. 64 images and "
+        "2,048 texts have this many matches in both directions.",
+    )
+    response_bytes: int = Field(64 * 2**20, gt=0, description="Largest body of a response, in bytes.")
+    label_cache_bytes: int = Field(
+        128 * 2**20,
+        ge=0,
+        description="Memory of each ingress for label sets that are not registered and the embeddings of their "
+        "prompts, in bytes. A key that fills it drops its own labels first.",
+    )
+    requests: int = Field(
+        1000,
+        ge=2,
+        description="Largest number of requests that an ingress holds at once, also those that wait; more is refused "
+        "with 429. One key may hold half.",
     )
     in_flight: int = Field(
         4096,
         ge=1,
-        description="Largest number of requests, images and texts, added up, that an ingress holds at once; more is "
-        "refused with 429. One key may hold half.",
+        description="Largest number of images, texts, and thousands of pairs, added up, that an ingress works on at "
+        "once. One key may have half of them. More wait for their turn, and are refused with 429 if it would come "
+        "after their deadline.",
     )
     in_flight_bytes: int = Field(
         512 * 2**20,
         gt=0,
-        description="Largest sum of the bodies that an ingress holds at once, in bytes; more is refused with 429. One "
-        "key may hold half.",
+        description="Largest sum of the bodies and responses that an ingress holds at once, in bytes; more is refused "
+        "with 429. One key may hold half.",
     )
     deadline_s: float = Field(
         30.0,
@@ -146,8 +162,8 @@ class EndpointLimits(BaseModel):
     def _check(self) -> EndpointLimits:
         if self.in_flight < self._largest():
             raise ValueError(f"in_flight is {self.in_flight}, and one request may hold {self._largest()}")
-        if self.in_flight_bytes < self.body_bytes:
-            raise ValueError("in_flight_bytes is less than body_bytes: one body would not fit")
+        if self.in_flight_bytes < self.body_bytes + self.response_bytes:
+            raise ValueError("in_flight_bytes is less than body_bytes plus response_bytes: one request would not fit")
         if self.pixels < self.image.max_pixels:
             raise ValueError("pixels is less than image.max_pixels: one image would not fit")
         return self
@@ -156,13 +172,17 @@ class EndpointLimits(BaseModel):
         """The share of `in_flight` that one key may hold: half, but at least the largest request."""
         return max(self.in_flight // 2, self._largest())
 
+    def key_requests(self) -> int:
+        """The share of `requests` that one key may hold: half."""
+        return self.requests // 2
+
     def key_bytes(self) -> int:
-        """The share of `in_flight_bytes` that one key may hold: half, but at least the largest body."""
-        return max(self.in_flight_bytes // 2, self.body_bytes)
+        """The share of `in_flight_bytes` that one key may hold: half, but at least the largest request."""
+        return max(self.in_flight_bytes // 2, self.body_bytes + self.response_bytes)
 
     def _largest(self) -> int:
         """The number of items of the largest request."""
-        return 1 + self.images + max(self.texts, self.labels)
+        return Load(images=self.images, texts=max(self.texts, self.labels), pairs=self.pairs).items
 
 
 class EndpointConfig(BaseModel):

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from serve.admission.auth import Quota
-from serve.admission.controller import Permit
+from serve.admission.load import Permit
 
 
 @dataclass

@@ -37,6 +37,10 @@ class Embedded:
     batch: int
     tokens: NDArray[np.int64] | None = None
 
+    def count_tokens(self) -> list[int]:
+        """The number of tokens of each item, 0 for images."""
+        return [0] * len(self.vectors) if self.tokens is None else self.tokens.tolist()
+
 
 @dataclass(frozen=True)
 class ModelAbout:

@@ -22,6 +22,7 @@ from serve.rayserve.metrics import FLUSH_SECONDS, IngressMetrics
 from serve.schemas import Fingerprint, Usage
 from serve.supervision import Supervisor
 from serve.tokens import TokenVocabulary
+from serve.worker import WorkerThread
 
 READY_SECONDS = 5.0
 """Time limit for the model to respond to a health check."""
@@ -53,6 +54,7 @@ class Service:
         self._fetcher = Fetcher(config.fetch)
         self.image_reader = ImageReader(config.limits, self._fetcher, self.admission)
         self._deaths = self._runner_deaths = 0
+        self.worker = WorkerThread()
         self._last_death: float | None = None
         self._background = Supervisor()
 
@@ -68,7 +70,7 @@ class Service:
             self.about.spec, config.limits.image, config.decode, processes, self.admission.decoding
         )
         client = ModelClient(self._model, self.about)
-        cache = LabelCache(config.limits.cached_prompts)
+        cache = LabelCache(config.limits.label_cache_bytes)
         self.embedder = Embedder(config, client, self.decoders, self.admission, self.metrics, cache.prompts)
         self._background.start("the task that passes metrics to Ray", self._flush_metrics)
         # A decoder process starts with its first image, and imports its libraries then: do that before requests come.
@@ -84,6 +86,7 @@ class Service:
         """Stop background tasks and decoder processes, and close connections."""
         self._background.close()
         self.embedder.close()
+        self.worker.close()
         self.decoders.close()
         await self._fetcher.aclose()
 
@@ -136,7 +139,7 @@ class Service:
 
         Without the other tasks, an ingress still answers correctly, so it stays ready.
         """
-        runners = self.embedder.died + self.decoders.died
+        runners = self.embedder.died + self.decoders.died + self.worker.died
         if runners > self._runner_deaths:
             self._runner_deaths, self._last_death = runners, time.monotonic()
         deaths = runners + self._background.died

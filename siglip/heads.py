@@ -80,12 +80,12 @@ def tag_embeddings(embeddings: Floats, labels: LabelSet, head: LinearHead) -> Se
     return select(head.scores(embeddings), np.asarray(labels.thresholds(), np.float32), labels.top_k)
 
 
-def name_bands(chosen: Sequence[int] | NDArray[np.intp], scores: Floats, labels: LabelSet) -> NDArray[np.str_]:
+def name_bands(chosen: Sequence[int] | NDArray[np.intp], scores: Floats, accepts: Floats) -> NDArray[np.str_]:
     """The band of each selected label, `accept` or `review`. `chosen` are label indices with these `scores`.
 
-    A score reaches `accept` at the label's `accept` value. A label without that value is always in `review`.
+    `accepts` are the `accept_thresholds` of the label set: a score reaches `accept` at its label's value.
     """
-    return np.where(scores >= accept_thresholds(labels)[chosen], "accept", "review")
+    return np.where(scores >= accepts[chosen], "accept", "review")
 
 
 def accept_thresholds(labels: LabelSet) -> Floats:

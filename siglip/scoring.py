@@ -73,11 +73,11 @@ class Selection(NamedTuple):
     labels: NDArray[np.intp]  # (T,), indices of the label set
     scores: Floats  # (T,)
 
-    def rows(self) -> Iterator[tuple[list[int], Floats]]:
+    def rows(self) -> Iterator[tuple[NDArray[np.intp], Floats]]:
         """For each image its labels and their scores."""
         stops = np.cumsum(self.counts)
         for stop, count in zip(stops.tolist(), self.counts.tolist(), strict=True):
-            yield self.labels[stop - count : stop].tolist(), self.scores[stop - count : stop]
+            yield self.labels[stop - count : stop], self.scores[stop - count : stop]
 
 
 def select(scores: Floats, thresholds: Floats | float, top_k: int | None) -> Selection:

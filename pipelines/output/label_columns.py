@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from siglip.heads import name_bands
+from siglip.heads import accept_thresholds, name_bands
 from siglip.labels import LabelSet
 from siglip.scoring import Selection
 
@@ -27,7 +27,7 @@ def make_label_columns(chosen: Selection, labels: LabelSet, valid: NDArray[np.bo
         "scores": _make_lists(pa.array(chosen.scores, pa.float32()), counts, valid),
     }
     if labels.has_bands():
-        bands = name_bands(chosen.labels, chosen.scores, labels)
+        bands = name_bands(chosen.labels, chosen.scores, accept_thresholds(labels))
         columns["bands"] = _make_lists(pa.array(bands, pa.string()), counts, valid)
     return columns
 

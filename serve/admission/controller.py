@@ -1,28 +1,28 @@
-"""Admission control: how much work an ingress holds at once, and which requests are refused.
+"""Admission control: how much work an ingress does at once, which requests wait, and which are refused.
 
-Two rules refuse a request with 429 and Retry-After:
+An ingress works on at most `limits.in_flight` items at once, of which one key may hold half. A request that exceeds
+this waits in the queue of its key, while requests of other keys overtake it. It is refused with 429 and Retry-After if
+it would not be done by its deadline, by the estimated wait. `limits.requests` and `limits.in_flight_bytes` bound what
+waits, and one key may hold half of these too.
 
-* Caps: `limits.in_flight` items and `limits.in_flight_bytes` bytes, of which one key may hold half.
-* The estimated wait: a request is refused at once if its work would not be done by its deadline.
-
-Caps alone are not enough. Items are computed first come, first served, so under overload a queue that is longer than
-the deadline gives the model only items that are about to expire. `tests/quick/serve/test_overload.py` simulates a model
+Refusing late is as bad as not refusing: items are computed first come, first served, so a queue that is longer than the
+deadline gives the model only items that are about to expire. `tests/quick/serve/test_overload.py` simulates a model
 with 12.3 images/s, a deadline of 30 s and clients that send 24.6 images/s:
 
     caps only          3.8 responses/s; refused clients waited 30 s for the refusal
     with the estimate  12.2 responses/s; refused clients waited 0 s
-
-If `limits.in_flight` makes the queue shorter than the deadline, caps are enough. But the right number depends on the
-model's speed, which the configuration does not know.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from serve.admission.load import Load, Permit
 from serve.admission.service_time import ServiceTime
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
@@ -36,49 +36,31 @@ ten times the capacity, that key has 1.8 responses/s instead of 11.3."""
 
 
 @dataclass
-class Load:
-    """An amount of work: requests, the images and texts in them, and the bytes of their bodies."""
-
-    requests: int = 0
-    images: int = 0
-    texts: int = 0
-    bytes: int = 0
-
-    @property
-    def items(self) -> int:
-        """What `limits.in_flight` counts. A request counts as an item too, so that empty requests are limited."""
-        return self.requests + self.images + self.texts
-
-    def grow(self, more: Load, sign: int = 1) -> None:
-        """Add another load, or subtract it with `sign` -1."""
-        self.requests += sign * more.requests
-        self.images += sign * more.images
-        self.texts += sign * more.texts
-        self.bytes += sign * more.bytes
+class _Waiting:
+    permit: Permit
+    load: Load
+    granted: asyncio.Future[None]
 
 
 @dataclass
-class Permit:
-    """One admitted request: its deadline on the clock of `time.monotonic`, its key, and the load that it holds.
+class _Key:
+    """What the requests of one key hold, and those of them that wait for capacity, oldest first."""
 
-    A request without a key (None) is not limited to a key's half.
-    """
+    held: Load = field(default_factory=Load)
+    queued: Load = field(default_factory=Load)
+    queue: deque[_Waiting] = field(default_factory=deque)
 
-    deadline: float
-    key: str | None = None
-    load: Load = field(default_factory=Load)
-
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - time.monotonic()
+    def works(self) -> bool:
+        """Whether any images or texts are held or queued."""
+        return bool(self.held.images or self.held.texts or self.queued.images or self.queued.texts)
 
 
 class AdmissionController:
-    """Counts requests, images, texts and bytes in flight; refuses what exceeds a cap or would miss its deadline.
+    """Counts the work of all requests; lets requests wait for capacity, or refuses them.
 
     The stages measure their service times in `decoding`, `images` and `texts`. A request whose body is still arriving
-    counts against the caps, but it is not work: slow clients do not lengthen the estimated wait. If no other work is in
-    flight, a request is never refused for its wait. Not thread-safe: for one event loop.
+    is not work: slow clients do not lengthen the estimated wait. If no other work is in flight, a request is never
+    refused for its wait. Not thread-safe: for one event loop.
     """
 
     def __init__(self, limits: EndpointLimits) -> None:
@@ -87,67 +69,125 @@ class AdmissionController:
         self.images = ServiceTime()
         self.texts = ServiceTime()
         self.in_flight = Load()
-        self._keys: dict[str, Load] = {}
+        self._queued = Load()
+        self._keys: OrderedDict[str | None, _Key] = OrderedDict()  # the first has its turn to get capacity
 
     @contextmanager
     def admit(self, seconds: float, key: str | None = None) -> Iterator[Permit]:
         """Admit a request with a deadline in `seconds`, and release all that it holds at the end.
 
-        Raises `ApiError` (overloaded).
+        Raises `ApiError` (overloaded) if too many requests are in flight, or the queue is too long for the deadline.
         """
         permit = Permit(time.monotonic() + seconds, key)
-        self._reserve(permit, Load(requests=1))
+        own = self._keys.get(key) or _Key()
+        if self.in_flight.requests >= self._limits.requests:
+            raise self._refuse(f"{self.in_flight.requests} requests are in flight")
+        if key is not None and own.held.requests >= self._limits.key_requests():
+            raise self._refuse(f"this key has {own.held.requests} requests in flight")
+        self.check(permit, Load())
+        self._hold(permit, Load(requests=1))
         try:
             yield permit
         finally:
             self.in_flight.grow(permit.load, -1)
-            if key is not None:
-                self._keys[key].grow(permit.load, -1)
-                if not self._keys[key].items:
-                    del self._keys[key]
+            held = self._keys[key].held
+            held.grow(permit.load, -1)
+            if not held.requests:
+                del self._keys[key]
+            self._grant()
 
-    def add(self, permit: Permit, images: int = 0, texts: int = 0) -> None:
-        """Reserve capacity for an admitted request's images and texts. Raises `ApiError` (overloaded)."""
-        self._reserve(permit, Load(images=images, texts=texts))
+    def check(self, permit: Permit, more: Load) -> None:
+        """Refuse `more` work that would not be done by the deadline. Raises `ApiError` (overloaded)."""
+        everything = self.in_flight.images + self.in_flight.texts + self._queued.images + self._queued.texts
+        if everything == permit.load.images + permit.load.texts:
+            return
+        if (wait := self._estimate_wait(permit.key, more)) > USED_DEADLINE * permit.left():
+            raise self._refuse(f"the queue is about {wait:.0f} s long, and the deadline is in {permit.left():.0f} s")
+
+    async def reserve(self, permit: Permit, more: Load) -> None:
+        """Reserve capacity for all items of an admitted request, and wait for it where necessary.
+
+        Call it once for a request: two requests that hold a part and wait for another part could wait for each other.
+        The caller ends the wait at the deadline. Raises `ApiError` (overloaded) like `check`.
+        """
+        self.check(permit, more)
+        own = self._keys[permit.key]
+        if not own.queue and self._fits(permit.key, more):
+            self._hold(permit, more)
+            self._keys.move_to_end(permit.key)
+            return
+        waiting = _Waiting(permit, more, asyncio.get_running_loop().create_future())
+        own.queue.append(waiting)
+        own.queued.grow(more)
+        self._queued.grow(more)
+        try:
+            await waiting.granted
+        except asyncio.CancelledError:
+            if waiting in own.queue:
+                self._leave_queue(own, waiting)
+                self._grant()  # the next one may be smaller
+            raise
 
     def add_bytes(self, permit: Permit, count: int) -> None:
-        """Reserve capacity for bytes of an admitted request's body. Raises `ApiError` (overloaded)."""
+        """Reserve capacity for bytes of an admitted request's body or response. Raises `ApiError` (overloaded)."""
         limits = self._limits
         if self.in_flight.bytes + count > limits.in_flight_bytes:
-            raise self._refuse("too many bytes of requests are in flight")
-        own = self._load_of_key(permit)
-        if own.bytes + count > limits.key_bytes() and permit.key is not None:
-            raise self._refuse("too many bytes of this key's requests are in flight")
+            raise self._refuse("too many bytes of requests and responses are in flight")
+        if permit.key is not None and self._keys[permit.key].held.bytes + count > limits.key_bytes():
+            raise self._refuse("too many bytes of this key's requests and responses are in flight")
         self._hold(permit, Load(bytes=count))
 
     def retry_after(self) -> float:
         """Seconds after which about half of the work in flight will be done, from 1 to `MAX_RETRY_AFTER`."""
-        return min(MAX_RETRY_AFTER, max(1.0, self._seconds(self.in_flight) / 2))
+        everything = self._seconds(self.in_flight) + self._seconds(self._queued)
+        return min(MAX_RETRY_AFTER, max(1.0, everything / 2))
 
-    def _reserve(self, permit: Permit, more: Load) -> None:
-        limits = self._limits
-        if self.in_flight.items + more.items > limits.in_flight:
-            raise self._refuse("the queue is full")
-        own = self._load_of_key(permit)
-        if permit.key is not None and own.items + more.items > limits.key_items():
-            raise self._refuse(f"this key has {own.items} images, texts and requests in flight")
-        others = self.in_flight.images + self.in_flight.texts - permit.load.images - permit.load.texts
-        if others and (wait := self._estimate_wait(own, more)) > USED_DEADLINE * permit.left():
-            raise self._refuse(f"the queue is about {wait:.0f} s long, and the deadline is in {permit.left():.0f} s")
-        self._hold(permit, more)
+    def _fits(self, key: str | None, more: Load) -> bool:
+        """Whether `more` is within the capacity, and within a key's share of it. A key without work may always work."""
+        own = self._keys[key].held.items
+        free = self.in_flight.items + more.items <= self._limits.in_flight or not self.in_flight.items
+        return free and (key is None or own + more.items <= self._limits.key_items() or not own)
 
-    def _estimate_wait(self, own: Load, more: Load) -> float:
-        """Seconds until `more` would be done, where `own` is the load of its key.
+    def _grant(self) -> None:
+        """Give free capacity to queued requests: keys take turns, and the oldest request of a key comes first."""
+        waiting = [key for key, state in self._keys.items() if state.queue]
+        while waiting:
+            key = waiting.pop(0)
+            own = self._keys[key]
+            first = own.queue[0]
+            if not self._fits(key, first.load):
+                continue
+            self._leave_queue(own, first)
+            self._hold(first.permit, first.load)
+            first.granted.set_result(None)
+            self._keys.move_to_end(key)
+            if own.queue:
+                waiting.append(key)
 
-        Keys take turns in the queues, so a key waits for its own work and for as much of each other key with work in
-        flight, but never for more than everything that is in flight.
+    def _leave_queue(self, own: _Key, waiting: _Waiting) -> None:
+        own.queue.remove(waiting)
+        own.queued.grow(waiting.load, -1)
+        self._queued.grow(waiting.load, -1)
+
+    def _estimate_wait(self, key: str | None, more: Load) -> float:
+        """Seconds until `more` would be done.
+
+        Keys take turns in the queues, so a key waits for its own work and for as much of each other key with work, but
+        never for more than all work.
         """
-        everything = self._seconds(Load(0, self.in_flight.images + more.images, self.in_flight.texts + more.texts))
-        if own is self.in_flight:
-            return everything
-        keys = sum(1 for load in self._keys.values() if load is not own and (load.images or load.texts)) + 1
-        in_turn = keys * self._seconds(Load(0, own.images + more.images, own.texts + more.texts))
-        return min(in_turn, everything)
+        everything = Load(
+            images=self.in_flight.images + self._queued.images + more.images,
+            texts=self.in_flight.texts + self._queued.texts + more.texts,
+        )
+        if key is None:
+            return self._seconds(everything)
+        own = self._keys.get(key) or _Key()
+        others = sum(1 for state in self._keys.values() if state is not own and state.works())
+        alone = Load(
+            images=own.held.images + own.queued.images + more.images,
+            texts=own.held.texts + own.queued.texts + more.texts,
+        )
+        return min((others + 1) * self._seconds(alone), self._seconds(everything))
 
     def _seconds(self, load: Load) -> float:
         """Seconds that a load takes. Decoders and model work at the same time, so the slower of the two counts."""
@@ -155,15 +195,13 @@ class AdmissionController:
         model = load.images * self.images.seconds_per_item + load.texts * self.texts.seconds_per_item
         return max(decoding, model)
 
-    def _load_of_key(self, permit: Permit) -> Load:
-        """What the requests of the permit's key hold; without a key, what all requests hold."""
-        return self.in_flight if permit.key is None else self._keys.get(permit.key, Load())
-
     def _hold(self, permit: Permit, more: Load) -> None:
         permit.load.grow(more)
         self.in_flight.grow(more)
-        if permit.key is not None:
-            self._keys.setdefault(permit.key, Load()).grow(more)
+        if permit.key not in self._keys:
+            self._keys[permit.key] = _Key()
+            self._keys.move_to_end(permit.key, last=False)  # it had no work until now, so its turn is next
+        self._keys[permit.key].held.grow(more)
 
     def _refuse(self, reason: str) -> ApiError:
         return ApiError("overloaded", f"{reason}: try again later", retry_after=self.retry_after())

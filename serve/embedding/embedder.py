@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from serve.admission.auth import RateLimiter
 from serve.admission.batcher import Batcher, Interrupted
 from serve.admission.controller import AdmissionController
+from serve.admission.load import Load
 from serve.config import EndpointConfig
 from serve.context import RequestContext
 from serve.decoder_pool import DecoderPool, TooManyPixels
-from serve.embedding.inputs import CUT, Truncation, check_image_count, check_texts
+from serve.embedding.inputs import CUT, CheckedText, Truncation, check_image_count, check_texts
 from serve.embedding.model_client import ModelClient
 from serve.embedding.text_batch import ItemEmbedding, QueuedText, TextBatchRunner
 from serve.http.errors import RETRY_AFTER, ApiError, image_error
-from serve.lru_cache import LRUCache
+from serve.label_sets.prompts import EmbeddedPrompts, PromptCache
 from serve.rayserve.metrics import IngressMetrics
 from siglip.families import FAMILIES
 from siglip.images.decode import Decoded, ImageRejected
@@ -29,8 +30,6 @@ from siglip.scoring import Floats
 CALLS_PER_REPLICA = 2
 """Calls that an ingress has under way for each replica: one is computed while the next is ready. All other work queues
 in the ingress, which knows which clients have disconnected and which deadlines have passed."""
-
-
 LARGE = 256 * 1024
 """Characters from which a request's texts are checked in a thread, so that the event loop can serve other requests."""
 
@@ -39,7 +38,7 @@ class Embedder:
     """Turns a request's encoded images and texts into embeddings, in batches shared with other requests.
 
     It checks limits, reserves capacity for the items, charges the key's rate limit and adds up the stages' seconds in
-    the request's context. It knows no routes and no label sets.
+    the request's context. It knows no routes.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Embedder:
         decoders: DecoderPool,
         admission: AdmissionController,
         metrics: IngressMetrics,
-        prompts: LRUCache[str, Floats],
+        prompts: PromptCache,
     ) -> None:
         self._limits = config.limits
         self._client = client
@@ -91,11 +90,8 @@ class Embedder:
     async def embed_images(self, images: Sequence[bytes], params: Sequence[str], context: RequestContext) -> Floats:
         """Embed encoded images: float32 (N, D) of unit norm. `params` name the request's fields that they came from.
 
-        Raises `ApiError`, also for the first image that cannot be decoded, and `Expired`.
+        The caller has admitted them. Raises `ApiError`, also for the first image that cannot be decoded, and `Expired`.
         """
-        check_image_count(len(images), self._limits)
-        context.images += len(images)
-        self.admit(context, images=len(images))
         deadline = context.permit.deadline
         try:
             done = await self._decoders.decode(images, self._limits.pixels, deadline, context.queue_key)
@@ -115,58 +111,82 @@ class Embedder:
         pixels = [outcome.pixels for outcome in done.results if isinstance(outcome, Decoded)]
         return _stack(await self._submit(self._images, [(image, deadline) for image in pixels], context))
 
-    async def embed_texts(
-        self, texts: Sequence[str], params: Sequence[str], context: RequestContext, truncation: Truncation = CUT
-    ) -> Floats:
-        """Embed texts: float32 (N, D) of unit norm. `params` name the request's fields that they came from.
+    async def check_texts(
+        self, texts: Sequence[str], params: Sequence[str], truncation: Truncation = CUT
+    ) -> list[CheckedText]:
+        """Check texts before they are admitted. `params` name the request's fields that they came from.
 
-        Adds the texts that were cut to the context, or refuses them, as `truncation` says. Raises `ApiError` and
-        `Expired`.
+        Raises `ApiError`, also for texts with so many characters that `truncation` refuses them.
         """
         if sum(map(len, texts)) < LARGE:
             checked = check_texts(texts, params, self._limits, self._family)
         else:
             checked = await asyncio.to_thread(check_texts, texts, params, self._limits, self._family)
         longest = self._client.about.text_length
-        for text, param in zip(checked, params, strict=True):
+        for text in checked:
             if text.is_cut:
-                truncation.check(longest + 1, longest, param)
-        context.texts += len(texts)
-        self.admit(context, texts=len(texts))
-        queued = [QueuedText(text.text, context.permit.deadline) for text in checked]
+                truncation.check(longest + 1, longest, text.param)
+        return checked
+
+    async def embed_texts(
+        self, texts: Sequence[CheckedText], context: RequestContext, truncation: Truncation = CUT
+    ) -> Floats:
+        """Embed texts: float32 (N, D) of unit norm. The caller has checked and admitted them.
+
+        Adds the texts that were cut to the context, or refuses them, as `truncation` says. Raises `ApiError` and
+        `Expired`.
+        """
+        longest = self._client.about.text_length
+        queued = [QueuedText(text.text, context.permit.deadline) for text in texts]
         done = await self._submit(self._texts, queued, context)
-        for text, embedded, param in zip(checked, done, params, strict=True):
-            truncation.check(embedded.tokens, longest, param)
+        for text, embedded in zip(texts, done, strict=True):
+            truncation.check(embedded.tokens, longest, text.param)
             context.count_text(embedded.tokens, longest, text.is_cut)
         return _stack(done)
 
-    async def embed_prompts(self, prompts: Sequence[str], context: RequestContext) -> Floats:
-        """Embed prompts and cache their embeddings: float32 (N, D). The caller has admitted them.
-
-        Raises `ApiError` and `Expired`.
-        """
-        texts = [QueuedText(prompt, context.permit.deadline, keep=True) for prompt in prompts]
+    async def embed_prompts(self, prompts: Sequence[str], context: RequestContext) -> EmbeddedPrompts:
+        """Embed prompts and cache their embeddings. The caller has admitted them. Raises `ApiError` and `Expired`."""
+        texts = [QueuedText(prompt, context.permit.deadline, context.queue_key) for prompt in prompts]
         done = await self._submit(self._texts, texts, context)
-        for embedded in done:
-            context.count_text(embedded.tokens, self._client.about.text_length)
-        return _stack(done)
+        longest = self._client.about.text_length
+        context.tokens += sum(min(one.tokens, longest) for one in done)
+        return EmbeddedPrompts(_stack(done), [one.tokens > longest for one in done])
 
-    def admit(self, context: RequestContext, images: int = 0, texts: int = 0) -> None:
-        """Reserve capacity for a request's items and charge them to its key's rate limit. Raises `ApiError`."""
-        self._admission.add(context.permit, images, texts)
-        if self._rates is None or context.key is None:
-            return
-        quota = context.quotas["items"] = self._rates.check(context.key, images + texts)
-        if not quota.allowed:
+    async def admit(
+        self, context: RequestContext, images: int = 0, texts: int = 0, cached: int = 0, pairs: int = 0
+    ) -> None:
+        """Reserve capacity for all of a request's items, and charge them to its key's rate limit. Call it once.
+
+        `pairs` is the number of labels or matches in the response. `cached` is the number of texts whose embeddings are
+        cached: they need no capacity, but count for the rate limit. Waits until there is capacity. Raises `ApiError`.
+        """
+        check_image_count(images, self._limits)
+        if pairs > self._limits.pairs:
             raise ApiError(
-                "rate_limit_exceeded",
-                f"this key may send {quota.limit} images and texts a minute; come back in {quota.retry_after_s:.1f} s",
-                retry_after=quota.retry_after_s,
+                "too_many_pairs",
+                f"the response would have {pairs} labels or matches; the limit is {self._limits.pairs}: ask for fewer "
+                "(top_k), or send fewer images or texts",
             )
+        load = Load(images=images, texts=texts, pairs=pairs)
+        self._admission.check(context.permit, load)
+        if self._rates is not None and context.key is not None:
+            quota = context.quotas["items"] = self._rates.check(context.key, load.items + cached)
+            if not quota.allowed:
+                raise ApiError(
+                    "rate_limit_exceeded",
+                    f"this key may send {quota.limit} images and texts a minute; come back in "
+                    f"{quota.retry_after_s:.1f} s",
+                    retry_after=quota.retry_after_s,
+                )
+        context.images += images
+        context.texts += texts
+        start = time.monotonic()
+        await self._admission.reserve(context.permit, load)
+        context.add("admission", time.monotonic() - start)
 
     async def _submit(
         self, batcher: Batcher[Any, ItemEmbedding], items: Sequence[Any], context: RequestContext
-    ) -> Sequence[ItemEmbedding]:
+    ) -> list[ItemEmbedding]:
         """Queue items and wait for their embeddings, in order."""
         try:
             done = await batcher.submit(items, context.permit.deadline, context.queue_key)

@@ -49,10 +49,11 @@ CUT = Truncation()
 
 @dataclass(frozen=True)
 class CheckedText:
-    """A text's first characters, and whether it has more."""
+    """A text's first characters, whether it has more, and the request's field that it came from."""
 
     text: str
     is_cut: bool
+    param: str
 
 
 class ImageReader:
@@ -102,7 +103,7 @@ def check_texts(
         raise ApiError("too_many_texts", f"{len(texts)} texts; the limit is {limits.texts} in one request")
     checked = []
     for text, param in zip(texts, params, strict=True):
-        first = CheckedText(cut_characters(text), len(text) > TEXT_CHARACTERS)
+        first = CheckedText(cut_characters(text), len(text) > TEXT_CHARACTERS, param)
         check_unicode(first.text, param)
         if not family.canonicalize(first.text):
             where = f"its first {TEXT_CHARACTERS} characters" if first.is_cut else "this text"

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from serve.admission.batcher import Expired
 from serve.http.errors import RETRY_AFTER, ApiError
+from serve.label_sets.prompts import EmbeddedPrompts
 from serve.log import log
 from serve.model import Embedded, Model, ModelAbout
-from siglip.scoring import Floats
 
 OTHER_MODEL_SECONDS, OTHER_MODEL_PATIENCE = 0.25, 0.5
 """When a replica of another model responded: seconds between two tries, and seconds for which a request is retried."""
@@ -52,8 +52,8 @@ class ModelClient:
         """Embed texts within `seconds`. Raises `ApiError` and `Expired`."""
         return await self._call(partial(self._model.embed_texts, texts, seconds), OTHER_MODEL_PATIENCE)
 
-    async def embed_registered(self, prompts: Sequence[str]) -> Floats:
-        """Embed a registered label set's prompts: float32 (N, D), without a request's deadline.
+    async def embed_registered(self, prompts: Sequence[str]) -> EmbeddedPrompts:
+        """Embed a registered label set's prompts, without a request's deadline.
 
         Prompts are cut into the encoder's own text batches, so that the numbers are the same as the batch job's.
         Raises `ApiError` and `Expired`.
@@ -65,7 +65,9 @@ class ModelClient:
             )
             for start in range(0, len(prompts), size)
         ]
-        return np.concatenate([embedded.vectors for embedded in pieces])
+        longest = self.about.text_length
+        truncated = [count > longest for embedded in pieces for count in embedded.count_tokens()]
+        return EmbeddedPrompts(np.concatenate([embedded.vectors for embedded in pieces]), truncated)
 
     async def _call(self, embed: Callable[[], Awaitable[Embedded]], patience: float) -> Embedded:
         """Repeat a call for up to `patience` seconds until a replica with this ingress's weights responds.

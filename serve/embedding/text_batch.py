@@ -8,24 +8,27 @@ from dataclasses import dataclass
 
 from serve.admission.batcher import Interrupted
 from serve.embedding.model_client import ModelClient
-from serve.lru_cache import LRUCache
+from serve.label_sets.prompts import PromptCache
 from siglip.scoring import Floats
 
 
 @dataclass(frozen=True)
 class QueuedText:
-    """A text to embed, and its deadline on the clock of `time.monotonic`. With `keep` its embedding is cached."""
+    """A text to embed, and its deadline on the clock of `time.monotonic`.
+
+    If `owner` is given, its embedding is cached for this owner (see `serve.label_sets.lru_cache`).
+    """
 
     text: str
     deadline: float
-    keep: bool = False
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
 class ItemEmbedding:
     """An item's embedding (D,), and the seconds that its batch waited and ran in the replica.
 
-    `tokens` is a text's number of tokens (see `serve.model.Embedded`), 0 for an image and for a cached prompt.
+    `tokens` is a text's number of tokens (see `serve.model.Embedded`), 0 for an image.
     """
 
     vector: Floats
@@ -41,7 +44,7 @@ class TextBatchRunner:
     It shares `prompts`, the cache of prompt embeddings, with the label cache.
     """
 
-    def __init__(self, client: ModelClient, prompts: LRUCache[str, Floats]) -> None:
+    def __init__(self, client: ModelClient, prompts: PromptCache) -> None:
         self._client = client
         self._prompts = prompts
         self._in_flight: dict[str, asyncio.Future[ItemEmbedding]] = {}
@@ -54,9 +57,9 @@ class TextBatchRunner:
         for item in batch:
             if item.text in known:
                 continue
-            cached = self._prompts.get(item.text) if item.keep else None
+            cached = self._prompts.get(item.text) if item.owner is not None else None
             if cached is not None:
-                known[item.text] = ItemEmbedding(cached, 0.0, 0.0)
+                known[item.text] = ItemEmbedding(cached.vector, 0.0, 0.0, cached.tokens)
             elif item.text in self._in_flight:
                 known[item.text] = self._in_flight[item.text]
             else:
@@ -69,16 +72,15 @@ class TextBatchRunner:
             for text, embedding in known.items()
         }
         for item in batch:
-            if item.keep:
-                self._prompts.put(item.text, done[item.text].vector)
+            if item.owner is not None:
+                self._prompts.put(item.text, done[item.text].vector, done[item.text].tokens, item.owner)
         return [done[item.text] for item in batch]
 
     async def _send(self, texts: list[str], seconds: float) -> None:
         """Embed `texts` and resolve their futures, or fail all of them with the same error."""
         try:
             embedded = await self._client.embed_texts(texts, seconds)
-            counts = [0] * len(texts) if embedded.tokens is None else embedded.tokens.tolist()
-            for text, vector, count in zip(texts, embedded.vectors, counts, strict=True):
+            for text, vector, count in zip(texts, embedded.vectors, embedded.count_tokens(), strict=True):
                 self._in_flight[text].set_result(ItemEmbedding(vector, embedded.waited, embedded.ran, count))
         except BaseException as error:
             failed = error if isinstance(error, Exception) else Interrupted("the work was cancelled")

@@ -2,92 +2,125 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from serve.lru_cache import LRUCache
+from serve.label_sets.lru_cache import LRUCache
+from serve.label_sets.prompts import ENTRY_BYTES, EmbeddedPrompts, PromptCache
 from serve.model import ModelAbout
 from siglip.families import FAMILIES
-from siglip.heads import LinearHead, build_head
+from siglip.heads import LinearHead, accept_thresholds, build_head
 from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
-EmbedTexts = Callable[[Sequence[str]], Awaitable[Floats]]
-"""Texts to their embeddings, float32 (N, D) of unit norm."""
-LabelKey = tuple[tuple[str, ...], tuple[str, ...]]
-"""Label names and templates of a request, as the client wrote them."""
+EmbedPrompts = Callable[[Sequence[str]], Awaitable[EmbeddedPrompts]]
+"""Prompts to their embeddings of unit norm."""
+LabelKey = bytes
+"""A digest of a request's label names and templates, as the client wrote them."""
 
 
 @dataclass(frozen=True)
 class EmbeddedLabelSet:
-    """A label set with its linear head. Row i of the head and of `thresholds` belongs to `names[i]`.
+    """A label set with its linear head. Row i of the head, of `thresholds` and of `accepts` belongs to `names[i]`.
 
-    `digest` has the first 16 hexadecimal digits of `LabelSet.digest`.
+    `digest` has the first 16 hexadecimal digits of `LabelSet.digest`. `top_k` and `accepts`, the scores of the band
+    `accept`, are None if the label set has none. `truncated` is the number of its prompts whose ends the model did not
+    read. It does not keep the prompts.
     """
 
-    labels: LabelSet
     names: list[str]
     digest: str
     head: LinearHead
     thresholds: Floats
-    has_bands: bool
+    top_k: int | None
+    accepts: Floats | None
+    truncated: int
+
+    def count_selected(self, top_k: int | None) -> int:
+        """Return the largest number of labels that one image may get, where a request asks for `top_k`."""
+        return min(len(self.names), top_k or self.top_k or len(self.names))
+
+    def count_bytes(self) -> int:
+        """Return about how many bytes of memory this object takes."""
+        names = sum(map(sys.getsizeof, self.names)) + sys.getsizeof(self.names)
+        arrays = (self.head.vectors, self.head.gain, self.head.offset, self.thresholds)
+        return names + sum(array.nbytes for array in arrays) + 3 * ENTRY_BYTES
 
 
 class LabelCache:
     """LRU caches of prompts' embeddings and of the embedded label sets that requests bring along.
 
     `prompts` maps a prompt to its embedding, float32 (D,). `label_sets` maps a request's label names and templates to
-    the embedded label set. Each has room for `capacity` prompts or labels.
+    the embedded label set. Each has half of `capacity`, which is in bytes.
 
     A prompt is cached as soon as it is embedded, even if the request has ended by then. A client that repeats a request
     after its deadline therefore finds the prompts that were embedded so far, and label sets that overlap share prompts.
-    Finding a cached label set costs the hash of two tuples.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.prompts: LRUCache[str, Floats] = LRUCache(capacity)
-        self.label_sets: LRUCache[LabelKey, EmbeddedLabelSet] = LRUCache(capacity)
+        self.prompts = PromptCache(capacity // 2)
+        self.label_sets: LRUCache[LabelKey, EmbeddedLabelSet] = LRUCache(capacity - capacity // 2)
 
     def find_missing(self, labels: LabelSet, rule: TextRule) -> list[str]:
         """Return the prompts of a label set that are not cached, each once."""
         return [prompt for prompt in dict.fromkeys(_list_prompts(labels, rule)) if self.prompts.get(prompt) is None]
 
-    async def build(self, key: LabelKey, labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> EmbeddedLabelSet:
-        """Make an embedded label set and cache it. Only prompts that are not cached are passed to `embed`.
+    async def build(
+        self, key: LabelKey, labels: LabelSet, about: ModelAbout, embed: EmbedPrompts, owner: str
+    ) -> EmbeddedLabelSet:
+        """Make an embedded label set and cache it for `owner`. Only prompts that are not cached are passed to `embed`.
 
         `embed` caches the prompts' embeddings itself. Raises what `embed` raises.
         """
 
-        async def complete(prompts: Sequence[str]) -> Floats:
-            known = {prompt: self.prompts.get(prompt) for prompt in prompts}
-            unknown = [prompt for prompt, vector in known.items() if vector is None]
-            if unknown:
-                known.update(zip(unknown, await embed(unknown), strict=True))
-            return np.asarray([known[prompt] for prompt in prompts], np.float32)
+        async def complete(prompts: Sequence[str]) -> EmbeddedPrompts:
+            known: dict[str, tuple[Floats, bool]] = {}
+            for prompt in prompts:
+                if (cached := self.prompts.get(prompt)) is not None:
+                    known[prompt] = cached.vector, cached.tokens > about.text_length
+            if unknown := [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]:
+                embedded = await embed(unknown)
+                known.update(zip(unknown, zip(embedded.vectors, embedded.truncated, strict=True), strict=True))
+            rows = [known[prompt] for prompt in prompts]
+            return EmbeddedPrompts(np.asarray([row[0] for row in rows], np.float32), [row[1] for row in rows])
 
         label_set = await embed_label_set(labels, about, complete)
-        self.label_sets.put(key, label_set, len(label_set.names))
+        self.label_sets.put(key, label_set, label_set.count_bytes(), owner)
         return label_set
 
 
-async def embed_label_set(labels: LabelSet, about: ModelAbout, embed: EmbedTexts) -> EmbeddedLabelSet:
+def make_key(names: Sequence[str], templates: Sequence[str]) -> LabelKey:
+    """Return the cache's key of a request's label names and templates, which must be valid Unicode."""
+    digest = hashlib.blake2b(digest_size=32)
+    for texts in (names, templates):
+        digest.update(b"%d;" % len(texts))
+        for text in texts:
+            encoded = text.encode()
+            digest.update(b"%d:" % len(encoded) + encoded)
+    return digest.digest()
+
+
+async def embed_label_set(labels: LabelSet, about: ModelAbout, embed: EmbedPrompts) -> EmbeddedLabelSet:
     """Embed a label set's prompts, average them per label, and make the linear head.
 
     Raises `siglip.labels.LabelError` if a linear probe of the label set belongs to another model.
     """
     rule = FAMILIES[about.family]
     prompts = _list_prompts(labels, rule)
-    vectors = await embed(prompts) if prompts else np.zeros((0, about.width), np.float32)
-    texts = average_prompts(vectors, [len(group) for group in labels.prompts(rule)])
+    embedded = await embed(prompts) if prompts else EmbeddedPrompts(np.zeros((0, about.width), np.float32), [])
+    texts = average_prompts(embedded.vectors, [len(group) for group in labels.prompts(rule)])
     return EmbeddedLabelSet(
-        labels,
         labels.label_names(),
         labels.digest(rule)[:16],
         build_head(labels, texts, about.scale, about.weights),
         np.asarray(labels.thresholds(), np.float32),
-        labels.has_bands(),
+        labels.top_k,
+        accept_thresholds(labels) if labels.has_bands() else None,
+        sum(embedded.truncated),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from serve.admission.batcher import Expired
 from serve.config import EndpointConfig
@@ -14,14 +15,43 @@ from serve.embedding.inputs import check_labels
 from serve.embedding.model_client import ModelClient
 from serve.http.errors import ApiError
 from serve.http.quoting import quote
-from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, LabelKey, embed_label_set
+from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, LabelKey, embed_label_set, make_key
 from serve.label_sets.files import REREAD_SECONDS, LabelFiles
 from serve.log import log
 from serve.rayserve.metrics import IngressMetrics
 from serve.schemas import LabelQuery
 from siglip.families import FAMILIES
 from siglip.labels import DEFAULT_TEMPLATE, LabelSet
-from siglip.scoring import Floats
+
+
+@dataclass(frozen=True)
+class RegisteredLabelSet:
+    """A label set of the configuration, and the same embedded."""
+
+    labels: LabelSet
+    embedded: EmbeddedLabelSet
+
+
+@dataclass(frozen=True)
+class FoundLabels:
+    """A query's label set: `embedded`, or the `labels` to embed, which are to be cached under `key`.
+
+    `missing` is the number of its prompts that have to be embedded, and `cached` the number of those that are cached.
+    Both are 0 for a registered label set.
+    """
+
+    embedded: EmbeddedLabelSet | None
+    key: LabelKey = b""
+    labels: LabelSet | None = None
+    missing: int = 0
+    cached: int = 0
+
+    def count_selected(self, top_k: int | None) -> int:
+        """Return the largest number of labels that one image may get, where a request asks for `top_k`."""
+        if self.embedded is not None:
+            return self.embedded.count_selected(top_k)
+        assert self.labels is not None
+        return min(len(self.labels.names), top_k or len(self.labels.names))
 
 
 class LabelSetRegistry:
@@ -38,7 +68,7 @@ class LabelSetRegistry:
         cache: LabelCache,
         metrics: IngressMetrics,
     ) -> None:
-        self.registered: dict[str, EmbeddedLabelSet] = {}
+        self.registered: dict[str, RegisteredLabelSet] = {}
         self._config = config
         self._client = client
         self._family = FAMILIES[client.about.family]
@@ -80,22 +110,44 @@ class LabelSetRegistry:
                 self._files.mark_seen(name, content)
                 log.info("label set %s: read again, with %d labels", name, len(labels.names))
 
-    async def find(self, query: LabelQuery, context: RequestContext) -> EmbeddedLabelSet:
-        """Return the embedded label set of a query: registered, cached, or embedded now.
-
-        Sets the context's `labels_digest`. Raises `ApiError` and `Expired`.
-        """
+    def find(self, query: LabelQuery) -> FoundLabels:
+        """Find the label set of a query: registered, cached, or still to be embedded (`embed`). Raises `ApiError`."""
         if (query.labels is None) == (query.label_set is None):
             raise ApiError("invalid_request", "give exactly one of labels and label_set", param="labels")
         if query.labels is None:
-            found = self._find_registered(query)
-        else:
-            key = (tuple(query.labels), tuple(query.templates or (DEFAULT_TEMPLATE,)))
-            cached = self._cache.label_sets.get(key)
-            self._metrics.count_lookup(cached is not None)
-            found = cached or await self._embed_new(key, context)
-        context.labels_digest = found.digest
-        return found
+            return FoundLabels(self._find_registered(query))
+        names, templates = query.labels, query.templates or (DEFAULT_TEMPLATE,)
+        check_labels(names, templates, self._config.limits)
+        key = make_key(names, templates)
+        prompts = len(names) * len(templates)
+        cached = self._cache.label_sets.get(key)
+        self._metrics.count_lookup(cached is not None)
+        if cached is not None:
+            return FoundLabels(cached, cached=prompts)
+        try:
+            labels = LabelSet(names=tuple(names), templates=tuple(templates), threshold=0.0, top_k=None)
+            labels.check(self._family)
+        except ValueError as error:
+            raise ApiError("invalid_request", _first_message(error), param="labels") from None
+        missing = len(self._cache.find_missing(labels, self._family))
+        return FoundLabels(None, key, labels, missing, prompts - missing)
+
+    async def embed(self, found: FoundLabels, context: RequestContext) -> EmbeddedLabelSet:
+        """Return the embedded label set that was found, or embed and cache it. The caller has admitted its prompts.
+
+        Sets the context's `labels_digest`. Raises `ApiError` and `Expired`.
+        """
+        label_set = found.embedded
+        if label_set is None:
+            start = time.monotonic()
+            embed = partial(self._embedder.embed_prompts, context=context)
+            assert found.labels is not None
+            owner = context.queue_key
+            label_set = await self._cache.build(found.key, found.labels, self._client.about, embed, owner)
+            context.add("labels", time.monotonic() - start)
+        context.labels_digest = label_set.digest
+        context.truncated += label_set.truncated
+        return label_set
 
     def _find_registered(self, query: LabelQuery) -> EmbeddedLabelSet:
         if query.templates is not None:
@@ -110,31 +162,11 @@ class LabelSetRegistry:
             message = f"no label set {quote(query.label_set or '')} (known: {known})"
             raise ApiError("label_set_not_found", message, param="label_set")
         self._metrics.count_lookup(True)
-        return found
+        return found.embedded
 
-    async def _embed_new(self, key: LabelKey, context: RequestContext) -> EmbeddedLabelSet:
-        """Embed a request's own labels and cache them. `key` has the label names and the templates."""
-        names, templates = key
-        check_labels(names, templates, self._config.limits)
-        try:
-            labels = LabelSet(names=names, templates=templates, threshold=0.0, top_k=None)
-            labels.check(self._family)
-        except ValueError as error:
-            raise ApiError("invalid_request", _first_message(error), param="labels") from None
-        count = len(self._cache.find_missing(labels, self._family))
-        context.texts += count
-        self._embedder.admit(context, texts=count)
-
-        async def embed(prompts: Sequence[str]) -> Floats:
-            return await self._embedder.embed_prompts(prompts, context)
-
-        start = time.monotonic()
-        label_set = await self._cache.build(key, labels, self._client.about, embed)
-        context.add("labels", time.monotonic() - start)
-        return label_set
-
-    async def _embed(self, labels: LabelSet) -> EmbeddedLabelSet:
-        return await embed_label_set(labels, self._client.about, self._client.embed_registered)
+    async def _embed(self, labels: LabelSet) -> RegisteredLabelSet:
+        embedded = await embed_label_set(labels, self._client.about, self._client.embed_registered)
+        return RegisteredLabelSet(labels, embedded)
 
 
 def _first_message(error: Exception) -> str:

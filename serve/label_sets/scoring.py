@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from serve.context import RequestContext
+from serve.http.json_response import LongList
 from serve.label_sets.cache import EmbeddedLabelSet
-from serve.schemas import LabelQuery, LabelScore
+from serve.schemas import LabelQuery
+from serve.worker import WorkerThread
 from siglip.heads import name_bands
-from siglip.scoring import Floats, select, softmax
+from siglip.scoring import Floats, Selection, select, softmax
+
+STEP_PRODUCTS = 2**22
+"""Multiplications in one step of scoring: about two milliseconds."""
 
 
-def score_labels(vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery) -> list[list[LabelScore]]:
-    """Score image embeddings (N, D): the labels and scores of each image, best first.
+class ScoredImages:
+    """The selected labels of a request's images, best first.
+
+    `labels` has a list for each image: its labels as `serve.schemas.LabelScore` describes them.
+    """
+
+    def __init__(self, selections: list[Selection], names: list[str], accepts: Floats | None) -> None:
+        self._names = names
+        self._accepts = accepts
+        rows = (row for selection in selections for row in selection.rows())
+        self.labels = [
+            LongList(len(indices), 2, partial(self._list_labels, indices, scores)) for indices, scores in rows
+        ]
+
+    def _list_labels(self, indices: NDArray[np.intp], scores: Floats, start: int, stop: int) -> list[dict[str, Any]]:
+        names = self._names
+        chosen, kept = indices[start:stop].tolist(), scores[start:stop]
+        found = [{"label": names[index], "score": score} for index, score in zip(chosen, kept, strict=True)]
+        if self._accepts is not None:
+            for one, band in zip(found, name_bands(chosen, kept, self._accepts).tolist(), strict=True):
+                one["band"] = band
+        return found
+
+
+async def score_labels(
+    vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery, worker: WorkerThread, context: RequestContext
+) -> ScoredImages:
+    """Score image embeddings (N, D), in the worker thread if that takes more than one step.
 
     These are the batch job's scores. Thresholds and bands of the label set hold for its sigmoid scores only, so softmax
-    scores have neither.
+    scores have neither. Raises `ApiError` and `serve.admission.batcher.Expired`.
     """
     use_softmax = query.activation == "softmax"
-    scores = softmax(label_set.head.logits(vectors)) if use_softmax else label_set.head.scores(vectors)
     thresholds = np.zeros(len(label_set.names), np.float32) if use_softmax else label_set.thresholds
     if query.threshold is not None:
         thresholds = np.full(len(label_set.names), query.threshold, np.float32)
-    with_bands = label_set.has_bands and not use_softmax
-    images = []
-    for indices, kept in select(scores, thresholds, query.top_k or label_set.labels.top_k).rows():
-        bands = name_bands(indices, kept, label_set.labels).tolist() if with_bands else repeat(None)
-        rows = zip(indices, kept.tolist(), bands, strict=False)
-        images.append([LabelScore(label=label_set.names[i], score=score, band=band) for i, score, band in rows])
-    return images
+    top_k = query.top_k or label_set.top_k
+
+    def score(start: int, stop: int) -> Selection:
+        head, some = label_set.head, vectors[start:stop]
+        return select(softmax(head.logits(some)) if use_softmax else head.scores(some), thresholds, top_k)
+
+    if len(vectors) * label_set.head.vectors.size <= STEP_PRODUCTS:
+        selections = [score(0, len(vectors))]
+    else:
+        rows = max(1, STEP_PRODUCTS // label_set.head.vectors.size)
+        steps = [partial(score, start, start + rows) for start in range(0, len(vectors), rows)]
+        selections = await worker.run(steps, context)
+    return ScoredImages(selections, label_set.names, None if use_softmax else label_set.accepts)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field
+from starlette.responses import Response
 
 from serve.http.errors import ApiError
-from serve.http.responses import PydanticResponse, context_of, documented
+from serve.http.json_response import LongList, make_response
+from serve.http.responses import context_of, documented
 from serve.routes.inputs import EmbeddingInput, embed_inputs, encode_vector, read_image_url
 from serve.schemas import BOUNDED, EXAMPLE_PNG, Fingerprint, ImageUrl, Lenient, ResponseModel, Strings
 from serve.service import Service
@@ -73,7 +76,7 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
     """Register the routes."""
 
     @app.post("/v2/embed", response_model=CohereResponse, responses=documented(400, 404), tags=["other clients"])
-    async def embed(body: CohereRequest, request: Request) -> PydanticResponse:
+    async def embed(body: CohereRequest, request: Request) -> Response:
         """Embed texts or images for `cohere.ClientV2(base_url=URL).embed`.
 
         `input_type` and `truncate` have no effect, because SigLIP has no such settings.
@@ -82,20 +85,23 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
         service.check_model(body.model)
         service.check_dimensions(body.output_dimension, "output_dimension")
         vectors = await embed_inputs(_list_inputs(body), service, context)
-        embeddings = {kind: encode_vectors(vectors, kind) for kind in dict.fromkeys(body.embedding_types)}
+        embeddings = {
+            kind: LongList(len(vectors), vectors.shape[1], partial(encode_rows, vectors, kind))
+            for kind in dict.fromkeys(body.embedding_types)
+        }
         usage = service.usage(context)
-        return PydanticResponse(
-            CohereResponse(
-                id=context.request_id,
-                embeddings=embeddings,
-                texts=body.texts or [],
-                meta={
-                    "api_version": {"version": "2"},
-                    "billed_units": {"input_tokens": usage.prompt_tokens, "images": usage.images},
-                },
-                fingerprint=service.fingerprint(),
-            )
-        )
+        content = {
+            "response_type": "embeddings_by_type",
+            "id": context.request_id,
+            "embeddings": embeddings,
+            "texts": body.texts or [],
+            "meta": {
+                "api_version": {"version": "2"},
+                "billed_units": {"input_tokens": usage.prompt_tokens, "images": usage.images},
+            },
+            "fingerprint": service.fingerprint().model_dump(),
+        }
+        return await make_response(content, service, context)
 
 
 def encode_vectors(vectors: Floats, kind: EmbeddingType) -> list[Any]:
@@ -110,16 +116,20 @@ def encode_vectors(vectors: Floats, kind: EmbeddingType) -> list[Any]:
       SigLIP's is.
     """
     if kind == "float":
-        rows: list[Any] = vectors.tolist()
-        return rows
+        return list(vectors)
     if kind == "base64":
         return [encode_vector(vector) for vector in vectors]
     if kind in ("int8", "uint8"):
         largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-12)
-        levels = np.rint(vectors / largest * 127).astype(int)
-        return list((levels + 128 * (kind == "uint8")).tolist())
-    bits = np.packbits(vectors > 0, axis=1).astype(int)
-    return list((bits - 128 * (kind == "binary")).tolist())
+        levels = np.rint(vectors / largest * 127).astype(np.int32)
+        return list(levels + 128 * (kind == "uint8"))
+    bits = np.packbits(vectors > 0, axis=1).astype(np.int32)
+    return list(bits - 128 * (kind == "binary"))
+
+
+def encode_rows(vectors: Floats, kind: EmbeddingType, start: int, stop: int) -> list[Any]:
+    """Encode the embeddings from `start` to `stop`: see `encode_vectors`."""
+    return encode_vectors(vectors[start:stop], kind)
 
 
 def _list_inputs(body: CohereRequest) -> list[EmbeddingInput]:

@@ -11,13 +11,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, RootModel
+from starlette.responses import Response
 
 from serve.context import RequestContext
 from serve.http.errors import ApiError
 from serve.http.json_body import read_json
+from serve.http.json_response import make_response
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.label_sets.scoring import score_labels
+from serve.routes.inputs import EmbeddingInput, embed_classification, embed_inputs, list_vectors
 from serve.schemas import EXAMPLE_PNG, LabelQuery, LabelScore, Lenient, NonEmptyStrings, ResponseModel, Strings
 from serve.service import Service
 from siglip.labels import DEFAULT_TEMPLATE
@@ -100,7 +103,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(HuggingFaceRequest, **{ANY_IMAGE: IMAGE_BODY}),
         tags=["other clients"],
     )
-    async def infer(request: Request) -> PydanticResponse:
+    async def infer(request: Request) -> Response:
         """Classify an image or embed texts for `huggingface_hub.InferenceClient(model=URL)`.
 
         Its `zero_shot_image_classification` returns every label's score, its `feature_extraction` returns embeddings.
@@ -125,7 +128,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         return await classify(image, "inputs", parameters, context)
 
     @app.post("/embed", response_model=Vectors, responses=documented(400), tags=["other clients"])
-    async def embed(body: TeiRequest, request: Request) -> PydanticResponse:
+    async def embed(body: TeiRequest, request: Request) -> Response:
         """Embed texts for clients of Text Embeddings Inference."""
         check_embedding_options(service, body)
         return await embed_texts(body.inputs, context_of(request))
@@ -147,28 +150,29 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             )
         )
 
-    async def embed_texts(inputs: str | list[str], context: RequestContext) -> PydanticResponse:
+    async def embed_texts(inputs: str | list[str], context: RequestContext) -> Response:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not texts:
             raise ApiError("invalid_request", "inputs: nothing to embed", param="inputs")
-        vectors = await service.embedder.embed_texts(texts, [f"inputs.{n}" for n in range(len(texts))], context)
-        return PydanticResponse(Vectors(vectors.tolist()))
+        items = [EmbeddingInput("text", text, f"inputs.{n}") for n, text in enumerate(texts)]
+        return await make_response(list_vectors(await embed_inputs(items, service, context)), service, context)
 
     async def classify(
         image: bytes, param: str, parameters: HuggingFaceParameters, context: RequestContext
-    ) -> PydanticResponse:
+    ) -> Response:
         """The scores of an image or, without labels, its embedding."""
         labels = parameters.labels()
         if labels is None:
-            return PydanticResponse(Vectors((await service.embedder.embed_images([image], [param], context)).tolist()))
+            vectors = await embed_inputs([EmbeddingInput("image", image, param)], service, context)
+            return await make_response(list_vectors(vectors), service, context)
         if not labels:
             raise ApiError(
                 "invalid_request", "candidate_labels: no label in the list", param="parameters.candidate_labels"
             )
         query = LabelQuery(labels=labels, templates=[parameters.hypothesis_template or DEFAULT_TEMPLATE])
-        label_set = await service.label_sets.find(query, context)
-        [row] = score_labels(await service.embedder.embed_images([image], [param], context), label_set, query)
-        return PydanticResponse(Scores(row))
+        label_set, vectors = await embed_classification([image], [param], query, service, context)
+        [scores] = (await score_labels(vectors, label_set, query, service.worker, context)).labels
+        return await make_response(scores, service, context)
 
 
 def check_embedding_options(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 
 from serve.context import RequestContext
 from serve.http.errors import ApiError
-from serve.schemas import ImageUrl
+from serve.http.json_response import LongList
+from serve.label_sets.cache import EmbeddedLabelSet
+from serve.schemas import ImageUrl, LabelQuery
 from serve.service import Service
 from siglip.scoring import Floats
 
@@ -33,20 +35,42 @@ async def embed_inputs(inputs: Sequence[EmbeddingInput], service: Service, conte
     vectors = np.zeros((len(inputs), service.about.width), np.float32)
     texts = [n for n, item in enumerate(inputs) if item.kind == "text"]
     images = [n for n, item in enumerate(inputs) if item.kind == "image"]
+    checked = await service.embedder.check_texts(
+        [str(inputs[n].value) for n in texts], [inputs[n].param for n in texts]
+    )
+    encoded = await _read_images([inputs[n] for n in images], service, context)
+    await service.embedder.admit(context, images=len(images), texts=len(texts))
     if texts:
-        params = [inputs[n].param for n in texts]
-        vectors[texts] = await service.embedder.embed_texts([str(inputs[n].value) for n in texts], params, context)
+        vectors[texts] = await service.embedder.embed_texts(checked, context)
     if images:
-        vectors[images] = await _embed_images([inputs[n] for n in images], service, context)
+        vectors[images] = await service.embedder.embed_images(encoded, [inputs[n].param for n in images], context)
     return vectors
 
 
-async def _embed_images(images: Sequence[EmbeddingInput], service: Service, context: RequestContext) -> Floats:
+async def _read_images(images: Sequence[EmbeddingInput], service: Service, context: RequestContext) -> list[bytes]:
     strings = [(item.value, item.param) for item in images if isinstance(item.value, str)]
     values, params = [value for value, _ in strings], [param for _, param in strings]
     read = iter(await service.image_reader.read(values, params, context))
-    encoded = [item.value if isinstance(item.value, bytes) else next(read) for item in images]
-    return await service.embedder.embed_images(encoded, [item.param for item in images], context)
+    return [item.value if isinstance(item.value, bytes) else next(read) for item in images]
+
+
+async def embed_classification(
+    images: Sequence[bytes], params: Sequence[str], query: LabelQuery, service: Service, context: RequestContext
+) -> tuple[EmbeddedLabelSet, Floats]:
+    """Find or embed the label set of a query, and embed encoded images: the label set, and float32 (N, D).
+
+    Raises `ApiError` and `serve.admission.batcher.Expired`.
+    """
+    found = service.label_sets.find(query)
+    pairs = len(images) * found.count_selected(query.top_k)
+    await service.embedder.admit(context, images=len(images), texts=found.missing, cached=found.cached, pairs=pairs)
+    label_set = await service.label_sets.embed(found, context)
+    return label_set, await service.embedder.embed_images(images, params, context)
+
+
+def list_vectors(vectors: Floats) -> LongList:
+    """Embeddings (N, D) as a JSON list of lists of numbers."""
+    return LongList(len(vectors), vectors.shape[1], lambda start, stop: list(vectors[start:stop]))
 
 
 def encode_vector(vector: Floats) -> str:

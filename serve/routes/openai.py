@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Discriminator, Field, Tag
+from starlette.responses import Response
 
 from serve.fetch.images import is_data_uri
 from serve.http.errors import ApiError
 from serve.http.json_body import read_json
+from serve.http.json_response import LongList, make_response
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.routes.inputs import EmbeddingInput, embed_inputs, encode_vector, read_image_url
@@ -176,7 +178,7 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(EmbeddingRequest, **{ANY_IMAGE: IMAGE_BODY, "multipart/form-data": _FORM_SCHEMA}),
         tags=["embeddings"],
     )
-    async def create_embeddings(request: Request) -> PydanticResponse:
+    async def create_embeddings(request: Request) -> Response:
         """Embed texts and images into one space.
 
         Embeddings have unit norm, so their dot product is their cosine. The body may also be an image file, with
@@ -187,17 +189,25 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         service.check_model(model)
         vectors = await embed_inputs(inputs, service, context)
         as_base64 = encoding == "base64"
-        return PydanticResponse(
-            EmbeddingResponse(
-                model=service.name,
-                data=[
-                    EmbeddingItem(index=index, embedding=encode_vector(vector) if as_base64 else vector.tolist())
-                    for index, vector in enumerate(vectors)
-                ],
-                usage=service.usage(context),
-                fingerprint=service.fingerprint(),
-            )
-        )
+
+        def list_items(start: int, stop: int) -> list[dict[str, Any]]:
+            return [
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": encode_vector(vectors[index]) if as_base64 else vectors[index],
+                }
+                for index in range(start, stop)
+            ]
+
+        content = {
+            "object": "list",
+            "model": service.name,
+            "data": LongList(len(vectors), vectors.shape[1], list_items),
+            "usage": service.usage(context).model_dump(),
+            "fingerprint": service.fingerprint().model_dump(),
+        }
+        return await make_response(content, service, context)
 
     @app.get("/models", include_in_schema=False)
     @app.get("/v1/models", response_model=ModelList, responses=documented(), tags=["models"])

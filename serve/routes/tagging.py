@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, QueryParams
+from starlette.responses import Response
 
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.json_body import read_json
+from serve.http.json_response import LongList, make_response
 from serve.http.responses import PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.http.validation import describe_validation
 from serve.label_sets.scoring import score_labels
+from serve.routes.inputs import embed_classification
 from serve.schemas import (
     EXAMPLE_PNG,
     IMAGE_HELP,
@@ -29,7 +33,7 @@ from serve.schemas import (
 )
 from serve.service import Service
 from siglip.label_text.values import Count
-from siglip.scoring import Floats, score_pairs, sigmoid
+from siglip.scoring import Floats, Scale, score_pairs, sigmoid
 
 _MANY = ("labels", "templates")
 """Fields of a form or a query that may be repeated."""
@@ -157,7 +161,7 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body_of(ClassifyRequest, **{"multipart/form-data": _FORM_SCHEMA}),
         tags=["classification"],
     )
-    async def classify(request: Request) -> PydanticResponse:
+    async def classify(request: Request) -> Response:
         """Score labels for one or several images.
 
         Scores are probabilities. They are independent of each other unless `activation` is softmax. They are usually
@@ -168,46 +172,51 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         service.check_model(model)
         if sources:
             images = await service.image_reader.read(sources, params, context)
-        label_set = await service.label_sets.find(query, context)
-        vectors = await service.embedder.embed_images(images, params, context)
-        return PydanticResponse(
-            ClassifyResponse(
-                model=service.name,
-                label_set=query.label_set,
-                data=[
-                    Classification(index=index, labels=row)
-                    for index, row in enumerate(score_labels(vectors, label_set, query))
-                ],
-                usage=service.usage(context),
-                fingerprint=service.fingerprint(label_set.digest),
-            )
-        )
+        label_set, vectors = await embed_classification(images, params, query, service, context)
+        scored = await score_labels(vectors, label_set, query, service.worker, context)
+        content = {
+            "object": "list",
+            "model": service.name,
+            "label_set": query.label_set,
+            "data": [
+                {"object": "classification", "index": index, "labels": labels}
+                for index, labels in enumerate(scored.labels)
+            ],
+            "usage": service.usage(context).model_dump(),
+            "fingerprint": service.fingerprint(label_set.digest).model_dump(),
+        }
+        return await make_response(content, service, context)
 
     @app.post(
         "/v1/similarity", response_model=SimilarityResponse, responses=documented(400, 404), tags=["classification"]
     )
-    async def compare(body: SimilarityRequest, request: Request) -> PydanticResponse:
+    async def compare(body: SimilarityRequest, request: Request) -> Response:
         """Rank images for each text, and texts for each image.
 
         Texts are embedded without a template.
         """
         context = context_of(request)
         service.check_model(body.model)
+        checked = await service.embedder.check_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))])
         params = [f"images.{n}" for n in range(len(body.images))]
         data = await service.image_reader.read(body.images, params, context)
-        texts = await service.embedder.embed_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))], context)
+        text_count, image_count = len(body.texts), len(data)
+        pairs = text_count * min(image_count, body.top_k or image_count)
+        pairs += image_count * min(text_count, body.top_k or text_count)
+        await service.embedder.admit(context, images=image_count, texts=text_count, pairs=pairs)
+        texts = await service.embedder.embed_texts(checked, context)
         images = await service.embedder.embed_images(data, params, context)
-        cosines = texts @ images.T
-        scores = sigmoid(score_pairs(texts, images, service.about.scale))
-        return PydanticResponse(
-            SimilarityResponse(
-                model=service.name,
-                texts=rank_pairs(cosines, scores, body.top_k),
-                images=rank_pairs(cosines.T, scores.T, body.top_k),
-                usage=service.usage(context),
-                fingerprint=service.fingerprint(),
-            )
-        )
+        step = partial(rank_pairs, texts, images, service.about.scale, body.top_k)
+        [(by_text, by_image)] = await service.worker.run([step], context)
+        content = {
+            "object": "similarity",
+            "model": service.name,
+            "texts": by_text,
+            "images": by_image,
+            "usage": service.usage(context).model_dump(),
+            "fingerprint": service.fingerprint().model_dump(),
+        }
+        return await make_response(content, service, context)
 
     @app.get("/v1/label-sets", response_model=LabelSetList, responses=documented(), tags=["classification"])
     async def list_label_sets() -> PydanticResponse:
@@ -217,34 +226,46 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
                 data=[
                     LabelSetCard(
                         id=name,
-                        labels=label_set.names,
-                        templates=list(label_set.labels.templates),
-                        threshold=label_set.labels.threshold,
-                        top_k=label_set.labels.top_k,
-                        fingerprint=service.fingerprint(label_set.digest),
+                        labels=one.embedded.names,
+                        templates=list(one.labels.templates),
+                        threshold=one.labels.threshold,
+                        top_k=one.labels.top_k,
+                        fingerprint=service.fingerprint(one.embedded.digest),
                     )
-                    for name, label_set in service.label_sets.registered.items()
+                    for name, one in service.label_sets.registered.items()
                 ]
             )
         )
 
 
-def rank_pairs(cosines: Floats, scores: Floats, top_k: int | None) -> list[Ranking]:
-    """For each row of `cosines` (Q, C), its `top_k` best columns, best first. Equal cosines keep the columns' order.
+def rank_pairs(texts: Floats, images: Floats, scale: Scale, top_k: int | None) -> tuple[LongList, LongList]:
+    """Rank the images for each of the texts (T, D), and the texts for each of the images (I, D), best first.
 
-    `scores` has the shape of `cosines`; None for `top_k` is all columns.
+    Each has at most `top_k` matches; None is all. Equal cosines keep the order of the request. The elements of the
+    lists are what `Ranking` describes.
     """
+    cosines = texts @ images.T
+    scores = sigmoid(score_pairs(texts, images, scale))
+    return _rank(cosines, scores, top_k), _rank(cosines.T, scores.T, top_k)
+
+
+def _rank(cosines: Floats, scores: Floats, top_k: int | None) -> LongList:
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
-    return [
-        Ranking(
-            index=row,
-            matches=[
-                Match(index=int(column), cosine=float(cosines[row, column]), score=float(scores[row, column]))
-                for column in columns
-            ],
-        )
-        for row, columns in enumerate(order)
-    ]
+    best = np.take_along_axis(cosines, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+    def list_rankings(start: int, stop: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": row,
+                "matches": [
+                    {"index": index, "cosine": cosine, "score": score}
+                    for index, cosine, score in zip(order[row].tolist(), best[0][row], best[1][row], strict=True)
+                ],
+            }
+            for row in range(start, stop)
+        ]
+
+    return LongList(len(order), 3 * order.shape[1], list_rankings)
 
 
 Parsed = tuple[LabelQuery, str | None, list[str], list[bytes], list[str]]

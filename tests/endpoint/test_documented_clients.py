@@ -93,7 +93,7 @@ def test_the_openai_client_reports_the_rate_limit_and_retries_an_overloaded_serv
                 without_retries.embeddings.create(model="tiny", input="a")
         assert int(limited.value.response.headers["retry-after"]) <= 60
     with run_endpoint(make_config()) as running:
-        controller, limit = running.service.admission, running.service.config.limits.in_flight
+        controller, limit = running.service.admission, running.service.config.limits.requests
         controller.in_flight.requests += limit
         refused = 0
         retry_after = controller.retry_after

@@ -32,7 +32,7 @@ from serve.rayserve.haproxy import PEER
 from sightline.demo.shapes import LABELS
 from sightline.progress import RunProgress
 from siglip.checkpoint import pin_model
-from siglip.heads import build_head, name_bands, tag_embeddings
+from siglip.heads import accept_thresholds, build_head, name_bands, tag_embeddings
 from siglip.images.decode import REASONS
 from siglip.labels import LabelSet, Probe
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
@@ -348,7 +348,7 @@ def test_bands_groups_calibrations_and_probes_give_the_batch_jobs_results(endpoi
             [response] = second.post("/v1/classify", {"image": uri, "label_set": "full"}).json()["data"]
             [embedding] = second.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
             chosen = tag_embeddings(np.asarray([embedding["embedding"]], np.float32), labels, head)
-            bands = name_bands(chosen.labels, chosen.scores, labels).tolist()
+            bands = name_bands(chosen.labels, chosen.scores, accept_thresholds(labels)).tolist()
             assert [(one["label"], one["band"]) for one in response["labels"]] == [
                 (labels.names[i].name, band) for i, band in zip(chosen.labels, bands, strict=True)
             ]
@@ -401,7 +401,7 @@ def test_the_prompts_of_a_label_set_are_embedded_once(endpoint: Endpoint) -> Non
 
 
 def test_the_cache_of_prompts_has_a_limited_size() -> None:
-    with run_endpoint(make_config(limits={"cached_prompts": 5})) as running:
+    with run_endpoint(make_config(limits={"label_cache_bytes": 12_000})) as running:
         tokens = []
         for labels in ("abc", "abc", "def", "abc", "abc"):  # five prompts fit: "def" evicts one prompt of "abc"
             response = running.post("/v1/classify", {"image": PNG, "labels": list(labels)})
@@ -532,7 +532,7 @@ def test_behind_haproxy_the_client_must_connect_to_haproxy_from_loopback() -> No
 
 
 def test_requests_beyond_a_full_queue_get_429_and_the_others_succeed(endpoint: Endpoint) -> None:
-    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8, "cached_prompts": 9}
+    limits = {"requests": 4}
     release = threading.Event()
     with run_endpoint(make_config(limits=limits)) as running:
         forward = running.model.actor.encoder._forward
@@ -547,9 +547,9 @@ def test_requests_beyond_a_full_queue_get_429_and_the_others_succeed(endpoint: E
             for thread in threads:
                 thread.start()
             deadline = time.monotonic() + 60
-            while running.service.admission.in_flight.items < 8 and time.monotonic() < deadline:
+            while running.service.admission.in_flight.requests < 4 and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert running.service.admission.in_flight.items == 8, "four requests of two items are in flight"
+            assert running.service.admission.in_flight.requests == 4
             for _ in range(20):
                 classify()
         finally:

@@ -169,11 +169,11 @@ def test_a_seed_determines_the_random_weights(tmp_path: Path) -> None:
 def test_select_and_the_activations_give_the_expected_values() -> None:
     scores = np.array([[0.9, 0.2, 0.6, 0.6], [0.1, 0.1, 0.1, 0.1]], np.float32)
     chosen = select(scores, 0.5, 2)
-    assert [row for row, _ in chosen.rows()] == [[0, 2], []]
+    assert [row.tolist() for row, _ in chosen.rows()] == [[0, 2], []]
     np.testing.assert_allclose(chosen.scores, [0.9, 0.6])
     # A label over its own lower threshold is kept, also when labels with higher scores fail their thresholds.
     chosen = select(scores, np.array([0.95, 0.1, 0.7, 0.1], np.float32), 1)
-    assert [row for row, _ in chosen.rows()] == [[3], [1]]
+    assert [row.tolist() for row, _ in chosen.rows()] == [[3], [1]]
     logits = score_pairs(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), Scale(10, -5))
     np.testing.assert_allclose(logits, [[5, -5], [-5, 5]])
     np.testing.assert_allclose(softmax(logits).sum(axis=1), 1)

@@ -205,7 +205,7 @@ def test_an_update_under_load_fails_no_request(served: str) -> None:
 
 
 def test_overload_is_refused_and_ends(served: str) -> None:
-    limits = {"images": 1, "texts": 1, "labels": 2, "in_flight": 8}
+    limits = {"requests": 4}
     rayserve.run(build(make_config(limits=limits, **REPLICAS)), name="sightline")
     with httpx.Client(base_url=served, timeout=60) as client:
         calm = [client.post("/v1/classify", json=BODY).elapsed.total_seconds() for _ in range(10)]

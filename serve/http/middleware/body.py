@@ -9,7 +9,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.admission.controller import AdmissionController, Permit
+from serve.admission.controller import AdmissionController
+from serve.admission.load import Permit
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.middleware.error_envelope import ClientGone

@@ -8,7 +8,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.admission.controller import Permit
+from serve.admission.load import Permit
 from serve.context import RequestContext
 
 REQUEST_ID = "x-request-id"

@@ -9,10 +9,7 @@ import time
 import pytest
 
 from serve.admission.batcher import Batcher, Expired, Interrupted
-from serve.admission.controller import AdmissionController, Load
 from serve.admission.service_time import ServiceTime
-from serve.config import EndpointLimits
-from serve.http.errors import ApiError
 
 LATER = float("inf")
 
@@ -306,104 +303,6 @@ def test_runners_have_a_context_of_their_own() -> None:
 
     asyncio.run(scenario())
     assert seen == ["none"]
-
-
-def limits(**changes: float) -> EndpointLimits:
-    return EndpointLimits.model_validate({"images": 4, "texts": 4, "labels": 4, "in_flight": 20, **changes})
-
-
-def measured(seconds_per_item: float) -> ServiceTime:
-    service_time = ServiceTime()
-    service_time._batches.append((seconds_per_item, 1))
-    return service_time
-
-
-def test_admission_counts_items_and_releases_them() -> None:
-    controller = AdmissionController(limits())
-    with controller.admit(10) as first:
-        controller.add(first, images=10, texts=8)
-        with controller.admit(10) as second:
-            with pytest.raises(ApiError, match="the queue is full") as refused:
-                controller.add(second, texts=1)
-            assert (refused.value.status_code, refused.value.code) == (429, "overloaded")
-            assert int(refused.value.headers_out()["retry-after"]) >= 1
-            with pytest.raises(ApiError), controller.admit(10):
-                raise AssertionError("one request too many was admitted")
-        controller.add(first, images=1)
-    assert controller.in_flight == Load()
-
-
-def test_admission_counts_bytes() -> None:
-    controller = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
-    with controller.admit(10) as first, controller.admit(10) as second:
-        controller.add_bytes(first, 60)
-        with pytest.raises(ApiError, match="too many bytes"):
-            controller.add_bytes(second, 60)
-        controller.add_bytes(second, 40)
-    assert controller.in_flight == Load()
-
-
-def test_one_key_may_hold_half_of_the_capacity() -> None:
-    controller = AdmissionController(limits(body_bytes=50, in_flight_bytes=100))
-    with controller.admit(10, "greedy") as first:
-        controller.add(first, images=9)
-        controller.add_bytes(first, 50)
-        with pytest.raises(ApiError, match="this key has 10") as refused, controller.admit(10, "greedy"):
-            raise AssertionError("one key got more than half of the capacity")
-        assert refused.value.code == "overloaded"
-        with pytest.raises(ApiError, match="too many bytes of this key's"):
-            controller.add_bytes(first, 1)
-        with controller.admit(10, "modest") as second:
-            controller.add(second, images=9)
-            controller.add_bytes(second, 50)
-    assert controller.in_flight == Load()
-    assert controller._keys == {}
-
-
-def test_admission_refuses_work_that_would_miss_its_deadline() -> None:
-    controller = AdmissionController(limits())
-    controller.images = measured(1.0)
-    with controller.admit(10) as alone:
-        controller.add(alone, images=15)  # without other work in flight the estimate does not matter
-        with pytest.raises(ApiError, match="15 s long, and the deadline is in 10 s") as refused, controller.admit(10):
-            raise AssertionError("the request was admitted")
-        with pytest.raises(ApiError), controller.admit(18):
-            raise AssertionError("admitted without a margin for errors of the estimate")
-        assert refused.value.retry_after == 7.5
-        with controller.admit(30) as patient:
-            controller.add(patient, images=1)
-
-
-def test_a_keys_estimated_wait_counts_its_own_work_and_as_much_of_each_other_key() -> None:
-    controller = AdmissionController(limits(in_flight=40))
-    controller.images = measured(1.0)
-    with controller.admit(30, "greedy") as first:
-        controller.add(first, images=15)
-        with controller.admit(3, "modest") as second:
-            controller.add(second, images=1)  # it waits for one image of each key, not for sixteen
-            with pytest.raises(ApiError, match="about 4 s long"):
-                controller.add(second, images=1)
-
-
-def test_slow_clients_and_unreadable_images_do_not_lengthen_the_estimated_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the time in which a body arrives, here 50 minutes, nor a rejected image counts as work of the model."""
-    now = 1000.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    controller = AdmissionController(limits())
-    for _ in range(20):
-        with controller.admit(3600):
-            now += 3000
-        with controller.admit(60) as held:
-            controller.add(held, images=1)
-            controller.decoding.begin()
-            now += 0.1
-            controller.decoding.end(1, saturated=True)
-    assert controller.images.seconds_per_item == 0
-    assert controller.decoding.seconds_per_item <= 0.1
-    with controller.admit(10) as held:
-        controller.add(held, images=4)
-        with controller.admit(10) as other:
-            controller.add(other, images=4)
 
 
 def test_service_time_is_the_seconds_per_item_under_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 from serve.admission import controller as admission
 from serve.admission.batcher import Batcher, Expired
 from serve.admission.controller import AdmissionController
+from serve.admission.load import Load
 from serve.admission.service_time import ServiceTime
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
@@ -90,7 +91,7 @@ async def overload(service_time: ServiceTime, rates: dict[str, float], seconds: 
         try:
             with controller.admit(DEADLINE, key if len(rates) > 1 else None) as permit:
                 async with asyncio.timeout(DEADLINE):
-                    controller.add(permit, images=1)
+                    await controller.reserve(permit, Load(images=1))
                     await batcher.submit([0], permit.deadline, key)
             responses[key] += time.monotonic() <= end
         except (ApiError, Expired, TimeoutError):

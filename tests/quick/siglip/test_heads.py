@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipelines.output.label_columns import make_label_columns
 from siglip.families import siglip
-from siglip.heads import LinearHead, build_head, name_bands, tag_embeddings
+from siglip.heads import LinearHead, accept_thresholds, build_head, name_bands, tag_embeddings
 from siglip.labels import LabelError, LabelSet, Probe
 from siglip.scoring import Floats, Scale, score_pairs, sigmoid, softmax
 from tests.support.vectors import draw_vectors
@@ -86,7 +86,11 @@ def test_bands_are_accept_or_review() -> None:
     image = np.asarray([[0.62, 0.6, 0.51]], np.float32)  # not of unit norm, which this head does not need
     tagged = tag_embeddings(image, labels, head)
     assert tagged.labels.tolist() == [0, 1, 2]
-    assert name_bands(tagged.labels, tagged.scores, labels).tolist() == ["review", "accept", "review"]
+    assert name_bands(tagged.labels, tagged.scores, accept_thresholds(labels)).tolist() == [
+        "review",
+        "accept",
+        "review",
+    ]
     columns = make_label_columns(tagged, labels, np.asarray([False, True]))
     assert [columns[name].to_pylist() for name in ("labels", "bands")] == [
         [None, ["a", "b", "c"]],
