@@ -280,10 +280,11 @@ def test_background_tasks_survive_an_unexpected_exception(tmp_path: Path, caplog
                 (tmp_path / f"{name}.txt").write_text("cat\ndog\n")
             read = service.label_sets.registered
             wait_until(
-                lambda: read["good"].names == ["cat", "dog"], "a bad file does not keep the others from being read"
+                lambda: read["good"].embedded.names == ["cat", "dog"],
+                "a bad file does not keep the others from being read",
             )
             assert flushed.wait(60)
-        assert read["bad"].names == ["cat"]
+        assert read["bad"].embedded.names == ["cat"]
         assert sorted(failed) == ["changes", "flush"]
         assert service._background.died == 2
         assert endpoint.client.get("/readyz").status_code == 200, "an ingress without them still answers correctly"
