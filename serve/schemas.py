@@ -1,7 +1,8 @@
 """Pydantic models that several routes share. Each route's own models are in its module of `serve.routes`.
 
-Requests of Sightline's own API forbid unknown fields. Requests of other vendors' APIs ignore them: the vendors' clients
-send fields without a meaning here (`user`, `truncate`, `priority`), and must keep working when they add a field.
+Requests of Sightline's own API forbid unknown fields. Requests of other vendors' APIs ignore them, except those that
+would change the response (`serve.options`): the vendors' clients send fields without a meaning here (`user`,
+`priority`), and must keep working when they add a field.
 """
 
 from __future__ import annotations
@@ -24,10 +25,23 @@ BOUNDED = Field(fail_fast=True, max_length=MAX_ITEMS)
 Strings = Annotated[list[str], BOUNDED]
 
 
-class Strict(BaseModel):
+class RequestModel(BaseModel):
+    """A request, or a part of one. A field that is null counts as not given, whatever its type."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        if isinstance(value, dict) and None in value.values():
+            return {name: field for name, field in value.items() if field is not None}
+        return value
+
+
+class Strict(RequestModel):
     """A request of Sightline's own API: an unknown field is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -39,10 +53,20 @@ class Strict(BaseModel):
         return {name: field for name, field in value.items() if name in cls.model_fields or name == unknown}
 
 
-class Lenient(BaseModel):
-    """A request of another vendor's API: unknown fields are ignored."""
+class Lenient(RequestModel):
+    """A part of a request of another vendor's API: unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore")
+
+
+class VendorRequest(RequestModel):
+    """A request of another vendor's API. Unknown fields are kept for `serve.options`, which knows some of them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def options(self) -> dict[str, Any]:
+        """The fields that are not fields of this model."""
+        return self.model_extra or {}
 
 
 class ResponseModel(BaseModel):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import pybase64
 
 from serve.fetch.fetcher import Fetcher, FetchRefused
+from serve.fetch.recognition import is_data_uri, is_url
 from serve.http.errors import ApiError
 from serve.http.json_body import LARGE
 
@@ -44,25 +45,19 @@ async def read_images(
     return [task.result() for task in reading]
 
 
-def is_url(source: str) -> bool:
-    """Whether an image's source is a URL to fetch."""
-    return source[:8].lower().startswith(("http://", "https://"))
-
-
-def is_data_uri(source: str) -> bool:
-    """Whether an image's source is a data: URI."""
-    return source[:5].lower() == "data:"
-
-
 def read_inline(source: str, param: str) -> bytes:
-    """Return the encoded image of a data: URI (RFC 2397) or a base64 string. Raises `ApiError`."""
+    """Return the encoded image of a data: URI (RFC 2397) or a base64 string. Raises `ApiError`.
+
+    The base64 of a data: URI may be percent-encoded, as in any URI.
+    """
     data = source
     if is_data_uri(source):
-        media, comma, data = source.partition(",")
+        media, comma, content = source.lstrip().partition(",")
         if not comma:
             raise ApiError("invalid_image", f"{param}: the data: URI has no comma before its data", param=param)
-        if not media.lower().endswith(";base64"):
-            return unquote_to_bytes(data)
+        if not media.lower().rstrip().endswith(";base64"):
+            return unquote_to_bytes(content)
+        data = unquote(content) if "%" in content else content
     try:
         # 75 times as fast as the standard library's base64, which takes longer than decoding a small JPEG.
         return pybase64.b64decode(data, validate=True)
@@ -89,7 +84,7 @@ async def _read(
         return read_inline(source, param)
     try:
         async with slots:
-            return await fetcher.fetch(source, key, hold)
+            return await fetcher.fetch(source.strip(), key, hold)
     except FetchRefused as refused:
         status = FETCH_STATUS.get(refused.code, 400)
         raise ApiError(refused.code, f"{param}: {refused.message}", status=status, param=param) from None

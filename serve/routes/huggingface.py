@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -20,14 +21,38 @@ from serve.http.json_response import make_response
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.label_sets.scoring import score_labels
-from serve.routes.inputs import EmbeddingInput, embed_classification, embed_inputs, list_vectors
-from serve.schemas import EXAMPLE_PNG, LabelQuery, LabelScore, Lenient, NonEmptyStrings, ResponseModel, Strings
+from serve.options.choices import EmbeddingChoices, ScoreChoices
+from serve.options.reading import read_embedding_options, read_score_options
+from serve.options.table import EMBEDDING_OPTIONS, SCORE_OPTIONS, schema_of
+from serve.routes.inputs import (
+    MODALITY_HELP,
+    EmbeddingInput,
+    Modality,
+    embed_classification,
+    embed_inputs,
+    list_vectors,
+    read_string,
+    refuse_images,
+)
+from serve.schemas import (
+    EXAMPLE_PNG,
+    IMAGE_HELP,
+    LabelQuery,
+    LabelScore,
+    Lenient,
+    NonEmptyStrings,
+    ResponseModel,
+    Strings,
+    VendorRequest,
+)
 from serve.service import Service
 from siglip.labels import DEFAULT_TEMPLATE
 
 
-class HuggingFaceParameters(Lenient):
+class HuggingFaceParameters(VendorRequest):
     """The parameters of zero-shot image classification."""
+
+    model_config = ConfigDict(json_schema_extra=schema_of(SCORE_OPTIONS))
 
     candidate_labels: NonEmptyStrings | str | None = Field(
         None, description="A list of labels, or labels separated by commas."
@@ -40,32 +65,45 @@ class HuggingFaceParameters(Lenient):
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
-class HuggingFaceRequest(Lenient):
-    """An image to classify, if there are candidate_labels; otherwise one text or several to embed."""
+class HuggingFaceImage(Lenient):
+    """An image, as Hugging Face's JavaScript client sends it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"inputs": EXAMPLE_PNG, "parameters": {"candidate_labels": ["red square", "blue circle"]}},
-                {"inputs": ["a red square", "a blue circle"]},
-            ]
-        }
+    image: str = Field(description=IMAGE_HELP)
+
+
+def _add_options(schema: dict[str, Any]) -> None:
+    schema_of(EMBEDDING_OPTIONS)(schema)
+    schema["examples"] = [
+        {"inputs": EXAMPLE_PNG, "parameters": {"candidate_labels": ["red square", "blue circle"]}},
+        {"inputs": ["a red square", "a blue circle"]},
+    ]
+
+
+class HuggingFaceRequest(VendorRequest):
+    """An image to classify, if there are candidate_labels; otherwise texts and images to embed."""
+
+    model_config = ConfigDict(json_schema_extra=_add_options)
+
+    inputs: str | HuggingFaceImage | Strings | None = Field(
+        None, description=f"An image or texts; or a list, to embed. {MODALITY_HELP}"
     )
+    image: str | None = Field(None, description=f"{IMAGE_HELP} Instead of inputs.")
+    modality: Modality = Field("auto", description=MODALITY_HELP)
+    parameters: HuggingFaceParameters = HuggingFaceParameters()
+
+
+def _add_tei_options(schema: dict[str, Any]) -> None:
+    schema_of(EMBEDDING_OPTIONS)(schema)
+    schema["examples"] = [{"inputs": ["a red square", "a blue circle"]}]
+
+
+class TeiRequest(VendorRequest):
+    """Texts and images to embed. The end of a text that is longer than the model's input is cut off."""
+
+    model_config = ConfigDict(json_schema_extra=_add_tei_options)
 
     inputs: str | Strings
-    parameters: HuggingFaceParameters | None = None
-    normalize: bool | None = Field(None, description="false is refused: embeddings always have unit norm.")
-    dimensions: int | None = None
-
-
-class TeiRequest(Lenient):
-    """Texts to embed. A text that is longer than the model's input is always truncated."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red square", "a blue circle"]}]})
-
-    inputs: str | Strings
-    normalize: bool | None = Field(None, description="false is refused: embeddings always have unit norm.")
-    dimensions: int | None = None
+    modality: Modality = Field("auto", description=MODALITY_HELP)
 
 
 class TeiInfo(ResponseModel):
@@ -115,23 +153,31 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             [image, *others], fields = uploads
             if others:
                 raise ApiError("unsupported_input", "image: send one image at a time", param="image")
-            parameters = HuggingFaceParameters.model_validate({name: str(value) for name, value in fields.items()})
-            return await classify(image, "image", parameters, context)
+            options = {name: value for name, value in fields.items() if value != "" and name != "candidate_labels"}
+            labels = fields.getlist("candidate_labels")
+            parameters = HuggingFaceParameters.model_validate(
+                {**options, "candidate_labels": labels if len(labels) > 1 else next(iter(labels), None)}
+            )
+            if parameters.labels() is not None:
+                return await classify(EmbeddingInput("image", image, "image"), parameters, options, context)
+            choices = read_embedding_options(options, service)
+            return await embed_all([EmbeddingInput("image", image, "image")], choices, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
-        check_embedding_options(service, body)
-        parameters = body.parameters or HuggingFaceParameters()
-        if parameters.labels() is None:
-            return await embed_texts(body.inputs, context)
-        if not isinstance(body.inputs, str):
-            raise ApiError("unsupported_input", "inputs: one image with candidate_labels, not a list", param="inputs")
-        [image] = await service.image_reader.read([body.inputs], ["inputs"], context)
-        return await classify(image, "inputs", parameters, context)
+        inputs = _list_inputs(body)
+        if body.parameters.labels() is not None:
+            if len(inputs) != 1 or isinstance(body.inputs, list):
+                message = "inputs: one image with candidate_labels, not a list"
+                raise ApiError("unsupported_input", message, param="inputs")
+            image_input = EmbeddingInput("image", inputs[0].value, inputs[0].param)
+            return await classify(image_input, body.parameters, body.options(), context)
+        choices = read_embedding_options(body.options(), service, parameters=body.parameters.options())
+        return await embed_all(inputs, choices, context)
 
     @app.post("/embed", response_model=Vectors, responses=documented(400), tags=["other clients"])
     async def embed(body: TeiRequest, request: Request) -> Response:
-        """Embed texts for clients of Text Embeddings Inference."""
-        check_embedding_options(service, body)
-        return await embed_texts(body.inputs, context_of(request))
+        """Embed texts and images for clients of Text Embeddings Inference."""
+        choices = read_embedding_options(body.options(), service)
+        return await embed_all(_read_inputs(body.inputs, body.modality), choices, context_of(request))
 
     @app.get("/info", response_model=TeiInfo, responses=documented(), tags=["other clients"])
     async def describe() -> PydanticResponse:
@@ -150,36 +196,68 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             )
         )
 
-    async def embed_texts(inputs: str | list[str], context: RequestContext) -> Response:
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        if not texts:
-            raise ApiError("invalid_request", "inputs: nothing to embed", param="inputs")
-        items = [EmbeddingInput("text", text, f"inputs.{n}") for n, text in enumerate(texts)]
-        return await make_response(list_vectors(await embed_inputs(items, service, context)), service, context)
+    async def embed_all(inputs: list[EmbeddingInput], choices: EmbeddingChoices, context: RequestContext) -> Response:
+        vectors = await embed_inputs(inputs, service, context, choices.truncation(service.about.text_length))
+        return await make_response(list_vectors(vectors), service, context)
 
     async def classify(
-        image: bytes, param: str, parameters: HuggingFaceParameters, context: RequestContext
+        image: EmbeddingInput, parameters: HuggingFaceParameters, fields: Mapping[str, Any], context: RequestContext
     ) -> Response:
-        """The scores of an image or, without labels, its embedding."""
-        labels = parameters.labels()
-        if labels is None:
-            vectors = await embed_inputs([EmbeddingInput("image", image, param)], service, context)
-            return await make_response(list_vectors(vectors), service, context)
-        if not labels:
-            raise ApiError(
-                "invalid_request", "candidate_labels: no label in the list", param="parameters.candidate_labels"
-            )
-        query = LabelQuery(labels=labels, templates=[parameters.hypothesis_template or DEFAULT_TEMPLATE])
-        label_set, vectors = await embed_classification([image], [param], query, service, context)
+        """The scores of an image. `fields` are those of the request beside its parameters."""
+        choices = read_score_options(fields, parameters.options())
+        query = _make_query(parameters, choices)
+        [encoded] = (
+            [image.value]
+            if isinstance(image.value, bytes)
+            else await service.image_reader.read([image.value], [image.param], context)
+        )
+        try:
+            label_set, vectors = await embed_classification([encoded], [image.param], query, service, context)
+        except ApiError as error:
+            error.param = _PARAMS.get(error.param or "", error.param)
+            raise
         [scores] = (await score_labels(vectors, label_set, query, service.worker, context)).labels
         return await make_response(scores, service, context)
 
 
-def check_embedding_options(service: Service, body: HuggingFaceRequest | TeiRequest) -> None:
-    """Raise `ApiError` if `dimensions` is not the model's embedding dimension, or `normalize` is false.
+_PARAMS = {"labels": "parameters.candidate_labels", "templates": "parameters.hypothesis_template"}
+"""Hugging Face's names of the fields of a `LabelQuery`."""
 
-    Both may be absent. The model's embeddings have unit norm and cannot be shortened.
-    """
-    service.check_dimensions(body.dimensions, "dimensions")
-    if body.normalize is False:
-        raise ApiError("invalid_request", "normalize: embeddings always have unit norm", param="normalize")
+
+def _make_query(parameters: HuggingFaceParameters, choices: ScoreChoices) -> LabelQuery:
+    """The labels to score, and how. Raises `ApiError`."""
+    labels = parameters.labels()
+    if not labels:
+        raise ApiError("invalid_request", "candidate_labels: no label in the list", param=_PARAMS["labels"])
+    refuse_images(labels, _PARAMS["labels"])
+    return LabelQuery(
+        labels=labels,
+        templates=[parameters.hypothesis_template or DEFAULT_TEMPLATE],
+        top_k=choices.top_k,
+        threshold=choices.threshold,
+        activation=choices.activation,
+    )
+
+
+def _list_inputs(body: HuggingFaceRequest) -> list[EmbeddingInput]:
+    """The inputs of a request, in order. Raises `ApiError`."""
+    if (body.inputs is None) == (body.image is None):
+        raise ApiError("invalid_request", "give exactly one of inputs and image", param="inputs")
+    if "candidate_labels" in body.options():
+        message = "candidate_labels: put it into parameters"
+        raise ApiError("invalid_request", message, param="candidate_labels")
+    if body.image is not None:
+        return [EmbeddingInput("image", body.image, "image")]
+    if isinstance(body.inputs, HuggingFaceImage):
+        return [EmbeddingInput("image", body.inputs.image, "inputs.image")]
+    has_labels = body.parameters.labels() is not None
+    return _read_inputs(body.inputs or [], "image" if has_labels else body.modality)
+
+
+def _read_inputs(inputs: str | list[str], modality: Modality) -> list[EmbeddingInput]:
+    """Texts and images of `inputs`, in order. Raises `ApiError`."""
+    if isinstance(inputs, str):
+        return [read_string(inputs, "inputs", modality)]
+    if not inputs:
+        raise ApiError("invalid_request", "inputs: nothing to embed", param="inputs")
+    return [read_string(item, f"inputs.{n}", modality) for n, item in enumerate(inputs)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +9,20 @@ from typing import Literal
 import numpy as np
 
 from serve.context import RequestContext
+from serve.embedding.inputs import CUT, Truncation
+from serve.fetch.recognition import is_image, is_image_url
 from serve.http.errors import ApiError
 from serve.http.json_response import LongList
 from serve.label_sets.cache import EmbeddedLabelSet
 from serve.schemas import ImageUrl, LabelQuery
 from serve.service import Service
 from siglip.scoring import Floats
+
+Modality = Literal["auto", "text", "image"]
+MODALITY_HELP = (
+    "How to read plain strings. auto: data: URIs and base64 of image files are images, all others are texts, and URLs "
+    "of images are refused. text: all are texts. image: all are images."
+)
 
 
 @dataclass(frozen=True)
@@ -30,18 +37,57 @@ class EmbeddingInput:
     param: str
 
 
-async def embed_inputs(inputs: Sequence[EmbeddingInput], service: Service, context: RequestContext) -> Floats:
+def read_string(value: str, param: str, modality: Modality) -> EmbeddingInput:
+    """A string of a field that may have texts and images. Raises `ApiError` for the URL of an image.
+
+    What looks like an image is one, unless `modality` says otherwise: its embedding as a text would mean nothing. The
+    URL of an image is as often meant as a text, so the client has to say which it is.
+    """
+    if modality != "auto":
+        return EmbeddingInput(modality, value, param)
+    if is_image_url(value):
+        raise ApiError(
+            "unsupported_input",
+            f'{param}: the URL of an image: send "modality": "image" to embed the image, or "modality": "text" to '
+            "embed the URL as a text",
+            param=param,
+        )
+    return EmbeddingInput("image" if is_image(value) else "text", value, param)
+
+
+def read_text(value: str, param: str, modality: Modality = "auto", *, instead: str) -> EmbeddingInput:
+    """A string of a field that has texts only. What looks like an image is refused, unless `modality` is `text`.
+
+    `instead` ends the message: it says how to send an image. Raises `ApiError`.
+    """
+    if modality == "text" or (modality == "auto" and not (is_image(value) or is_image_url(value))):
+        return EmbeddingInput("text", value, param)
+    if modality == "image":
+        message = f"{param}: modality says image, and this field has texts: {instead}"
+        raise ApiError("unsupported_input", message, param=param)
+    raise ApiError("unsupported_input", f"{param}: this is an image and not a text: {instead}", param=param)
+
+
+def refuse_images(labels: Sequence[str] | None, param: str) -> None:
+    """Refuse labels or templates that look like images: they stand in the wrong field. Raises `ApiError`."""
+    for label in labels or ():
+        read_text(label, param, instead="labels are texts, and images have a field of their own")
+
+
+async def embed_inputs(
+    inputs: Sequence[EmbeddingInput], service: Service, context: RequestContext, truncation: Truncation = CUT
+) -> Floats:
     """Embed texts and images, mixed: float32 (N, D) in the order of `inputs`. Raises `ApiError`."""
     vectors = np.zeros((len(inputs), service.about.width), np.float32)
     texts = [n for n, item in enumerate(inputs) if item.kind == "text"]
     images = [n for n, item in enumerate(inputs) if item.kind == "image"]
     checked = await service.embedder.check_texts(
-        [str(inputs[n].value) for n in texts], [inputs[n].param for n in texts]
+        [str(inputs[n].value) for n in texts], [inputs[n].param for n in texts], truncation
     )
     encoded = await _read_images([inputs[n] for n in images], service, context)
     await service.embedder.admit(context, images=len(images), texts=len(texts))
     if texts:
-        vectors[texts] = await service.embedder.embed_texts(checked, context)
+        vectors[texts] = await service.embedder.embed_texts(checked, context, truncation)
     if images:
         vectors[images] = await service.embedder.embed_images(encoded, [inputs[n].param for n in images], context)
     return vectors
@@ -71,11 +117,6 @@ async def embed_classification(
 def list_vectors(vectors: Floats) -> LongList:
     """Embeddings (N, D) as a JSON list of lists of numbers."""
     return LongList(len(vectors), vectors.shape[1], lambda start, stop: list(vectors[start:stop]))
-
-
-def encode_vector(vector: Floats) -> str:
-    """An embedding as base64 of little-endian float32: OpenAI's client requests this format by default."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
 
 
 def read_image_url(url: ImageUrl | str | None, param: str) -> EmbeddingInput:

@@ -15,11 +15,12 @@ from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
+from serve.http.quoting import shorten
 from serve.http.responses import PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.http.validation import describe_validation
 from serve.label_sets.scoring import score_labels
-from serve.routes.inputs import embed_classification
+from serve.routes.inputs import embed_classification, read_text, refuse_images
 from serve.schemas import (
     EXAMPLE_PNG,
     IMAGE_HELP,
@@ -170,6 +171,8 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         context = context_of(request)
         query, model, sources, images, params = await _read_classify(request, service.config.limits)
         service.check_model(model)
+        refuse_images(query.labels, "labels")
+        refuse_images(query.templates, "templates")
         if sources:
             images = await service.image_reader.read(sources, params, context)
         label_set, vectors = await embed_classification(images, params, query, service, context)
@@ -197,6 +200,8 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         """
         context = context_of(request)
         service.check_model(body.model)
+        for n, text in enumerate(body.texts):
+            read_text(text, f"texts.{n}", instead="send it in images")
         checked = await service.embedder.check_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))])
         params = [f"images.{n}" for n in range(len(body.images))]
         data = await service.image_reader.read(body.images, params, context)
@@ -294,7 +299,10 @@ def _read_fields(images: list[bytes], raw: FormData | QueryParams) -> Parsed:
     fields: dict[str, Any] = {}
     for name in raw:
         values = raw.getlist(name)
-        fields[name] = values if name in _MANY else values[-1]
+        if name not in _MANY and len(values) > 1:
+            message = f"{shorten(name)}: {len(values)} values where one is expected"
+            raise ApiError("invalid_request", message, param=shorten(name))
+        fields[name] = values if name in _MANY else values[0]
     model = fields.pop("model", None)
     try:
         query = LabelQuery.model_validate(fields)

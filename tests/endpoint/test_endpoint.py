@@ -167,16 +167,15 @@ def test_embeddings_accept_every_kind_of_input(endpoint: Endpoint) -> None:
     np.testing.assert_allclose(mixed, [text, image, image, text], atol=2e-6)
     np.testing.assert_allclose(embed(input=plain, modality="image"), [image], atol=2e-6)
     np.testing.assert_allclose(embed(input={"image": uri}), [image], atol=2e-6)
-    # A list of messages gives one embedding: the image's if it contains an image, else that of all its texts joined.
-    user = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}]}
-    system = {"role": "system", "content": "Represent the image."}
-    np.testing.assert_allclose(embed(messages=[system, user]), [image], atol=2e-6)
-    user["content"].append({"type": "text", "text": "What is it?"})  # type: ignore[attr-defined]
+    # A list of messages gives one embedding: its image's, or that of all its texts joined.
+    user = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": ""}]}
     np.testing.assert_allclose(embed(messages=[user]), [image], atol=2e-6)
+    both = {"model": "tiny", "messages": [{"role": "system", "content": "Represent the image."}, user]}
+    assert error_of(endpoint.post("/v1/embeddings", both))["code"] == "unsupported_input"
     words = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "black cross"}]}]
     np.testing.assert_allclose(embed(messages=words), [text], atol=2e-6)
-    # Without `modality: image` a URL is a text. As an image it is refused here, because fetching is off by default.
-    assert len(embed(input="https://example.com/cat.jpg")) == 1
+    # With `modality: text` a URL is a text. As an image it is refused here, because fetching is off by default.
+    assert len(embed(input="https://example.com/cat.jpg", modality="text")) == 1
     refused = endpoint.post(
         "/v1/embeddings", {"model": "tiny", "input": "https://example.com/a.jpg", "modality": "image"}
     )
@@ -566,7 +565,8 @@ def test_requests_beyond_a_full_queue_get_429_and_the_others_succeed(endpoint: E
 def test_the_schema_documents_every_error_and_its_examples_succeed(endpoint: Endpoint) -> None:
     schema = endpoint.client.get("/openapi.json").json()
     posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
-    assert posts.keys() == {"/", "/embed", "/v1/classify", "/v1/embeddings", "/v1/similarity", "/v2/embed"}
+    paths = {"/", "/embed", "/v1/classify", "/v1/embed", "/v1/embeddings", "/v1/similarity", "/v2/embed"}
+    assert posts.keys() == paths
     documented = {status for post in posts.values() for status in post["responses"]}
     assert documented >= {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
     assert "422" not in documented

@@ -16,7 +16,7 @@ from siglip.images.decode import REASONS
 from tests.support.endpoint import make_config, run_endpoint
 
 EXAMPLES = 60
-OPERATIONS = 12
+OPERATIONS = 13
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
