@@ -9,16 +9,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from serve.admission.auth import KeyRing
 from serve.config import EndpointConfig
 from serve.http.errors import CODES, ApiError
 from serve.http.json_body import JsonRoute
 from serve.http.middleware.stack import MiddlewareStack
-from serve.http.validation import describe_validation
+from serve.http.quoting import shorten
+from serve.http.validation import describe_validation, is_clients_error
 from serve.model import Model
 from serve.routes.cohere import add_cohere_routes
 from serve.routes.huggingface import add_huggingface_routes
@@ -80,6 +83,7 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
     app.add_exception_handler(ApiError, _pass_on)
     app.add_exception_handler(RequestValidationError, _pass_on)
     app.add_exception_handler(HTTPException, _pass_on)
+    app.add_exception_handler(ValidationError, _pass_on)
     app.add_middleware(MiddlewareStack, service=service, keys=keys, behind_haproxy=behind_haproxy)
     if config.cors.origins:
         # Outermost, because a browser sends its preflight request without an API key.
@@ -107,11 +111,29 @@ def _remove_422(schema: dict[str, Any]) -> None:
         schema["components"]["schemas"].pop(name, None)
 
 
-def _pass_on(_request: Request, error: Exception) -> JSONResponse:
+def _list_methods(request: Request) -> list[str]:
+    """The methods that the request's path allows, of all its routes. A mounted folder allows those that read."""
+    scope = request.scope
+    root = scope.get("app_root_path", scope.get("root_path", ""))  # a mounted folder has changed `root_path`
+    asked = {"type": "http", "path": scope["path"], "root_path": root, "method": "", "headers": []}
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(asked)[0] != Match.NONE:
+            found |= getattr(route, "methods", None) or {"GET"}
+    return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
+def _pass_on(request: Request, error: Exception) -> JSONResponse:
     """Raise every error as an `ApiError`: `serve.http.middleware.error_envelope` sends all error responses."""
     if isinstance(error, RequestValidationError):
         raise describe_validation(error.errors()) from None
+    if isinstance(error, ValidationError) and is_clients_error(error):
+        raise describe_validation(error.errors(include_url=False)) from None
     if isinstance(error, HTTPException) and not isinstance(error, ApiError):
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        if error.status_code == 405:
+            allow = _list_methods(request)
+            message = f"this path allows {', '.join(allow)}, not {shorten(request.method)}"
+            raise ApiError("method_not_allowed", message, allow=allow) from None
+        code = "not_found" if error.status_code == 404 else "invalid_request"
         raise ApiError(code, str(error.detail), status=error.status_code) from None
     raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -65,7 +66,7 @@ class ApiError(HTTPException):
     """A refused request: a machine-readable `code`, a `message` that says what to change, and the field `param`.
 
     `retry_after` is in seconds; the header Retry-After has it rounded up. `status` replaces the code's own status.
-    `message` and `param` are made one line of a bounded length.
+    `allow` has the methods that the path allows, for 405. `message` and `param` are made one line of a bounded length.
     """
 
     def __init__(
@@ -76,20 +77,24 @@ class ApiError(HTTPException):
         status: int | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        allow: Sequence[str] = (),
     ) -> None:
         self.message = shorten(message, MESSAGE_CHARACTERS)
         super().__init__(CODES[code][0] if status is None else status, self.message)
         self.code = code
         self.param = None if param is None else shorten(param, PARAM_CHARACTERS)
         self.retry_after = retry_after
+        self.allow = allow
 
     def body(self) -> dict[str, Any]:
         """The error envelope of this error."""
         return make_envelope(self.status_code, self.message, self.code, self.param)
 
     def headers_out(self) -> dict[str, str]:
-        """Retry-After if it is known, and WWW-Authenticate for 401."""
+        """Retry-After and Allow if they are known, and WWW-Authenticate for 401."""
         headers = {"www-authenticate": "Bearer"} if self.status_code == 401 else {}
+        if self.allow:
+            headers["allow"] = ", ".join(self.allow)
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         return headers

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from serve.http.errors import ApiError
-from serve.http.quoting import quote
-from serve.http.validation import describe_validation
+from serve.http.quoting import quote, shorten
 
 Body = TypeVar("Body", bound=BaseModel)
 LARGE = 256 * 1024
@@ -32,10 +32,10 @@ class JsonRequest(Request):
     _parsed: Any = _NOT_PARSED
 
     async def json(self) -> Any:
-        """The body as `json.loads` returns it, parsed once. Raises `ValueError` or `RecursionError`."""
+        """The body as `parse_json` returns it, parsed once. Raises `ApiError`."""
         if self._parsed is _NOT_PARSED:
             body = await self.body()
-            self._parsed = json.loads(body) if len(body) < LARGE else await asyncio.to_thread(json.loads, body)
+            self._parsed = parse_json(body) if len(body) < LARGE else await asyncio.to_thread(parse_json, body)
         return self._parsed
 
 
@@ -60,16 +60,44 @@ def media_type(request: Request) -> str:
 async def read_json(request: Request, model: type[Body], *other_types: str) -> Body:
     """Parse and validate a JSON body. `other_types` are the media types that the route reads besides JSON.
 
-    Raises `ApiError`.
+    Raises `ApiError`, and pydantic's `ValidationError`, which `serve.http.app` makes an `ApiError`.
     """
     kind = media_type(request)
     if kind != "application/json" and not kind.endswith("+json"):
         expected = " or ".join(["application/json", *other_types])
         raise ApiError("unsupported_media_type", f"send {expected} and name it in Content-Type, not {quote(kind)}")
+    return model.model_validate(await request.json())
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON (RFC 8259): UTF-8, with or without a byte order mark. Raises `ApiError`, which says what is wrong.
+
+    Unlike Python's parser it accepts neither UTF-16 nor NaN and Infinity, nor an object with a name that stands twice:
+    the last one would win, and the client would not know.
+    """
     try:
-        return model.model_validate(await request.json())
-    except ValidationError as error:
-        raise describe_validation(error.errors()) from None
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "it is nested too deeply")
-        raise ApiError("invalid_json", f"the body is not JSON: {reason}") from None
+        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_make_object, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        why = f"it is not UTF-8: byte {error.start} cannot be read"
+    except json.JSONDecodeError as error:
+        why = f"{error.msg} (line {error.lineno}, column {error.colno})"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except ValueError:  # the only other one that Python's parser raises
+        why = f"it has a whole number of more than {sys.get_int_max_str_digits():,} digits"
+    raise ApiError("invalid_json", f"the body is not JSON: {why}")
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ApiError("invalid_request", f"{shorten(name)}: the field stands twice: send it once", param=name)
+            seen.add(name)
+    return made
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ApiError("invalid_json", f"the body is not JSON: {name} is not a number of JSON")

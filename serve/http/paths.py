@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/health")
+HEALTH_PATHS = ("/healthz", "/readyz", "/health", "/ping")
+"""Paths of health checks: they need no key and no loopback client, and are not logged while they succeed."""
+OPEN_PATHS = ("/", "/docs", "/openapi.json", *HEALTH_PATHS)
 OPEN_PREFIXES = ("/playground/", "/docs/")
 """Paths that a GET reads without an API key: the page, the documentation and health checks."""
-HEALTH_PATHS = ("/healthz", "/readyz", "/health")
-"""Paths of health checks: they need no key and no loopback client, and are not logged while they succeed."""
 
 
 def is_read(method: str) -> bool:

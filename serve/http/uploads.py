@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
 from fastapi import Request
-from starlette.datastructures import FormData, QueryParams, UploadFile
+from starlette.datastructures import FormData, QueryParams
 
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
-from serve.http.json_body import media_type
+from serve.http.forms import parse_form
+from serve.http.json_body import LARGE, media_type
 from serve.http.quoting import shorten
 from serve.http.structure import max_form_parts
 
 ANY_IMAGE = "image/*"
+IMAGES = ("image", "images")
+"""Names of a form's image files."""
+REPEATED = ("labels", "templates")
+"""Other fields that a form or a query may have several times. Of all others, one would silently win."""
 
 
 async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[bytes], FormData | QueryParams] | None:
@@ -19,18 +28,47 @@ async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[b
 
     The fields are those of the form or, if the body is an image, those of the query. Raises `ApiError`.
     """
+    fields: list[tuple[str, str]] = []
+    images: list[bytes] = []
     kind = media_type(request)
     if kind.startswith("image/"):
-        return [await request.body()], request.query_params
+        fields = _read_query(request.scope["query_string"])
+        _check_repeated(fields)
+        return [await request.body()], QueryParams(fields)
     if kind != "multipart/form-data":
         return None
-    most = max_form_parts(limits)  # `check_structure` has refused more already
-    async with request.form(max_files=most, max_fields=most, max_part_size=limits.body_bytes) as form:
-        fields = FormData([item for item in form.multi_items() if item[0] not in ("image", "images")])
-        for name, value in fields.multi_items():
-            if isinstance(value, UploadFile):
-                raise ApiError("invalid_request", f"{shorten(name)}: a file where a value is expected", param=name)
-        files = form.getlist("image") + form.getlist("images")
-        if not files or not all(isinstance(file, UploadFile) for file in files):
-            raise ApiError("invalid_request", "image: send at least one file, such as -F image=@cat.jpg", param="image")
-        return [await file.read() for file in files if isinstance(file, UploadFile)], fields
+    body = await request.body()
+    arguments = body, request.headers["content-type"], max_form_parts(limits)
+    parts = parse_form(*arguments) if len(body) < LARGE else await asyncio.to_thread(parse_form, *arguments)
+    for part in parts:
+        if (part.name in IMAGES) != isinstance(part.value, bytes):
+            if part.name in IMAGES:
+                message = f"{part.name}: a value where a file is expected: send one such as -F image=@cat.jpg"
+            else:
+                message = f"{shorten(part.name)}: a file where a value is expected"
+            raise ApiError("invalid_request", message, param=part.name)
+        if isinstance(part.value, bytes):
+            images.append(part.value)
+        else:
+            fields.append((part.name, part.value))
+    if not images:
+        raise ApiError("invalid_request", "image: send at least one file, such as -F image=@cat.jpg", param="image")
+    _check_repeated(fields)
+    return images, FormData([*fields])
+
+
+def _read_query(query: bytes) -> list[tuple[str, str]]:
+    """The names and values of a query, percent-encoded or as they are, in UTF-8. Raises `ApiError`."""
+    try:
+        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise ApiError("invalid_request", "the query is not valid UTF-8") from None
+
+
+def _check_repeated(fields: Sequence[tuple[str, str]]) -> None:
+    """Refuse a field that stands twice and may not. Raises `ApiError`."""
+    seen: set[str] = set()
+    for name, _ in fields:
+        if name in seen and name not in REPEATED:
+            raise ApiError("invalid_request", f"{shorten(name)}: the field stands twice: send it once", param=name)
+        seen.add(name)

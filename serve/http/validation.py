@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from serve.http.errors import ApiError
 from serve.http.quoting import shorten
+from serve.schemas import Lenient, Strict
 
 
 def describe_validation(errors: Sequence[Any]) -> ApiError:
     """Return one `ApiError` (status 400) for the validation errors of a request.
 
-    It describes one of the errors and names its field. The message never includes a value from the request.
+    It describes one of the errors and names its field. Of the request's values, the message has at most the short form
+    of a field's name.
     """
     first = max(errors, key=lambda error: len(error["loc"]))  # of a union's branches, the one that matched most
     where = [shorten(str(part)) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(part for part in where if not _is_branch(part)) or None
-    if first["type"] in ("json_invalid", "json_type"):
-        return ApiError("invalid_json", f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     if first["loc"] == ("body",) and isinstance(first.get("input"), bytes):
         return ApiError("unsupported_media_type", "send the body as application/json and name it in Content-Type")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no such field"
     return ApiError("invalid_request", f"{param or 'body'}: {message}", param=param)
+
+
+def is_clients_error(error: ValidationError) -> bool:
+    """Whether the values that a model refused came from a request: then the model is a request's, or a part of one.
+
+    A refused value of a response, or of the configuration, is the server's own error.
+    """
+    return any(error.title == model.__name__ for base in (Strict, Lenient) for model in _list_models(base))
+
+
+def _list_models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for model in base.__subclasses__():
+        yield model
+        yield from _list_models(model)
 
 
 def _is_branch(part: str) -> bool:

@@ -43,14 +43,13 @@ def add_page_routes(app: FastAPI, service: Service) -> None:
     app.mount("/docs/ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
     app.mount("/playground", StaticFiles(directory=PLAYGROUND, check_dir=False), name="playground")
 
-    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)  # the path that other servers use
-    @app.head("/healthz", include_in_schema=False)
+    @app.get("/ping", include_in_schema=False)  # the path that SageMaker and vLLM use
+    @app.get("/health", include_in_schema=False)  # the path that most other servers use
     @app.get("/healthz", response_model=Health, tags=["health"])
     async def check_alive() -> PydanticResponse:
         """Liveness: this process responds."""
         return PydanticResponse(Health(status="ok"))
 
-    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=Health, responses=documented(503), tags=["health"])
     async def check_ready() -> PydanticResponse:
         """Readiness: the model is loaded, the label sets are embedded, and the model responds now."""

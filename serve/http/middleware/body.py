@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +12,7 @@ from serve.admission.load import Permit
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.middleware.error_envelope import ClientGone
+from serve.http.middleware.gzip_body import GzipUnpacker
 from serve.http.middleware.request_context import get_context
 from serve.http.quoting import quote
 from serve.http.structure import check_structure
@@ -41,21 +40,24 @@ class BodyMiddleware:
         """The whole body, unpacked. Raises `ApiError`, and `ClientGone` when the connection was closed."""
         limit = self._limits.body_bytes
         too_large = ApiError("body_too_large", f"the body has more than {limit} bytes: send fewer or smaller images")
-        unpacker = _make_unpacker(headers.get("content-encoding", ""))
+        unpacker = _make_unpacker(", ".join(headers.getlist("content-encoding")))
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise too_large
         chunks: list[bytes] = []
-        size = 0
+        packed = size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunk = message.get("body", b"")
+            packed += len(chunk)
+            if packed > limit:  # of a gzip body too: blocks that unpack to nothing could go on forever
+                raise too_large
             if unpacker is not None:
                 last = not message.get("more_body", False)
                 # In a thread: a few kilobytes may unpack to the whole limit, which takes tens of milliseconds.
-                chunk = await asyncio.to_thread(_unpack, unpacker, chunk, limit + 1 - size, last)
+                chunk = await asyncio.to_thread(unpacker.unpack, chunk, limit + 1 - size, last)
             size += len(chunk)
             if size > limit:
                 raise too_large
@@ -65,25 +67,14 @@ class BodyMiddleware:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _make_unpacker(encoding: str) -> Any:
-    """A decompressor for a Content-Encoding, None for an unpacked body. Raises `ApiError` for an unknown encoding."""
+def _make_unpacker(encoding: str) -> GzipUnpacker | None:
+    """An unpacker for a Content-Encoding, None for an unpacked body. Raises `ApiError` for an unknown encoding."""
     match encoding.strip().lower():
         case "" | "identity":
             return None
         case "gzip" | "x-gzip":
-            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            return GzipUnpacker()
     raise ApiError("unsupported_media_type", f"Content-Encoding: send gzip or no encoding, not {quote(encoding)}")
-
-
-def _unpack(unpacker: Any, chunk: bytes, limit: int, last: bool) -> bytes:
-    """Unpack a chunk to at most `limit` bytes. Raises `ApiError`, also if the gzip is incomplete after the `last`."""
-    try:
-        unpacked: bytes = unpacker.decompress(chunk, limit)
-    except zlib.error:
-        raise ApiError("invalid_request", "the body is not gzip, although Content-Encoding says so") from None
-    if last and len(unpacked) < limit and not unpacker.eof:
-        raise ApiError("invalid_request", "the body's gzip ends early")
-    return unpacked
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

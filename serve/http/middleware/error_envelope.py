@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.admission.batcher import Expired
 from serve.admission.controller import AdmissionController
 from serve.context import RequestContext
-from serve.http.errors import ApiError
+from serve.http.errors import RETRY_AFTER, ApiError
 from serve.http.middleware.request_context import get_context
 from serve.log import log
 
@@ -46,6 +46,10 @@ class ErrorMiddleware:
         except asyncio.CancelledError:
             context.status = CLIENT_GONE
             raise
+        except MemoryError:
+            log.exception("too little memory", extra={"request_id": context.request_id})
+            hidden = ApiError("unavailable", "the server has too little memory now: try again", retry_after=RETRY_AFTER)
+            await _send_error(hidden, context, send)
         except Exception:
             log.exception("internal error", extra={"request_id": context.request_id})
             hidden = ApiError("internal_error", f"internal error; its request id is {context.request_id}")

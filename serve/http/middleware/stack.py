@@ -9,6 +9,7 @@ from serve.http.middleware.admission import AdmissionMiddleware
 from serve.http.middleware.authentication import AuthenticationMiddleware
 from serve.http.middleware.body import BodyMiddleware
 from serve.http.middleware.error_envelope import ErrorMiddleware
+from serve.http.middleware.head import HeadMiddleware
 from serve.http.middleware.rate_limit import RateLimitMiddleware
 from serve.http.middleware.request_context import RequestContextMiddleware
 from serve.http.middleware.request_log import RequestLogMiddleware
@@ -30,8 +31,9 @@ class MiddlewareStack:
     6. `RateLimitMiddleware` limits each key's requests a minute.
     7. `AdmissionMiddleware` reserves capacity and applies the deadline.
     8. `BodyMiddleware` reads the whole body, so that a slow client never occupies a route.
+    9. `HeadMiddleware` answers HEAD as GET without a body.
 
-    GET and HEAD requests skip 6 to 8: they have no body and never use the model.
+    GET and HEAD requests skip 6 to 8, others skip 9: GET and HEAD have no body and never use the model.
     """
 
     def __init__(self, app: ASGIApp, service: Service, keys: KeyRing | None, behind_haproxy: bool) -> None:
@@ -41,8 +43,10 @@ class MiddlewareStack:
         with_body = AdmissionMiddleware(with_body, limits, service.admission, has_keys=keys is not None)
         with_body = RateLimitMiddleware(with_body, service.config.auth.requests_per_minute)
 
+        without_body = HeadMiddleware(app)
+
         async def choose(scope: Scope, receive: Receive, send: Send) -> None:
-            await (app if is_read(scope["method"]) else with_body)(scope, receive, send)
+            await (without_body if is_read(scope["method"]) else with_body)(scope, receive, send)
 
         stack: ASGIApp = AuthenticationMiddleware(choose, keys, behind_haproxy)
         stack = ErrorMiddleware(stack, service.admission)
