@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +19,7 @@ from serve.config import EndpointConfig
 from serve.http.errors import CODES, ApiError
 from serve.http.json_body import JsonRoute
 from serve.http.middleware.stack import MiddlewareStack
+from serve.http.openapi import complete_openapi
 from serve.http.quoting import shorten
 from serve.http.validation import describe_validation, is_clients_error
 from serve.model import Model
@@ -95,20 +95,8 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
             expose_headers=["*"],
             max_age=CORS_SECONDS,
         )
-    _remove_422(app.openapi())
+    complete_openapi(app, has_keys=keys is not None)
     return app
-
-
-def _remove_422(schema: dict[str, Any]) -> None:
-    """Remove FastAPI's own response to invalid requests from the OpenAPI schema, which FastAPI caches.
-
-    This server never sends that response: invalid requests get 400 and the error envelope.
-    """
-    for item in schema["paths"].values():
-        for operation in item.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        schema["components"]["schemas"].pop(name, None)
 
 
 def _list_methods(request: Request) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from serve.http.errors import ApiError
 from serve.http.quoting import shorten
-from serve.schemas import Lenient, Strict
+from serve.schemas import RequestModel
 
 
 def describe_validation(errors: Sequence[Any]) -> ApiError:
@@ -34,7 +34,7 @@ def is_clients_error(error: ValidationError) -> bool:
 
     A refused value of a response, or of the configuration, is the server's own error.
     """
-    return any(error.title == model.__name__ for base in (Strict, Lenient) for model in _list_models(base))
+    return any(error.title == model.__name__ for model in _list_models(RequestModel))
 
 
 def _list_models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:

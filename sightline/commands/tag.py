@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,13 @@ from siglip.images.rejection import REASONS, RENAMED
 from storage.schemes import is_remote
 from storage.settings import ConfigError, list_keys, parse_override
 
-SCHEMA_HELP = "Keys of CONFIG\n\n" + "\n\n".join(
-    escape(f"{key} ({default}): {text}") for key, default, text in list_keys(JobConfig)
-)
+
+def describe_keys(keys: Iterable[tuple[str, str, str]]) -> str:
+    """The keys of a configuration, each with its default and meaning, for the end of a command's help."""
+    return "Keys of CONFIG\n\n" + "\n\n".join(escape(f"{key} ({default}): {text}") for key, default, text in keys)
+
+
+SCHEMA_HELP = describe_keys(list_keys(JobConfig))
 """Every key of a job's configuration, as `sightline tag --help` shows it."""
 
 

@@ -109,6 +109,27 @@ def test_keys_are_required_rotated_and_limited_in_rate(tmp_path: Path) -> None:
         assert post(carol).status_code == 200
 
 
+def test_the_api_reference_says_which_routes_need_a_key(tmp_path: Path) -> None:
+    """With it the page /docs has the button Authorize; without keys there is nothing to authorize."""
+    alice, line = new_key("alice")
+    (tmp_path / "keys").write_text(line)
+    with run_endpoint(make_config(auth={"keys_file": str(tmp_path / "keys")})) as endpoint:
+        schema = endpoint.client.get("/openapi.json").json()
+        kinds = {name: scheme["type"] for name, scheme in schema["components"]["securitySchemes"].items()}
+        assert kinds == {"bearer": "http", "x-api-key": "apiKey"}
+        for path, item in schema["paths"].items():
+            for method, operation in item.items():
+                status = endpoint.client.request(method, path.replace("{id}", "tiny")).status_code
+                assert (status == 401) == (operation.get("security") == [{name: []} for name in kinds]), (method, path)
+        for headers in ({"authorization": f"Bearer {alice}"}, {"x-api-key": alice}):
+            assert endpoint.client.get("/v1/models", headers=headers).status_code == 200
+        assert endpoint.client.get("/ping").status_code == 200
+    with run_endpoint(make_config()) as endpoint:
+        schema = endpoint.client.get("/openapi.json").json()
+    assert "securitySchemes" not in schema["components"]
+    assert not any("security" in operation for item in schema["paths"].values() for operation in item.values())
+
+
 def test_without_keys_only_loopback_clients_are_served() -> None:
     with run_endpoint(make_config()) as endpoint:
         assert httpx2.get(f"{endpoint.url}/v1/models").status_code == 200

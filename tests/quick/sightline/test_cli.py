@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from pipelines.config import JobConfig, absolute
+from serve.config import EndpointConfig
 from sightline.cli import app
 from sightline.commands.tag import _print_skipped
+from storage.key_table import list_settings
 from storage.settings import list_keys
 from tests.support.images import encode, make_rgb
 
@@ -112,6 +114,11 @@ def test_help_is_complete() -> None:
     for key, _, description in list_keys(JobConfig):
         assert key in text
         assert description
+    text = " ".join(invoke("serve", "--help").stdout.split())
+    rows = list(list_settings(EndpointConfig, EndpointConfig()))
+    assert len(rows) > 60
+    for key, default, _ in rows:
+        assert f"{key} ({default})" in text, key
     for command, options in {
         "verify": ("--json", "--remove-orphans", "OUTPUT"),
         "demo": ("DIR",),
