@@ -6,6 +6,7 @@ import base64
 import gc
 import gzip
 import io
+import itertools
 import json
 import logging
 import socket
@@ -363,3 +364,23 @@ def test_the_reason_for_a_refused_fetch_is_in_the_endpoints_log(caplog: pytest.L
     [record] = [entry for entry in caplog.records if "was not fetched" in entry.getMessage()]
     assert record.name == "ray.serve.sightline"
     assert "loopback" in record.getMessage()
+
+
+def test_prompts_of_labels_count_for_the_rate_limit_also_if_they_are_cached(tmp_path: Path) -> None:
+    with run_with_two_keys(tmp_path, auth={"items_per_minute": 1000}) as (_, greedy, _):
+        remaining = []
+        for _ in range(3):
+            response = greedy.post(
+                "/v1/classify", json={"image": REQUEST["image"], "labels": [f"l {n}" for n in range(9)]}
+            )
+            assert response.status_code == 200
+            remaining.append(int(response.headers["x-ratelimit-remaining-items"]))
+        assert [before - after for before, after in itertools.pairwise(remaining)] == [10, 10]
+
+
+def test_labels_of_a_response_count_for_the_rate_limit_by_the_thousand(tmp_path: Path) -> None:
+    many = {"names": [f"label {n}" for n in range(2500)], "threshold": 0.0, "top_k": None}
+    with run_with_two_keys(tmp_path, auth={"items_per_minute": 1000}, label_sets={"many": many}) as (_, greedy, _):
+        response = greedy.post("/v1/classify", json={"images": [REQUEST["image"]] * 2, "label_set": "many"})
+        assert response.status_code == 200
+        assert int(response.headers["x-ratelimit-remaining-items"]) in (1000 - 7, 1000 - 6)
