@@ -62,7 +62,7 @@ def test_the_memory_of_the_cache_is_bounded_however_labels_and_templates_are_cho
             words = [rng.randbytes(8).hex() for _ in range(20)]
             names = [f"{words[0]} {n}" for n in range(labels)]
             build(cache, names, [f"{' '.join(rng.sample(words, 12))} {{label}} {n}" for n in range(templates)])
-            prompts += max(10, labels * templates)
+            prompts += max(50, labels * templates)
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
