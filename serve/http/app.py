@@ -25,6 +25,7 @@ from serve.http.validation import describe_validation, is_clients_error
 from serve.model import Model
 from serve.routes.cohere import add_cohere_routes
 from serve.routes.huggingface import add_huggingface_routes
+from serve.routes.moderations import add_moderation_routes
 from serve.routes.openai import add_openai_routes
 from serve.routes.pages import add_page_routes
 from serve.routes.prometheus import add_metrics_route
@@ -34,6 +35,7 @@ from serve.service import Service
 ROUTES: tuple[Callable[[FastAPI, Service], None], ...] = (
     add_openai_routes,
     add_tagging_routes,
+    add_moderation_routes,
     add_huggingface_routes,
     add_cohere_routes,
     add_page_routes,

@@ -19,7 +19,7 @@ from serve.http.structure import max_form_parts
 ANY_IMAGE = "image/*"
 IMAGES = ("image", "images")
 """Names of a form's image files."""
-REPEATED = ("labels", "templates")
+REPEATED = ("labels", "templates", "candidate_labels")
 """Other fields that a form or a query may have several times. Of all others, one would silently win."""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from serve.worker import WorkerThread
 from siglip.heads import name_bands
 from siglip.scoring import Floats, Selection, select, softmax
 
+Result = TypeVar("Result")
 STEP_PRODUCTS = 2**22
 """Multiplications in one step of scoring: about two milliseconds."""
 
@@ -53,19 +55,53 @@ async def score_labels(
     scores have neither. Raises `ApiError` and `serve.admission.batcher.Expired`.
     """
     use_softmax = query.activation == "softmax"
-    thresholds = np.zeros(len(label_set.names), np.float32) if use_softmax else label_set.thresholds
-    if query.threshold is not None:
-        thresholds = np.full(len(label_set.names), query.threshold, np.float32)
+    thresholds = choose_thresholds(label_set, query)
     top_k = query.top_k or label_set.top_k
 
-    def score(start: int, stop: int) -> Selection:
-        head, some = label_set.head, vectors[start:stop]
-        return select(softmax(head.logits(some)) if use_softmax else head.scores(some), thresholds, top_k)
+    def score(some: Floats) -> Selection:
+        return select(compute_scores(some, label_set, query), thresholds, top_k)
 
-    if len(vectors) * label_set.head.vectors.size <= STEP_PRODUCTS:
-        selections = [score(0, len(vectors))]
-    else:
-        rows = max(1, STEP_PRODUCTS // label_set.head.vectors.size)
-        steps = [partial(score, start, start + rows) for start in range(0, len(vectors), rows)]
-        selections = await worker.run(steps, context)
+    selections = await _run_steps(score, vectors, label_set, worker, context)
     return ScoredImages(selections, label_set.names, None if use_softmax else label_set.accepts)
+
+
+async def score_all_labels(
+    vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery, worker: WorkerThread, context: RequestContext
+) -> Floats:
+    """Score image embeddings (N, D) with all L labels, in the label set's order: float32 (N, L).
+
+    Raises `ApiError` and `serve.admission.batcher.Expired`.
+    """
+    steps = await _run_steps(
+        partial(compute_scores, label_set=label_set, query=query), vectors, label_set, worker, context
+    )
+    return np.concatenate(steps)
+
+
+def choose_thresholds(label_set: EmbeddedLabelSet, query: LabelQuery) -> Floats:
+    """The scores that labels must reach, float32 (L,): the query's, or for sigmoid scores the label set's, or 0."""
+    if query.threshold is not None:
+        return np.full(len(label_set.names), query.threshold, np.float32)
+    return np.zeros(len(label_set.names), np.float32) if query.activation == "softmax" else label_set.thresholds
+
+
+def compute_scores(vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery) -> Floats:
+    """Scores of image embeddings (N, D) with all L labels: float32 (N, L)."""
+    head = label_set.head
+    return softmax(head.logits(vectors)) if query.activation == "softmax" else head.scores(vectors)
+
+
+async def _run_steps(
+    score: Callable[[Floats], Result],
+    vectors: Floats,
+    label_set: EmbeddedLabelSet,
+    worker: WorkerThread,
+    context: RequestContext,
+) -> list[Result]:
+    """Call `score` for all embeddings at once, or for some at a time in the worker thread."""
+    if len(vectors) * label_set.head.vectors.size <= STEP_PRODUCTS:
+        return [score(vectors)]
+    rows = max(1, STEP_PRODUCTS // label_set.head.vectors.size)
+    return await worker.run(
+        [partial(score, vectors[start : start + rows]) for start in range(0, len(vectors), rows)], context
+    )

@@ -15,7 +15,6 @@ from serve.config import EndpointLimits
 from serve.http.errors import ApiError
 from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
-from serve.http.quoting import shorten
 from serve.http.responses import PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.http.validation import describe_validation
@@ -299,9 +298,6 @@ def _read_fields(images: list[bytes], raw: FormData | QueryParams) -> Parsed:
     fields: dict[str, Any] = {}
     for name in raw:
         values = raw.getlist(name)
-        if name not in _MANY and len(values) > 1:
-            message = f"{shorten(name)}: {len(values)} values where one is expected"
-            raise ApiError("invalid_request", message, param=shorten(name))
         fields[name] = values if name in _MANY else values[0]
     model = fields.pop("model", None)
     try:

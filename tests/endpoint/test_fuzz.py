@@ -20,7 +20,7 @@ from tests.support.endpoint import make_config, run_endpoint
 from tests.support.near_valid_requests import make_requests
 
 EXAMPLES = 60
-OPERATIONS = 13
+OPERATIONS = 14
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])

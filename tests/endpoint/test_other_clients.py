@@ -14,6 +14,7 @@ from typing import Any
 import cohere
 import httpx
 import numpy as np
+import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding
@@ -159,6 +160,101 @@ def test_the_other_request_formats_of_hugging_face_are_accepted(
     np.testing.assert_allclose(endpoint.client.post("/", content=PNG, headers=png).json(), image, atol=2e-6)
     no_labels = endpoint.post("/", {"inputs": URI, "parameters": {"candidate_labels": " , "}})
     assert code_of(no_labels) == (400, "invalid_request")
+
+
+@pytest.fixture
+def moderations(endpoint: Endpoint) -> Iterator[Any]:
+    """OpenAI's client for moderations."""
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="-", max_retries=0) as client:
+        yield client.moderations
+
+
+def image_part(label: str) -> Any:
+    """An image of a shape as OpenAI's clients send it."""
+    return {"type": "image_url", "image_url": {"url": data_uri(shape_png(label))}}
+
+
+def test_openais_moderations_give_the_scores_of_classify(endpoint: Endpoint, moderations: Any) -> None:
+    response = moderations.create(
+        model="tiny", input=[image_part("blue star"), image_part("red circle")], extra_body={"labels": LABELS}
+    )
+    assert (response.model, len(response.results)) == ("tiny", 2)
+    assert response.id.startswith("modr-")
+    for result, wanted in zip(response.results, ("blue star", "red circle"), strict=True):
+        found = result.to_dict()
+        assert found["flagged"] is True
+        assert found["categories"] == {label: label == wanted for label in LABELS}
+        assert found["category_applied_input_types"] == {label: ["image"] for label in LABELS}
+        assert found["category_thresholds"] == dict.fromkeys(LABELS, 0.5)
+        images = {"image": data_uri(shape_png(wanted)), "labels": LABELS}
+        [classified] = endpoint.post("/v1/classify", images).json()["data"]
+        expected = {one["label"]: one["score"] for one in classified["labels"]}
+        assert list(found["category_scores"]) == LABELS, "all labels, in the order of the request"
+        assert found["category_scores"] == pytest.approx(expected, abs=1e-5)
+    strict = moderations.create(
+        model="tiny", input=[image_part("blue star")], extra_body={"labels": LABELS, "threshold": 1}
+    )
+    assert strict.results[0].flagged is False
+    exclusive = moderations.create(
+        model="tiny",
+        input=[image_part("blue star")],
+        extra_body={"labels": LABELS, "activation": "softmax", "templates": ["a photo of a {label}", "{label}"]},
+    )
+    assert sum(exclusive.results[0].to_dict()["category_scores"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_openais_moderations_take_a_registered_label_set_by_name_or_in_the_model(moderations: Any) -> None:
+    by_model = moderations.create(model="tiny:strict", input=[image_part("blue star")]).to_dict()
+    by_field = moderations.create(input=URI, extra_body={"label_set": "strict"}).to_dict()
+    assert by_model["label_set"] == by_field["label_set"] == "strict"
+    assert by_model["results"] == by_field["results"]
+    assert by_model["results"][0]["category_thresholds"] == dict.fromkeys(LABELS, pytest.approx(0.999))
+    assert by_model["fingerprint"]["labels"]
+
+
+@pytest.mark.parametrize("form", ["string", "list", "base64", "part", "url string"])
+def test_openais_moderations_take_every_form_of_an_image(moderations: Any, form: str) -> None:
+    plain = base64.b64encode(PNG).decode()
+    given: Any = {
+        "string": URI,
+        "list": [URI],
+        "base64": plain,
+        "part": {"type": "image_url", "image_url": plain},
+        "url string": [{"type": "image_url", "image_url": URI}],
+    }[form]
+    response = moderations.create(model="tiny", input=given, extra_body={"labels": LABELS})
+    assert response.results[0].to_dict()["categories"]["blue star"] is True
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [
+        ({"input": "how to hurt somebody", "labels": LABELS}, 400, "input", "a text"),
+        ({"input": [URI, {"type": "text", "text": "a"}], "labels": LABELS}, 400, "input.1", "a text"),
+        ({"input": {"type": "image_url", "text": "a", "image_url": URI}, "labels": LABELS}, 400, "input", "alone"),
+        ({"input": [{"type": "image_url"}], "labels": LABELS}, 400, "input.0", "without image_url"),
+        ({"input": "https://example.com/cat", "labels": LABELS}, 400, "input", "URL"),
+        ({"input": URI}, 400, "labels", "extra_body"),
+        ({"input": URI, "labels": LABELS, "label_set": "strict"}, 400, "labels", "exactly one"),
+        ({"input": URI, "labels": LABELS, "top_k": 1}, 400, "top_k", "all labels"),
+        ({"input": URI, "labels": LABELS, "treshold": 0.1}, 400, "treshold", "no such field"),
+        ({"input": [], "labels": LABELS}, 400, "input", ""),
+        ({"labels": LABELS}, 400, "input", ""),
+        ({"input": URI, "labels": [URI]}, 400, "labels", "image"),
+        ({"input": URI, "model": "tiny:none"}, 404, "label_set", "none"),
+        ({"input": URI, "model": "tiny:strict", "label_set": "other"}, 400, "label_set", "another"),
+        ({"input": URI, "model": "omni-moderation-latest", "labels": LABELS}, 404, "model", "omni"),
+    ],
+)
+def test_moderations_that_cannot_be_done_are_refused(
+    endpoint: Endpoint, body: dict[str, Any], status: int, param: str, words: str
+) -> None:
+    for path in ("/v1/moderations", "/moderations"):
+        response = endpoint.post(path, body)
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert error["param"] == param
+        assert words in error["message"]
 
 
 def test_coheres_int8_and_binary_types_are_the_rounded_embedding(endpoint: Endpoint, image: np.ndarray) -> None:
