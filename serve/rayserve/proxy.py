@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http.errors import ApiError
+from serve.rayserve.request_headers import RequestHeaders
 
 CALLBACK_PATH = "serve.rayserve.proxy:middlewares"
 OWN_PATHS = "/-/"
@@ -21,7 +22,7 @@ MARK = b"server-timing"
 
 def middlewares() -> list[Middleware]:
     """Return the middleware of a proxy. Ray Serve calls this when it starts the proxy."""
-    return [Middleware(Envelope)]
+    return [Middleware(RequestHeaders), Middleware(Envelope)]  # the last one is the outermost
 
 
 class Envelope:

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,14 +243,14 @@ def _change(tree: dict[str, Any], rng: random.Random) -> None:
         case 1 if isinstance(node, dict) and key != "root":
             node[str(rng.choice(ODD))[:50]] = node.pop(key)
         case 2 if isinstance(node, dict) and key != "root":
-            node[str(rng.choice(ODD))[:50]] = rng.choice(ODD)
+            node[str(rng.choice(ODD))[:50]] = deepcopy(rng.choice(ODD))
         case 3:
             node[key] = [node[key]]
         case 4:
             for _ in range(rng.choice((3, 30, 200))):
                 node[key] = [node[key]] if rng.random() < 0.5 else {"a": node[key]}
         case _:
-            node[key] = rng.choice(ODD)
+            node[key] = deepcopy(rng.choice(ODD))
 
 
 def _make_form(rng: random.Random) -> NearValidRequest:

@@ -28,7 +28,7 @@ class RequestContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        has_id = _VALID_ID.fullmatch(given) is not None
+        has_id = is_valid_id(given)
         context = RequestContext(given if has_id else uuid.uuid4().hex, Permit(0.0))
         scope.setdefault("state", {})["context"] = context
 
@@ -40,6 +40,11 @@ class RequestContextMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def is_valid_id(text: str) -> bool:
+    """Whether a client's X-Request-ID is used as the request's id: up to 128 visible ASCII characters."""
+    return _VALID_ID.fullmatch(text) is not None
 
 
 def get_context(scope: Scope) -> RequestContext:
