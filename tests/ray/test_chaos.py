@@ -1,4 +1,7 @@
-"""Twenty well-behaved clients with two keys, while hostile clients disconnect, stall, flood and send garbage."""
+"""Twenty well-behaved clients with two keys, while hostile clients do everything that costs more than it should.
+
+With SIGHTLINE_CHAOS_SECONDS=300 the limits are those of `serve/README.md`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -27,6 +30,7 @@ from tests.support.ray_cluster import SIGHTLINE
 SECONDS = float(os.environ.get("SIGHTLINE_CHAOS_SECONDS", "30"))
 """How long the hostile clients run. Five minutes show leaks that the default does not show."""
 QUIET_SECONDS = 10.0
+INGRESS = "ray::ServeReplica:sightline:ingress"
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 
 
@@ -53,12 +57,16 @@ async def send_requests(url: str, keys: list[str], seconds: float) -> tuple[Coun
     return statuses, latencies
 
 
-def measure_memory(server: subprocess.Popen[str]) -> float:
-    """Return the megabytes of all processes below the command. Memory that processes share counts once."""
+def measure_memory(server: subprocess.Popen[str], title: str = "") -> float:
+    """Return the megabytes of the processes below the command that have `title` in their command line.
+
+    Memory that processes share counts once.
+    """
     total = 0.0
     for process in psutil.Process(server.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss / 1e6
+            if title in " ".join(process.cmdline()):
+                total += process.memory_full_info().pss / 1e6
     return total
 
 
@@ -82,9 +90,9 @@ def test_hostile_clients_do_not_slow_down_the_others(tmp_path: Path) -> None:
         hostile = subprocess.Popen(hostile_command, stdout=subprocess.PIPE, text=True)
         # In the first third the decoders grow to the largest image, and the buffers to the flood.
         early_statuses, early = asyncio.run(send_requests(url, [one, two], SECONDS / 3))
-        before = measure_memory(server)
+        before = [measure_memory(server, title) for title in ("", INGRESS)]
         late_statuses, late = asyncio.run(send_requests(url, [one, two], 2 * SECONDS / 3))
-        after = measure_memory(server)
+        after = [measure_memory(server, title) for title in ("", INGRESS)]
         sent = int(hostile.communicate(timeout=60)[0])
         time.sleep(5)
         after_statuses, calm = asyncio.run(send_requests(url, [one, two], QUIET_SECONDS))
@@ -92,9 +100,12 @@ def test_hostile_clients_do_not_slow_down_the_others(tmp_path: Path) -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=90)
-    medians = [1000 * statistics.median(found) for found in (quiet, [*early, *late], calm)]
-    print(f"median ms quiet, chaos, afterwards {medians}; {sent} hostile requests; {before:.0f} to {after:.0f} MB")
-    print(early_statuses + late_statuses)
+    rows = {"quiet": quiet, "chaos, first third": early, "chaos, the rest": late, "afterwards": calm}
+    for title, found in rows.items():
+        p50, p95, p99 = (1000 * quantile for quantile in np.quantile(found, (0.5, 0.95, 0.99)))
+        print(f"{title:20} {len(found):6} responses, p50 {p50:4.0f} ms, p95 {p95:4.0f} ms, p99 {p99:4.0f} ms")
+    print(f"{sent} hostile requests; MB of all processes {before[0]:.0f} to {after[0]:.0f}, "
+          f"of the ingress {before[1]:.0f} to {after[1]:.0f}; {early_statuses + late_statuses}")  # fmt: skip
     assert sent > SECONDS
     assert (early_statuses + late_statuses).keys() <= {200, 429}
     assert early_statuses[200] + late_statuses[200] > 0.9 * sum((early_statuses + late_statuses).values())
@@ -103,6 +114,9 @@ def test_hostile_clients_do_not_slow_down_the_others(tmp_path: Path) -> None:
     # A short run on a shared machine has wide limits, which noise does not reach: without the protection of the
     # endpoint a median of 54 ms became 5 to 12 s.
     during, afterwards, slack_ms = (3, 1.5, 5) if SECONDS >= 300 else (10, 5, 0)
-    assert medians[1] < during * medians[0], medians
-    assert medians[2] < afterwards * medians[0] + slack_ms, medians
-    assert after < 1.15 * before + 50, (before, after)
+    usual, chaos, later = (1000 * np.quantile(found, 0.95) for found in (quiet, [*early, *late], calm))
+    assert chaos < during * usual
+    assert later < afterwards * usual + slack_ms
+    if SECONDS >= 300:
+        assert after[1] < 1.1 * before[1]
+    assert after[0] < 1.15 * before[0] + 50
