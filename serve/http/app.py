@@ -19,7 +19,7 @@ from serve.config import EndpointConfig
 from serve.http.errors import CODES, ApiError
 from serve.http.json_body import JsonRoute
 from serve.http.middleware.stack import MiddlewareStack
-from serve.http.openapi import complete_openapi
+from serve.http.openapi import add_openapi_route
 from serve.http.quoting import shorten
 from serve.http.validation import describe_validation, is_clients_error
 from serve.model import Model
@@ -74,6 +74,7 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
         version=version("sightline"),
         description=DESCRIPTION,
         lifespan=live,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
@@ -97,7 +98,7 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
             expose_headers=["*"],
             max_age=CORS_SECONDS,
         )
-    complete_openapi(app, has_keys=keys is not None)
+    add_openapi_route(app, has_keys=keys is not None)
     return app
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.responses import Response
 
 from serve.http.paths import is_open
 
@@ -16,9 +18,10 @@ SECURITY_SCHEMES: dict[str, dict[str, str]] = {
 READS = ("get", "head")
 
 
-def complete_openapi(app: FastAPI, has_keys: bool) -> None:
-    """Complete the schema, which FastAPI makes once and keeps. With `has_keys`, routes need an API key.
+def add_openapi_route(app: FastAPI, has_keys: bool) -> None:
+    """Add GET /openapi.json for the routes that `app` has now. With `has_keys`, they need an API key.
 
+    The schema is written once: anyone may ask for it, and FastAPI's own route writes its 100 KB for each request.
     FastAPI's own response to invalid requests (422) is removed: this server sends 400 and the error envelope. A route
     that needs an API key says so, so that the page /docs has the button Authorize.
     """
@@ -32,3 +35,8 @@ def complete_openapi(app: FastAPI, has_keys: bool) -> None:
         schema["components"]["schemas"].pop(name, None)
     if has_keys:
         schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+    body = json.dumps(schema, separators=(",", ":")).encode()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def send_schema() -> Response:
+        return Response(body, media_type="application/json")
