@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +29,13 @@ class TokenVocabulary:
             raise ConfigError(f"token_vocabulary: {path}: {reason}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids. An incomplete UTF-8 character at the end is dropped.
+        """Return the text of token ids. Incomplete UTF-8 characters at the start and at the end are dropped.
 
-        Raises `KeyError` for an unknown id.
+        Clients cut long texts between tokens, and a token may end within a character. Raises `KeyError` for an unknown
+        id, and `ValueError` for ids that make no text.
         """
-        return b"".join(self._words[number] for number in ids).decode(errors="ignore")
+        text = b"".join(self._words[number] for number in ids)
+        start = 0
+        while start < min(3, len(text)) and 0x80 <= text[start] < 0xC0:
+            start += 1
+        return getincrementaldecoder("utf-8")().decode(text[start:])

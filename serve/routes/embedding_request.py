@@ -98,10 +98,10 @@ def list_inputs(body: EmbeddingRequest, vocabulary: TokenVocabulary | None) -> l
     if body.messages is not None:
         inputs = [_read_conversation(body.messages, body.modality)] if body.messages else []
     elif isinstance(body.input, list) and body.input and isinstance(body.input[0], int):
-        inputs = [_read_tokens(body.input, "input", vocabulary)]  # a list of ids is one text
+        inputs = [_read_tokens(body.input, "input", vocabulary, body.modality)]  # a list of ids is one text
     elif isinstance(body.input, list):
         inputs = [
-            _read_tokens(item, f"input.{n}", vocabulary)
+            _read_tokens(item, f"input.{n}", vocabulary, body.modality)
             if isinstance(item, list)
             else _read_input(item, f"input.{n}", body.modality)
             for n, item in enumerate(body.input)
@@ -137,8 +137,10 @@ def _read_part(part: InputPart, param: str, modality: Modality) -> EmbeddingInpu
     return read_image_url(part.image_url, param)
 
 
-def _read_tokens(ids: Sequence[Any], param: str, vocabulary: TokenVocabulary | None) -> EmbeddingInput:
-    """Decode a list of OpenAI's token ids to the text. Raises `ApiError`."""
+def _read_tokens(
+    ids: Sequence[Any], param: str, vocabulary: TokenVocabulary | None, modality: Modality
+) -> EmbeddingInput:
+    """Decode a list of OpenAI's token ids to the string, and read that. Raises `ApiError`."""
     if vocabulary is None:
         raise ApiError(
             "unsupported_input",
@@ -147,11 +149,14 @@ def _read_tokens(ids: Sequence[Any], param: str, vocabulary: TokenVocabulary | N
             param=param,
         )
     try:
-        return EmbeddingInput("text", vocabulary.decode(ids), param)
-    except (KeyError, TypeError):
+        text = vocabulary.decode(ids)
+    except (KeyError, TypeError, ValueError):
         raise ApiError(
-            "unsupported_input", f"{param}: the token ids are not in this server's token_vocabulary", param=param
+            "unsupported_input",
+            f"{param}: the token ids are not in this server's token_vocabulary, or make no text",
+            param=param,
         ) from None
+    return read_string(text, param, modality)
 
 
 def _read_conversation(messages: list[Message], modality: Modality) -> EmbeddingInput:

@@ -64,6 +64,35 @@ def test_long_texts_of_every_text_field_are_counted(endpoint: Endpoint) -> None:
         assert (response.status_code, response.headers.get(HEADER)) == (200, "1"), path
 
 
+def test_long_labels_and_templates_are_counted_also_when_they_are_cached(endpoint: Endpoint) -> None:
+    image = data_uri(shape_png())
+    long = "a red circle that is somewhere in the middle of a very long label"
+    for _ in range(2):
+        response = endpoint.post("/v1/classify", {"image": image, "labels": ["a red circle", long]})
+        assert (response.status_code, response.headers[HEADER]) == (200, "1"), response.text
+        assert response.json()["usage"]["truncated_texts"] == 1
+    templates = ["{label} " + "and so on " * 10, "{label}"]
+    response = endpoint.post("/v1/classify", {"image": image, "labels": ["circle", "star"], "templates": templates})
+    assert response.headers[HEADER] == "2"
+    parameters = {"candidate_labels": ["circle", long]}
+    assert endpoint.post("/", {"inputs": image, "parameters": parameters}).headers[HEADER] == "1"
+    body = {"input": image, "labels": ["circle", long]}
+    assert endpoint.post("/v1/moderations", body).headers[HEADER] == "1"
+
+
+def test_thousands_of_long_texts_with_many_commas_are_embedded(endpoint: Endpoint) -> None:
+    prose = 'First, second, third, [fourth], {fifth}, and "sixth\\", as one says. ' * 60
+    body = {"model": "tiny", "input": [prose] * 1000}
+    assert prose.count(",") * 1000 > 200_000
+    response = endpoint.client.post("/v1/embeddings", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    assert response.headers[HEADER] == "1000"
+    for many in ("[" + ",".join(["1"] * 250_000) + "]", "[" + ",".join(['""'] * 250_000) + "]"):
+        headers = {"content-type": "application/json"}
+        refused = endpoint.client.post("/v1/embeddings", content=many, headers=headers)
+        assert "commas, brackets and braces" in refused.json()["error"]["message"]
+
+
 def test_default_chunks_of_llama_index_are_embedded(endpoint: Endpoint) -> None:
     chunks = SentenceSplitter().split_text("The quick brown fox jumps over the lazy dog, again and again. " * 600)
     assert max(map(len, chunks)) > 4096

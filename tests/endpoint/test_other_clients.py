@@ -82,6 +82,33 @@ def test_token_ids_from_langchain_give_the_embedding_of_the_text(
     np.testing.assert_allclose(documents[:1], text, atol=1e-5)
 
 
+def test_token_ids_of_an_image_are_the_image(
+    endpoint: Endpoint, image: np.ndarray, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(vocabulary.parent))
+    client = OpenAIEmbeddings(model="tiny", openai_api_base=f"{endpoint.url}/v1", openai_api_key=SecretStr("-"))
+    np.testing.assert_allclose([client.embed_query(URI)], image, atol=1e-5)
+
+
+def test_half_characters_at_the_ends_of_token_ids_are_dropped_and_others_refused(
+    endpoint: Endpoint, vocabulary: Path
+) -> None:
+    words = {
+        base64.b64decode(word): int(number) for word, number in map(bytes.split, vocabulary.read_bytes().splitlines())
+    }
+
+    def ids(text: bytes) -> list[int]:
+        return [words[bytes([byte])] for byte in text]
+
+    whole = "東京".encode()
+    assert TokenVocabulary(vocabulary).decode(ids(whole)) == "東京"
+    assert TokenVocabulary(vocabulary).decode(ids(whole[1:-1])) == ""
+    assert TokenVocabulary(vocabulary).decode(ids(whole[2:] + b" a" + whole[:2])) == "京 a"
+    for broken in (b"a" + whole[:2] + b"b", b"a" + whole[1:], b"\xff\xff"):
+        response = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [ids(broken)]})
+        assert code_of(response) == (400, "unsupported_input")
+
+
 def test_unknown_token_ids_and_invalid_vocabulary_files_are_refused(endpoint: Endpoint, tmp_path: Path) -> None:
     response = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [[10**9]]})
     assert code_of(response) == (400, "unsupported_input")

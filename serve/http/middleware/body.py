@@ -11,6 +11,7 @@ from serve.admission.controller import AdmissionController
 from serve.admission.load import Permit
 from serve.config import EndpointLimits
 from serve.http.errors import ApiError
+from serve.http.json_body import LARGE
 from serve.http.middleware.error_envelope import ClientGone
 from serve.http.middleware.gzip_body import GzipUnpacker
 from serve.http.middleware.request_context import get_context
@@ -33,7 +34,11 @@ class BodyMiddleware:
         context, headers = get_context(scope), Headers(scope=scope)
         body = await self._read(headers, receive, context.permit)
         context.body_received = True
-        check_structure(body, headers.get("content-type", ""), self._limits)
+        arguments = body, headers.get("content-type", ""), self._limits
+        if len(body) < LARGE:
+            check_structure(*arguments)
+        else:
+            await asyncio.to_thread(check_structure, *arguments)
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive, permit: Permit) -> bytes:
