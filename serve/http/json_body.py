@@ -73,10 +73,14 @@ def parse_json(body: bytes) -> Any:
     """Parse JSON (RFC 8259): UTF-8, with or without a byte order mark. Raises `ApiError`, which says what is wrong.
 
     Unlike Python's parser it accepts neither UTF-16 nor NaN and Infinity, nor an object with a name that stands twice:
-    the last one would win, and the client would not know.
+    the last one would win, and the client would not know. Nor does it accept half of a surrogate pair, which JSON can
+    write and UTF-8 cannot: whatever repeats such a text would fail.
     """
     try:
-        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=_make_object, parse_constant=_refuse_constant)
+        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_make_object, parse_constant=_refuse_constant)
+        if b"\\ud" in body or b"\\uD" in body:  # the escapes of all surrogates, also of pairs
+            _check_surrogates(parsed)
+        return parsed
     except UnicodeDecodeError as error:
         why = f"it is not UTF-8: byte {error.start} cannot be read"
     except json.JSONDecodeError as error:
@@ -97,6 +101,38 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ApiError("invalid_request", f"{shorten(name)}: the field stands twice: send it once", param=name)
             seen.add(name)
     return made
+
+
+def _check_surrogates(parsed: Any) -> None:
+    """Refuse a string, or a name, with half of a surrogate pair. Raises `ApiError`, which names the field."""
+    rest: list[tuple[Any, _Place | None]] = [(parsed, None)]
+    while rest:
+        value, place = rest.pop()
+        if isinstance(value, dict):
+            rest += [(name, place) for name in value if not name.isascii()]
+            rest += [(item, (name, place)) for name, item in value.items()]
+        elif isinstance(value, list):
+            rest += [(item, (number, place)) for number, item in enumerate(value)]
+        elif isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                param = _name_place(place)
+                message = f"{param or 'body'}: half of a surrogate pair is not valid text"
+                raise ApiError("invalid_request", message, param=param) from None
+
+
+_Place = tuple[str | int, Any]
+"""Where a value stands: its name or number, and the place of what contains it. A path as text, for each of a hundred
+thousand values, could take gigabytes."""
+
+
+def _name_place(place: _Place | None) -> str | None:
+    names = []
+    while place is not None:
+        names.append(shorten(str(place[0])))
+        place = place[1]
+    return ".".join(reversed(names)) or None
 
 
 def _refuse_constant(name: str) -> NoReturn:

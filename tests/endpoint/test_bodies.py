@@ -76,6 +76,32 @@ def test_a_byte_order_mark_is_no_part_of_the_body(endpoint: Endpoint) -> None:
     assert plain.json()["data"] == marked.json()["data"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v2/embed", {"model": "tiny", "texts": ["a", "a " * 9000 + "\ud800"]}, "texts.1"),
+        ("/v1/embeddings", {**TEXT, "user": {"\udc00": 1}}, "user"),
+        ("/v1/embeddings", {**TEXT, "\ud800": 1}, None),
+        ("/v1/similarity", {"texts": ["\ud83d"], "images": []}, "texts.0"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(
+    path: str, body: dict[str, Any], param: str | None, endpoint: Endpoint
+) -> None:
+    """Behind the part of a text that the model reads it caused status 500, because Cohere's responses repeat texts."""
+    response = endpoint.client.post(path, content=json.dumps(body), headers=JSON)
+    assert refusal(response) == f"{param or 'body'}: half of a surrogate pair is not valid text"
+    assert response.json()["error"]["param"] == param
+
+
+def test_a_whole_surrogate_pair_is_a_character(endpoint: Endpoint) -> None:
+    body = json.dumps({"model": "tiny", "texts": ["a \N{CAT}", "\\ud800"]})
+    assert "\\ud83d\\udc08" in body
+    response = endpoint.client.post("/v2/embed", content=body, headers=JSON)
+    assert response.status_code == 200, response.text
+    assert response.json()["texts"] == ["a \N{CAT}", "\\ud800"]
+
+
 def send_packed(endpoint: Endpoint, content: Any) -> httpx.Response:
     """Send a gzip body: bytes, or an iterator of pieces, which are sent in chunks."""
     return endpoint.client.post("/v1/embeddings", content=content, headers={**JSON, "content-encoding": "gzip"})
