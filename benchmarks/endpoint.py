@@ -86,10 +86,16 @@ def server(command: list[str], folder: Path, checkout: Path | None = None) -> It
 
 @contextmanager
 def endpoint(folder: Path, checkout: Path | None = None, **config: Any) -> Iterator[tuple[int, str]]:
-    """Run `sightline serve` with this config, optionally of another checkout. Yields the port and the metrics' URL."""
+    """Run `sightline serve` with this config. Yields the port and the metrics' URL.
+
+    With `checkout` it is that of another checkout, which should have a `.venv` of its own: HAProxy's launcher is one of
+    the commands in it.
+    """
     path, port = folder / "endpoint.yaml", free_port()
     path.write_text(yaml.safe_dump({"label_sets": {"shapes": list(LABELS)}, **config}))
-    command = [sys.executable, "-m", "sightline", "serve", str(path), "--port", str(port)]
+    own = checkout / ".venv" / "bin" / "python" if checkout else None
+    python = str(own) if own and own.exists() else sys.executable
+    command = [python, "-m", "sightline", "serve", str(path), "--port", str(port)]
     with server(command, folder, checkout) as ready:
         yield port, re.findall(r"http://\S+/metrics", ready)[0]
 
