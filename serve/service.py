@@ -119,8 +119,11 @@ class Service:
             raise ApiError("model_not_found", f"no model {quote(name)} here, only {self.name!r}", param="model")
 
     def check_dimensions(self, dimensions: int | None, param: str) -> None:
-        """Refuse a request for embeddings of another width. Raises `ApiError`."""
-        if dimensions is not None and dimensions != self.about.width:
+        """Refuse a request for embeddings of another width. Raises `ApiError`.
+
+        0 is "not given": infinity's own client sends it by default.
+        """
+        if dimensions and dimensions != self.about.width:
             raise ApiError(
                 "unsupported_dimensions",
                 f"{param}: this model's embeddings have {self.about.width} dimensions and cannot be shortened: "

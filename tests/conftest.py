@@ -20,6 +20,7 @@ from tests.support.stores.radosgw import Radosgw, why_not
 TESTS = Path(__file__).parent
 
 CORE = (
+    "clients",
     "quick",
     "model",
     "endpoint",
@@ -37,7 +38,7 @@ CORE = (
 NOT_CORE = ("alone", "browser", "gpu", "s3", "slow")
 """Marks of tests that need the whole machine, a system package or a GPU, or that take long."""
 
-LONG = ("ray", "rayserve", "k8s", "wheel", "quick/siglip/test_decoder.py")
+LONG = ("clients", "ray", "rayserve", "k8s", "wheel", "quick/siglip/test_decoder.py")
 """Folders and files whose tests take longest."""
 
 

@@ -1,4 +1,7 @@
-"""The unmodified Python clients of OpenAI, Hugging Face and Cohere, and the examples of docs/endpoint.md."""
+"""The examples of docs/endpoint.md, and what OpenAI's client does with ids and with an overloaded server.
+
+`tests/clients/` runs the clients themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cohere
-import httpx
-import huggingface_hub
-import numpy as np
 import openai
 import pytest
 
 from serve.admission.auth import new_key
 from tests.conftest import require
-from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+from tests.support.endpoint import Endpoint, make_config, run_endpoint, shape_png
 
 MODEL = "google/siglip-base-patch16-256"
 PAGE = Path(__file__).parents[2] / "docs" / "endpoint.md"
@@ -26,7 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "endpoint.md"
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Endpoint, str]]:
-    """An endpoint that requires an API key and serves the model under the name `MODEL`, and the key."""
+    """An endpoint that serves the model under the name `MODEL`, and its key."""
     key, line = new_key("tests")
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(line + "\n")
@@ -40,45 +39,11 @@ def client(keyed: tuple[Endpoint, str]) -> Iterator[openai.OpenAI]:
         yield opened
 
 
-def test_the_openai_client_embeds_texts_and_images(client: openai.OpenAI) -> None:
-    image = data_uri(shape_png("blue star"))
-    # Without `encoding_format` the client requests base64 and decodes it.
-    single = client.embeddings.create(model=MODEL, input="a photo of a blue star")
-    assert len(single.data[0].embedding) == 128
-    several = client.embeddings.create(
-        model=MODEL, input=["a photo of a blue star", image, "a photo of a red ring"], encoding_format="float"
-    )
-    assert [item.index for item in several.data] == [0, 1, 2]
-    np.testing.assert_allclose(single.data[0].embedding, several.data[0].embedding, atol=2e-6)
-    text, picture, other = (np.array(item.embedding) for item in several.data)
-    assert text @ picture > other @ picture
-    assert np.linalg.norm(picture) == pytest.approx(1, abs=1e-5)
-    assert several.model == MODEL
-    assert 2 * 5 <= several.usage.total_tokens < 2 * 16
-    images = client.embeddings.create(model=MODEL, input=[image, image])
-    np.testing.assert_allclose(images.data[1].embedding, picture, atol=2e-6)
-    assert client.embeddings.create(model=MODEL, input="a", dimensions=128).data
-
-
-def test_the_openai_client_lists_models(client: openai.OpenAI) -> None:
+def test_an_id_may_contain_a_slash(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).object == "model"
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here"):
         client.models.retrieve("gpt-4")
-
-
-def test_the_openai_client_raises_its_own_error_types(client: openai.OpenAI, keyed: tuple[Endpoint, str]) -> None:
-    with pytest.raises(openai.BadRequestError, match="cannot be shortened") as shortened:
-        client.embeddings.create(model=MODEL, input="a", dimensions=64)
-    assert shortened.value.code == "unsupported_dimensions"
-    assert shortened.value.param == "dimensions"
-    with pytest.raises(openai.NotFoundError):
-        client.embeddings.create(model="text-embedding-3-small", input="a")
-    with pytest.raises(openai.BadRequestError, match="token ids"):
-        client.embeddings.create(model=MODEL, input=[1, 2, 3])
-    unknown_key = openai.OpenAI(base_url=f"{keyed[0].url}/v1", api_key="sl-wrong", max_retries=0)
-    with unknown_key, pytest.raises(openai.AuthenticationError, match="this API key is not known"):
-        unknown_key.models.list()
 
 
 def test_the_openai_client_reports_the_rate_limit_and_retries_an_overloaded_server(tmp_path: Path) -> None:
@@ -108,51 +73,6 @@ def test_the_openai_client_reports_the_rate_limit_and_retries_an_overloaded_serv
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=2) as with_retries:
             assert with_retries.embeddings.create(model="tiny", input="a").data
         assert refused == 1
-
-
-def test_the_hugging_face_client_classifies_and_embeds(keyed: tuple[Endpoint, str], tmp_path: Path) -> None:
-    endpoint, key = keyed
-    client = huggingface_hub.InferenceClient(model=endpoint.url, token=key)
-    labels = ["red circle", "blue star", "green ring"]
-    (tmp_path / "star.png").write_bytes(shape_png("blue star"))
-    for image in (shape_png("blue star"), str(tmp_path / "star.png")):
-        scores = client.zero_shot_image_classification(
-            image, candidate_labels=labels, hypothesis_template="a photo of a {}"
-        )
-        assert scores[0].label == "blue star"
-        assert {element.label for element in scores} == set(labels)
-        assert [element.score for element in scores] == sorted((e.score for e in scores), reverse=True)
-    vector = client.feature_extraction("a photo of a blue star")
-    assert vector.shape == (1, 128)
-    assert vector.dtype == np.float32
-    pair = huggingface_hub.InferenceClient(base_url=endpoint.url, api_key=key).feature_extraction(["a", "b"])
-    assert np.shape(pair) == (2, 128)
-
-
-def test_the_cohere_client_embeds_images_and_texts(keyed: tuple[Endpoint, str]) -> None:
-    endpoint, key = keyed
-    with httpx.Client() as http:
-        embed_with_cohere(cohere.ClientV2(api_key=key, base_url=endpoint.url, httpx_client=http))
-        unknown_key = cohere.ClientV2(api_key="no", base_url=endpoint.url, httpx_client=http)
-        with pytest.raises(cohere.UnauthorizedError):
-            unknown_key.embed(model=MODEL, input_type="search_query", texts=["a"], embedding_types=["float"])
-
-
-def embed_with_cohere(client: cohere.ClientV2) -> None:
-    image = data_uri(shape_png("green heart"))
-    pictures = client.embed(model=MODEL, input_type="image", images=[image, image], embedding_types=["float"])
-    assert pictures.embeddings.float_ is not None
-    assert np.shape(pictures.embeddings.float_) == (2, 128)
-    texts = client.embed(
-        model=MODEL, input_type="search_query", texts=["a green heart", "a red star"], embedding_types=["float"]
-    )
-    assert texts.embeddings.float_ is not None
-    scores = np.array(texts.embeddings.float_) @ np.array(pictures.embeddings.float_[0])
-    assert scores[0] > scores[1]
-    inputs = [{"content": [{"type": "image_url", "image_url": {"url": image}}]}]
-    mixed = client.embed(model=MODEL, input_type="image", inputs=inputs, embedding_types=["float"])  # type: ignore[arg-type]
-    assert mixed.embeddings.float_ is not None
-    np.testing.assert_allclose(mixed.embeddings.float_[0], pictures.embeddings.float_[0], atol=2e-6)
 
 
 def read_examples(language: str) -> list[str]:

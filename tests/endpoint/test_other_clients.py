@@ -1,4 +1,4 @@
-"""Requests in the formats of other embedding servers, some of them sent by LangChain, LlamaIndex and Cohere clients."""
+"""Requests in the formats of other embedding servers, some of them sent by LangChain and Cohere clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import numpy as np
 import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
-from llama_index.embeddings.openai import OpenAIEmbedding
 from pydantic import SecretStr
 
 from serve.tokens import TokenVocabulary
@@ -118,12 +117,6 @@ def test_unknown_token_ids_and_invalid_vocabulary_files_are_refused(endpoint: En
             TokenVocabulary(tmp_path / "vocabulary")
     with pytest.raises(ConfigError, match="No such file"):
         TokenVocabulary(tmp_path / "nothing")
-
-
-def test_the_llama_index_client_embeds_texts(endpoint: Endpoint, text: np.ndarray) -> None:
-    client = OpenAIEmbedding(model_name="tiny", api_base=f"{endpoint.url}/v1", api_key="-", max_retries=0)
-    np.testing.assert_allclose([client.get_text_embedding("a blue star")], text, atol=1e-5)
-    assert np.shape(client.get_text_embedding_batch(["a", "b", "c"])) == (3, 128)
 
 
 def test_one_request_may_have_2048_texts_and_no_more(endpoint: Endpoint) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from json import dumps
 
@@ -18,9 +17,8 @@ import httpx
 import pytest
 
 from serve.rayserve.internals import ingress_ports
-from tests.support.endpoint import EXAMPLE, data_uri, shape_png
-from tests.support.ports import free_port
-from tests.support.ray_cluster import SIGHTLINE
+from tests.support.endpoint import data_uri, shape_png
+from tests.support.served_endpoint import run_command
 
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 CLIENTS = 40
@@ -31,23 +29,6 @@ def served() -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command on ::1, ready. Yields its process and its port."""
     with run_command("::1") as running:
         yield running
-
-
-@contextmanager
-def run_command(host: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run the command until the block ends. Yields its process and its port."""
-    port = free_port()
-    command = [SIGHTLINE, "serve", str(EXAMPLE), "--host", host, "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name not in ingress_ports(port)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("ready: "), line or process.communicate(timeout=60)[1]
-        yield process, port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=90)
 
 
 def test_only_local_clients_are_answered(served: tuple[subprocess.Popen[str], int]) -> None:

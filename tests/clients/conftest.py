@@ -1,0 +1,118 @@
+"""One `sightline serve` with an API key for all tests of clients, and the processes of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from serve.admission.auth import new_key
+from siglip.scoring import Floats
+from tests.support.clients.worker import ClientProcess, run_node, run_python
+from tests.support.endpoint import EXAMPLE, data_uri, make_config, run_endpoint, shape_png
+from tests.support.served_endpoint import run_command
+
+TEXTS = ["a photo of a red circle", "a photo of a blue star", "a photo of a green ring"]
+LABELS = ["red circle", "blue star", "green ring"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `sightline serve`, and one of its keys. `url` has no path."""
+
+    url: str
+    key: str
+
+    def post(self, *inputs: str) -> httpx.Response:
+        """Send texts and data: URIs to be embedded by plain HTTP."""
+        return httpx.post(
+            f"{self.url}/v1/embeddings",
+            json={"model": "tiny", "input": list(inputs), "encoding_format": "float"},
+            headers={"authorization": f"Bearer {self.key}"},
+        )
+
+    def embed(self, *inputs: str) -> Floats:
+        """The embeddings of texts and data: URIs, (number of inputs, width): what a client must return too."""
+        data = self.post(*inputs).raise_for_status().json()["data"]
+        return np.asarray([item["embedding"] for item in data], np.float32)
+
+
+def close(found: object, wanted: Floats) -> None:
+    """Check that a client's vectors are these."""
+    np.testing.assert_allclose(np.asarray(found), wanted, atol=2e-6)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`configs/endpoint.yaml` with an API key, behind HAProxy. The model computes in float32."""
+    folder = tmp_path_factory.mktemp("served")
+    key, line = new_key("clients")
+    (folder / "keys").write_text(line + "\n")
+    config = yaml.safe_load(EXAMPLE.read_text())
+    config["model"] = {"source": "tiny", "dtype": "float32"}
+    config["auth"] = {"keys_file": str(folder / "keys")}
+    (folder / "endpoint.yaml").write_text(yaml.safe_dump(config))
+    with run_command("127.0.0.1", folder / "endpoint.yaml") as (_, port):
+        yield Served(f"http://127.0.0.1:{port}", key)
+
+
+@pytest.fixture(scope="session")
+def one_a_minute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An endpoint without HAProxy, whose key may send one request a minute."""
+    key, line = new_key("one")
+    keys = tmp_path_factory.mktemp("limited") / "keys"
+    keys.write_text(line + "\n")
+    with run_endpoint(make_config(auth={"keys_file": str(keys), "requests_per_minute": 1})) as running:
+        yield Served(running.url, key)
+
+
+@pytest.fixture
+def limited(one_a_minute: Served) -> Served:
+    """An endpoint whose key has just sent what it may send in a minute."""
+    assert one_a_minute.post("a").status_code in (200, 429)
+    return one_a_minute
+
+
+@pytest.fixture(scope="session")
+def cache(pytestconfig: pytest.Config) -> Path:
+    """Where the clients are installed. It stays for later runs."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("clients").resolve()
+
+
+@pytest.fixture(scope="session")
+def node(cache: Path) -> Iterator[ClientProcess]:
+    """npm's clients."""
+    with run_node(cache) as clients:
+        yield clients
+
+
+@pytest.fixture(scope="session")
+def litellm(cache: Path) -> Iterator[ClientProcess]:
+    """LiteLLM's library. Its requirements do not fit `constraints.txt`, so it has an environment of its own."""
+    with run_python(cache, "litellm") as clients:
+        yield clients
+
+
+@pytest.fixture(scope="session")
+def frameworks(cache: Path) -> Iterator[ClientProcess]:
+    """Frameworks whose requirements do not fit `constraints.txt`."""
+    with run_python(cache, "frameworks") as clients:
+        yield clients
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """A blue star as a data: URI of a PNG."""
+    return data_uri(shape_png("blue star"))
+
+
+@pytest.fixture(scope="session")
+def vectors(served: Served, image: str) -> Floats:
+    """The embeddings of `TEXTS` and, last, of `image`."""
+    return served.embed(*TEXTS, image)

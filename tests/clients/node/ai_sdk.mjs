@@ -1,0 +1,23 @@
+// npm's ai with @ai-sdk/openai-compatible.
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { embed, embedMany } from "ai";
+
+const model = ({ url, key, model }) =>
+  createOpenAICompatible({ name: "sightline", baseURL: `${url}/v1`, apiKey: key }).embeddingModel(model);
+
+export async function embedOne(options) {
+  const { embedding, usage } = await embed({ model: model(options), value: options.value, ...options.extra });
+  return { embedding, usage };
+}
+
+export async function embedAll(options) {
+  const { embeddings, usage } = await embedMany({ model: model(options), values: options.values, ...options.extra });
+  return { embeddings, usage };
+}
+
+// All embeddings stay here: the caller gets their number and those at some indices.
+export async function embedNumbers(options) {
+  const values = Array.from({ length: options.count }, (_, index) => `number ${index}`);
+  const { embeddings } = await embedMany({ model: model(options), values });
+  return { count: embeddings.length, chosen: options.indices.map((index) => embeddings[index]) };
+}
