@@ -23,6 +23,6 @@ def test_selection_equals_a_stable_sort_of_the_passing_scores(
     for row, (indices, values) in zip(scores, selected.rows(), strict=True):
         passing = [index for index in range(len(row)) if row[index] >= np.float32(threshold)]
         expected = sorted(passing, key=lambda index: -row[index])[:top_k]
-        assert indices == expected
+        assert list(indices) == expected
         assert values.tolist() == row[expected].tolist()
         assert values.dtype == np.float32
