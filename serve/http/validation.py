@@ -45,4 +45,8 @@ def _list_models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def _is_branch(part: str) -> bool:
     """Whether a part of a location is a branch of a union, such as `str` or `list[union[...]]`, and not a field."""
-    return part in ("str", "int", "float", "bool") or part.startswith(("list[", "tuple[")) or part[:1].isupper()
+    return (
+        part in ("str", "int", "float", "bool")
+        or part.startswith(("list[", "tuple[", "literal["))
+        or part[:1].isupper()
+    )

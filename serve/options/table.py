@@ -87,8 +87,16 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
         "output_dtype",
         "Voyage, Mistral",
         NumberType,
-        "Done: see Cohere's `embedding_types`. With `encoding_format: base64` it is base64 of these bytes.",
+        "Done. With `encoding_format: base64` it is base64 of these bytes. OpenAI's client asks for base64 and reads "
+        "float32, so give it `encoding_format: float`.",
         encode,
+    ),
+    VendorOption(
+        "embedding_types",
+        "Cohere",
+        list[str],
+        'Done on Cohere\'s paths. Elsewhere only `["float"]` is accepted.',
+        only(["float"], instead="send embedding_type, or use Cohere's path /v2/embed"),
     ),
     VendorOption(
         "embed_dtype", "vLLM", Literal["float32", "float16"], "Done for base64, others are refused.", set_precision

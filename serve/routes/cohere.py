@@ -21,6 +21,7 @@ from serve.routes.inputs import (
     MODALITY_HELP,
     EmbeddingInput,
     Modality,
+    check_part,
     embed_inputs,
     list_vectors,
     read_image_url,
@@ -174,6 +175,7 @@ def _read_input(item: CohereInput, param: str, modality: Modality) -> EmbeddingI
             param=param,
         )
     [part] = item.content
+    check_part(part.type, part.text, part.image_url, param)
     if part.type == "image_url":
         return read_image_url(part.image_url, param)
     return read_text(part.text or "", param, modality, instead="send it as a part of type image_url")

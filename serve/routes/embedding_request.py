@@ -9,14 +9,23 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from serve.http.errors import ApiError
 from serve.options.table import EMBEDDING_OPTIONS, schema_of
-from serve.routes.inputs import MODALITY_HELP, EmbeddingInput, Modality, read_image_url, read_string, read_text
-from serve.schemas import BOUNDED, EXAMPLE_PNG, IMAGE_HELP, ImageUrl, Lenient, VendorRequest
+from serve.routes.inputs import (
+    MODALITY_HELP,
+    EmbeddingInput,
+    Modality,
+    check_part,
+    read_image_url,
+    read_string,
+    read_text,
+)
+from serve.schemas import BOUNDED, EXAMPLE_PNG, IMAGE_HELP, ImageUrl, Lenient, Strict, VendorRequest
 from serve.tokens import TokenVocabulary
 
 
-class InputPart(Lenient):
-    """A text or an image to embed: exactly one of the fields."""
+class InputPart(Strict):
+    """A text or an image to embed: exactly one of the fields. `type` is ignored, other fields are refused."""
 
+    type: str | None = None
     text: str | None = None
     image: str | None = Field(None, description=IMAGE_HELP)
     image_url: ImageUrl | str | None = Field(None, description=IMAGE_HELP)
@@ -171,6 +180,7 @@ def _read_conversation(messages: list[Message], modality: Modality) -> Embedding
             texts.append(_read_message(message.content, f"messages.{number}.content", modality))
             continue
         for part in message.content:
+            check_part(part.type, part.text, part.image_url, f"messages.{number}.content")
             if part.type == "image_url":
                 images.append(read_image_url(part.image_url, f"messages.{number}"))
             else:

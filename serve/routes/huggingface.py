@@ -39,9 +39,9 @@ from serve.schemas import (
     IMAGE_HELP,
     LabelQuery,
     LabelScore,
-    Lenient,
     NonEmptyStrings,
     ResponseModel,
+    Strict,
     Strings,
     VendorRequest,
 )
@@ -65,8 +65,8 @@ class HuggingFaceParameters(VendorRequest):
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
-class HuggingFaceImage(Lenient):
-    """An image, as Hugging Face's JavaScript client sends it."""
+class HuggingFaceImage(Strict):
+    """An image, as Hugging Face's JavaScript client sends it. A text beside it is refused."""
 
     image: str = Field(description=IMAGE_HELP)
 
@@ -158,8 +158,11 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             parameters = HuggingFaceParameters.model_validate(
                 {**options, "candidate_labels": labels if len(labels) > 1 else next(iter(labels), None)}
             )
+            if "inputs" in options:
+                raise ApiError("invalid_request", "inputs: the body is the image already", param="inputs")
             if parameters.labels() is not None:
                 return await classify(EmbeddingInput("image", image, "image"), parameters, options, context)
+            check_template(parameters)
             choices = read_embedding_options(options, service)
             return await embed_all([EmbeddingInput("image", image, "image")], choices, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
@@ -170,6 +173,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
                 raise ApiError("unsupported_input", message, param="inputs")
             image_input = EmbeddingInput("image", inputs[0].value, inputs[0].param)
             return await classify(image_input, body.parameters, body.options(), context)
+        check_template(body.parameters)
         choices = read_embedding_options(body.options(), service, parameters=body.parameters.options())
         return await embed_all(inputs, choices, context)
 
@@ -222,6 +226,13 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
 
 _PARAMS = {"labels": "parameters.candidate_labels", "templates": "parameters.hypothesis_template"}
 """Hugging Face's names of the fields of a `LabelQuery`."""
+
+
+def check_template(parameters: HuggingFaceParameters) -> None:
+    """Refuse a template without labels: it would have no effect. Raises `ApiError`."""
+    if parameters.hypothesis_template is not None:
+        message = "hypothesis_template: it needs candidate_labels"
+        raise ApiError("invalid_request", message, param=_PARAMS["templates"])
 
 
 def _make_query(parameters: HuggingFaceParameters, choices: ScoreChoices) -> LabelQuery:

@@ -124,3 +124,11 @@ def read_image_url(url: ImageUrl | str | None, param: str) -> EmbeddingInput:
     if url is None:
         raise ApiError("invalid_request", f"{param}: an image_url part without image_url", param=param)
     return EmbeddingInput("image", url if isinstance(url, str) else url.url, param)
+
+
+def check_part(kind: Literal["text", "image_url"], text: str | None, url: ImageUrl | str | None, param: str) -> None:
+    """Refuse a message's part of type `kind` that has the other kind's content too. Raises `ApiError`."""
+    if (kind == "image_url" and text) or (kind == "text" and url is not None):
+        other = "text" if kind == "image_url" else "image_url"
+        message = f"{param}: a part of type {kind} with {other}: send one part for each, because no embedding has both"
+        raise ApiError("unsupported_input", message, param=param)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serve.http.errors import ApiError
 from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
@@ -152,6 +153,10 @@ async def _read_request(
         return body.model, choices, list_inputs(body, service.vocabulary)
     images, fields = uploads
     options = {name: value for name, value in fields.items() if value != ""}
+    for name in ("input", "messages"):
+        if name in options:
+            message = f"{name}: a form or an image as the body has images only: send texts as JSON"
+            raise ApiError("unsupported_input", message, param=name)
     choices = read_embedding_options(options, service, encodes=True)
     model = options.get("model")
     inputs = [EmbeddingInput("image", image, f"image.{n}") for n, image in enumerate(images)]

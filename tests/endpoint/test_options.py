@@ -114,8 +114,17 @@ def test_texts_and_images_in_the_wrong_field_are_refused(endpoint: Endpoint) -> 
 
     assert embed(input=["a", {"text": "a", "image": URI}]) == "input.1"
     assert embed(input={"text": "", "image": URI}) == "input"
-    assert embed(input=[{"other": 1}]) == "input.0"
+    assert embed(input=[{}]) == "input.0"
     assert embed(input=[{"text": URI}]) == "input.0.text"
+    assert embed(input=[{"text": "a", "video": "x"}]) == "input.0.video"
+    both = {"text": "a", "image_url": {"url": URI}}
+    for kind in ("text", "image_url"):
+        assert embed(messages=[{"content": [{"type": kind, **both}]}]) == "messages.0.content"
+        inputs = [{"content": [{"type": kind, **both}]}]
+        assert param("/v2/embed", {"model": "tiny", "inputs": inputs}) == "inputs.0"
+    assert param("/", {"inputs": {"image": PLAIN, "question": "what?"}}) == "inputs.question"
+    template = {"hypothesis_template": "a photo of {}"}
+    assert param("/", {"inputs": URI, "parameters": template}) == "parameters.hypothesis_template"
     assert embed(messages=[{"content": URI}]) == "messages.0.content"
     assert embed(messages=[{"content": [{"type": "text", "text": PLAIN}]}]) == "messages.0.content"
     assert param("/v1/classify", {"image": URI, "labels": ["a", URI[:200]]}) == "labels"
@@ -140,6 +149,7 @@ REFUSED: list[dict[str, Any]] = [
     {"encoding_format": "bytes"},
     {"embedding_type": ["float", "base64"]},
     {"output_dtype": "int4"},
+    {"embedding_types": ["float", "int4"]},
     {"normalize": "perhaps"},
 ]
 
@@ -151,7 +161,7 @@ def test_an_option_that_cannot_be_done_is_refused_by_name(
 ) -> None:
     error = refusal(endpoint.post(path, request_for(path, "a", **option)))
     [name] = option
-    assert error["param"] == name
+    assert error["param"] in (name, f"{name}.1")
     assert name in error["message"]
 
 
@@ -259,6 +269,8 @@ def test_forms_and_queries_have_the_same_options(endpoint: Endpoint, image: np.n
         accepted = post({"dimensions": "128", "normalize": "true", "embedding_type": "base64", "task": ""}, as_query)
         vector = np.frombuffer(base64.b64decode(accepted.json()["data"][0]["embedding"]), "<f4")
         np.testing.assert_allclose(vector, image, atol=2e-6)
+    with_text = endpoint.client.post("/v1/embeddings", files={"image": PNG}, data={"input": "a"})
+    assert refusal(with_text)["param"] == "input"
     twice = endpoint.client.post(
         "/v1/classify?labels=a&top_k=1&top_k=2", content=PNG, headers={"content-type": "image/png"}
     )
