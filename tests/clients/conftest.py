@@ -42,6 +42,11 @@ class Served:
         return np.asarray([item["embedding"] for item in data], np.float32)
 
 
+def best_of(scores: dict[str, float]) -> str:
+    """The label with the highest score."""
+    return max(scores, key=lambda label: scores[label])
+
+
 def close(found: object, wanted: Floats) -> None:
     """Check that a client's vectors are these."""
     np.testing.assert_allclose(np.asarray(found), wanted, atol=2e-6)

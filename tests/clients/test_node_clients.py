@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from siglip.scoring import Floats
-from tests.clients.conftest import LABELS, TEXTS, Served, close
+from tests.clients.conftest import LABELS, TEXTS, Served, best_of, close
 from tests.support.clients.calls import Client, client_call
 from tests.support.clients.worker import ClientError, ClientProcess
-from tests.support.endpoint import shape_png
+from tests.support.endpoint import data_uri, shape_png
 
 OPENAI = Client("OpenAI (Node)", "openai", "node")
 HUGGING_FACE = Client("Hugging Face (Node)", "@huggingface/inference", "node")
@@ -70,6 +70,34 @@ def test_openai_is_told_that_embeddings_have_one_width(node: ClientProcess, at: 
 @client_call(OPENAI, "`models.list()`")
 def test_openai_lists_models(node: ClientProcess, at: dict[str, str]) -> None:
     assert node.call("openai", "listModels", **at) == ["tiny"]
+
+
+@client_call(OPENAI, "`moderations.create({ input: [image_url, ...], labels })`", "one result for each image")
+def test_openai_scores_labels_of_images(node: ClientProcess, at: dict[str, str], image: str) -> None:
+    """The client passes the field `labels`, which OpenAI's own API does not have, on."""
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in (image, data_uri(shape_png("red circle")))]
+    request = {"model": "tiny", "input": pictures, "labels": LABELS}
+    results = node.call("openai", "moderate", **at, request=request)["results"]
+    assert [best_of(result["category_scores"]) for result in results] == ["blue star", "red circle"]
+    for result in results:
+        scores = result["category_scores"]
+        assert result["categories"] == {label: scores[label] >= 0.5 for label in LABELS}
+        assert result["flagged"] == any(result["categories"].values())
+
+
+@client_call(
+    OPENAI, '`moderations.create({ model: "tiny:shapes", input: image })`', "`shapes` is a registered label set"
+)
+def test_openai_scores_a_registered_label_set(node: ClientProcess, at: dict[str, str], image: str) -> None:
+    [result] = node.call("openai", "moderate", **at, request={"model": "tiny:shapes", "input": image})["results"]
+    assert best_of(result["category_scores"]) == "blue star"
+    assert len(result["category_scores"]) == 64
+    assert result["categories"]["blue star"]
+
+
+@client_call(OPENAI, "`moderations.create({ input: image })` without labels", refused="labels")
+def test_openai_is_told_that_labels_are_needed(node: ClientProcess, at: dict[str, str], image: str) -> None:
+    node.call("openai", "moderate", **at, request={"model": "tiny", "input": image})
 
 
 @client_call(OPENAI, '`post("/classify", { body: { image, labels } })`', "the full answer of `/v1/classify`")

@@ -17,9 +17,9 @@ from llama_index.embeddings.openai import OpenAIEmbedding
 from pydantic import SecretStr
 
 from siglip.scoring import Floats
-from tests.clients.conftest import LABELS, TEXTS, Served, close
+from tests.clients.conftest import LABELS, TEXTS, Served, best_of, close
 from tests.support.clients.calls import Client, client_call
-from tests.support.endpoint import shape_png
+from tests.support.endpoint import data_uri, shape_png
 
 OPENAI = Client("OpenAI (Python)", "openai")
 HUGGING_FACE = Client("Hugging Face (Python)", "huggingface_hub")
@@ -63,6 +63,26 @@ def test_openai_is_told_that_token_ids_need_a_vocabulary(client: openai.OpenAI) 
 def test_openai_lists_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").object == "model"
+
+
+@client_call(
+    OPENAI,
+    '`moderations.create(input=[image_url, ...], extra_body={"labels": [...]})`',
+    'one result for each image; also `model="tiny:shapes"` for a registered label set',
+)
+def test_openai_scores_labels_of_images(client: openai.OpenAI, image: str) -> None:
+    urls = (image, data_uri(shape_png("red circle")))
+    pictures: Any = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    found = client.moderations.create(model="tiny", input=pictures, extra_body={"labels": LABELS}).results
+    scores: list[Any] = [result.to_dict()["category_scores"] for result in found]
+    assert [best_of(one) for one in scores] == ["blue star", "red circle"]
+    for result, one in zip(found, scores, strict=True):
+        assert set(one) == set(LABELS)
+        assert result.flagged == any(score >= 0.5 for score in one.values())
+    [registered] = client.moderations.create(model="tiny:shapes", input=image).results
+    all_scores: Any = registered.to_dict()["category_scores"]
+    assert best_of(all_scores) == "blue star"
+    assert len(all_scores) == 64
 
 
 @client_call(OPENAI, '`post("/classify", body={image, labels})`', "the full answer of `/v1/classify`")
