@@ -21,6 +21,8 @@ from serve.rayserve.remote import RemoteModel
 
 HEALTH_SECONDS = 30.0
 """How long a replica's health check may take: a busy model runs the batches that were there first."""
+INGRESS_PERIOD_SECONDS = 1.0
+"""How often Ray Serve checks an ingress. It notices only by a check that an ingress's process has ended."""
 DRAIN_SECONDS = 60.0
 """How long a replica that is told to stop may take to finish the requests that it holds."""
 INGRESS_BUSY = 32
@@ -47,7 +49,11 @@ class Ingress(LateIngress):
 
 
 def build(args: EndpointConfig) -> Application:
-    """Return the Ray Serve application: ingresses that speak HTTP and decode images, and replicas of the model."""
+    """Return the Ray Serve application: ingresses that speak HTTP and decode images, and replicas of the model.
+
+    Raises `storage.settings.ConfigError` if `args` limits connections otherwise than the HAProxy of this Ray Serve.
+    """
+    haproxy.check_connections(args.connections)
     from serve.rayserve.replica import ModelServer  # here, so that an ingress's process does not import it
 
     logging = {"encoding": "JSON", "enable_access_log": False}
@@ -80,7 +86,7 @@ def build(args: EndpointConfig) -> Application:
         max_ongoing_requests=args.limits.requests + SPARE_REQUESTS,
         max_queued_requests=args.limits.requests + SPARE_REQUESTS,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
-        health_check_period_s=10,
+        health_check_period_s=INGRESS_PERIOD_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
         graceful_shutdown_wait_loop_s=1,
         logging_config=logging,

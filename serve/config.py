@@ -17,6 +17,7 @@ from serve.admission.auth import AuthConfig
 from serve.admission.load import Load
 from serve.fetch.fetcher import FetchConfig
 from serve.label_sets.files import find_path
+from serve.rayserve.connections import ConnectionsConfig
 from serve.schemas import MAX_ITEMS
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
@@ -215,6 +216,9 @@ class EndpointConfig(BaseModel):
         None,
         description="Path of tiktoken's file cl100k_base.tiktoken. With it the endpoint accepts the token ids that "
         "LangChain sends instead of texts.",
+    )
+    connections: ConnectionsConfig = Field(
+        ConnectionsConfig(), description="Connections of clients, with HAProxy in front of the ingresses."
     )
     cors: CorsConfig = Field(CorsConfig(), description="Web pages that may use the API from a browser.")
     fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")

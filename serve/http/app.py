@@ -10,12 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from serve.admission.auth import KeyRing
 from serve.config import EndpointConfig
+from serve.http.cors import CorsMiddleware
 from serve.http.errors import CODES, ApiError
 from serve.http.json_body import JsonRoute
 from serve.http.middleware.stack import MiddlewareStack
@@ -48,8 +48,6 @@ DESCRIPTION = (
     "Error codes:\n\n" + "\n".join(f"* `{code}` ({status}): {meaning}" for code, (status, meaning) in CODES.items())
 )
 """The introduction of the API reference."""
-CORS_SECONDS = 600
-"""Seconds for which a browser may cache the CORS headers of a preflight response."""
 
 
 def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False) -> FastAPI:
@@ -90,14 +88,7 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
     app.add_middleware(MiddlewareStack, service=service, keys=keys, behind_haproxy=behind_haproxy)
     if config.cors.origins:
         # Outermost, because a browser sends its preflight request without an API key.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=config.cors.origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["*"],
-            max_age=CORS_SECONDS,
-        )
+        app.add_middleware(CorsMiddleware, origins=config.cors.origins)
     add_openapi_route(app, has_keys=keys is not None)
     return app
 

@@ -43,6 +43,8 @@ LOCAL_DEFAULTS = {
     # `serve.start` waits a minute for the proxy. The default of 5 s (15 s for three checks) is too short on a machine
     # whose cores are busy, and then the whole start fails.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
+    # A HAProxy that has ended is replaced after three checks. A check that gets no answer still takes 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # By default Ray Serve's controller runs its loop ten times a second, which takes a twentieth of a core when idle.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }

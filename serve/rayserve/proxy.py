@@ -7,6 +7,8 @@ Ray Serve adds this middleware when the environment variable `serve.rayserve.int
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,7 +19,7 @@ CALLBACK_PATH = "serve.rayserve.proxy:middlewares"
 OWN_PATHS = "/-/"
 """Prefix of Ray Serve's own paths: its health check and its list of routes."""
 MARK = b"server-timing"
-"""A header that `serve.http.middleware` sets in every response, and the proxy in none."""
+"""A header that the application sets in every response, and the proxy in none."""
 
 
 def middlewares() -> list[Middleware]:
@@ -26,7 +28,11 @@ def middlewares() -> list[Middleware]:
 
 
 class Envelope:
-    """ASGI middleware that replaces error responses which the application did not write."""
+    """ASGI middleware that replaces error responses which the application did not write.
+
+    A response of the application, which has the header `MARK`, passes unchanged. uvicorn's own 400 for bytes that are
+    not HTTP is plain text: it never gets here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,6 +40,9 @@ class Envelope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(OWN_PATHS):
             await self.app(scope, receive, send)
+            return
+        if not scope["path"].startswith("/"):  # OPTIONS * is about the server; Ray Serve's 404 would mean "not yet"
+            await _send_error(send, ApiError("not_found", "send a path that begins with /"))
             return
         started = replaced = False
 
@@ -54,15 +63,30 @@ class Envelope:
 
 
 def translate(status: int, retry_after: bytes | None) -> ApiError:
-    """Return the endpoint's error for a proxy's refusal. `retry_after` is the proxy's Retry-After header."""
-    if status == 404:  # no application is deployed under this path
-        return ApiError("unavailable", "no endpoint is running here yet: try again", retry_after=2.0)
-    if status == 429:
-        seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
-        return ApiError("overloaded", "the queue is full: try again later", retry_after=seconds)
-    if status == 408:
-        return ApiError("deadline_exceeded", "the answer was not ready in time: try again later", retry_after=1.0)
-    return ApiError("unavailable", "the process that held this request is gone: try again", retry_after=2.0)
+    """Return the endpoint's error for a proxy's refusal. `retry_after` is the proxy's Retry-After header.
+
+    The error has the proxy's status, with three exceptions, which clients repeat by themselves: 404 means that no
+    application is deployed yet, 408 that the ingress took too long, and 502 and 504 that it is gone.
+    """
+    match status:
+        case 404:
+            return ApiError("unavailable", "no endpoint is running here yet: try again", retry_after=2.0)
+        case 405:
+            return ApiError("method_not_allowed", "the endpoint has no such method: send GET, HEAD, POST or OPTIONS")
+        case 408:
+            return ApiError("deadline_exceeded", "the answer was not ready in time: try again later", retry_after=1.0)
+        case 413:
+            return ApiError("body_too_large", "the proxy refused the body because of its size: send a smaller one")
+        case 429:
+            seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
+            return ApiError("overloaded", "the queue is full: try again later", retry_after=seconds)
+        case 500:
+            return ApiError("internal_error", "the proxy failed: its log has the reason")
+        case 502 | 503 | 504:
+            return ApiError("unavailable", "the process that held this request is gone: try again", retry_after=2.0)
+    reason = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else f"status {status}"
+    code = "invalid_request" if status < 500 else "unavailable"
+    return ApiError(code, f"the proxy refused the request: {reason}", status=status)
 
 
 async def _send_error(send: Send, error: ApiError) -> None:

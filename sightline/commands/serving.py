@@ -80,6 +80,7 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     """Run the endpoint on a Ray started for it, and stop both afterwards. Yields the URL of the Prometheus metrics."""
     with TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:  # a short path: see `haproxy.make_environment`
         _set_environment(config, Path(folder), host, port)
+        haproxy.check_connections(config.connections)
         import ray
         from ray import serve as rayserve
 
@@ -109,8 +110,9 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
                 yield f"http://127.0.0.1:{metrics_port}/metrics"
             finally:
                 haproxy.drain(Path(folder), DRAIN_SECONDS)
-                with silence_stderr():
-                    rayserve.shutdown()
+                if not behind:  # after draining, nothing is left that Ray Serve, which takes seconds, could complete
+                    with silence_stderr():
+                        rayserve.shutdown()
         finally:
             with silence_stderr():
                 ray.shutdown()
@@ -122,7 +124,8 @@ def _set_environment(config: EndpointConfig, folder: Path, host: str, port: int)
     environ.update(internals.LOOPBACK_ONLY)
     defaults = {**internals.LOCAL_DEFAULTS, internals.PROXY_CALLBACK: CALLBACK_PATH}
     if environ.setdefault(internals.ENABLE_HAPROXY, "1" if haproxy.is_available() else "0") == "1":
-        environ.update(haproxy.make_environment(folder, config.limits.deadline_s, f"{_in_url(host)}:{port}"))
+        bind = f"{_in_url(host)}:{port}"
+        environ.update(haproxy.make_environment(folder, config.limits.deadline_s, bind, config.connections))
         defaults |= internals.NO_DRAINING | internals.ingress_ports(port) | internals.fallback_port(_free_port())
     for name, value in defaults.items():
         environ.setdefault(name, value)

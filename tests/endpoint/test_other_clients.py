@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from serve.tokens import TokenVocabulary
 from storage.settings import ConfigError
+from tests.support.cross_origin import check_cross_origin
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 
 PNG = shape_png("blue star")
@@ -327,18 +328,7 @@ def test_health_paths_respond_to_head(endpoint: Endpoint, path: str) -> None:
 
 
 def test_only_the_origins_in_the_config_get_cors_headers(endpoint: Endpoint) -> None:
-    preflight = {
-        "access-control-request-method": "POST",
-        "access-control-request-headers": "authorization,content-type",
-    }
-    allowed = endpoint.client.options("/v1/embeddings", headers={"origin": "https://app.example", **preflight})
-    assert allowed.status_code == 200
-    assert allowed.headers["access-control-allow-origin"] == "https://app.example"
-    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
-    other = endpoint.client.options("/v1/embeddings", headers={"origin": "https://evil.example", **preflight})
-    assert "access-control-allow-origin" not in other.headers
-    refused = endpoint.client.post("/v1/embeddings", json={}, headers={"origin": "https://app.example"})
-    assert refused.headers["access-control-allow-origin"] == "https://app.example"
+    check_cross_origin(endpoint.client)
     with run_endpoint(make_config()) as without_cors:
         other = without_cors.client.get("/v1/models", headers={"origin": "https://app.example"})
         assert "access-control-allow-origin" not in other.headers

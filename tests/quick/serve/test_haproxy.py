@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from importlib.metadata import version
@@ -9,34 +10,18 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-from ray.serve.config import HTTPOptions
 
 from serve.config import EndpointConfig
-from serve.rayserve.haproxy import PEER, REFUSED, TEMPLATE_LINES, find_launcher, harden_config, make_refusal
+from serve.rayserve.haproxy import PEER, TEMPLATE_LINES, find_launcher, harden_config, make_refusals
 from serve.rayserve.internals import ENABLE_HAPROXY, ingress_ports
 from sightline.commands.serving import _set_environment
+from tests.support.haproxy import write_config
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """The file that the installed Ray writes for an application with one ingress."""
-    server = ServerConfig(name="one", host="127.0.0.1", port=30000)
-    backend = BackendConfig(name="sightline", path_prefix="/", app_name="sightline", servers=[server])
-    config = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=8000),
-        socket_path=str(tmp_path / "admin.sock"),
-        server_state_base=str(tmp_path),
-        server_state_file=str(tmp_path / "state"),
-        has_received_routes=True,
-        has_received_servers=True,
-    )
-    path = tmp_path / "haproxy.cfg"
-    api = HAProxyApi(config, {"sightline": backend}, config_file_path=str(path))
-    api._generate_config_file_internal()
-    for status in REFUSED:
-        (tmp_path / f"{status}.http").write_bytes(make_refusal(status))
-    return path
+    return write_config(tmp_path)
 
 
 @pytest.mark.parametrize("start", TEMPLATE_LINES)
@@ -75,12 +60,14 @@ def test_a_configuration_without_the_frontend_is_refused(tmp_path: Path) -> None
         harden_config("global\ndefaults\nfrontend another\n", tmp_path)
 
 
-@pytest.mark.parametrize("status", REFUSED)
-def test_a_refusal_is_a_complete_response(status: int) -> None:
-    head, body = make_refusal(status).split(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+@pytest.mark.parametrize("name", make_refusals())
+def test_a_refusal_is_a_complete_response(name: str) -> None:
+    head, body = make_refusals()[name].split(b"\r\n\r\n")
+    status = int(name.removesuffix(".http"))
+    assert head.startswith(f"HTTP/1.1 {status if status < 500 else 503} ".encode())
     assert f"content-length: {len(body)}".encode() in head
-    assert b'"code": "unavailable"' in body
+    codes = {404: "not_found", 405: "method_not_allowed", 429: "too_many_connections"}
+    assert json.loads(body)["error"]["code"] == codes.get(status, "unavailable")
 
 
 @pytest.mark.parametrize("installed", [True, False])
