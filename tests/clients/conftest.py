@@ -62,8 +62,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     config["model"] = {"source": "tiny", "dtype": "float32"}
     config["auth"] = {"keys_file": str(folder / "keys")}
     (folder / "endpoint.yaml").write_text(yaml.safe_dump(config))
-    with run_command("127.0.0.1", folder / "endpoint.yaml") as (_, port):
-        yield Served(f"http://127.0.0.1:{port}", key)
+    with run_command("127.0.0.1", folder / "endpoint.yaml") as running:
+        yield Served(running.url, key)
 
 
 @pytest.fixture(scope="session")

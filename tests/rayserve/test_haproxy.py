@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -17,22 +16,22 @@ import httpx
 import pytest
 
 from serve.rayserve.internals import ingress_ports
+from tests.support.served_endpoint import Served, run_command
 from tests.support.endpoint import data_uri, shape_png
-from tests.support.served_endpoint import run_command
 
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 CLIENTS = 40
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The command on ::1, ready. Yields its process and its port."""
+def served() -> Iterator[Served]:
+    """The command on ::1."""
     with run_command("::1") as running:
         yield running
 
 
-def test_only_local_clients_are_answered(served: tuple[subprocess.Popen[str], int]) -> None:
-    with httpx.Client(base_url=f"http://[::1]:{served[1]}", headers={"Host": "localhost"}) as client:
+def test_only_local_clients_are_answered(served: Served) -> None:
+    with httpx.Client(base_url=f"http://[::1]:{served.port}", headers={"Host": "localhost"}) as client:
         assert client.get("/v1/models").status_code == 200
         # HAProxy overwrites what a client claims about its address, so the claim changes nothing.
         assert client.get("/v1/models", headers={"x-sightline-peer": "192.0.2.1"}).status_code == 200
@@ -43,9 +42,9 @@ def test_only_local_clients_are_answered(served: tuple[subprocess.Popen[str], in
         assert response.json()["error"]["code"] == "loopback_only"
 
 
-def test_an_ingress_refuses_requests_that_bypass_haproxy(served: tuple[subprocess.Popen[str], int]) -> None:
+def test_an_ingress_refuses_requests_that_bypass_haproxy(served: Served) -> None:
     """Such requests have no header with the peer's address."""
-    first, last = map(int, ingress_ports(served[1]).values())
+    first, last = map(int, ingress_ports(served.port).values())
     direct = [number for number in range(first, min(first + 10, last)) if speaks_http(number)]
     assert direct, "the ingress listens on one of this endpoint's ports"
     for number in direct:
@@ -53,16 +52,16 @@ def test_an_ingress_refuses_requests_that_bypass_haproxy(served: tuple[subproces
         assert response.json()["error"]["code"] == "loopback_only"
 
 
-def test_headers_that_never_end_are_refused(served: tuple[subprocess.Popen[str], int]) -> None:
-    with socket.create_connection(("::1", served[1])) as slow:
+def test_headers_that_never_end_are_refused(served: Served) -> None:
+    with socket.create_connection(("::1", served.port)) as slow:
         slow.settimeout(30)
         slow.sendall(b"GET / HTTP/1.1\r\nHost: ")
         assert b" 408 " in slow.recv(1000)
 
 
-def test_stopping_loses_no_request(served: tuple[subprocess.Popen[str], int]) -> None:
+def test_stopping_loses_no_request(served: Served) -> None:
     """All requests that were sent before the signal get their responses. It is the last test of the fixture."""
-    process, port = served
+    process, port = served.process, served.port
     body, headers = dumps(BODY), {"Host": "localhost", "Content-Type": "application/json"}
     connections = [HTTPConnection("::1", port, timeout=60) for _ in range(CLIENTS)]
     for connection in connections:

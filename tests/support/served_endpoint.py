@@ -1,4 +1,4 @@
-"""`sightline serve` in a process of its own, behind HAProxy, as users run it."""
+"""`sightline serve` in a process of its own, as users run it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve.rayserve.internals import ingress_ports
+import psutil
+
+from serve.rayserve.internals import ENABLE_HAPROXY, ingress_ports
 from tests.support.endpoint import EXAMPLE
 from tests.support.ports import free_port
 from tests.support.ray_cluster import SIGHTLINE
 
 
+class Served:
+    """The running command: its process, its port and its URL."""
+
+    def __init__(self, process: subprocess.Popen[str], host: str, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://{host}:{port}"
+
+    def find(self, program: str) -> psutil.Process:
+        """Return the first process below the command whose program, or actor, has `program` in its name."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(child for child in children if program in "".join(child.cmdline()[:1]))
+
+    def admin_socket(self) -> Path:
+        """The path of HAProxy's admin socket."""
+        arguments = self.find("bin/haproxy").cmdline()
+        return Path(arguments[arguments.index("-f") + 1]).with_name("admin.sock")
+
+
 @contextmanager
-def run_command(host: str, config: Path = EXAMPLE) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run the command until the block ends. Yields its process and its port."""
+def run_command(host: str, config: Path = EXAMPLE, haproxy: bool = True) -> Iterator[Served]:
+    """Run the command until the block ends. It is ready for requests when the block begins."""
     port = free_port()
     command = [SIGHTLINE, "serve", str(config), "--host", host, "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name not in ingress_ports(port)}
+    environment[ENABLE_HAPROXY] = str(int(haproxy))
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("ready: "), line or process.communicate(timeout=60)[1]
-        yield process, port
+        yield Served(process, f"[{host}]" if ":" in host else host, port)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=90)
