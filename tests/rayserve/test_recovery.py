@@ -1,0 +1,62 @@
+"""How long the endpoint of `sightline serve` takes to stop, and to serve again after a process was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from serve.rayserve import guard
+from tests.support.command import Served, run_command
+from tests.support.load import Load
+
+pytestmark = pytest.mark.alone
+SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with run_command("127.0.0.1") as running:
+        yield running
+
+
+def measure_gap(served: Served, pid: int) -> float:
+    """Kill a process under load. Returns the longest time in the next seconds in which no request was answered."""
+    with Load(served.url) as load:
+        load.await_success(0)
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        load.await_success(killed + 3 * SECONDS)
+    answered = sorted(when for when, status in load.results if status == 200 and when > killed)
+    return max(after - before for before, after in zip([killed, *answered], answered, strict=False))
+
+
+def test_haproxy_is_replaced_within_seconds(served: Served) -> None:
+    pid = guard.find_pid(served.admin_socket())
+    assert pid is not None
+    assert measure_gap(served, pid) < SECONDS
+
+
+def test_an_ingress_is_replaced_within_seconds(served: Served) -> None:
+    gap = measure_gap(served, served.find("ServeReplica:sightline:ingress").pid)
+    assert gap < SECONDS
+
+
+def test_idle_clients_do_not_delay_the_stop(served: Served) -> None:
+    """It is the last test of the fixture."""
+    idle = [socket.create_connection(("127.0.0.1", served.port), timeout=60) for _ in range(100)]
+    for connection in idle:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in connection.recv(10_000)
+    served.process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    served.process.wait(60)
+    seconds = time.monotonic() - started
+    for connection in idle:
+        connection.close()
+    assert served.process.returncode == 0
+    assert seconds < SECONDS
