@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from serve.rayserve import guard
-from tests.support.served_endpoint import Served, run_command
 from tests.support.cross_origin import ALLOWED, check_cross_origin
 from tests.support.endpoint import EXAMPLE
 from tests.support.load import Load
+from tests.support.served_endpoint import Served, run_command
 
 IDLE = 4200
 HOST = b"Host: localhost\r\n"

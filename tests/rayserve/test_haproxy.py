@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from serve.rayserve.internals import ingress_ports
-from tests.support.served_endpoint import Served, run_command
 from tests.support.endpoint import data_uri, shape_png
+from tests.support.served_endpoint import Served, run_command
 
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 CLIENTS = 40

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from serve.rayserve import guard
-from tests.support.command import Served, run_command
 from tests.support.load import Load
+from tests.support.served_endpoint import Served, run_command
 
 pytestmark = pytest.mark.alone
 SECONDS = 5.0
