@@ -461,3 +461,23 @@ def test_reduced_motion_disables_the_animation(browser: Browser, endpoint: Endpo
     browser.find("#sample").click()
     read_scores(browser)
     assert browser.run("getComputedStyle(document.querySelector('.meter span')).transitionDuration") == "0s"
+
+
+def test_the_api_reference_takes_an_api_key_and_sends_it(browser: Browser, tmp_path: Path, shots: Path) -> None:
+    key, line = new_key("tester")
+    (tmp_path / "keys").write_text(line)
+    with run_endpoint(make_config(auth={"keys_file": str(tmp_path / "keys")})) as guarded:
+        browser.open(f"{guarded.url}/docs#/models/list_models_v1_models_get")
+        browser.wait("document.querySelector('.btn.authorize')")
+        browser.find(".btn.authorize").click()
+        browser.wait("document.querySelector('.auth-container input')")
+        browser.find(".auth-container input").send_keys(key)
+        browser.find(".auth-container .btn.authorize").click()
+        browser.find(".btn-done").click()
+        browser.wait("document.querySelector('.try-out__btn')")
+        browser.find(".try-out__btn").click()
+        browser.wait("document.querySelector('.execute')")
+        browser.find(".execute").click()
+        browser.wait("document.querySelector('.live-responses-table .response-col_status')")
+        browser.screenshot(shots / "reference.png")
+        assert browser.find(".live-responses-table tbody .response-col_status").text.startswith("200")
