@@ -30,6 +30,7 @@ from serve.options.choices import (
     set_top_k,
     truncate,
 )
+from siglip.label_text.values import Count, Share
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ _MOST = "A text with more tokens is refused, unless this is the model's input le
 _TEMPLATE = "Refused, unless it is empty."
 _PLAIN = only(False, instead="messages are embedded as they are, without a template")
 Tokens = Annotated[int, Field(ge=-1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 DIMENSIONS = ("dimensions", "output_dimension", "dimensionality")
 """The options whose value must be the width of the model's embeddings."""
@@ -189,8 +189,8 @@ SCORE_OPTIONS: tuple[VendorOption, ...] = (
         "With `candidate_labels`: done. `true` is sigmoid, the default, and `false` is softmax.",
         set_multi_label,
     ),
-    VendorOption("top_k", "Hugging Face", Annotated[int, Field(ge=1)], "With `candidate_labels`: done.", set_top_k),
-    VendorOption("threshold", "Hugging Face", Probability, "With `candidate_labels`: done.", set_threshold),
+    VendorOption("top_k", "Hugging Face", Count, "With `candidate_labels`: done.", set_top_k),
+    VendorOption("threshold", "Hugging Face", Share, "With `candidate_labels`: done.", set_threshold),
     VendorOption(
         "tokenizer_kwargs",
         "Hugging Face",

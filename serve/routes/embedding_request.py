@@ -55,11 +55,13 @@ def _tag_input(value: Any) -> str:
     return "Token" if isinstance(value, int) else "Text"
 
 
+Token = Annotated[int, Field(strict=True)]
+"""A token id. `true` and 1.0 are none."""
 OneInput = Annotated[
     Annotated[str, Tag("Text")]
     | Annotated[InputPart, Tag("Part")]
-    | Annotated[int, Tag("Token")]
-    | Annotated[list[int], BOUNDED, Tag("Tokens")],
+    | Annotated[Token, Tag("Token")]
+    | Annotated[list[Token], BOUNDED, Tag("Tokens")],
     Discriminator(_tag_input),
 ]
 Inputs = Annotated[list[OneInput], BOUNDED]
@@ -87,7 +89,7 @@ class EmbeddingRequest(VendorRequest):
         Annotated[
             Annotated[str, Tag("Text")]
             | Annotated[InputPart, Tag("Part")]
-            | Annotated[int, Tag("Token")]
+            | Annotated[Token, Tag("Token")]
             | Annotated[Inputs, Tag("List")],
             Discriminator(_tag_inputs),
         ]

@@ -116,6 +116,7 @@ class TeiInfo(ResponseModel):
     max_input_length: int
     max_client_batch_size: int
     max_concurrent_requests: int
+    auto_truncate: bool = True
     version: str
 
 

@@ -288,7 +288,13 @@ def test_hugging_faces_scores_obey_its_parameters(endpoint: Endpoint) -> None:
     assert classify(multi_label=True).json() == classify(function_to_apply="sigmoid").json() == scores
     assert [one["label"] for one in classify(top_k=1).json()] == ["blue star"]
     assert [one["label"] for one in classify(threshold=0.5).json()] == ["blue star"]
-    for wrong in ({"function_to_apply": "none"}, {"top_k": 0}, {"tokenizer_kwargs": {"a": 1}}, {"threshold": 2}):
+    for wrong in (
+        {"function_to_apply": "none"},
+        {"top_k": 0},
+        {"top_k": True},
+        {"tokenizer_kwargs": {"a": 1}},
+        {"threshold": 2},
+    ):
         assert refusal(classify(**wrong))["param"] == f"parameters.{next(iter(wrong))}"
     nested = endpoint.post("/", {"inputs": "a", "parameters": {"normalize": False}})
     assert refusal(nested)["param"] == "parameters.normalize"

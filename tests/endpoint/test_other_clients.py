@@ -112,6 +112,8 @@ def test_half_characters_at_the_ends_of_token_ids_are_dropped_and_others_refused
 def test_unknown_token_ids_and_invalid_vocabulary_files_are_refused(endpoint: Endpoint, tmp_path: Path) -> None:
     response = endpoint.post("/v1/embeddings", {"model": "tiny", "input": [[10**9]]})
     assert code_of(response) == (400, "unsupported_input")
+    for wrong in ([True, 5], [[True]], [[1.0]], [["1"]]):
+        assert endpoint.post("/v1/embeddings", {"model": "tiny", "input": wrong}).status_code == 400, wrong
     for content in ("a b c\n", "YQ==\n", "*** 1\n"):
         (tmp_path / "vocabulary").write_text(content)
         with pytest.raises(ConfigError, match=r"token_vocabulary: .*tiktoken"):
@@ -164,6 +166,7 @@ def test_paths_of_text_embeddings_inference_are_served(endpoint: Endpoint, text:
     assert code_of(endpoint.post("/embed", {"inputs": "a", "normalize": False})) == (400, "invalid_request")
     info = endpoint.client.get("/info").json()
     assert (info["model_id"], info["max_client_batch_size"], info["max_input_length"]) == ("tiny", 2048, 16)
+    assert info["auto_truncate"] is True
 
 
 def test_the_other_request_formats_of_hugging_face_are_accepted(
