@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from starlette.datastructures import FormData, QueryParams
 from starlette.responses import Response
 
@@ -17,7 +17,6 @@ from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
 from serve.http.responses import PydanticResponse, body_of, context_of, documented
 from serve.http.uploads import ANY_IMAGE, read_uploads
-from serve.http.validation import describe_validation
 from serve.label_sets.scoring import score_labels
 from serve.routes.inputs import embed_classification, read_text, refuse_images
 from serve.schemas import (
@@ -293,15 +292,12 @@ async def _read_classify(request: Request, limits: EndpointLimits) -> Parsed:
 def _read_fields(images: list[bytes], raw: FormData | QueryParams) -> Parsed:
     """The query of a form or a URL, as JSON would have it. Numbers stay strings, which pydantic converts.
 
-    Raises `ApiError`.
+    Raises pydantic's `ValidationError`, which `serve.http.app` makes an `ApiError`.
     """
     fields: dict[str, Any] = {}
     for name in raw:
         values = raw.getlist(name)
         fields[name] = values if name in _MANY else values[0]
     model = fields.pop("model", None)
-    try:
-        query = LabelQuery.model_validate(fields)
-    except ValidationError as error:
-        raise describe_validation(error.errors()) from None
+    query = LabelQuery.model_validate(fields)
     return query, str(model) if model else None, [], images, [f"image.{n}" for n in range(len(images))]
