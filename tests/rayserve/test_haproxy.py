@@ -21,6 +21,7 @@ from tests.support.served_endpoint import Served, run_command
 
 BODY = {"image": data_uri(shape_png("red circle")), "label_set": "shapes"}
 CLIENTS = 40
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,18 @@ def test_an_ingress_refuses_requests_that_bypass_haproxy(served: Served) -> None
     for number in direct:
         response = httpx.get(f"http://127.0.0.1:{number}/v1/models")
         assert response.json()["error"]["code"] == "loopback_only"
+
+
+def test_long_texts_reach_the_model_in_calls_of_the_allowed_size_and_are_counted(served: Served) -> None:
+    """A call of the model may hold 4 MiB: less than 64 texts of a megabyte, and more than their first characters."""
+    body = {"model": "tiny", "input": [f"{number} \U0001f431 " + "\U0001f431" * 30_000 for number in range(200)]}
+    with httpx.Client(base_url=f"http://[::1]:{served.port}", headers={"Host": "localhost"}, timeout=120) as client:
+        response = client.post("/v1/embeddings", content=dumps(body, ensure_ascii=False).encode(), headers=JSON)
+        assert response.status_code == 200, response.text
+        assert response.headers["x-sightline-truncated"] == "200"
+        assert response.json()["usage"]["truncated_texts"] == 200
+        refused = client.post("/v1/embeddings", json={"model": "tiny", "input": "a " * 500, "truncate": False})
+        assert refused.json()["error"]["code"] == "text_too_long"
 
 
 def test_headers_that_never_end_are_refused(served: Served) -> None:
