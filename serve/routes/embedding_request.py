@@ -128,7 +128,7 @@ def _read_input(item: str | InputPart | int | None, param: str, modality: Modali
     if isinstance(item, InputPart):
         return _read_part(item, param, modality)
     if isinstance(item, str):
-        return read_string(item, param, modality)
+        return read_string(item, param, modality, part='{"image": URL}')
     raise ApiError("invalid_request", f"{param}: a single token id: send a list of token ids", param=param)
 
 

@@ -37,8 +37,10 @@ class EmbeddingInput:
     param: str
 
 
-def read_string(value: str, param: str, modality: Modality) -> EmbeddingInput:
+def read_string(value: str, param: str, modality: Modality, *, part: str = "") -> EmbeddingInput:
     """A string of a field that may have texts and images. Raises `ApiError` for the URL of an image.
+
+    `part` is the form of an image in this field that needs no modality, if there is one.
 
     What looks like an image is one, unless `modality` says otherwise: its embedding as a text would mean nothing. The
     URL of an image is as often meant as a text, so the client has to say which it is.
@@ -48,8 +50,8 @@ def read_string(value: str, param: str, modality: Modality) -> EmbeddingInput:
     if is_image_url(value):
         raise ApiError(
             "unsupported_input",
-            f'{param}: the URL of an image: send "modality": "image" to embed the image, or "modality": "text" to '
-            "embed the URL as a text",
+            f'{param}: the URL of an image: send {part and part + " or "}"modality": "image" to embed the image, or '
+            '"modality": "text" to embed the URL as a text',
             param=param,
         )
     return EmbeddingInput("image" if is_image(value) else "text", value, param)

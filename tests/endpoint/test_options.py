@@ -101,6 +101,7 @@ def test_the_url_of_an_image_needs_its_modality(endpoint: Endpoint, path: str) -
     assert error["code"] == "unsupported_input"
     assert '"modality": "image"' in error["message"]
     assert '"modality": "text"' in error["message"]
+    assert ('{"image": URL}' in error["message"]) == (path == "/v1/embeddings")
     assert len(send(endpoint, path, IMAGE_URL, modality="text")) == 1
     assert refusal(endpoint.post(path, request_for(path, IMAGE_URL, modality="image")))["code"] == "fetch_disabled"
 
