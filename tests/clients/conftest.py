@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import yaml
 
 from serve.admission.auth import new_key
 from siglip.scoring import Floats
-from tests.support.clients.worker import ClientProcess, run_node, run_python
+from tests.conftest import require
+from tests.support.clients.worker import ClientProcess, NotInstalledError, run_node, run_python
 from tests.support.endpoint import EXAMPLE, data_uri, make_config, run_endpoint, shape_png
 from tests.support.served_endpoint import run_command
 
@@ -90,24 +92,39 @@ def cache(pytestconfig: pytest.Config) -> Path:
     return pytestconfig.cache.mkdir("clients").resolve()
 
 
+@contextmanager
+def required(run: Callable[[], AbstractContextManager[ClientProcess]], where: str) -> Iterator[ClientProcess]:
+    """Run clients until the block ends. Without a network that has them the test is skipped, or fails in CI."""
+    try:
+        running = run()
+    except NotInstalledError as error:
+        require(f"clients from {where}", str(error))
+        raise
+    with running as clients:
+        yield clients
+
+
+# These end before `served` does, because a client keeps its connections, and the command waits for them.
+
+
 @pytest.fixture(scope="session")
-def node(cache: Path) -> Iterator[ClientProcess]:
+def node(cache: Path, served: Served) -> Iterator[ClientProcess]:
     """npm's clients."""
-    with run_node(cache) as clients:
+    with required(lambda: run_node(cache), "npm") as clients:
         yield clients
 
 
 @pytest.fixture(scope="session")
-def litellm(cache: Path) -> Iterator[ClientProcess]:
+def litellm(cache: Path, served: Served) -> Iterator[ClientProcess]:
     """LiteLLM's library. Its requirements do not fit `constraints.txt`, so it has an environment of its own."""
-    with run_python(cache, "litellm") as clients:
+    with required(lambda: run_python(cache, "litellm"), "PyPI") as clients:
         yield clients
 
 
 @pytest.fixture(scope="session")
-def frameworks(cache: Path) -> Iterator[ClientProcess]:
+def frameworks(cache: Path, served: Served) -> Iterator[ClientProcess]:
     """Frameworks whose requirements do not fit `constraints.txt`."""
-    with run_python(cache, "frameworks") as clients:
+    with required(lambda: run_python(cache, "frameworks"), "PyPI") as clients:
         yield clients
 
 

