@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from serve.admission.auth import new_key
+from serve.options.table import EMBEDDING_OPTIONS
 from tests.endpoint.test_edge import serve_web
 from tests.quick.serve.test_fetch import drip, reply
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
@@ -110,7 +111,14 @@ ECHO_BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/", {"inputs": data_uri(PNG), "parameters": {"candidate_labels": ECHO}}),
     ("/", {"inputs": data_uri(PNG), "parameters": {"candidate_labels": ["a"], "hypothesis_template": ECHO}}),
     ("/embed", {"inputs": ["a"], "dimensions": ECHO}),
+    ("/v1/moderations", {"model": ECHO, "input": data_uri(PNG)}),
+    ("/v1/moderations", {"model": f"tiny:{ECHO}", "input": data_uri(PNG)}),
+    ("/v1/moderations", {"labels": ["a"], "input": ECHO}),
 ]
+for path in ("/v1/embeddings", "/v2/embed", "/embed"):
+    field, value = {"/v1/embeddings": ("input", "a"), "/v2/embed": ("texts", ["a"]), "/embed": ("inputs", "a")}[path]
+    # A shorter string, because there are many options.
+    ECHO_BODIES += [(path, {"model": "tiny", field: value, option.name: ECHO[:5000]}) for option in EMBEDDING_OPTIONS]
 
 
 def test_no_response_and_no_log_line_repeats_a_long_string(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +149,10 @@ def test_no_response_and_no_log_line_repeats_a_long_string(caplog: pytest.LogCap
             packed = {**headers, "content-encoding": "gzip", "x-request-id": "z" * 8000}
             response = endpoint.client.post(path, content=gzip.compress(body), headers=packed)
             where = (path[:20], body[:200])
-            assert 400 <= response.status_code < 500, where
+            assert response.status_code < 500, where
+            assert b"x" * 250 not in response.content, where
+            if response.status_code == 200:  # an option without effect may have any value
+                continue
             assert len(response.content) < 2000, where
             assert sum(len(name) + len(value) for name, value in response.headers.items()) < 2000, where
             assert not any(char in response.json()["error"]["message"] for char in "\r\n\x1b\u202e"), where
