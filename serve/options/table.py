@@ -73,7 +73,8 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
         "encoding_format",
         "OpenAI, vLLM, infinity, Voyage",
         Literal["float", "base64"],
-        "Done. `base64` is of little-endian float32, if nothing else is asked for.",
+        "Done. `base64` is of little-endian float32, if nothing else is asked for. OpenAI's client asks for base64 and "
+        "reads float32, so for other numbers it must send `float`.",
         encode,
     ),
     VendorOption(
@@ -87,8 +88,7 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
         "output_dtype",
         "Voyage, Mistral",
         NumberType,
-        "Done. With `encoding_format: base64` it is base64 of these bytes. OpenAI's client asks for base64 and reads "
-        "float32, so give it `encoding_format: float`.",
+        "Done. With `encoding_format: base64` it is base64 of these bytes.",
         encode,
     ),
     VendorOption(

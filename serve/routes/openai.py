@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serve.embedding.vector_encoding import VectorEncoding
 from serve.http.errors import ApiError
 from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
@@ -25,6 +26,8 @@ from serve.routes.inputs import EmbeddingInput, embed_inputs
 from serve.schemas import Fingerprint, ResponseModel, Usage
 from serve.service import Service
 
+OPENAI_AGENTS = ("OpenAI/", "AsyncOpenAI/", "AzureOpenAI/", "AsyncAzureOpenAI/")
+"""How the User-Agent of OpenAI's clients for Python and Node begins."""
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image"],
@@ -97,6 +100,7 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         context = context_of(request)
         model, choices, inputs = await _read_request(request, service)
         service.check_model(model)
+        check_client(request.headers.get("user-agent", ""), choices.encoding)
         vectors = await embed_inputs(inputs, service, context, choices.truncation(service.about.text_length))
 
         def list_items(start: int, stop: int) -> list[dict[str, Any]]:
@@ -125,6 +129,20 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         """The model with this id. An id may contain slashes."""
         service.check_model(id)
         return PydanticResponse(make_card(service))
+
+
+def check_client(agent: str, encoding: VectorEncoding) -> None:
+    """Refuse OpenAI's clients base64 of other numbers than little-endian float32. Raises `ApiError`.
+
+    `agent` is the User-Agent. These clients ask for base64 by themselves, and read it as float32 whatever it is.
+    """
+    if agent.startswith(OPENAI_AGENTS) and encoding.as_base64 and encoding != VectorEncoding(as_base64=True):
+        raise ApiError(
+            "invalid_request",
+            "encoding_format: OpenAI's client asks for base64 and reads it as little-endian float32: send "
+            "encoding_format=float for other numbers",
+            param="encoding_format",
+        )
 
 
 def make_card(service: Service) -> ModelCard:

@@ -186,6 +186,16 @@ def test_the_other_request_formats_of_hugging_face_are_accepted(
     assert code_of(no_labels) == (400, "invalid_request")
 
 
+def test_openais_client_never_reads_other_numbers_as_float32(endpoint: Endpoint) -> None:
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="-", max_retries=0) as client:
+        for option in ({"output_dtype": "int8"}, {"embed_dtype": "float16"}, {"endianness": "big"}):
+            with pytest.raises(openai.BadRequestError, match="encoding_format=float"):
+                client.embeddings.create(model="tiny", input="a", extra_body=option)
+        options = {"output_dtype": "int8"}
+        listed = client.embeddings.create(model="tiny", input="a", encoding_format="float", extra_body=options)
+        assert max(map(abs, listed.data[0].embedding)) == 127
+
+
 @pytest.fixture
 def moderations(endpoint: Endpoint) -> Iterator[Any]:
     """OpenAI's client for moderations."""
