@@ -21,8 +21,8 @@ from tests.support.ports import free_port
 
 LITELLM = Client("LiteLLM", "litellm", "litellm")
 PROXY = Client("LiteLLM's proxy", "litellm", "litellm")
-LANGCHAIN_COHERE = Client("LangChain, for Cohere", "langchain-cohere", "frameworks")
-LANGCHAIN_HUGGING_FACE = Client("LangChain, for Hugging Face", "langchain-huggingface", "frameworks")
+LANGCHAIN_COHERE = Client("LangChain, for Cohere (Python)", "langchain-cohere", "frameworks")
+LANGCHAIN_HUGGING_FACE = Client("LangChain, for Hugging Face (Python)", "langchain-huggingface", "frameworks")
 HAYSTACK = Client("Haystack", "haystack-ai", "frameworks")
 MEM0 = Client("Mem0", "mem0ai", "frameworks")
 PYDANTIC_AI = Client("Pydantic AI", "pydantic-ai-slim", "frameworks")

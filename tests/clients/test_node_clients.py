@@ -17,6 +17,9 @@ OPENAI = Client("OpenAI (Node)", "openai", "node")
 HUGGING_FACE = Client("Hugging Face (Node)", "@huggingface/inference", "node")
 COHERE = Client("Cohere (Node)", "cohere-ai", "node")
 AI_SDK = Client("AI SDK (Node)", "ai", "node", ("@ai-sdk/openai-compatible",))
+AI_SDK_OPENAI = Client("AI SDK, for OpenAI (Node)", "ai", "node", ("@ai-sdk/openai",))
+AI_SDK_COHERE = Client("AI SDK, for Cohere (Node)", "ai", "node", ("@ai-sdk/cohere",))
+LANGCHAIN_COHERE = Client("LangChain, for Cohere (Node)", "@langchain/cohere", "node", ("cohere-ai",))
 LANGCHAIN = Client("LangChain (Node)", "@langchain/openai", "node")
 
 PNG = base64.b64encode(shape_png("blue star")).decode()
@@ -256,3 +259,19 @@ def test_langchain_embeds_texts(node: ClientProcess, at: dict[str, str], vectors
     close(node.call("langchain", "embedDocuments", **at, texts=[*TEXTS, image]), vectors)
     floats = {"encodingFormat": "float"}
     close(node.call("langchain", "embedDocuments", **at, texts=TEXTS, extra=floats), vectors[:3])
+
+
+@client_call(LANGCHAIN_COHERE, "`CohereEmbeddings({ client }).embedDocuments(texts)`", "`client` is a `CohereClient`")
+def test_langchain_embeds_texts_for_cohere(node: ClientProcess, at: dict[str, str], vectors: Floats) -> None:
+    close(node.call("langchain", "embedDocumentsWithCohere", **at, texts=TEXTS), vectors[:3])
+
+
+@client_call(AI_SDK_OPENAI, "`embedMany({ values })` with `createOpenAI({ baseURL })`")
+def test_the_ai_sdk_embeds_for_openai(node: ClientProcess, at: dict[str, str], vectors: Floats, image: str) -> None:
+    values = [*TEXTS, image]
+    close(node.call("ai_sdk", "embedAll", **at, provider="openai", values=values)["embeddings"], vectors)
+
+
+@client_call(AI_SDK_COHERE, '`embedMany({ values })` with `createCohere({ baseURL: "http://HOST:8000/v2" })`')
+def test_the_ai_sdk_embeds_for_cohere(node: ClientProcess, at: dict[str, str], vectors: Floats) -> None:
+    close(node.call("ai_sdk", "embedAll", **at, provider="cohere", values=TEXTS)["embeddings"], vectors[:3])

@@ -1,9 +1,16 @@
-// npm's ai with @ai-sdk/openai-compatible.
+// npm's ai with @ai-sdk/openai-compatible, @ai-sdk/openai or @ai-sdk/cohere.
+import { createCohere } from "@ai-sdk/cohere";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embed, embedMany } from "ai";
 
-const model = ({ url, key, model }) =>
-  createOpenAICompatible({ name: "sightline", baseURL: `${url}/v1`, apiKey: key }).embeddingModel(model);
+const providers = {
+  compatible: ({ url, key }) => createOpenAICompatible({ name: "sightline", baseURL: `${url}/v1`, apiKey: key }),
+  openai: ({ url, key }) => createOpenAI({ baseURL: `${url}/v1`, apiKey: key }),
+  cohere: ({ url, key }) => createCohere({ baseURL: `${url}/v2`, apiKey: key }),
+};
+
+const model = (options) => providers[options.provider ?? "compatible"](options).embeddingModel(options.model);
 
 export async function embedOne(options) {
   const { embedding, usage } = await embed({ model: model(options), value: options.value, ...options.extra });
