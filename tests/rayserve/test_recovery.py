@@ -16,6 +16,11 @@ from tests.support.served_endpoint import Served, run_command
 
 pytestmark = pytest.mark.alone
 SECONDS = 5.0
+"""How long the endpoint may take to stop, and to serve again after HAProxy was killed."""
+INGRESS_SECONDS = 10.0
+"""How long an ingress may take to be replaced: Ray starts a process, which imports everything, and embeds the label
+sets again. Two idle cores need half of this time."""
+CLIENTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +29,12 @@ def served() -> Iterator[Served]:
         yield running
 
 
-def measure_gap(served: Served, pid: int) -> float:
+def measure_gap(load: Load, pid: int) -> float:
     """Kill a process under load. Returns the longest time in the next seconds in which no request was answered."""
-    with Load(served.url) as load:
-        load.await_success(0)
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        load.await_success(killed + 3 * SECONDS)
+    load.await_success(0)
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    load.await_success(killed + 2 * INGRESS_SECONDS)
     answered = sorted(when for when, status in load.results if status == 200 and when > killed)
     return max(after - before for before, after in zip([killed, *answered], answered, strict=False))
 
@@ -38,12 +42,18 @@ def measure_gap(served: Served, pid: int) -> float:
 def test_haproxy_is_replaced_within_seconds(served: Served) -> None:
     pid = guard.find_pid(served.admin_socket())
     assert pid is not None
-    assert measure_gap(served, pid) < SECONDS
+    with Load(served.url, CLIENTS) as load:
+        gap = measure_gap(load, pid)
+    assert gap < SECONDS
 
 
 def test_an_ingress_is_replaced_within_seconds(served: Served) -> None:
-    gap = measure_gap(served, served.find("ServeReplica:sightline:ingress").pid)
-    assert gap < SECONDS
+    """Only the requests that it held fail. Those that come until it is replaced wait."""
+    ingress = served.find("ServeReplica:sightline:ingress").pid
+    with Load(served.url, CLIENTS) as load:
+        gap = measure_gap(load, ingress)
+    assert gap < INGRESS_SECONDS
+    assert len(load.failed(0)) <= CLIENTS
 
 
 def test_idle_clients_do_not_delay_the_stop(served: Served) -> None:
