@@ -10,8 +10,8 @@ import pybase64
 
 from serve.fetch.fetcher import Fetcher, FetchRefused
 from serve.fetch.recognition import is_data_uri, is_url
+from serve.http.bodies.json_body import LARGE
 from serve.http.errors import ApiError
-from serve.http.json_body import LARGE
 
 REQUEST_CONNECTIONS = 8
 """URLs of one request that are fetched at the same time."""

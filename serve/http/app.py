@@ -15,8 +15,8 @@ from starlette.routing import Match
 
 from serve.admission.auth import KeyRing
 from serve.config import EndpointConfig
+from serve.http.bodies.json_body import JsonRoute
 from serve.http.errors import CODES, ApiError
-from serve.http.json_body import JsonRoute
 from serve.http.middleware.cors import CorsMiddleware
 from serve.http.middleware.stack import MiddlewareStack
 from serve.http.openapi import add_openapi_route

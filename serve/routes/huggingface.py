@@ -15,11 +15,11 @@ from pydantic import ConfigDict, Field, RootModel
 from starlette.responses import Response
 
 from serve.context import RequestContext
+from serve.http.bodies.json_body import read_json
+from serve.http.bodies.uploads import ANY_IMAGE, read_uploads
 from serve.http.errors import ApiError
-from serve.http.json_body import read_json
 from serve.http.json_response import make_response
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
-from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.label_sets.scoring import score_labels
 from serve.options.choices import EmbeddingChoices, ScoreChoices
 from serve.options.reading import read_embedding_options, read_score_options

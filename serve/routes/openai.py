@@ -13,11 +13,11 @@ from pydantic import Field
 from starlette.responses import Response
 
 from serve.embedding.vector_encoding import VectorEncoding
+from serve.http.bodies.json_body import read_json
+from serve.http.bodies.uploads import ANY_IMAGE, read_uploads
 from serve.http.errors import ApiError
-from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
 from serve.http.responses import IMAGE_BODY, PydanticResponse, body_of, context_of, documented
-from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.options.choices import EmbeddingChoices
 from serve.options.reading import read_embedding_options
 from serve.options.table import EMBEDDING_OPTIONS, schema_of

@@ -12,11 +12,11 @@ from starlette.datastructures import FormData, QueryParams
 from starlette.responses import Response
 
 from serve.config import EndpointLimits
+from serve.http.bodies.json_body import read_json
+from serve.http.bodies.uploads import ANY_IMAGE, read_uploads
 from serve.http.errors import ApiError
-from serve.http.json_body import read_json
 from serve.http.json_response import LongList, make_response
 from serve.http.responses import PydanticResponse, body_of, context_of, documented
-from serve.http.uploads import ANY_IMAGE, read_uploads
 from serve.label_sets.scoring import score_labels
 from serve.routes.inputs import embed_classification, read_text, refuse_images
 from serve.schemas import (

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serve.http.bodies.uploads import _read_query
 from serve.http.middleware.gzip_body import MAX_MEMBERS
-from serve.http.uploads import _read_query
 from serve.http.validation import _list_models
 from serve.schemas import RequestModel, ResponseModel
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png

@@ -10,13 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.admission.controller import AdmissionController
 from serve.admission.load import Permit
 from serve.config import EndpointLimits
+from serve.http.bodies.json_body import LARGE
+from serve.http.bodies.structure import check_structure
 from serve.http.errors import ApiError
-from serve.http.json_body import LARGE
 from serve.http.middleware.error_envelope import ClientGone
 from serve.http.middleware.gzip_body import GzipUnpacker
 from serve.http.middleware.request_context import get_context
 from serve.http.quoting import quote
-from serve.http.structure import check_structure
 
 
 class BodyMiddleware:

@@ -1,7 +1,7 @@
 """JSON bodies: large ones are parsed in a thread, so that the event loop can serve other requests meanwhile.
 
 Python's JSON parser holds the GIL during a call, so the event loop runs only between two calls of the parser.
-`serve.http.structure` limits how long one call takes.
+`serve.http.bodies.structure` limits how long one call takes.
 """
 
 from __future__ import annotations

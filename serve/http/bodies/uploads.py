@@ -10,11 +10,11 @@ from fastapi import Request
 from starlette.datastructures import FormData, QueryParams
 
 from serve.config import EndpointLimits
+from serve.http.bodies.forms import parse_form
+from serve.http.bodies.json_body import LARGE, media_type
+from serve.http.bodies.structure import max_form_parts
 from serve.http.errors import ApiError
-from serve.http.forms import parse_form
-from serve.http.json_body import LARGE, media_type
 from serve.http.quoting import shorten
-from serve.http.structure import max_form_parts
 
 ANY_IMAGE = "image/*"
 IMAGES = ("image", "images")

@@ -1,0 +1,1 @@
+"""Bodies of requests: their structure, JSON, forms and uploaded files."""
