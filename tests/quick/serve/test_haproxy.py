@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from serve.config import EndpointConfig
+from serve.rayserve import guard
 from serve.rayserve.haproxy import PEER, TEMPLATE_LINES, find_launcher, harden_config, make_refusals
 from serve.rayserve.internals import ENABLE_HAPROXY, ingress_ports
 from sightline.commands.serving import _set_environment
@@ -53,6 +54,24 @@ def test_the_launcher_hardens_the_file_and_executes_haproxy(written: Path) -> No
     done = subprocess.run([find_launcher(), "-c", "-f", written], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert PEER in written.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (["-db", "-f", "c"], ["-db", "-f", "c", "-sf", "7", "-x", "spare.sock"]),
+        (["-f", "c", "-sf", "5", "-x", "admin.sock"], ["-f", "c", "-sf", "7", "5", "-x", "spare.sock"]),
+    ],
+)
+def test_haproxy_takes_the_port_over_from_a_stand_in(arguments: list[str], changed: list[str]) -> None:
+    assert guard.take_over(Path("spare.sock"), 7, arguments) == changed
+
+
+def test_a_stand_in_has_another_admin_socket(written: Path) -> None:
+    config = harden_config(written.read_text(), written.parent)
+    spare = guard.make_spare_config(config, written.parent)
+    assert f"stats socket {written.parent / 'spare.sock'} mode" in spare
+    assert "admin.sock" not in spare
 
 
 def test_a_configuration_without_the_frontend_is_refused(tmp_path: Path) -> None:
