@@ -40,8 +40,9 @@ class Served:
 
     def embed(self, *inputs: str) -> Floats:
         """The embeddings of texts and data: URIs, (number of inputs, width): what a client must return too."""
-        data = self.post(*inputs).raise_for_status().json()["data"]
-        return np.asarray([item["embedding"] for item in data], np.float32)
+        response = self.post(*inputs)
+        assert response.status_code == 200, (response.status_code, response.headers, response.text)
+        return np.asarray([item["embedding"] for item in response.json()["data"]], np.float32)
 
 
 def best_of(scores: dict[str, float]) -> str:
