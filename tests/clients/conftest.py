@@ -55,7 +55,7 @@ def close(found: object, wanted: Floats) -> None:
     np.testing.assert_allclose(np.asarray(found), wanted, atol=2e-6)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`configs/endpoint.yaml` with an API key, behind HAProxy. The model computes in float32."""
     folder = tmp_path_factory.mktemp("served")
@@ -69,7 +69,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(running.url, key)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_a_minute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """An endpoint without HAProxy, whose key may send one request a minute."""
     key, line = new_key("one")
@@ -108,21 +108,21 @@ def required(run: Callable[[], AbstractContextManager[ClientProcess]], where: st
 # These end before `served` does, because a client keeps its connections, and the command waits for them.
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def node(cache: Path, served: Served) -> Iterator[ClientProcess]:
     """npm's clients."""
     with required(lambda: run_node(cache), "npm") as clients:
         yield clients
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def litellm(cache: Path, served: Served) -> Iterator[ClientProcess]:
     """LiteLLM's library. Its requirements do not fit `constraints.txt`, so it has an environment of its own."""
     with required(lambda: run_python(cache, "litellm"), "PyPI") as clients:
         yield clients
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def frameworks(cache: Path, served: Served) -> Iterator[ClientProcess]:
     """Frameworks whose requirements do not fit `constraints.txt`."""
     with required(lambda: run_python(cache, "frameworks"), "PyPI") as clients:
@@ -135,7 +135,7 @@ def image() -> str:
     return data_uri(shape_png("blue star"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def vectors(served: Served, image: str) -> Floats:
     """The embeddings of `TEXTS` and, last, of `image`."""
     return served.embed(*TEXTS, image)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from serve.rayserve.internals import ENABLE_HAPROXY, ingress_ports
+from serve.rayserve.internals import ENABLE_HAPROXY, fallback_port, ingress_ports
 from tests.support.endpoint import EXAMPLE
 from tests.support.ports import free_port
 from tests.support.ray_cluster import SIGHTLINE
@@ -41,7 +41,8 @@ def run_command(host: str, config: Path = EXAMPLE, haproxy: bool = True) -> Iter
     """Run the command until the block ends. It is ready for requests when the block begins."""
     port = free_port()
     command = [SIGHTLINE, "serve", str(config), "--host", host, "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name not in ingress_ports(port)}
+    own_ports = ingress_ports(port) | fallback_port(port)  # the command chooses them, as it does for a user
+    environment = {name: value for name, value in os.environ.items() if name not in own_ports}
     environment[ENABLE_HAPROXY] = str(int(haproxy))
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
