@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 from serve.admission.auth import Quota
 from serve.admission.load import Permit
+from serve.worker import WorkerThread
+
+Result = TypeVar("Result")
+LARGE = 256 * 1024
+"""Bytes or characters of input from which it is checked or parsed in the worker thread."""
 
 
 @dataclass
 class RequestContext:
     """One request's id, admission permit and measurements. Headers, metrics and the log line are made from it.
 
+    * `worker` is the ingress's thread for work that would stop the event loop.
     * `started` is on the clock of `time.monotonic`.
     * `key` is the name of the request's API key: None before authentication and on paths that need no key.
     * `images` and `texts` count the items that were given to the model, `stages` the seconds in each stage.
@@ -27,6 +36,7 @@ class RequestContext:
 
     request_id: str
     permit: Permit
+    worker: WorkerThread
     started: float = field(default_factory=time.monotonic)
     key: str | None = None
     images: int = 0
@@ -44,6 +54,23 @@ class RequestContext:
     def queue_key(self) -> str:
         """The queue of `Batcher` and `Fetcher` that the request's work goes to: keys take turns there."""
         return self.key or ""
+
+    async def work(self, function: Callable[..., Result], *arguments: Any, size: int) -> Result:
+        """Call a function: at once, or for `LARGE` input in the worker thread when it is the turn of the request's key.
+
+        `size` is that of the input, in bytes or characters. Raises what the function raises, and what
+        `serve.worker.WorkerThread.run` raises.
+        """
+        if size < LARGE:
+            return function(*arguments)
+        [result] = await self.work_on([partial(function, *arguments)])
+        return result
+
+    async def work_on(
+        self, steps: Sequence[Callable[[], Result]], check: Callable[[Result], None] = lambda result: None
+    ) -> list[Result]:
+        """Run steps in the worker thread: see `serve.worker.WorkerThread.run`."""
+        return await self.worker.run(steps, self.permit.deadline, self.queue_key, check)
 
     def add(self, stage: str, seconds: float) -> None:
         """Add seconds to a stage. Negative seconds count as 0."""

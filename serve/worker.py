@@ -1,4 +1,4 @@
-"""A thread for the work of single requests that would stop the event loop: scoring, and writing large responses."""
+"""A thread for the work of single requests that would stop the event loop: large bodies and responses, scoring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from serve.admission.batcher import Batcher, Interrupted
-from serve.context import RequestContext
 from serve.http.errors import RETRY_AFTER, ApiError
 
 Result = TypeVar("Result")
@@ -28,18 +27,19 @@ class WorkerThread:
     async def run(
         self,
         steps: Sequence[Callable[[], Result]],
-        context: RequestContext,
+        deadline: float,
+        key: str = "",
         check: Callable[[Result], None] = lambda result: None,
     ) -> list[Result]:
-        """Run steps in order and return their results. Steps of a disconnected client are not run.
+        """Run steps of `key` in order and return their results. Steps of a disconnected client are not run.
 
         `check` is called with each result in the event loop; if it raises, the other steps are not run. Raises what a
-        step or `check` raises, `ApiError`, and `serve.admission.batcher.Expired` when the request's deadline passed
-        before a step began.
+        step or `check` raises, `ApiError`, and `serve.admission.batcher.Expired` when `deadline`, a time of
+        `time.monotonic`, passed before a step began.
         """
         items = [(step, check) for step in steps]
         try:
-            done = await self._batcher.submit(items, context.permit.deadline, context.queue_key)
+            done = await self._batcher.submit(items, deadline, key)
         except Interrupted:
             raise ApiError("unavailable", "the work was cancelled: try again", retry_after=RETRY_AFTER) from None
         return done.results

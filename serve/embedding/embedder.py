@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,8 +29,6 @@ from siglip.scoring import Floats
 CALLS_PER_REPLICA = 2
 """Calls that an ingress has under way for each replica: one is computed while the next is ready. All other work queues
 in the ingress, which knows which clients have disconnected and which deadlines have passed."""
-LARGE = 256 * 1024
-"""Characters from which a request's texts are checked in a thread, so that the event loop can serve other requests."""
 
 
 class Embedder:
@@ -112,16 +109,14 @@ class Embedder:
         return _stack(await self._submit(self._images, [(image, deadline) for image in pixels], context))
 
     async def check_texts(
-        self, texts: Sequence[str], params: Sequence[str], truncation: Truncation = CUT
+        self, texts: Sequence[str], params: Sequence[str], context: RequestContext, truncation: Truncation = CUT
     ) -> list[CheckedText]:
         """Check texts before they are admitted. `params` name the request's fields that they came from.
 
         Raises `ApiError`, also for texts with so many characters that `truncation` refuses them.
         """
-        if sum(map(len, texts)) < LARGE:
-            checked = check_texts(texts, params, self._limits, self._family)
-        else:
-            checked = await asyncio.to_thread(check_texts, texts, params, self._limits, self._family)
+        size = sum(map(len, texts))
+        checked = await context.work(check_texts, texts, params, self._limits, self._family, size=size)
         longest = self._client.about.text_length
         for text in checked:
             if text.is_cut:

@@ -83,7 +83,7 @@ class ImageReader:
                 raise ApiError("body_too_large", f"the images behind the URLs have more than {limit} bytes together")
             self._admission.add_bytes(context.permit, count)
 
-        return await read_images(sources, params, self._fetcher, context.queue_key, hold)
+        return await read_images(sources, params, self._fetcher, context, hold)
 
 
 def check_image_count(count: int, limits: EndpointLimits) -> None:

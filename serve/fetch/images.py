@@ -8,9 +8,9 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import pybase64
 
+from serve.context import RequestContext
 from serve.fetch.fetcher import Fetcher, FetchRefused
 from serve.fetch.recognition import is_data_uri, is_url
-from serve.http.bodies.json_body import LARGE
 from serve.http.errors import ApiError
 
 REQUEST_CONNECTIONS = 8
@@ -21,23 +21,25 @@ host does not give 403, because clients read 403 as missing permissions of their
 
 
 async def read_images(
-    sources: Sequence[str], params: Sequence[str], fetcher: Fetcher, key: str, hold: Callable[[int], None]
+    sources: Sequence[str],
+    params: Sequence[str],
+    fetcher: Fetcher,
+    context: RequestContext,
+    hold: Callable[[int], None],
 ) -> list[bytes]:
     """Return the encoded images of data: URIs, base64 strings or URLs, in order.
 
     `params` name the fields of `sources`, for error messages. `hold` is called with the number of fetched bytes as they
-    arrive, and raises `ApiError` when there are too many. The first refused URL cancels the other fetches. `key` is the
-    API key whose connections are used. Raises `ApiError`.
+    arrive, and raises `ApiError` when there are too many. The first refused URL cancels the other fetches. Raises
+    `ApiError`.
     """
     if not any(is_url(source) for source in sources):
-        if sum(map(len, sources)) < LARGE:
-            return _read_inlines(sources, params)
-        return await asyncio.to_thread(_read_inlines, sources, params)
+        return await context.work(_read_inlines, sources, params, size=sum(map(len, sources)))
     slots = asyncio.Semaphore(REQUEST_CONNECTIONS)
     try:
         async with asyncio.TaskGroup() as group:
             reading = [
-                group.create_task(_read(source, param, fetcher, key, hold, slots))
+                group.create_task(_read(source, param, fetcher, context.queue_key, hold, slots))
                 for source, param in zip(sources, params, strict=True)
             ]
     except ExceptionGroup as refused:  # several URLs can be refused in the same step of the event loop

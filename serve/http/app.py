@@ -105,8 +105,11 @@ def _list_methods(request: Request) -> list[str]:
     return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
-def _pass_on(request: Request, error: Exception) -> JSONResponse:
-    """Raise every error as an `ApiError`: `serve.http.middleware.error_envelope` sends all error responses."""
+async def _pass_on(request: Request, error: Exception) -> JSONResponse:
+    """Raise every error as an `ApiError`: `serve.http.middleware.error_envelope` sends all error responses.
+
+    It is a coroutine because Starlette runs other functions in a thread.
+    """
     if isinstance(error, RequestValidationError):
         raise describe_validation(error.errors()) from None
     if isinstance(error, ValidationError) and is_clients_error(error):

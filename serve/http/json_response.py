@@ -77,7 +77,7 @@ async def make_response(content: Any, service: Service, context: RequestContext)
 
     steps = _list_steps(content)
     if _count_numbers(content) > SMALL:
-        return JsonResponse(await service.worker.run(list(steps), context, hold))
+        return JsonResponse(await context.work_on(list(steps), hold))
     body = b"".join(step() for step in steps)
     hold(body)
     return JsonResponse([body])

@@ -13,7 +13,6 @@ from serve.context import RequestContext
 from serve.http.json_response import LongList
 from serve.label_sets.cache import EmbeddedLabelSet
 from serve.schemas import LabelQuery
-from serve.worker import WorkerThread
 from siglip.heads import name_bands
 from siglip.scoring import Floats, Selection, select, softmax
 
@@ -47,7 +46,7 @@ class ScoredImages:
 
 
 async def score_labels(
-    vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery, worker: WorkerThread, context: RequestContext
+    vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery, context: RequestContext
 ) -> ScoredImages:
     """Score image embeddings (N, D), in the worker thread if that takes more than one step.
 
@@ -61,20 +60,18 @@ async def score_labels(
     def score(some: Floats) -> Selection:
         return select(compute_scores(some, label_set, query), thresholds, top_k)
 
-    selections = await _run_steps(score, vectors, label_set, worker, context)
+    selections = await _run_steps(score, vectors, label_set, context)
     return ScoredImages(selections, label_set.names, None if use_softmax else label_set.accepts)
 
 
 async def score_all_labels(
-    vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery, worker: WorkerThread, context: RequestContext
+    vectors: Floats, label_set: EmbeddedLabelSet, query: LabelQuery, context: RequestContext
 ) -> Floats:
     """Score image embeddings (N, D) with all L labels, in the label set's order: float32 (N, L).
 
     Raises `ApiError` and `serve.admission.batcher.Expired`.
     """
-    steps = await _run_steps(
-        partial(compute_scores, label_set=label_set, query=query), vectors, label_set, worker, context
-    )
+    steps = await _run_steps(partial(compute_scores, label_set=label_set, query=query), vectors, label_set, context)
     return np.concatenate(steps)
 
 
@@ -95,13 +92,12 @@ async def _run_steps(
     score: Callable[[Floats], Result],
     vectors: Floats,
     label_set: EmbeddedLabelSet,
-    worker: WorkerThread,
     context: RequestContext,
 ) -> list[Result]:
     """Call `score` for all embeddings at once, or for some at a time in the worker thread."""
     if len(vectors) * label_set.head.vectors.size <= STEP_PRODUCTS:
         return [score(vectors)]
     rows = max(1, STEP_PRODUCTS // label_set.head.vectors.size)
-    return await worker.run(
-        [partial(score, vectors[start : start + rows]) for start in range(0, len(vectors), rows)], context
+    return await context.work_on(
+        [partial(score, vectors[start : start + rows]) for start in range(0, len(vectors), rows)]
     )

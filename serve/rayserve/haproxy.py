@@ -153,7 +153,7 @@ def make_refusals() -> dict[str, bytes]:
     errors["404"] = ApiError("not_found", "send a path that begins with /")
     errors["429"] = ApiError(
         "too_many_connections",
-        "this address has too many connections: reuse them, or close those that are idle",
+        "this address has too many connections, or opens too many: reuse them, or close those that are idle",
         retry_after=1.0,
     )
     return {f"{name}.http": _to_bytes(error) for name, error in errors.items()}

@@ -221,7 +221,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         except ApiError as error:
             error.param = _PARAMS.get(error.param or "", error.param)
             raise
-        [scores] = (await score_labels(vectors, label_set, query, service.worker, context)).labels
+        [scores] = (await score_labels(vectors, label_set, query, context)).labels
         return await make_response(scores, service, context)
 
 

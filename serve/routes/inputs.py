@@ -83,9 +83,8 @@ async def embed_inputs(
     vectors = np.zeros((len(inputs), service.about.width), np.float32)
     texts = [n for n, item in enumerate(inputs) if item.kind == "text"]
     images = [n for n, item in enumerate(inputs) if item.kind == "image"]
-    checked = await service.embedder.check_texts(
-        [str(inputs[n].value) for n in texts], [inputs[n].param for n in texts], truncation
-    )
+    strings, params = [str(inputs[n].value) for n in texts], [inputs[n].param for n in texts]
+    checked = await service.embedder.check_texts(strings, params, context, truncation)
     encoded = await _read_images([inputs[n] for n in images], service, context)
     await service.embedder.admit(context, images=len(images), texts=len(texts))
     if texts:

@@ -131,7 +131,7 @@ def add_moderation_routes(app: FastAPI, service: Service) -> None:
         params = [param for _, param in images]
         encoded = await service.image_reader.read([source for source, _ in images], params, context)
         label_set, vectors = await embed_classification(encoded, params, query, service, context)
-        scores = await score_all_labels(vectors, label_set, query, service.worker, context)
+        scores = await score_all_labels(vectors, label_set, query, context)
         content = {
             "id": f"modr-{context.request_id}",
             "model": service.name,

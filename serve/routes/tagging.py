@@ -174,7 +174,7 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         if sources:
             images = await service.image_reader.read(sources, params, context)
         label_set, vectors = await embed_classification(images, params, query, service, context)
-        scored = await score_labels(vectors, label_set, query, service.worker, context)
+        scored = await score_labels(vectors, label_set, query, context)
         content = {
             "object": "list",
             "model": service.name,
@@ -200,7 +200,9 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         service.check_model(body.model)
         for n, text in enumerate(body.texts):
             read_text(text, f"texts.{n}", instead="send it in images")
-        checked = await service.embedder.check_texts(body.texts, [f"texts.{n}" for n in range(len(body.texts))])
+        checked = await service.embedder.check_texts(
+            body.texts, [f"texts.{n}" for n in range(len(body.texts))], context
+        )
         params = [f"images.{n}" for n in range(len(body.images))]
         data = await service.image_reader.read(body.images, params, context)
         text_count, image_count = len(body.texts), len(data)
@@ -210,7 +212,7 @@ def add_tagging_routes(app: FastAPI, service: Service) -> None:
         texts = await service.embedder.embed_texts(checked, context)
         images = await service.embedder.embed_images(data, params, context)
         step = partial(rank_pairs, texts, images, service.about.scale, body.top_k)
-        [(by_text, by_image)] = await service.worker.run([step], context)
+        [(by_text, by_image)] = await context.work_on([step])
         content = {
             "object": "similarity",
             "model": service.name,

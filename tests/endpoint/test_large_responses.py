@@ -106,11 +106,11 @@ def test_a_response_with_too_many_pairs_or_bytes_is_refused(endpoint: Endpoint) 
 def test_a_response_holds_its_bytes_until_it_is_sent(endpoint: Endpoint) -> None:
     async def scenario(service: Service) -> None:
         with service.admission.admit(60) as permit:
-            context = RequestContext("id", permit)
+            context = RequestContext("id", permit, service.worker)
             response = await make_response(LongList(100, 3, make_rows), service, context)
             assert service.admission.in_flight.bytes == int(response.headers["content-length"]) > 1000
         assert service.admission.in_flight.bytes == 0
-        expired = RequestContext("id", Permit(time.monotonic() + 60))
+        expired = RequestContext("id", Permit(time.monotonic() + 60), service.worker)
         assert (await make_response({}, service, expired)).headers["content-length"] == "2"
 
     asyncio.run(scenario(endpoint.service))

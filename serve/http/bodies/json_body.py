@@ -6,7 +6,6 @@ Python's JSON parser holds the GIL during a call, so the event loop runs only be
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine
@@ -18,11 +17,12 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from serve.http.errors import ApiError
+from serve.http.middleware.request_context import get_context
 from serve.http.quoting import quote, shorten
 
 Body = TypeVar("Body", bound=BaseModel)
-LARGE = 256 * 1024
-"""Bytes from which a body is parsed in a thread."""
+NAME_CHARACTERS = 1000
+"""Characters of a field's name. Longer names are refused at once, because whatever handles them later copies them."""
 _NOT_PARSED = object()
 
 
@@ -35,7 +35,7 @@ class JsonRequest(Request):
         """The body as `parse_json` returns it, parsed once. Raises `ApiError`."""
         if self._parsed is _NOT_PARSED:
             body = await self.body()
-            self._parsed = parse_json(body) if len(body) < LARGE else await asyncio.to_thread(parse_json, body)
+            self._parsed = await get_context(self.scope).work(parse_json, body, size=len(body))
         return self._parsed
 
 
@@ -94,6 +94,9 @@ def parse_json(body: bytes) -> Any:
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
+    for name in made:
+        if len(name) > NAME_CHARACTERS:
+            raise ApiError("invalid_request", f"no such field: {quote(name)}", param=name)
     if len(made) < len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:

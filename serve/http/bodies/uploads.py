@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
@@ -11,9 +10,10 @@ from starlette.datastructures import FormData, QueryParams
 
 from serve.config import EndpointLimits
 from serve.http.bodies.forms import parse_form
-from serve.http.bodies.json_body import LARGE, media_type
+from serve.http.bodies.json_body import media_type
 from serve.http.bodies.structure import max_form_parts
 from serve.http.errors import ApiError
+from serve.http.middleware.request_context import get_context
 from serve.http.quoting import shorten
 
 ANY_IMAGE = "image/*"
@@ -39,7 +39,7 @@ async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[b
         return None
     body = await request.body()
     arguments = body, request.headers["content-type"], max_form_parts(limits)
-    parts = parse_form(*arguments) if len(body) < LARGE else await asyncio.to_thread(parse_form, *arguments)
+    parts = await get_context(request.scope).work(parse_form, *arguments, size=len(body))
     for part in parts:
         if (part.name in IMAGES) != isinstance(part.value, bytes):
             if part.name in IMAGES:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission.controller import AdmissionController
-from serve.admission.load import Permit
 from serve.config import EndpointLimits
-from serve.http.bodies.json_body import LARGE
+from serve.context import LARGE, RequestContext
 from serve.http.bodies.structure import check_structure
 from serve.http.errors import ApiError
 from serve.http.middleware.error_envelope import ClientGone
@@ -32,16 +29,13 @@ class BodyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context, headers = get_context(scope), Headers(scope=scope)
-        body = await self._read(headers, receive, context.permit)
+        body = await self._read(headers, receive, context)
         context.body_received = True
         arguments = body, headers.get("content-type", ""), self._limits
-        if len(body) < LARGE:
-            check_structure(*arguments)
-        else:
-            await asyncio.to_thread(check_structure, *arguments)
+        await context.work(check_structure, *arguments, size=len(body))
         await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, headers: Headers, receive: Receive, permit: Permit) -> bytes:
+    async def _read(self, headers: Headers, receive: Receive, context: RequestContext) -> bytes:
         """The whole body, unpacked. Raises `ApiError`, and `ClientGone` when the connection was closed."""
         limit = self._limits.body_bytes
         too_large = ApiError("body_too_large", f"the body has more than {limit} bytes: send fewer or smaller images")
@@ -62,11 +56,11 @@ class BodyMiddleware:
             if unpacker is not None:
                 last = not message.get("more_body", False)
                 # In a thread: a few kilobytes may unpack to the whole limit, which takes tens of milliseconds.
-                chunk = await asyncio.to_thread(unpacker.unpack, chunk, limit + 1 - size, last)
+                chunk = await context.work(unpacker.unpack, chunk, limit + 1 - size, last, size=LARGE)
             size += len(chunk)
             if size > limit:
                 raise too_large
-            self._admission.add_bytes(permit, len(chunk))
+            self._admission.add_bytes(context.permit, len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -9,6 +9,8 @@ from serve.http.errors import ApiError
 
 MAX_MEMBERS = 4096
 """Members of a body. Tools that compress in parallel write one for each 64 KiB or more."""
+PIECE_BYTES = 2**18
+"""Bytes that are unpacked in one call, so that the event loop does not wait for longer."""
 _MAGIC = b"\x1f\x8b"
 
 
@@ -29,25 +31,28 @@ class GzipUnpacker:
 
         When the result has `limit` bytes, the rest is lost: the caller then refuses the body. Raises `ApiError`.
         """
-        unpacked = bytearray()
+        pieces: list[bytes] = []
+        size = 0
         data = self._rest + chunk
         self._rest = b""
-        while data and len(unpacked) < limit:
+        while data and size < limit:
             if self._member is None:
                 if len(data) < len(_MAGIC) and not last:
                     self._rest = data
-                    return bytes(unpacked)
+                    return b"".join(pieces)
                 self._begin_member(data)
             try:
-                unpacked += self._member.decompress(data, limit - len(unpacked))
+                pieces.append(self._member.decompress(data, min(PIECE_BYTES, limit - size)))
             except zlib.error:
                 raise ApiError("invalid_request", "the body is not gzip, or is damaged") from None
-            data = self._member.unused_data
+            size += len(pieces[-1])
+            data = self._member.unconsumed_tail
             if self._member.eof:
+                data = self._member.unused_data
                 self._member = None
-        if last and len(unpacked) < limit and (self._member is not None or not self._members):
+        if last and size < limit and (self._member is not None or not self._members):
             raise ApiError("invalid_request", "the body's gzip ends early")
-        return bytes(unpacked)
+        return b"".join(pieces)
 
     def _begin_member(self, data: bytes) -> None:
         if not data.startswith(_MAGIC):

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission.load import Permit
 from serve.context import RequestContext
+from serve.worker import WorkerThread
 
 REQUEST_ID = "x-request-id"
 _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -23,13 +24,14 @@ class RequestContextMiddleware:
     which gives requests their ids, adds it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, worker: WorkerThread) -> None:
         self._app = app
+        self._worker = worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         has_id = is_valid_id(given)
-        context = RequestContext(given if has_id else uuid.uuid4().hex, Permit(0.0))
+        context = RequestContext(given if has_id else uuid.uuid4().hex, Permit(0.0), self._worker)
         scope.setdefault("state", {})["context"] = context
 
         async def send_with_id(message: Message) -> None:

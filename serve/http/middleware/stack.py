@@ -52,7 +52,7 @@ class MiddlewareStack:
         stack = ErrorMiddleware(stack, service.admission)
         stack = ResponseHeadersMiddleware(stack, service)
         stack = RequestLogMiddleware(stack, service.metrics)
-        self._stack: ASGIApp = RequestContextMiddleware(stack)
+        self._stack: ASGIApp = RequestContextMiddleware(stack, service.worker)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self._stack if scope["type"] == "http" else self._app)(scope, receive, send)
