@@ -9,6 +9,7 @@ that everything that was queued meanwhile fills it. Items that are no longer wan
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -79,6 +80,8 @@ class Batcher(Generic[Item, Result]):
       batch took. Clients that got their responses together send their next requests together, and the first of those
       would otherwise become a small batch of its own.
     * Keys take turns, one item each: a key that queued a thousand items does not delay other keys.
+    * `share` makes batches smaller than `size`, where batches of another kind wait for the same place: a batch has at
+      most this share of `size`.
     * Expired and cancelled items are dropped when a batch is taken; `dropped` is called with the reason.
 
     Runners serve all submissions, so a `serve.supervision.Supervisor` runs them, and replaces one that ends.
@@ -97,6 +100,7 @@ class Batcher(Generic[Item, Result]):
         places: int | None = None,
         dropped: Callable[[str], None] = lambda reason: None,
         service_time: ServiceTime | None = None,
+        share: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._run = run
         self._size = size
@@ -105,6 +109,7 @@ class Batcher(Generic[Item, Result]):
         self._runners = runners
         self._places = places or runners
         self._dropped = dropped
+        self._share = share
         self._service_time = service_time or ServiceTime()
         self._queues: OrderedDict[str, deque[_Entry[Item, Result]]] = OrderedDict()  # by key; the first has its turn
         self._queued = 0
@@ -168,7 +173,7 @@ class Batcher(Generic[Item, Result]):
             self._changed.clear()
             await self._changed.wait()
         until = time.monotonic() + self._wait
-        while 0 < self._queued < self._size:
+        while 0 < self._queued < self._largest():
             if self._running >= self._places:
                 held_until = self._last_turn + HELD_SHARE * self._last_seconds - TRAVEL_SECONDS
                 timeout = left = held_until - time.monotonic()
@@ -184,9 +189,13 @@ class Batcher(Generic[Item, Result]):
             except TimeoutError:
                 return
 
+    def _largest(self) -> int:
+        """The largest size of the next batch."""
+        return max(1, math.ceil(self._size * self._share()))
+
     def _take(self) -> list[_Entry[Item, Result]]:
         """Take the next batch: each key's oldest item in turn, and an equal share of all items for each free place."""
-        share = min(self._size, -(-self._queued // max(1, self._places - self._running)))
+        share = min(self._largest(), -(-self._queued // max(1, self._places - self._running)))
         batch: list[_Entry[Item, Result]] = []
         now = time.monotonic()
         while self._queued and len(batch) < share:

@@ -137,6 +137,16 @@ class AdmissionController:
             raise self._refuse("too many bytes of this key's requests and responses are in flight")
         self._hold(permit, Load(bytes=count))
 
+    def share_of_texts(self) -> float:
+        """The share of the model's time that texts should get: that of the keys with texts among all keys with work.
+
+        Texts and images have batches of their own, which take turns. Without this, a key that sends only texts would
+        get half of the model's time, however many other keys send images.
+        """
+        texts = sum(1 for state in self._keys.values() if state.held.texts)
+        images = sum(1 for state in self._keys.values() if state.held.images)
+        return texts / (texts + images) if texts else 1.0
+
     def retry_after(self) -> float:
         """Seconds after which about half of the work in flight will be done, from 1 to `MAX_RETRY_AFTER`."""
         everything = self._seconds(self.in_flight) + self._seconds(self._queued)

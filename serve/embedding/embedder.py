@@ -72,6 +72,7 @@ class Embedder:
             runners=runners,
             places=replicas,
             service_time=admission.texts,
+            share=admission.share_of_texts,
         )
 
     @property

@@ -243,3 +243,20 @@ def test_slow_clients_and_unreadable_images_do_not_lengthen_the_estimated_wait(m
     with controller.admit(10) as held, controller.admit(10) as other:
         reserve(held, 4)
         reserve(other, 4)
+
+
+def test_texts_get_the_share_of_the_keys_that_send_texts() -> None:
+    async def scenario() -> None:
+        controller = AdmissionController(limits(in_flight=100))
+        with ExitStack() as stack:
+            permits = {key: stack.enter_context(controller.admit(10, key)) for key in ("text", "both", "a", "b")}
+            assert controller.share_of_texts() == 1.0
+            await controller.reserve(permits["text"], Load(texts=3))
+            assert controller.share_of_texts() == 1.0
+            for key in ("a", "b"):
+                await controller.reserve(permits[key], Load(images=1))
+            assert controller.share_of_texts() == pytest.approx(1 / 3)
+            await controller.reserve(permits["both"], Load(images=1, texts=1))
+            assert controller.share_of_texts() == pytest.approx(2 / 5)
+
+    run(scenario())

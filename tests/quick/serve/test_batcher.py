@@ -341,3 +341,24 @@ def test_service_time_recovers_from_a_slow_start(monkeypatch: pytest.MonkeyPatch
         now += 0.01
         service_time.end(1, saturated=False)
     assert service_time.seconds_per_item < 0.1
+
+
+def test_a_batch_has_at_most_its_share_of_the_size() -> None:
+    async def scenario() -> None:
+        sizes: list[int] = []
+        share = 1.0
+
+        async def run(items: list[int]) -> list[int]:
+            sizes.append(len(items))
+            return items
+
+        batcher = Batcher(run, size=8, share=lambda: share)
+        await batcher.submit(list(range(8)), LATER)
+        share = 0.3
+        await batcher.submit(list(range(8)), LATER)
+        share = 0.0
+        await batcher.submit([1, 2], LATER)
+        batcher.close()
+        assert sizes == [8, 3, 3, 2, 1, 1]
+
+    asyncio.run(scenario())
