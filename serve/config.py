@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,16 @@ class CorsConfig(BaseModel):
         description="Origins such as https://app.example.com whose pages may call the API; '*' is every origin. By "
         "default only the endpoint's own page may.",
     )
+
+    @field_validator("origins")
+    @classmethod
+    def _check(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin: write scheme, host and port, as https://app.example.com"
+                )
+        return value
 
 
 class BatchingConfig(BaseModel):

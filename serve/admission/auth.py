@@ -59,8 +59,8 @@ class AuthConfig(BaseModel):
     items_per_minute: int | None = Field(
         None,
         gt=0,
-        description="Images and texts a minute of each key at each ingress; prompts of new labels count as texts. A "
-        "request with more than this counts as this many. null is no limit.",
+        description="Images and texts a minute of each key at each ingress; prompts of labels in requests count as "
+        "texts. A request with more than this counts as this many. null is no limit.",
     )
 
 

@@ -112,7 +112,7 @@ class AdmissionController:
         """
         self.check(permit, more)
         own = self._keys[permit.key]
-        if not own.queue and self._fits(permit.key, more):
+        if not own.queue and self._fits(permit.key, more) and not (own.held.items and self._is_collecting(permit.key)):
             self._hold(permit, more)
             self._keys.move_to_end(permit.key)
             return
@@ -153,19 +153,45 @@ class AdmissionController:
         return min(MAX_RETRY_AFTER, max(1.0, everything / 2))
 
     def _fits(self, key: str | None, more: Load) -> bool:
-        """Whether `more` is within the capacity, and within a key's share of it. A key without work may always work."""
-        own = self._keys[key].held.items
+        """Whether `more` is within the capacity, and within a key's share of it."""
         free = self.in_flight.items + more.items <= self._limits.in_flight or not self.in_flight.items
-        return free and (key is None or own + more.items <= self._limits.key_items() or not own)
+        return free and self._in_share(key, more)
+
+    def _in_share(self, key: str | None, more: Load) -> bool:
+        """Whether `more` is within a key's share. A key without work may always have some."""
+        own = self._keys[key].held.items
+        return key is None or own + more.items <= self._limits.key_items() or not own
+
+    def _is_collecting(self, key: str | None) -> bool:
+        """Whether capacity is collected for a request of another key, so that `key` waits if it has work already."""
+        return any(
+            state.queue and self._in_share(other, state.queue[0].load)
+            for other, state in self._keys.items()
+            if other != key
+        )
 
     def _grant(self) -> None:
-        """Give free capacity to queued requests: keys take turns, and the oldest request of a key comes first."""
+        """Give free capacity to queued requests: keys take turns, and the oldest request of a key comes first.
+
+        While the first request of a key needs more than is free, only keys without any work may overtake it: otherwise
+        keys that send small requests all the time would never leave enough.
+        """
         waiting = [key for key, state in self._keys.items() if state.queue]
+        collecting = False
         while waiting:
             key = waiting.pop(0)
             own = self._keys[key]
             first = own.queue[0]
+            if first.granted.done():  # its request was cancelled, and has not run since
+                self._leave_queue(own, first)
+                if own.queue:
+                    waiting.insert(0, key)
+                continue
             if not self._fits(key, first.load):
+                # It is this key's turn: capacity is collected for its request.
+                collecting = collecting or self._in_share(key, first.load)
+                continue
+            if collecting and own.held.items:
                 continue
             self._leave_queue(own, first)
             self._hold(first.permit, first.load)

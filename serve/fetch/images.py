@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import pybase64
 
@@ -15,6 +15,12 @@ from serve.http.errors import ApiError
 
 REQUEST_CONNECTIONS = 8
 """URLs of one request that are fetched at the same time."""
+PERCENT_CHARACTERS = 2**20
+"""Characters of a data: URI without base64. Decoding percent-encoding takes a thousand times as long as base64."""
+ESCAPES = tuple(
+    (escape, character) for character in "+/=\r\n" for escape in {f"%{ord(character):02X}", f"%{ord(character):02x}"}
+)
+"""What percent-encoding makes of the characters of base64. All others need none."""
 FETCH_STATUS = {"fetch_too_large": 413}
 """Status of a `FetchRefused` code, if it is not 400. No code gives a 5xx, because the client chose the URL. A forbidden
 host does not give 403, because clients read 403 as missing permissions of their API key."""
@@ -39,7 +45,7 @@ async def read_images(
     try:
         async with asyncio.TaskGroup() as group:
             reading = [
-                group.create_task(_read(source, param, fetcher, context.queue_key, hold, slots))
+                group.create_task(_read(source, param, fetcher, context, hold, slots))
                 for source, param in zip(sources, params, strict=True)
             ]
     except ExceptionGroup as refused:  # several URLs can be refused in the same step of the event loop
@@ -58,16 +64,22 @@ def read_inline(source: str, param: str) -> bytes:
         if not comma:
             raise ApiError("invalid_image", f"{param}: the data: URI has no comma before its data", param=param)
         if not media.lower().rstrip().endswith(";base64"):
+            if len(content) > PERCENT_CHARACTERS:
+                message = f"{param}: a data: URI of more than {PERCENT_CHARACTERS} characters has to be base64"
+                raise ApiError("invalid_image", message, param=param)
             return unquote_to_bytes(content)
-        data = unquote(content) if "%" in content else content
+        data = content
+        for escape, character in ESCAPES if "%" in content else ():
+            data = data.replace(escape, character)
     try:
         # 75 times as fast as the standard library's base64, which takes longer than decoding a small JPEG.
         return pybase64.b64decode(data, validate=True)
     except ValueError:
         pass
     try:
-        # Accept line breaks, which the command line tool `base64` writes, and the URL-safe alphabet.
-        joined = "".join(data.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+        # Accept line breaks, which the command line tool `base64` writes, and the URL-safe alphabet. Words are refused.
+        joined = "".join(line.strip() for line in data.strip().splitlines())
+        joined = joined.translate(str.maketrans("-_", "+/")).rstrip("=")
         return pybase64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
     except ValueError:
         raise ApiError(
@@ -80,13 +92,18 @@ def _read_inlines(sources: Sequence[str], params: Sequence[str]) -> list[bytes]:
 
 
 async def _read(
-    source: str, param: str, fetcher: Fetcher, key: str, hold: Callable[[int], None], slots: asyncio.Semaphore
+    source: str,
+    param: str,
+    fetcher: Fetcher,
+    context: RequestContext,
+    hold: Callable[[int], None],
+    slots: asyncio.Semaphore,
 ) -> bytes:
     if not is_url(source):
-        return read_inline(source, param)
+        return await context.work(read_inline, source, param, size=len(source))
     try:
         async with slots:
-            return await fetcher.fetch(source.strip(), key, hold)
+            return await fetcher.fetch(source.strip(), context.queue_key, hold)
     except FetchRefused as refused:
         status = FETCH_STATUS.get(refused.code, 400)
         raise ApiError(refused.code, f"{param}: {refused.message}", status=status, param=param) from None

@@ -13,15 +13,25 @@ IMAGE_SUFFIXES = (
 """Suffixes of image files."""
 HEAD_CHARACTERS = 64
 """Characters of base64 from which an image is recognised."""
+START_CHARACTERS = 1024
+"""Characters of a string that are looked at."""
+URL_CHARACTERS = 8192
+"""A longer string is no URL."""
+GIF_CHARACTERS, WEAK_CHARACTERS = 46, 60
+"""Characters of base64 of the smallest GIF; fewer than the smallest file has of a format with a short signature."""
+LONG_CHARACTERS = 1024
+"""A text of so many characters of base64's alphabet, without a space, is no text."""
 LEAST_CHARACTERS = 32
 """Fewer characters of base64 are no image: the smallest GIF has 35 bytes."""
 _DATA_URI = re.compile(
-    r"\s*data:(?:image/|(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,\s]*)*(?:;base64)?,)", re.IGNORECASE | re.ASCII
+    r"data:\s?(?:image/[\w.+-]*(?:[;,]|$)|[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[^;,\s]*)*(?:;base64)?,|;base64,|,(?=\S))",
+    re.IGNORECASE | re.ASCII,
 )
-_URL = re.compile(r"\s*https?://", re.IGNORECASE)
-_FIRST = re.compile(r"\s*(?:/9j|_9j|iVBO|R0lG|UklG|Qk|SUk|TU0A|AAAA|AAAB|OEJQ|/0|_0)")
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_ANY_URL = re.compile(r"(?:https?|s3|gs|file|blob|ftp)://", re.IGNORECASE)
+_CUT_DATA_URI = re.compile(r"image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
+_FIRST = re.compile(r"(?:/9j|_9j|iVBO|R0lG|UklG|Qk|SUk|TU0A|AAAA|AAAB|OEJQ|/0|_0)")
 """How base64 of an image begins, as a cheap test that excludes almost all texts."""
-_SPACE = re.compile(r"\s*")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+=*", re.ASCII)
 _STANDARD = str.maketrans("-_", "+/")
 _SIGNATURES = (
@@ -40,18 +50,20 @@ _SIGNATURES = (
     b"8BPS",
 )
 """The first bytes of image files."""
+_WEAK = (b"\xff\xd8\xff", b"II", b"MM", b"\0\0\1\0", b"8BPS", b"BM")
+"""Short signatures, which ordinary words and paths may have too."""
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 """Brands of HEIF files, which stand behind `ftyp`."""
 
 
 def is_url(source: str) -> bool:
     """Whether a string is an http(s) URL. White space before it does not count."""
-    return _URL.match(source) is not None
+    return _URL.match(_start(source)) is not None
 
 
 def is_data_uri(source: str) -> bool:
     """Whether a string is a data: URI (RFC 2397), perhaps one without data. White space before it does not count."""
-    return _DATA_URI.match(source) is not None
+    return _DATA_URI.match(_start(source)) is not None
 
 
 def is_image(source: str) -> bool:
@@ -63,28 +75,44 @@ def is_image(source: str) -> bool:
 
 
 def is_image_url(source: str) -> bool:
-    """Whether a string is an http(s) URL, and its path or its end has the suffix of an image file."""
-    if not is_url(source):
+    """Whether a string is a URL, and its path or its end has the suffix of an image file."""
+    if len(source) > URL_CHARACTERS or _ANY_URL.match(_start(source)) is None:
         return False
     url = source.strip().lower()
-    if any(character.isspace() for character in url):
+    if len(url.split()) > 1:
         return False
     path = re.split(r"[?#]", url, maxsplit=1)[0]
     return path.endswith(IMAGE_SUFFIXES) or url.endswith(IMAGE_SUFFIXES)
 
 
+def is_damaged_image(source: str) -> bool:
+    """Whether a string is meant as an image and cannot be read as one: a data: URI without `data:`, or long base64."""
+    return _CUT_DATA_URI.match(_start(source)) is not None or (
+        len(source) >= LONG_CHARACTERS and _BASE64.fullmatch(source, 0, LONG_CHARACTERS) is not None
+    )
+
+
 def _is_base64(source: str) -> bool:
-    if not _FIRST.match(source):
+    start = _start(source)
+    if not _FIRST.match(start):
         return False
-    space = _SPACE.match(source)
-    begin = space.end() if space else 0
-    start = source[begin : begin + 2 * HEAD_CHARACTERS]  # room for line breaks
+    start = start[: 2 * HEAD_CHARACTERS]  # room for line breaks
     head = "".join(start.split())[:HEAD_CHARACTERS]
     if len(head) < LEAST_CHARACTERS or not _BASE64.fullmatch(head) or _has_spaces(start):
         return False
     whole = head.rstrip("=").translate(_STANDARD)
     data = pybase64.b64decode(whole[: len(whole) // 4 * 4])
-    return data.startswith(_SIGNATURES) or _has_inner_signature(data)
+    if not (data.startswith(_SIGNATURES) or _has_inner_signature(data)):
+        return False
+    # A few bytes may also be those of a word or a path.
+    if data.startswith(b"GIF8"):
+        return len(source) >= GIF_CHARACTERS
+    return len(source) >= WEAK_CHARACTERS or not data.startswith(_WEAK)
+
+
+def _start(source: str) -> str:
+    """The first characters of a string, without white space before them."""
+    return source[:START_CHARACTERS].lstrip()
 
 
 def _has_spaces(start: str) -> bool:

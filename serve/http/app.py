@@ -86,9 +86,8 @@ def make_app(config: EndpointConfig, model: Model, behind_haproxy: bool = False)
     app.add_exception_handler(HTTPException, _pass_on)
     app.add_exception_handler(ValidationError, _pass_on)
     app.add_middleware(MiddlewareStack, service=service, keys=keys, behind_haproxy=behind_haproxy)
-    if config.cors.origins:
-        # Outermost, because a browser sends its preflight request without an API key.
-        app.add_middleware(CorsMiddleware, origins=config.cors.origins)
+    # Outermost, because a browser sends its preflight request without an API key.
+    app.add_middleware(CorsMiddleware, origins=config.cors.origins)
     add_openapi_route(app, has_keys=keys is not None)
     return app
 

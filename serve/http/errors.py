@@ -124,5 +124,6 @@ def image_error(rejected: ImageRejected, param: str) -> ApiError:
     if isinstance(rejected, DecoderLost):
         return ApiError("unavailable", f"{param}: {rejected.detail}: try again", param=param, retry_after=RETRY_AFTER)
     detail = f" ({rejected.detail})" if rejected.detail else ""
-    message = f"{param}: {REASONS[rejected.reason]}{detail}"
+    reason = REASONS[rejected.reason].replace("limits.max_", "limits.image.max_")  # the keys of an endpoint
+    message = f"{param}: {reason}{detail}"
     return ApiError(rejected.reason, message, status=IMAGE_STATUS.get(rejected.reason, 400), param=param)

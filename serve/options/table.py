@@ -60,13 +60,18 @@ _TEMPLATE = "Refused, unless it is empty."
 _PLAIN = only(False, instead="messages are embedded as they are, without a template")
 Tokens = Annotated[int, Field(ge=-1)]
 
-DIMENSIONS = ("dimensions", "output_dimension", "dimensionality")
+DIMENSIONS = ("dimensions", "output_dimension", "dimensionality", "truncate_dim", "outputDimensionality")
 """The options whose value must be the width of the model's embeddings."""
 EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
     *(
         VendorOption(name, vendors, int, _WIDTH, ignore)  # `read_embedding_options` checks them
         for name, vendors in zip(
-            DIMENSIONS, ("OpenAI, TEI, vLLM, jina, infinity", "Voyage, Cohere, Mistral", "Nomic"), strict=True
+            DIMENSIONS,
+            (
+                *("OpenAI, TEI, vLLM, jina, infinity", "Voyage, Cohere, Mistral", "Nomic"),
+                *("Sentence Transformers", "Google"),
+            ),
+            strict=True,
         )
     ),
     VendorOption(

@@ -131,7 +131,7 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
             "response_type": "embeddings_floats" if types is None else "embeddings_by_type",
             "id": context.request_id,
             "embeddings": list_vectors(vectors) if types is None else by_type,
-            "texts": body.texts or [],
+            "texts": list_texts(body.texts or []),
             "meta": {
                 "api_version": {"version": api_version},
                 "billed_units": {"input_tokens": usage.prompt_tokens, "images": usage.images},
@@ -179,3 +179,9 @@ def _read_input(item: CohereInput, param: str, modality: Modality) -> EmbeddingI
     if part.type == "image_url":
         return read_image_url(part.image_url, param)
     return read_text(part.text or "", param, modality, instead="send it as a part of type image_url")
+
+
+def list_texts(texts: Sequence[str]) -> LongList:
+    """Texts as a JSON list. Eight characters take about as long to write as a number."""
+    numbers = sum(map(len, texts)) // (8 * max(1, len(texts))) + 1
+    return LongList(len(texts), numbers, lambda start, stop: list(texts[start:stop]))

@@ -48,6 +48,11 @@ from serve.schemas import (
 from serve.service import Service
 from siglip.labels import DEFAULT_TEMPLATE
 
+LABELS_CHARACTERS = 300_000
+"""Characters of labels in one string: more than a thousand labels of 256 characters have."""
+MISPLACED = ("labels", "label_set", "templates", "activation", "hypothesis_template")
+"""Fields that have no effect outside `parameters`, or in no place of this shape."""
+
 
 class HuggingFaceParameters(VendorRequest):
     """The parameters of zero-shot image classification."""
@@ -62,6 +67,9 @@ class HuggingFaceParameters(VendorRequest):
     def labels(self) -> list[str] | None:
         """The list of candidate labels; None if the request has none, and so is a request for embeddings."""
         given = self.candidate_labels
+        if isinstance(given, str) and len(given) > LABELS_CHARACTERS:
+            message = f"candidate_labels: {len(given)} characters in one string; send at most {LABELS_CHARACTERS}"
+            raise ApiError("too_many_labels", message, param="parameters.candidate_labels")
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
@@ -168,6 +176,14 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             return await embed_all([EmbeddingInput("image", image, "image")], choices, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
         inputs = _list_inputs(body)
+        for name in MISPLACED:
+            inside = name != "hypothesis_template" and body.parameters.options().get(name) is not None
+            if inside or body.options().get(name) is not None:
+                message = (
+                    f"{name}: this path reads parameters.candidate_labels and parameters.hypothesis_template; "
+                    "/v1/classify has label sets and templates"
+                )
+                raise ApiError("invalid_request", message, param=f"parameters.{name}" if inside else name)
         if body.parameters.labels() is not None:
             if len(inputs) != 1 or isinstance(body.inputs, list):
                 message = "inputs: one image with candidate_labels, not a list"

@@ -10,7 +10,7 @@ import numpy as np
 
 from serve.context import RequestContext
 from serve.embedding.inputs import CUT, Truncation
-from serve.fetch.recognition import is_image, is_image_url
+from serve.fetch.recognition import is_damaged_image, is_image, is_image_url
 from serve.http.errors import ApiError
 from serve.http.json_response import LongList
 from serve.label_sets.cache import EmbeddedLabelSet
@@ -54,7 +54,10 @@ def read_string(value: str, param: str, modality: Modality, *, part: str = "") -
             '"modality": "text" to embed the URL as a text',
             param=param,
         )
-    return EmbeddingInput("image" if is_image(value) else "text", value, param)
+    if not is_image(value):
+        _refuse_damaged(value, param)
+        return EmbeddingInput("text", value, param)
+    return EmbeddingInput("image", value, param)
 
 
 def read_text(value: str, param: str, modality: Modality = "auto", *, instead: str) -> EmbeddingInput:
@@ -63,11 +66,24 @@ def read_text(value: str, param: str, modality: Modality = "auto", *, instead: s
     `instead` ends the message: it says how to send an image. Raises `ApiError`.
     """
     if modality == "text" or (modality == "auto" and not (is_image(value) or is_image_url(value))):
+        if modality == "auto":
+            _refuse_damaged(value, param)
         return EmbeddingInput("text", value, param)
     if modality == "image":
         message = f"{param}: modality says image, and this field has texts: {instead}"
         raise ApiError("unsupported_input", message, param=param)
     raise ApiError("unsupported_input", f"{param}: this is an image and not a text: {instead}", param=param)
+
+
+def _refuse_damaged(value: str, param: str) -> None:
+    """Refuse what is neither a text nor an image that can be read. Raises `ApiError`."""
+    if is_damaged_image(value):
+        raise ApiError(
+            "unsupported_input",
+            f"{param}: this looks like a file in base64, and not like one of an image: send an image as "
+            "data:image/png;base64,... or its base64",
+            param=param,
+        )
 
 
 def refuse_images(labels: Sequence[str] | None, param: str) -> None:

@@ -93,7 +93,7 @@ def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[En
 def test_a_documented_command_succeeds(example: str, open_endpoint: tuple[Endpoint, Path]) -> None:
     running, folder = open_endpoint
     if "curl" not in example:
-        assert example.startswith(("sightline serve", "serve deploy", "sightline key new")), example
+        assert example.startswith(("sightline serve", "serve deploy", "sightline key new", "SIGHTLINE_")), example
         return
     require("curl", None if shutil.which("curl") else "apt-get install curl")
     script = example.replace("http://127.0.0.1:8000", running.url).replace("curl ", "curl -sS --fail-with-body ")

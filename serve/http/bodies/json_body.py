@@ -7,7 +7,6 @@ Python's JSON parser holds the GIL during a call, so the event loop runs only be
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -19,8 +18,19 @@ from starlette.responses import Response
 from serve.http.errors import ApiError
 from serve.http.middleware.request_context import get_context
 from serve.http.quoting import quote, shorten
+from serve.options.table import EMBEDDING_OPTIONS, SCORE_OPTIONS
 
 Body = TypeVar("Body", bound=BaseModel)
+DIGITS = 100
+"""Digits of a whole number."""
+FIELDS = frozenset(
+    (
+        *("model", "input", "inputs", "image", "images", "texts", "messages", "modality", "parameters"),
+        *("labels", "label_set", "templates", "candidate_labels", "hypothesis_template", "embedding_types"),
+        *(option.name for option in (*EMBEDDING_OPTIONS, *SCORE_OPTIONS)),
+    )
+)
+"""Names of fields that change a response."""
 NAME_CHARACTERS = 1000
 """Characters of a field's name. Longer names are refused at once, because whatever handles them later copies them."""
 _NOT_PARSED = object()
@@ -34,6 +44,7 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The body as `parse_json` returns it, parsed once. Raises `ApiError`."""
         if self._parsed is _NOT_PARSED:
+            refuse_query(self)
             body = await self.body()
             self._parsed = await get_context(self.scope).work(parse_json, body, size=len(body))
         return self._parsed
@@ -69,6 +80,17 @@ async def read_json(request: Request, model: type[Body], *other_types: str) -> B
     return model.model_validate(await request.json())
 
 
+def refuse_query(request: Request) -> None:
+    """Refuse fields in the query of a request whose fields stand in the body: they would be ignored.
+
+    Parameters that are no fields, such as Azure's `api-version`, have no effect. Raises `ApiError`.
+    """
+    for name in request.query_params:
+        if name in FIELDS:
+            message = f"{name}: it stands in the query, and this request's fields are read from its body: move it there"
+            raise ApiError("invalid_request", message, param=name)
+
+
 def parse_json(body: bytes) -> Any:
     """Parse JSON (RFC 8259): UTF-8, with or without a byte order mark. Raises `ApiError`, which says what is wrong.
 
@@ -77,7 +99,12 @@ def parse_json(body: bytes) -> Any:
     write and UTF-8 cannot: whatever repeats such a text would fail.
     """
     try:
-        parsed = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_make_object, parse_constant=_refuse_constant)
+        parsed = json.loads(
+            body.decode("utf-8-sig"),
+            object_pairs_hook=_make_object,
+            parse_constant=_refuse_constant,
+            parse_int=_read_int,
+        )
         if b"\\ud" in body or b"\\uD" in body:  # the escapes of all surrogates, also of pairs
             _check_surrogates(parsed)
         return parsed
@@ -87,8 +114,6 @@ def parse_json(body: bytes) -> Any:
         why = f"{error.msg} (line {error.lineno}, column {error.colno})"
     except RecursionError:
         why = "it is nested too deeply"
-    except ValueError:  # the only other one that Python's parser raises
-        why = f"it has a whole number of more than {sys.get_int_max_str_digits():,} digits"
     raise ApiError("invalid_json", f"the body is not JSON: {why}")
 
 
@@ -136,6 +161,12 @@ def _name_place(place: _Place | None) -> str | None:
         names.append(shorten(str(place[0])))
         place = place[1]
     return ".".join(reversed(names)) or None
+
+
+def _read_int(text: str) -> int:
+    if len(text) > DIGITS:  # reading thousands of digits takes a time that grows with their square
+        raise ApiError("invalid_json", f"the body is not JSON: it has a whole number of more than {DIGITS} digits")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> NoReturn:

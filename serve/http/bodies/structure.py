@@ -29,10 +29,19 @@ def check_structure(body: bytes, content_type: str, limits: EndpointLimits) -> N
         if boundary and body.count(b"--" + boundary) > most + 1:
             raise ApiError("invalid_request", f"the form has more than {most} parts: send fewer images or labels")
         return
+    objects = _max_objects(limits)
+    few_strings = body.count(b'"') <= 4 * MAX_ELEMENTS  # else the bound of all elements refuses the body
+    if few_strings and body.count(b"{") > objects and _list_outside(body).count(b"{") > objects:
+        raise ApiError("invalid_request", f"the body has more than {objects} objects: send fewer items")
     if len(body) > MAX_ELEMENTS and _count(body) > MAX_ELEMENTS and _count_outside(body) > MAX_ELEMENTS:
         raise ApiError(
             "invalid_request", f"the body has more than {MAX_ELEMENTS} commas, brackets and braces: send fewer items"
         )
+
+
+def _max_objects(limits: EndpointLimits) -> int:
+    """The most JSON objects of a body: four for each text and image, which may be parts of messages, and some more."""
+    return 4 * (limits.texts + limits.images) + 1000
 
 
 def _count(body: bytes) -> int:
@@ -41,11 +50,20 @@ def _count(body: bytes) -> int:
 
 def _count_outside(body: bytes) -> int:
     """The characters that can begin an element, outside JSON strings. Many strings count as many elements."""
-    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    unescaped = _unescape(body)
     strings = unescaped.count(b'"') // 2
     if strings > 2 * MAX_ELEMENTS:  # keys and values
         return strings
-    return _count(b"".join(unescaped.split(b'"')[::2]))
+    return _count(_list_outside(body))
+
+
+def _list_outside(body: bytes) -> bytes:
+    """What stands outside the strings of a JSON body."""
+    return b"".join(_unescape(body).split(b'"')[::2])
+
+
+def _unescape(body: bytes) -> bytes:
+    return body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
 
 
 def max_form_parts(limits: EndpointLimits) -> int:

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, QueryParams
 
 from serve.config import EndpointLimits
 from serve.http.bodies.forms import parse_form
-from serve.http.bodies.json_body import media_type
+from serve.http.bodies.json_body import media_type, refuse_query
 from serve.http.bodies.structure import max_form_parts
 from serve.http.errors import ApiError
 from serve.http.middleware.request_context import get_context
@@ -37,6 +37,7 @@ async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[b
         return [await request.body()], QueryParams(fields)
     if kind != "multipart/form-data":
         return None
+    refuse_query(request)
     body = await request.body()
     arguments = body, request.headers["content-type"], max_form_parts(limits)
     parts = await get_context(request.scope).work(parse_form, *arguments, size=len(body))
@@ -45,12 +46,12 @@ async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[b
             if part.name in IMAGES:
                 message = f"{part.name}: a value where a file is expected: send one such as -F image=@cat.jpg"
             else:
-                message = f"{shorten(part.name)}: a file where a value is expected"
+                message = f"{shorten(part.name)}: a file where a value is expected: an image's part is named image"
             raise ApiError("invalid_request", message, param=part.name)
         if isinstance(part.value, bytes):
             images.append(part.value)
         else:
-            fields.append((part.name, part.value))
+            fields.append((part.name, _check_list(part.name, part.value)))
     if not images:
         raise ApiError("invalid_request", "image: send at least one file, such as -F image=@cat.jpg", param="image")
     _check_repeated(fields)
@@ -63,6 +64,14 @@ def _read_query(query: bytes) -> list[tuple[str, str]]:
         return parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise ApiError("invalid_request", "the query is not valid UTF-8") from None
+
+
+def _check_list(name: str, value: str) -> str:
+    """Refuse a list in JSON where a form repeats its field: it would be one label. Raises `ApiError`."""
+    if name in REPEATED and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
+        message = f"{name}: a list in a form is the field repeated: send one {name} for each"
+        raise ApiError("invalid_request", message, param=name)
+    return value
 
 
 def _check_repeated(fields: Sequence[tuple[str, str]]) -> None:

@@ -45,9 +45,17 @@ class AdmissionMiddleware:
 
 
 def _read_timeout(headers: Headers, configured: float) -> float:
-    """Seconds for a request: the configured deadline, or the time in its header if that is shorter."""
-    try:
-        seconds = float(headers.get(TIMEOUT, "")) * EARLIER
-    except ValueError:
+    """Seconds for a request: the configured deadline, or the time in its header if that is shorter.
+
+    Raises `ApiError` for a header that is not a positive number.
+    """
+    given = headers.get(TIMEOUT)
+    if given is None:
         return configured
-    return min(configured, seconds) if seconds > 0 else configured
+    try:
+        seconds = float(given) * EARLIER
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ApiError("invalid_request", "X-Request-Timeout-Seconds: send a number of seconds above 0")
+    return min(configured, seconds)

@@ -245,6 +245,68 @@ def test_slow_clients_and_unreadable_images_do_not_lengthen_the_estimated_wait(m
         reserve(other, 4)
 
 
+def test_a_cancelled_request_in_the_queue_does_not_fail_the_one_that_ends() -> None:
+    """Its deadline passes in the same turn of the event loop in which another request ends."""
+
+    async def scenario() -> None:
+        controller = AdmissionController(limits())
+        ended: list[str] = []
+
+        async def request(name: str, until: asyncio.Event) -> None:
+            with controller.admit(10) as permit:
+                await controller.reserve(permit, Load(images=18))
+                await until.wait()
+            ended.append(name)
+
+        first_ends, later_ends = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(request("first", first_ends))
+        await let_others_run()
+        cancelled, last = (asyncio.create_task(request(name, later_ends)) for name in ("cancelled", "last"))
+        await let_others_run()
+        first_ends.set()
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await first
+        later_ends.set()
+        await last
+        assert ended == ["first", "last"]
+        assert cancelled.cancelled()
+        assert controller.in_flight == Load() == controller._queued
+
+    run(scenario())
+
+
+def test_a_large_request_gets_its_turn_beside_keys_that_always_send_small_ones() -> None:
+    async def scenario() -> None:
+        controller = AdmissionController(limits())
+        done = 0
+        large_done = False
+
+        async def send_small(key: str) -> None:
+            nonlocal done
+            while not large_done and done < 5000:
+                with controller.admit(60, key) as permit:
+                    await controller.reserve(permit, Load(images=2))
+                    await asyncio.sleep(0)
+                    done += 1
+
+        async def send_large() -> None:
+            nonlocal large_done
+            with controller.admit(60, "large") as permit:
+                await controller.reserve(permit, Load(images=10))
+            large_done = True
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(16):
+                group.create_task(send_small("ab"[number % 2]))
+            await let_others_run()
+            group.create_task(send_large())
+        assert large_done
+        assert done < 500, "it was granted soon"
+
+    run(scenario())
+
+
 def test_texts_get_the_share_of_the_keys_that_send_texts() -> None:
     async def scenario() -> None:
         controller = AdmissionController(limits(in_flight=100))

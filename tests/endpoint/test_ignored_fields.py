@@ -1,0 +1,137 @@
+"""Requests that were answered although something in them was ignored: they are refused, and told what to change."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+
+from serve.config import CorsConfig
+from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+
+PNG = shape_png()
+URI = data_uri(PNG)
+PDF = base64.b64encode(b"%PDF-1.7" + bytes(range(256)) * 8).decode()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    with run_endpoint(make_config()) as running:
+        yield running
+
+
+@pytest.mark.parametrize("query", ["top_k=1", "dimensions=5", "encoding_format=base64", "label_set=shapes", "model=x"])
+def test_a_field_in_the_query_beside_a_body_with_fields_is_refused(endpoint: Endpoint, query: str) -> None:
+    bodies = {
+        "/v1/classify": {"image": URI, "labels": ["a"]},
+        "/v1/embeddings": {"model": "tiny", "input": "a"},
+        "/embed": {"inputs": "a"},
+        "/v2/embed": {"model": "tiny", "texts": ["a"]},
+        "/v1/similarity": {"texts": ["a"], "images": [URI]},
+    }
+    responses = [endpoint.post(f"{path}?{query}", body) for path, body in bodies.items()]
+    responses.append(endpoint.client.post(f"/v1/classify?{query}", data={"labels": "a"}, files={"image": PNG}))
+    for response in responses:
+        assert response.status_code == 400, response.url
+        assert response.json()["error"]["param"] == query.partition("=")[0]
+        assert "move it there" in response.json()["error"]["message"]
+
+
+def test_a_query_that_is_no_field_has_no_effect(endpoint: Endpoint) -> None:
+    response = endpoint.post("/v1/embeddings?api-version=2024-02-01", {"model": "tiny", "input": "a"})
+    assert response.status_code == 200
+
+
+def test_a_list_in_one_field_of_a_form_is_refused(endpoint: Endpoint) -> None:
+    form = {"labels": '["red circle", "blue star"]'}
+    response = endpoint.client.post("/v1/classify", data=form, files={"image": PNG})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "labels")
+
+
+@pytest.mark.parametrize("name", ["label_set", "labels", "hypothesis_template", "templates", "activation"])
+def test_hugging_faces_shape_refuses_options_in_a_field_without_effect(endpoint: Endpoint, name: str) -> None:
+    parameters = {"candidate_labels": ["red circle", "blue star"]}
+    response = endpoint.post("/", {"inputs": URI, "parameters": parameters, name: "softmax"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+    if name != "hypothesis_template":
+        response = endpoint.post("/", {"inputs": URI, "parameters": {name: "shapes"}})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, f"parameters.{name}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/cat.jpg", "file:///a/cat.png", "gs://b/cat.webp?x=1", URI.removeprefix("data:"), PDF],
+    ids=["s3", "file", "gs", "without data:", "PDF"],
+)
+def test_a_reference_to_an_image_is_not_embedded_as_a_text(endpoint: Endpoint, text: str) -> None:
+    for path, body in {
+        "/v1/embeddings": {"model": "tiny", "input": text},
+        "/embed": {"inputs": text},
+        "/v2/embed": {"model": "tiny", "texts": [text]},
+    }.items():
+        response = endpoint.post(path, body)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported_input"), path
+    as_text = endpoint.post("/v1/embeddings", {"model": "tiny", "input": text, "modality": "text"})
+    assert as_text.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Data:, a comma after a colon", "data:image/ is how such a URI begins", "/9j/home/user/documents/photos/holidays",
+     "R0lGODdhisacodeof40charactersABCDEFGHIJKL", "SUkqAPRODUCTCODE1234567890ABCDEFGH"],
+)  # fmt: skip
+def test_words_that_begin_like_an_image_are_texts(endpoint: Endpoint, text: str) -> None:
+    response = endpoint.post("/v1/embeddings", {"model": "tiny", "input": text})
+    assert (response.status_code, response.json()["usage"]["images"]) == (200, 0)
+
+
+def test_words_are_no_base64(endpoint: Endpoint) -> None:
+    response = endpoint.post("/v1/classify", {"image": "hello there", "labels": ["a"]})
+    assert response.json()["error"]["code"] == "invalid_image"
+    lines = base64.encodebytes(PNG).decode().replace("\n", "\r\n")
+    assert endpoint.post("/v1/classify", {"image": lines, "labels": ["a"]}).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", ["-4", "abc", "0", "nan"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(endpoint: Endpoint, seconds: str) -> None:
+    headers = {"x-request-timeout-seconds": seconds}
+    assert endpoint.post("/embed", {"inputs": "a"}, headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize("origin", ["app.example.com", "https://b.example.com/", "https://b.example.com/path", ""])
+def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(ValueError, match="is not an origin"):
+        CorsConfig(origins=["https://app.example.com", origin])
+
+
+def test_a_preflight_without_configured_origins_says_where_to_list_them(endpoint: Endpoint) -> None:
+    headers = {"origin": "https://app.example.com", "access-control-request-method": "POST"}
+    response = endpoint.client.options("/v1/embeddings", headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "origin_not_allowed")
+
+
+def test_the_refusal_of_an_image_names_a_key_of_the_endpoint() -> None:
+    limits = {"image": {"max_pixels": 100, "max_bytes": 2**20, "max_seconds": 10}}
+    with run_endpoint(make_config(limits=limits)) as small:
+        response = small.post("/v1/classify", {"image": URI, "labels": ["a"]})
+        assert "limits.image.max_pixels" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "tiny", "input": [{"text": "a"}] * 30_000}),
+        ("/v1/moderations", {"input": [{"type": "image_url", "image_url": {"url": "x"}}] * 20_000, "labels": ["a"]}),
+        ("/v1/classify", {"image": "data:image/png," + "%41" * 1_000_000, "labels": ["a"]}),
+        ("/v1/embeddings", {"model": "tiny", "input": int("9" * 200)}),
+        ("/v1/embeddings", {"model": "tiny", "input": "data:" + ";a=b" * 1_000_000}),
+    ],
+    ids=["objects", "parts", "percent-encoding", "digits", "parameters of a data URI"],
+)
+def test_what_would_take_long_to_read_is_refused_or_read_in_part(
+    endpoint: Endpoint, path: str, body: dict[str, object]
+) -> None:
+    response = endpoint.post(path, body)
+    assert response.status_code in (200, 400), response.text[:300]
+    assert response.status_code == 400 or response.headers["x-sightline-truncated"] == "1"
