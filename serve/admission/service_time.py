@@ -21,17 +21,21 @@ class ServiceTime:
     def __init__(self) -> None:
         self._running = 0
         self._marked = 0.0
+        self._mean: float | None = None
         self._batches: deque[tuple[float, int]] = deque(maxlen=BATCHES)  # seconds and items of each
 
     @property
     def seconds_per_item(self) -> float:
-        """The mean, or 0 while it is not known."""
-        items = sum(items for _, items in self._batches)
-        return sum(seconds for seconds, _ in self._batches) / items if items else 0.0
+        """The mean, or 0 while it is not known. It is added up once for each batch: admission reads it often."""
+        if self._mean is None:
+            items = sum(items for _, items in self._batches)
+            self._mean = sum(seconds for seconds, _ in self._batches) / items if items else 0.0
+        return self._mean
 
     def forget(self) -> None:
         """Discard all measurements, such as those of a stage that was just started."""
         self._batches.clear()
+        self._mean = None
 
     def begin(self) -> None:
         """A batch starts."""
@@ -46,3 +50,4 @@ class ServiceTime:
         seconds, self._marked = now - self._marked, now
         if saturated or seconds < items * self.seconds_per_item:
             self._batches.append((seconds, items))
+            self._mean = None

@@ -105,7 +105,7 @@ def parse_json(body: bytes) -> Any:
             parse_constant=_refuse_constant,
             parse_int=_read_int,
         )
-        if b"\\ud" in body or b"\\uD" in body:  # the escapes of all surrogates, also of pairs
+        if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):  # the escapes of all surrogates, also of pairs
             _check_surrogates(parsed)
         return parsed
     except UnicodeDecodeError as error:
