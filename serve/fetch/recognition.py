@@ -14,7 +14,10 @@ IMAGE_SUFFIXES = (
 HEAD_CHARACTERS = 64
 """Characters of base64 from which an image is recognised."""
 START_CHARACTERS = 1024
-"""Characters of a string that are looked at."""
+"""Characters of a string that are looked at, behind the white space that it begins with."""
+SPACE_CHARACTERS = 8192
+"""White space before an image. A text that begins with more is refused, because nothing of what is read is left
+(`serve.embedding.inputs.TEXT_CHARACTERS`)."""
 URL_CHARACTERS = 8192
 """A longer string is no URL."""
 GIF_CHARACTERS, WEAK_CHARACTERS = 46, 60
@@ -87,9 +90,9 @@ def is_image_url(source: str) -> bool:
 
 def is_damaged_image(source: str) -> bool:
     """Whether a string is meant as an image and cannot be read as one: a data: URI without `data:`, or long base64."""
-    return _CUT_DATA_URI.match(_start(source)) is not None or (
-        len(source) >= LONG_CHARACTERS and _BASE64.fullmatch(source, 0, LONG_CHARACTERS) is not None
-    )
+    start = _start(source)
+    is_long = len(start) >= LONG_CHARACTERS and _BASE64.fullmatch(start, 0, LONG_CHARACTERS) is not None
+    return is_long or _CUT_DATA_URI.match(start) is not None
 
 
 def _is_base64(source: str) -> bool:
@@ -112,7 +115,7 @@ def _is_base64(source: str) -> bool:
 
 def _start(source: str) -> str:
     """The first characters of a string, without white space before them."""
-    return source[:START_CHARACTERS].lstrip()
+    return source[: SPACE_CHARACTERS + START_CHARACTERS].lstrip()[:START_CHARACTERS]
 
 
 def _has_spaces(start: str) -> bool:

@@ -58,7 +58,9 @@ class IngressMetrics:
             "labels": Counter("sightline_bad_label_files", "Changed label set files that could not be used."),
             "rejects": Counter("sightline_rejected_images", "Images that could not be read.", tag_keys=("reason",)),
         }
-        self._in_flight = Gauge("sightline_in_flight", "Requests, images and texts that the ingress holds.")
+        self._in_flight = Gauge(
+            "sightline_in_flight", "Images, texts and thousands of pairs that the ingress works on."
+        )
         self._sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def record_request(self, route: str, status: int, code: str, seconds: float) -> None:

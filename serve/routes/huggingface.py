@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -50,8 +51,10 @@ from siglip.labels import DEFAULT_TEMPLATE
 
 LABELS_CHARACTERS = 300_000
 """Characters of labels in one string: more than a thousand labels of 256 characters have."""
-MISPLACED = ("labels", "label_set", "templates", "activation", "hypothesis_template")
-"""Fields that have no effect outside `parameters`, or in no place of this shape."""
+MISPLACED_INSIDE = ("labels", "label_set", "templates", "activation")
+"""Fields of other paths, which have no effect here."""
+MISPLACED = (*MISPLACED_INSIDE, "hypothesis_template")
+"""The same, and a field that has an effect within `parameters` only."""
 
 
 class HuggingFaceParameters(VendorRequest):
@@ -64,8 +67,12 @@ class HuggingFaceParameters(VendorRequest):
     )
     hypothesis_template: str | None = None
 
+    @cached_property
     def labels(self) -> list[str] | None:
-        """The list of candidate labels; None if the request has none, and so is a request for embeddings."""
+        """The list of candidate labels; None if the request has none, and so is a request for embeddings.
+
+        Raises `ApiError` for a string that is too long.
+        """
         given = self.candidate_labels
         if isinstance(given, str) and len(given) > LABELS_CHARACTERS:
             message = f"candidate_labels: {len(given)} characters in one string; send at most {LABELS_CHARACTERS}"
@@ -167,24 +174,18 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             parameters = HuggingFaceParameters.model_validate(
                 {**options, "candidate_labels": labels if len(labels) > 1 else next(iter(labels), None)}
             )
+            refuse_misplaced({}, options)
             if "inputs" in options:
                 raise ApiError("invalid_request", "inputs: the body is the image already", param="inputs")
-            if parameters.labels() is not None:
+            if parameters.labels is not None:
                 return await classify(EmbeddingInput("image", image, "image"), parameters, options, context)
             check_template(parameters)
             choices = read_embedding_options(options, service)
             return await embed_all([EmbeddingInput("image", image, "image")], choices, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
         inputs = _list_inputs(body)
-        for name in MISPLACED:
-            inside = name != "hypothesis_template" and body.parameters.options().get(name) is not None
-            if inside or body.options().get(name) is not None:
-                message = (
-                    f"{name}: this path reads parameters.candidate_labels and parameters.hypothesis_template; "
-                    "/v1/classify has label sets and templates"
-                )
-                raise ApiError("invalid_request", message, param=f"parameters.{name}" if inside else name)
-        if body.parameters.labels() is not None:
+        refuse_misplaced(body.options(), body.parameters.options())
+        if body.parameters.labels is not None:
             if len(inputs) != 1 or isinstance(body.inputs, list):
                 message = "inputs: one image with candidate_labels, not a list"
                 raise ApiError("unsupported_input", message, param="inputs")
@@ -212,7 +213,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
                 model_type={"embedding": {"pooling": "last_token"}},
                 max_input_length=about.text_length,
                 max_client_batch_size=limits.texts,
-                max_concurrent_requests=limits.in_flight,
+                max_concurrent_requests=limits.requests,
                 version=version("sightline"),
             )
         )
@@ -245,6 +246,21 @@ _PARAMS = {"labels": "parameters.candidate_labels", "templates": "parameters.hyp
 """Hugging Face's names of the fields of a `LabelQuery`."""
 
 
+def refuse_misplaced(fields: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Refuse fields of other paths, which would have no effect here, and a template beside `parameters`.
+
+    `fields` are those beside `parameters`, which this path reads its labels from. Raises `ApiError`.
+    """
+    places = [(name, name) for name in MISPLACED if fields.get(name) is not None]
+    places += [(name, f"parameters.{name}") for name in MISPLACED_INSIDE if parameters.get(name) is not None]
+    for name, param in places:
+        message = (
+            f"{name}: this path reads parameters.candidate_labels and parameters.hypothesis_template; /v1/classify has "
+            "label sets and templates"
+        )
+        raise ApiError("invalid_request", message, param=param)
+
+
 def check_template(parameters: HuggingFaceParameters) -> None:
     """Refuse a template without labels: it would have no effect. Raises `ApiError`."""
     if parameters.hypothesis_template is not None:
@@ -254,7 +270,7 @@ def check_template(parameters: HuggingFaceParameters) -> None:
 
 def _make_query(parameters: HuggingFaceParameters, choices: ScoreChoices) -> LabelQuery:
     """The labels to score, and how. Raises `ApiError`."""
-    labels = parameters.labels()
+    labels = parameters.labels
     if not labels:
         raise ApiError("invalid_request", "candidate_labels: no label in the list", param=_PARAMS["labels"])
     refuse_images(labels, _PARAMS["labels"])
@@ -278,7 +294,7 @@ def _list_inputs(body: HuggingFaceRequest) -> list[EmbeddingInput]:
         return [EmbeddingInput("image", body.image, "image")]
     if isinstance(body.inputs, HuggingFaceImage):
         return [EmbeddingInput("image", body.inputs.image, "inputs.image")]
-    has_labels = body.parameters.labels() is not None
+    has_labels = body.parameters.labels is not None
     return _read_inputs(body.inputs or [], "image" if has_labels else body.modality)
 
 

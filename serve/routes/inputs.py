@@ -118,14 +118,24 @@ async def _read_images(images: Sequence[EmbeddingInput], service: Service, conte
 
 
 async def embed_classification(
-    images: Sequence[bytes], params: Sequence[str], query: LabelQuery, service: Service, context: RequestContext
+    images: Sequence[bytes],
+    params: Sequence[str],
+    query: LabelQuery,
+    service: Service,
+    context: RequestContext,
+    most_labels: int | None = None,
 ) -> tuple[EmbeddedLabelSet, Floats]:
     """Find or embed the label set of a query, and embed encoded images: the label set, and float32 (N, D).
 
-    Raises `ApiError` and `serve.admission.batcher.Expired`.
+    `most_labels` is the largest number of labels that the response may have for one image. Raises `ApiError` and
+    `serve.admission.batcher.Expired`.
     """
     found = service.label_sets.find(query)
-    pairs = len(images) * found.count_selected(query.top_k)
+    labels = found.count_selected(query.top_k)
+    if most_labels is not None and labels > most_labels:
+        message = f"{labels} labels; this path returns all, and the limit is {most_labels}: use /v1/classify with top_k"
+        raise ApiError("too_many_pairs", message, param="label_set")
+    pairs = len(images) * labels
     await service.embedder.admit(context, images=len(images), texts=found.missing, cached=found.cached, pairs=pairs)
     label_set = await service.label_sets.embed(found, context)
     return label_set, await service.embedder.embed_images(images, params, context)

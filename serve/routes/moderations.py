@@ -40,7 +40,8 @@ from siglip.scoring import Floats
 DEFAULT_THRESHOLD = 0.5
 """The score that flags a label which has no threshold of its own."""
 LABELS = 10_000
-"""Largest number of labels: writing a result of so many delays other requests by some 30 ms."""
+"""Largest number of labels of an image. A result is written in one piece, and one of so many labels delays other
+requests by some 30 ms."""
 ALL = 2**31 - 1
 """A `top_k` that leaves out no label."""
 
@@ -132,8 +133,7 @@ def add_moderation_routes(app: FastAPI, service: Service) -> None:
         images = _list_images(body.input)
         params = [param for _, param in images]
         encoded = await service.image_reader.read([source for source, _ in images], params, context)
-        check_label_count(service.label_sets.find(query).count_selected(ALL))
-        label_set, vectors = await embed_classification(encoded, params, query, service, context)
+        label_set, vectors = await embed_classification(encoded, params, query, service, context, most_labels=LABELS)
         scores = await score_all_labels(vectors, label_set, query, context)
         content = {
             "id": f"modr-{context.request_id}",
@@ -144,15 +144,6 @@ def add_moderation_routes(app: FastAPI, service: Service) -> None:
             "fingerprint": service.fingerprint(label_set.digest).model_dump(),
         }
         return await make_response(content, service, context)
-
-
-def check_label_count(count: int) -> None:
-    """Refuse more labels than one result can have: a result is written in one piece. Raises `ApiError`."""
-    if count > LABELS:
-        message = (
-            f"{count} labels; this path returns all of them, and the limit is {LABELS}: use /v1/classify with top_k"
-        )
-        raise ApiError("too_many_pairs", message, param="label_set")
 
 
 def choose_flags(label_set: EmbeddedLabelSet, query: LabelQuery) -> Floats:

@@ -135,3 +135,29 @@ def test_what_would_take_long_to_read_is_refused_or_read_in_part(
     response = endpoint.post(path, body)
     assert response.status_code in (200, 400), response.text[:300]
     assert response.status_code == 400 or response.headers["x-sightline-truncated"] == "1"
+
+
+@pytest.mark.parametrize("name", ["label_set", "labels", "templates", "activation"])
+def test_hugging_faces_shape_refuses_such_options_in_the_query_of_an_image_too(endpoint: Endpoint, name: str) -> None:
+    query = {"candidate_labels": "red circle,blue star", name: "x"}
+    response = endpoint.client.post("/", params=query, content=PNG, headers={"content-type": "image/png"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, f"parameters.{name}")
+
+
+@pytest.mark.parametrize("spaces", [1, 2000, 8100])
+def test_an_image_behind_white_space_is_an_image(endpoint: Endpoint, spaces: int) -> None:
+    for source in (URI, URI.partition(",")[2]):
+        response = endpoint.post("/v1/embeddings", {"model": "tiny", "input": " " * spaces + source})
+        assert (response.status_code, response.json()["usage"]["images"]) == (200, 1)
+    refused = endpoint.post("/v1/embeddings", {"model": "tiny", "input": "\n" * spaces + PDF})
+    assert refused.json()["error"]["code"] == "unsupported_input"
+
+
+def test_moderations_refuse_more_labels_than_one_result_can_have(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.routes.moderations.LABELS", 2)
+    for count, status in ((2, 200), (3, 400)):
+        response = endpoint.post("/v1/moderations", {"input": URI, "labels": ["red circle", "blue star", "x"][:count]})
+        assert response.status_code == status
+    assert response.json()["error"]["code"] == "too_many_pairs"

@@ -113,10 +113,11 @@ def test_hostile_clients_do_not_slow_down_the_others(tmp_path: Path) -> None:
     assert ready == 200
     # A short run on a shared machine has wide limits, which noise does not reach: without the protection of the
     # endpoint a median of 54 ms became 5 to 12 s.
-    during, afterwards, slack_ms = (6, 1.5, 5) if SECONDS >= 300 else (15, 5, 0)
-    usual, chaos, later = (1000 * np.quantile(found, 0.95) for found in (quiet, [*early, *late], calm))
-    assert chaos < during * usual
-    assert later < afterwards * usual + slack_ms
+    during, afterwards, slack_ms, during_p95 = (3, 1.5, 5, 6) if SECONDS >= 300 else (10, 5, 0, 15)
+    usual, chaos, later = (1000 * np.quantile(found, (0.5, 0.95)) for found in (quiet, [*early, *late], calm))
+    assert chaos[0] < during * usual[0]
+    assert (later < afterwards * usual + slack_ms).all()
+    assert chaos[1] < during_p95 * usual[1]
     if SECONDS >= 300:
         assert after[1] < 1.1 * before[1]
     assert after[0] < 1.15 * before[0] + 50
