@@ -23,7 +23,7 @@ import yaml
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.report.statistics import compute_statistics
-from curation.sample import draw_sample
+from curation.sampling.sample import draw_sample
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats

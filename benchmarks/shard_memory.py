@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.retag import RetagConfig, retag_shard
-from curation.sample import draw_sample
-from curation.sample_files import write_sample
+from curation.sampling.sample import draw_sample
+from curation.sampling.files import write_sample
 from curation.tagged_output import open_output
 from pipelines.output.commit import commit_shard
 from pipelines.output.output import Output

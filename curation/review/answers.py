@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from curation.quality.truth import ANSWERS, TAKEN_BACK
 from curation.tagged_output import ID
-from curation.truth import ANSWERS, TAKEN_BACK
 from storage.settings import ConfigError
 
 NAME = "answers.jsonl"

@@ -13,7 +13,7 @@ from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from curation.review.answers import AnswerFile
-from curation.sample_files import Thumbnails
+from curation.sampling.files import Thumbnails
 from storage.settings import ConfigError
 
 _PAGES = Path(__file__).parent

@@ -35,7 +35,7 @@ def write_tasks(questions: Iterator[dict[str, Any]], labels: LabelSet, folder: P
     The image is the thumbnail as a data URI. Without a thumbnail it is the source, when that is an http(s) or s3 URL of
     a single image. The prediction is `right` when the score reaches the label's threshold, else `wrong`.
 
-    `questions` are the rows of a sample, with thumbnails (see `curation.sample_files.read_questions`). Raises
+    `questions` are the rows of a sample, with thumbnails (see `curation.sampling.files.read_questions`). Raises
     `ConfigError` for an image that has neither a thumbnail nor a URL.
     """
     thresholds = dict(zip(labels.label_names(), labels.thresholds(), strict=True))

@@ -20,9 +20,9 @@ from siglip.labels import LabelSet
 from storage.settings import ConfigError
 
 if TYPE_CHECKING:
-    from curation.evaluation import Evaluation
+    from curation.quality.evaluation import Evaluation
+    from curation.quality.truth import Truth
     from curation.tagged_output import TaggedOutput
-    from curation.truth import Truth
 
 SHOWN = 40
 OUTPUT = typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.", show_default=False)
@@ -57,7 +57,7 @@ def calibrate(
     label set with `sightline retag`.
     """
     with _read_truth(output, truth) as (source, answers):
-        from curation import calibration
+        from curation.quality import calibration
 
         found = calibration.calibrate(source, answers, None if best_f1 else precision, recall)
         labels = calibration.make_label_set(source, found)
@@ -93,7 +93,7 @@ def probe(
     are not comparable with those of the prompts: calibrate again after `sightline retag`.
     """
     with _read_truth(output, truth) as (source, answers):
-        from curation.probe import make_label_set, train_probes
+        from curation.quality.probe import make_label_set, train_probes
 
         found = train_probes(source, answers, gain)
         write_labels(labels_out, make_label_set(source.labels, found))
@@ -123,7 +123,7 @@ def evaluate(
     contradicts most: check these answers again.
     """
     with _read_truth(output, truth) as (source, answers):
-        from curation import evaluation
+        from curation.quality import evaluation
 
         metrics = evaluation.evaluate(source, answers)
         if as_json:
@@ -147,7 +147,7 @@ def write_labels(path: Path, labels: LabelSet) -> None:
 def _read_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
     """Open the output and read the answers about it. Errors inside the block end the command with a message."""
     with report_errors():
-        from curation.truth import read_truth
+        from curation.quality.truth import read_truth
 
         source = open_reported(output)
         answers = read_truth(truth, source)
@@ -156,7 +156,7 @@ def _read_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]
 
 
 def _print_evaluation(metrics: Evaluation) -> None:
-    from curation.evaluation import rank_labels
+    from curation.quality.evaluation import rank_labels
 
     totals = Table(show_header=False, box=None)
     for k, accuracy in metrics.top.items():

@@ -38,8 +38,8 @@ def sample(
     """
     with report_errors():
         from curation.review.labelstudio import write_tasks
-        from curation.sample import draw_sample
-        from curation.sample_files import check_folder, read_questions, read_sample, write_sample
+        from curation.sampling.files import check_folder, read_questions, read_sample, write_sample
+        from curation.sampling.sample import draw_sample
 
         source = open_reported(output)
         if to is ReviewTool.review and "thumbnail" not in source.columns:
@@ -71,7 +71,7 @@ def review(
 
         from curation.review.answers import AnswerFile
         from curation.review.app import make_app
-        from curation.sample_files import Thumbnails, read_sample
+        from curation.sampling.files import Thumbnails, read_sample
         from sightline.commands.loopback import listen
 
         table, metadata = read_sample(folder)

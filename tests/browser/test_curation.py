@@ -21,13 +21,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from benchmarks.outputs import SyntheticOutput, write_output
+from curation.quality.truth import read_truth
 from curation.report.page import write_report
 from curation.report.statistics import compute_statistics
 from curation.review.labelstudio import write_tasks
-from curation.sample import draw_sample
-from curation.sample_files import read_questions, read_sample, write_sample
+from curation.sampling.files import read_questions, read_sample, write_sample
+from curation.sampling.sample import draw_sample
 from curation.tagged_output import TaggedOutput, open_output
-from curation.truth import read_truth
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
 from tests.support.chromium import Browser

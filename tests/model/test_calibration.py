@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.calibration import calibrate, make_label_set
+from curation.quality.calibration import calibrate, make_label_set
+from curation.quality.truth import Truth
 from curation.tagged_output import TaggedOutput, open_output
-from curation.truth import Truth
 from sightline.demo.shapes import LABELS, render
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig

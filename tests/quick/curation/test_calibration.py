@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.calibration import (
+from curation.quality.calibration import (
     JUDGE_QUANTILE,
     _round_down,
     calibrate,
@@ -25,8 +25,8 @@ from curation.calibration import (
     make_label_set,
     wilson_bound,
 )
+from curation.quality.truth import Truth
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
-from curation.truth import Truth
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from tests.support.vectors import draw_vectors

@@ -9,9 +9,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.probe import make_label_set, train_probes
+from curation.quality.probe import make_label_set, train_probes
+from curation.quality.truth import Truth
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
-from curation.truth import Truth
 from siglip.heads import build_head
 from siglip.labels import LabelSet
 from siglip.scoring import Scale

@@ -13,11 +13,11 @@ import pytest
 import curation.review.labelstudio
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.histogram import bin_scores
+from curation.quality.truth import read_truth
 from curation.review.labelstudio import CONFIG, write_tasks
-from curation.sample import EDGES, STRATA, allocate, draw_sample
-from curation.sample_files import Thumbnails, read_questions, read_sample, write_sample
+from curation.sampling.files import Thumbnails, read_questions, read_sample, write_sample
+from curation.sampling.sample import EDGES, STRATA, allocate, draw_sample
 from curation.tagged_output import TaggedOutput, open_output
-from curation.truth import read_truth
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
@@ -107,7 +107,9 @@ def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
     output: TaggedOutput, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Means over 300 samples: precision and recall at two thresholds, and the share of right images."""
-    monkeypatch.setattr("curation.sample._MAX_CANDIDATES", 5_000)  # so that the reservoirs are pruned several times
+    monkeypatch.setattr(
+        "curation.sampling.sample._MAX_CANDIDATES", 5_000
+    )  # so that the reservoirs are pruned several times
     random = np.random.default_rng(9)
     chance = 1 / (1 + np.exp(-(2 * np.log(scores / (1 - scores)) + 2)))
     right = random.random(scores.shape) < chance

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.outputs import SyntheticOutput, write_output
+from curation.quality.truth import Truth, read_truth
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
-from curation.truth import Truth, read_truth
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
 from tests.support.vectors import draw_vectors

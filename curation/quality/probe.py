@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.calibration import effective_weights
-from curation.evaluation import Doubles, group_answers
+from curation.quality.calibration import effective_weights
+from curation.quality.evaluation import Doubles, group_answers
+from curation.quality.truth import Truth
 from curation.tagged_output import TaggedOutput
-from curation.truth import Truth
 from siglip.labels import LabelSet, Probe
 from siglip.scoring import Floats
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.sample import EDGES, Sample
+from curation.sampling.sample import EDGES, Sample
 from curation.tagged_output import ID, TaggedOutput
 from storage.settings import ConfigError
 

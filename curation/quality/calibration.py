@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.evaluation import Doubles, group_answers
+from curation.quality.evaluation import Doubles, group_answers
+from curation.quality.truth import Truth
 from curation.tagged_output import TaggedOutput
-from curation.truth import Truth
 from siglip.heads import LinearHead, accept_thresholds, build_head
 from siglip.labels import Calibration, LabelSet
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.quality.truth import Truth
 from curation.tagged_output import TaggedOutput
-from curation.truth import Truth
 from siglip.scoring import Floats
 
 Doubles = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""Samples: choose the images that a person should check, and keep them in files."""
