@@ -15,7 +15,8 @@ from typer.core import TyperCommand
 
 from sightline.commands import labels
 from sightline.commands.demo import demo
-from sightline.commands.quality import calibrate, evaluate, probe
+from sightline.commands.probe import probe
+from sightline.commands.quality import calibrate, evaluate
 from sightline.commands.report import report
 from sightline.commands.retag import retag
 from sightline.commands.review import review, sample

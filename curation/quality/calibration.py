@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.quality.evaluation import Doubles, group_answers
-from curation.quality.truth import Truth
+from curation.quality.evaluation import Doubles
+from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.heads import LinearHead, accept_thresholds, build_head
 from siglip.labels import Calibration, LabelSet

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.quality.truth import Truth
+from curation.quality.suspects import Suspect, find_suspects
+from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.scoring import Floats
 
@@ -72,22 +73,6 @@ class Confusion:
     given: str
     images: float
     cosine: float
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """An answer that the model contradicts, and that may be wrong.
-
-    `margin` is how far the answer's logit lies beyond the mean logit of the label's opposite answers, in standard
-    deviations of those.
-    """
-
-    id: str
-    key: str
-    label: str
-    answer: str
-    score: float
-    margin: float
 
 
 @dataclass(frozen=True)
@@ -183,39 +168,6 @@ def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, see
     )
 
 
-def find_suspects(output: TaggedOutput, truth: Truth) -> list[Suspect]:
-    """Find answers that the model contradicts, the strongest contradiction first.
-
-    The criterion is that of confident learning (Northcutt, Jiang and Chuang 2021): an answer is suspect when the
-    model's logit for it is at least as extreme as the mean logit of the label's opposite answers. Suspects are ranked
-    by the distance from that mean in standard deviations of the opposite answers, so that labels with large scores do
-    not fill the list. A label whose answers are all alike has no suspects.
-    """
-    logits = truth.logits(output).astype(np.float64)
-    scores = output.head.scores(truth.embeddings)[truth.image, truth.label]
-    names = output.labels.label_names()
-    margins = np.full(len(logits), -math.inf)
-    for answers in group_answers(truth, len(names)):
-        for answer in (True, False):
-            alike = answers[truth.right[answers] == answer]
-            opposite = logits[answers[truth.right[answers] != answer]]
-            if len(alike) and len(opposite) > 1:
-                distance = (logits[alike] - opposite.mean()) / max(opposite.std(ddof=1), 1e-6)
-                margins[alike] = -distance if answer else distance
-    order = np.argsort(-margins, kind="stable")
-    return [
-        Suspect(
-            truth.ids[truth.image[i]],
-            truth.keys[truth.image[i]],
-            names[truth.label[i]],
-            "right" if truth.right[i] else "wrong",
-            float(scores[i]),
-            float(margins[i]),
-        )
-        for i in order[: np.count_nonzero(margins >= 0)]
-    ]
-
-
 def _draw_bootstrap_weights(images: int, resamples: int, seed: int) -> Doubles:
     """Draw the weights of a Bayesian bootstrap, float64 (1 + resamples, images). Row 0 is ones: the original data.
 
@@ -244,12 +196,6 @@ def _precision_recall_f1(hits: Doubles, false: Doubles, missed: Doubles) -> tupl
     """Precision, recall and F1 as in scikit-learn's `precision_recall_fscore_support`, but NaN where not defined."""
     with np.errstate(invalid="ignore"):
         return hits / (hits + false), hits / (hits + missed), 2 * hits / (2 * hits + false + missed)
-
-
-def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
-    """For each label, the indices of the answers about it, in their order."""
-    order = np.argsort(truth.label, kind="stable")
-    return np.split(order, np.searchsorted(truth.label[order], np.arange(1, labels)))
 
 
 def _average_precision(truth: Truth, scores: Floats, answers: NDArray[np.intp], draws: Doubles) -> Doubles:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.quality.calibration import effective_weights
-from curation.quality.evaluation import Doubles, group_answers
-from curation.quality.truth import Truth
+from curation.quality.evaluation import Doubles
+from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.labels import LabelSet, Probe
 from siglip.scoring import Floats

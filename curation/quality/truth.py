@@ -111,6 +111,12 @@ def read_truth(path: Path, output: TaggedOutput) -> Truth:
     )
 
 
+def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
+    """For each label, the indices of the answers about it, in their order."""
+    order = np.argsort(truth.label, kind="stable")
+    return np.split(order, np.searchsorted(truth.label[order], np.arange(1, labels)))
+
+
 @dataclass(frozen=True)
 class _Answers:
     """Answers as in `Truth`, before the images are found in the output: `image` is an index into the names `images`."""

@@ -1,9 +1,8 @@
-"""`sightline calibrate`, `probe` and `evaluate`: use people's answers about an output's labels."""
+"""`sightline calibrate` and `evaluate`: use people's answers about an output's labels."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +55,7 @@ def calibrate(
     52 accepted answers without an error show 95 %. Labels with too few answers leave all images to review. Apply the
     label set with `sightline retag`.
     """
-    with _read_truth(output, truth) as (source, answers):
+    with open_truth(output, truth) as (source, answers):
         from curation.quality import calibration
 
         found = calibration.calibrate(source, answers, None if best_f1 else precision, recall)
@@ -72,42 +71,9 @@ def calibrate(
             else:
                 result = f"not calibrated: about {one.answers_needed:,} more accepted answers needed"
             out.print(f"{escape(one.label)}: {result}, {workload.review:,} to review", highlight=False)
-        _print_omitted(len(found))
+        print_omitted(len(found))
         reached = sum(one.accept is not None for one in found)
         out.print(f"{reached} of {len(found)} labels calibrated: {escape(str(labels_out))}", highlight=False)
-
-
-def probe(
-    output: Annotated[str, OUTPUT],
-    truth: Annotated[Path, TRUTH],
-    labels_out: Annotated[
-        Path, typer.Option("--labels-out", metavar="FILE", help="File for the label set with probes.")
-    ] = Path("probed.yaml"),
-    gain: Annotated[
-        float, typer.Option(min=0, max=1, help="Keep a probe if its average precision is this much higher.")
-    ] = 0.01,
-) -> None:
-    """Train linear probes: a logistic regression on embeddings for each label, from answers. Writes a label set.
-
-    A probe replaces a label's prompts only if its average precision on held-out answers is higher. A probe's scores
-    are not comparable with those of the prompts: calibrate again after `sightline retag`.
-    """
-    with _read_truth(output, truth) as (source, answers):
-        from curation.quality.probe import make_label_set, train_probes
-
-        found = train_probes(source, answers, gain)
-        write_labels(labels_out, make_label_set(source.labels, found))
-        for one in found[:SHOWN]:
-            compared = (
-                "" if math.isnan(one.after) else f"average precision {one.before:.3f}, with a probe {one.after:.3f}"
-            )
-            result = compared if one.probe else ", ".join(filter(None, (compared, one.reason)))
-            out.print(f"{escape(one.label)}: {result}", highlight=False)
-        _print_omitted(len(found))
-        kept = sum(one.probe is not None for one in found)
-        out.print(
-            f"{kept} of {len(source.labels.names)} labels have a probe: {escape(str(labels_out))}", highlight=False
-        )
 
 
 def evaluate(
@@ -122,7 +88,7 @@ def evaluate(
     Also top-1 and top-5 accuracy when each image has exactly one right label, and the answers that the model
     contradicts most: check these answers again.
     """
-    with _read_truth(output, truth) as (source, answers):
+    with open_truth(output, truth) as (source, answers):
         from curation.quality import evaluation
 
         metrics = evaluation.evaluate(source, answers)
@@ -144,7 +110,7 @@ def write_labels(path: Path, labels: LabelSet) -> None:
 
 
 @contextmanager
-def _read_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
+def open_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
     """Open the output and read the answers about it. Errors inside the block end the command with a message."""
     with report_errors():
         from curation.quality.truth import read_truth
@@ -169,7 +135,7 @@ def _print_evaluation(metrics: Evaluation) -> None:
         figures = (one.precision, one.recall, one.f1, one.average_precision)
         table.add_row(escape(one.label), f"{one.answers:,}", f"{one.right:,}", *map(str, figures))
     out.print(table, highlight=False)
-    _print_omitted(len(metrics.labels))
+    print_omitted(len(metrics.labels))
     for pair in metrics.confusions[:5]:
         line = (
             f"{pair.right} is confused with {pair.given}: {pair.images:,.0f} images (the cosine of the two labels is "
@@ -182,6 +148,7 @@ def _print_evaluation(metrics: Evaluation) -> None:
         out.print(escape(line), highlight=False)
 
 
-def _print_omitted(count: int) -> None:
+def print_omitted(count: int) -> None:
+    """Print how many labels were left out of a list of `SHOWN`; nothing when none were."""
     if count > SHOWN:
         out.print(f"and {count - SHOWN} more labels")

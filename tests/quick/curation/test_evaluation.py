@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from typer.testing import CliRunner
 
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.quality.evaluation import evaluate, find_suspects
+from curation.quality.evaluation import evaluate
+from curation.quality.suspects import find_suspects
 from curation.quality.truth import Truth, read_truth
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from sightline.cli import app
