@@ -248,7 +248,7 @@ def measure_base(folder: Path, seconds: float, compile: bool, program: str | Non
 def measure_labels(folder: Path) -> None:
     """Benchmark of the label cache: the same 1,000 labels ten times."""
     photo = base64.b64encode(make_photo(np.random.default_rng(0))).decode()
-    labels = [f"{color} thing number {n}" for n in range(250) for color in ("red", "green", "blue", "black")]
+    labels = [f"{color} {n}" for n in range(250) for color in ("red", "green", "blue", "black")]
     body = json.dumps({"image": photo, "labels": labels, "top_k": 5}).encode()
     with endpoint(folder) as (port, _):
         for number in range(1, 11):

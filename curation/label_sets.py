@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from siglip.label_text.tokens import UNKNOWN, LabelReadings
 from siglip.labels import Label, LabelSet, TextRule, fill
 from siglip.scoring import Floats, average_prompts
 
-Problem = Literal["placeholder", "look-alike", "empty prompt", "same prompts", "too long", "near duplicate"]
+Problem = Literal[
+    "placeholder",
+    "look-alike",
+    "empty prompt",
+    "same prompts",
+    "unreadable",
+    "same tokens",
+    "unknown characters",
+    "too long",
+    "near duplicate",
+]
+FATAL: tuple[Problem, ...] = (
+    "placeholder",
+    "look-alike",
+    "empty prompt",
+    "same prompts",
+    "unreadable",
+    "same tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,7 @@ class Finding:
     @property
     def fatal(self) -> bool:
         """Whether a job and the endpoint refuse to start with this label set."""
-        return self.problem in ("placeholder", "look-alike", "empty prompt", "same prompts")
+        return self.problem in FATAL
 
 
 class TextModel(Protocol):
@@ -37,6 +56,9 @@ class TextModel(Protocol):
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The number of tokens of each text (N,), without truncation."""
+
+    def read_labels(self, labels: LabelSet) -> LabelReadings:
+        """What the model reads of a label set's prompts."""
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Embed texts: float32 (N, D) of unit norm."""
@@ -49,6 +71,9 @@ def check_labels(labels: LabelSet, rule: TextRule, model: TextModel, near: float
     * *look-alike*: labels that look the same, and labels with invisible characters.
     * *empty prompt*: a name or prompt that is empty after the model's text rule has removed punctuation.
     * *same prompts*: labels with the same prompts.
+    * *unreadable*: a name or prompt of which the model's tokenizer knows no character.
+    * *same tokens*: labels that differ only in what the model does not read: what is cut off, unknown characters.
+    * *unknown characters*: a prompt of which the tokenizer does not know all characters.
     * *too long*: a prompt with more tokens than the model reads; the rest is cut off.
     * *near duplicate*: labels whose embeddings have a cosine of at least `near`, nearest first. Their scores hardly
       differ for any image.
@@ -63,11 +88,13 @@ def check_labels(labels: LabelSet, rule: TextRule, model: TextModel, near: float
     prompted = [
         (name, group) for name, group in zip(labels.label_names(), prompts, strict=True) if group and name not in empty
     ]
-    findings += [*_find_same_prompts(prompted), *_find_too_long(prompted, model)]
+    findings += _find_same_prompts(prompted)
+    readings = model.read_labels(labels)
+    findings += [*_find_unread(readings, findings), *_find_too_long(prompted, readings, model)]
     if len(prompted) > 1:
         vectors = model.embed_texts([prompt for _, group in prompted for prompt in group])
         texts = average_prompts(vectors, [len(group) for _, group in prompted])
-        same = {finding.labels for finding in findings if finding.problem == "same prompts"}
+        same = {finding.labels for finding in findings if finding.problem in ("same prompts", "same tokens")}
         findings += _find_near_duplicates([name for name, _ in prompted], texts, near, same)
     return findings
 
@@ -94,11 +121,29 @@ def _find_same_prompts(prompted: list[tuple[str, list[str]]]) -> list[Finding]:
     ]
 
 
-def _find_too_long(prompted: list[tuple[str, list[str]]], model: TextModel) -> list[Finding]:
+def _find_unread(readings: LabelReadings, found: Sequence[Finding]) -> Iterator[Finding]:
+    """What the tokenizer does not read, except in labels that are among the fatal findings already."""
+    known = {name for finding in found if finding.fatal for name in finding.labels}
+    unreadable = [name for name in readings.find_unreadable() if name not in known]
+    for name in unreadable:
+        yield Finding("unreadable", (name,), f"{UNKNOWN}: write prompts in a language of the model for this label")
+    known.update(unreadable)
+    for names in readings.find_same():
+        if not known.issuperset(names):
+            detail = "they differ only in characters that the model cuts off or does not know"
+            yield Finding("same tokens", names, detail)
+    for name in readings.find_partly_read():
+        if name not in known:
+            detail = "the model's tokenizer does not know all characters of a prompt: they are read as unknown"
+            yield Finding("unknown characters", (name,), detail)
+
+
+def _find_too_long(prompted: list[tuple[str, list[str]]], readings: LabelReadings, model: TextModel) -> list[Finding]:
     found = []
+    cut = set(readings.find_cut(model.text_length))
     for name, group in prompted:
-        longest = int(model.count_tokens(group).max())
-        if longest > model.text_length:
+        if name in cut:
+            longest = int(model.count_tokens(group).max())
             detail = f"a prompt has {longest} tokens, but the model reads {model.text_length}"
             found.append(Finding("too long", (name,), detail))
     return found

@@ -165,8 +165,10 @@ def prepare_readers(
     return reader
 
 
-def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerConfig:
+def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster, progress: Progress) -> TaggerConfig:
     """Return the actors' configuration. The first run that writes to an output embeds its label set.
+
+    `progress` gets a line about prompts of which the model does not know all characters.
 
     Labels are embedded by a Ray task with an actor's resources and not by the driver, which may be a small pod without
     memory for torch. An unusable checkpoint or machine is thus found before any image is read. Raises `ConfigError`.
@@ -179,7 +181,9 @@ def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerCon
         # Only this task has a time limit, which is for finding a node: embedding ten thousand labels may take longer.
         _run_like_actor(_check_machine, cluster, model.config, gpus, seconds=ACTOR_START_SECONDS)
     if table is None:
-        texts, scale = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
+        texts, scale, warnings = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
+        for line in warnings:
+            progress.say(f"warning: {line}")
         with _as_config_errors():
             made = make_label_table(config.labels, texts, scale, model)
         table = claim_labels(output, made)
@@ -221,7 +225,8 @@ def _prepare_reader(config: ReaderConfig) -> None:
 
 
 @ray.remote(max_retries=RETRIES)
-def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
+def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale, list[str]]:
+    """Embed a label set: see `siglip.encoder.Encoder.embed_labels`. Also returns the scale, and the warnings."""
     import torch
 
     from siglip.encoder import Encoder
@@ -230,7 +235,9 @@ def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: floa
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
     encoder.warm_up()
-    return encoder.embed_labels(labels), encoder.scale
+    warnings: list[str] = []
+    texts = encoder.embed_labels(labels, warnings.append)
+    return texts, encoder.scale, warnings
 
 
 @ray.remote(max_retries=RETRIES)
@@ -243,7 +250,8 @@ def _check_machine(model: ModelConfig, gpus: float) -> None:
 def _run_like_actor(task: Any, cluster: Cluster, *arguments: Any, seconds: float | None = None) -> Any:
     """Run a Ray task with the resources of an actor, and return its result.
 
-    Raises `ConfigError` if the task has not ended within `seconds`, which means that no node has room for an actor.
+    Raises `ConfigError` if the task has not ended within `seconds`, which means that no node has room for an actor, and
+    for the task's errors about the checkpoint or the labels.
     """
     resources = cluster.actors.resources
     cpus, gpus = cluster.actor_cpus, cluster.actor_gpus
@@ -257,6 +265,6 @@ def _run_like_actor(task: Any, cluster: Cluster, *arguments: Any, seconds: float
             f"actors: no node had room for one of {wanted} within {seconds:g} seconds: ask for less, or add such a node"
         ) from error
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CheckpointError):
+        if isinstance(error.cause, (CheckpointError, LabelError)):
             raise ConfigError(str(error.cause)) from error
         raise

@@ -26,6 +26,8 @@ class RequestContext:
     * `key` is the name of the request's API key: None before authentication and on paths that need no key.
     * `images` and `texts` count the items that were given to the model, `stages` the seconds in each stage.
     * `tokens` counts the text tokens that the model read, `truncated` the texts and prompts whose end it did not read.
+    * `charged` is what was taken from the key's items a minute. `fetched` and `decoded` count images, `embedded` texts,
+      with which this was begun.
     * `code` is the error code of the response, empty for a success.
     * `status` is the HTTP status of the response, 0 before the response has begun.
     * `quotas` has a rate limit's state by unit: `requests` and `items`.
@@ -43,6 +45,10 @@ class RequestContext:
     texts: int = 0
     tokens: int = 0
     truncated: int = 0
+    charged: int = 0
+    fetched: int = 0
+    decoded: int = 0
+    embedded: int = 0
     code: str = ""
     status: int = 0
     body_received: bool = False
@@ -54,6 +60,19 @@ class RequestContext:
     def queue_key(self) -> str:
         """The queue of `Batcher` and `Fetcher` that the request's work goes to: keys take turns there."""
         return self.key or ""
+
+    @property
+    def begun(self) -> int:
+        """The images that were fetched or decoded, and the texts that were given to the model."""
+        return max(self.fetched, self.decoded) + self.embedded
+
+    def count_decoded(self) -> None:
+        """Count an image whose decoding begins."""
+        self.decoded += 1
+
+    def count_embedded(self) -> None:
+        """Count a text that is given to the model."""
+        self.embedded += 1
 
     async def work(self, function: Callable[..., Result], *arguments: Any, size: int) -> Result:
         """Call a function: at once, or for `LARGE` input in the worker thread when it is the turn of the request's key.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,9 +27,10 @@ class TooManyPixels(Exception):
 @dataclass
 class _Budget:
     """Pixels that a request's images may still have. `rejected` is set when one was rejected: the request has failed,
-    so its other images are not decoded."""
+    so its other images are not decoded. `begun` is called for each image that is decoded."""
 
     pixels: int
+    begun: Callable[[], None]
     rejected: bool = False
 
     def spend(self, outcome: Decoded | ImageRejected) -> None:
@@ -64,16 +65,21 @@ class DecoderPool:
         )
 
     async def decode(
-        self, images: Sequence[bytes], pixels: int, deadline: float, key: str = ""
+        self,
+        images: Sequence[bytes],
+        pixels: int,
+        deadline: float,
+        key: str = "",
+        begun: Callable[[], None] = lambda: None,
     ) -> Done[Decoded | ImageRejected | None]:
         """Decode a request's images. A result is the pixels, the rejection, or None for an image that was skipped.
 
         An image is skipped when another image of the request was rejected before. `deadline` is a time of
-        `time.monotonic`. Requests with different `key` take turns. Raises `TooManyPixels` when the images have more
-        than `pixels` together, which is known only after that many pixels were decoded, and
-        `serve.admission.batcher.Expired` when the deadline passed before decoding started.
+        `time.monotonic`. Requests with different `key` take turns. `begun` is called for each image that is decoded.
+        Raises `TooManyPixels` when the images have more than `pixels` together, which is known only after that many
+        pixels were decoded, and `serve.admission.batcher.Expired` when the deadline passed before decoding started.
         """
-        budget = _Budget(pixels)
+        budget = _Budget(pixels, begun)
         self._pending += len(images)
         try:
             done = await self._batcher.submit([(image, budget) for image in images], deadline, key)
@@ -102,6 +108,8 @@ class DecoderPool:
     async def _run(self, images: list[tuple[bytes, _Budget]]) -> list[Decoded | ImageRejected | None]:
         wanted = [number for number, (_, budget) in enumerate(images) if not budget.spent]
         outcomes: list[Decoded | ImageRejected | None] = [None] * len(images)
+        for number in wanted:
+            images[number][1].begun()
         if wanted:
             decoding = asyncio.get_running_loop().run_in_executor(
                 self._threads, self._decode, [images[number][0] for number in wanted]

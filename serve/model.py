@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip.config import ImageSpec
+from siglip.label_text.tokens import Reading
 from siglip.scoring import Floats, Scale
 
 
@@ -26,8 +27,7 @@ class Embedded:
 
     `vectors` are float32 (N, D) of unit norm. `weights` is the digest of the checkpoint that made them. `waited` and
     `ran` are the seconds that the items waited for a batch and were computed, `batch` is the size of the last batch.
-    `tokens` are the texts' numbers of tokens, int64 (N,), None for images: a number above the model's text length means
-    that the text was cut.
+    `readings` are what the model read of each text, None for images.
     """
 
     vectors: Floats
@@ -35,11 +35,12 @@ class Embedded:
     waited: float
     ran: float
     batch: int
-    tokens: NDArray[np.int64] | None = None
+    readings: list[Reading] | None = None
 
-    def count_tokens(self) -> list[int]:
-        """The number of tokens of each item, 0 for images."""
-        return [0] * len(self.vectors) if self.tokens is None else self.tokens.tolist()
+    def list_readings(self) -> list[Reading]:
+        """What the model read of each text. There must be texts."""
+        assert self.readings is not None
+        return self.readings
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,10 @@ class LabelQuery(Strict):
 
 
 class LabelScore(ResponseModel):
-    """A label and its score, a probability. It has a `band` if the registered label set has bands."""
+    """A label and its score, a probability.
+
+    It has a `band` if the registered label set has bands, and the score reaches the label set's own threshold.
+    """
 
     label: str
     score: float

@@ -113,6 +113,12 @@ class Service:
             truncated_texts=context.truncated,
         )
 
+    def settle(self, context: RequestContext) -> None:
+        """Charge a refused request for what was begun only: see `Embedder.settle`."""
+        embedder = getattr(self, "embedder", None)  # not there before the service has started
+        if embedder is not None:
+            embedder.settle(context)
+
     def check_model(self, name: str | None) -> None:
         """Refuse a request that names another model. Raises `ApiError`."""
         if name is not None and name != self.name:

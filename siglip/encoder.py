@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 
@@ -9,22 +10,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from siglip.checkpoint import CheckpointError, PinnedModel, quiet_transformers
+from siglip.checkpoint import CheckpointError, PinnedModel
 from siglip.config import ImageSpec, ModelConfig
 from siglip.cpu import CoreThreads
+from siglip.families.tokenizer import Tokenizer, load_tokenizer
+from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
 from siglip.tensors import view_as_tensor
 from siglip.torch_internals import freeze_weights, multiplies_bfloat16
 from siglip.weights import load_model
 
+_LOG = logging.getLogger(__name__)
 GPU_BATCH, CPU_BATCH, SMALL_CPU_BATCH = 256, 8, 64
 CORE_ROWS = 4
 """Rows of a batch that a CPU core computes at a time. Activations then stay in the core's caches, and the cores finish
 a batch at nearly the same time. Images/s of the base model in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4,
 13.3, 13.2 and 13.0. A small model's batch is divided into one part for each core."""
-CHARACTERS_PER_TOKEN = 16
-"""Characters of a long text that are tokenized at first, for each token of the model's input: words have far fewer."""
 TEXT_BATCH = 64
 """Texts in one forward pass. Splitting a list at multiples of this number changes no batch, and so no embedding."""
 
@@ -54,13 +56,7 @@ class Encoder:
         self.dtype = choose_dtype(config, self.device)
         model = load_model(directory, config.source, pinned.architecture, texts=texts)
         self._rule = pinned.rule
-        if texts:
-            quiet_transformers()
-        try:
-            self._tokenizer = self._rule.load_tokenizer(directory) if texts else None
-        except Exception as error:  # each tokenizer library raises its own types for bad files
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"model.source: {config.source}: its tokenizer: {reason}") from error
+        self._tokenizer = load_tokenizer(pinned, directory) if texts else None
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.
         self.scale = Scale(model.logit_scale.exp().item(), model.logit_bias.item())
         self.width = pinned.width
@@ -119,93 +115,61 @@ class Encoder:
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Embed texts: float32 (N, D) of unit norm. Tokens beyond the model's text length are cut off."""
-        return self.embed_counted(texts)[0]
+        return self.embed_and_read(texts)[0]
 
-    def embed_counted(self, texts: Sequence[str]) -> tuple[Floats, NDArray[np.int64]]:
-        """Embed texts, and tell which were cut: float32 (N, D) of unit norm, and the numbers of tokens, int64 (N,).
+    def embed_and_read(self, texts: Sequence[str]) -> tuple[Floats, list[Reading]]:
+        """Embed texts: float32 (N, D) of unit norm, and what the model reads of each text."""
+        ids, readings = self._get_tokenizer().read(texts)
+        return self._embed_tokens(ids), readings
 
-        A number that is larger than `text_length` means that the text was cut: see `tokenize_counted`.
-        """
+    def _embed_tokens(self, rows: NDArray[np.int64]) -> Floats:
+        """Embed token ids, int64 (N, text_length): float32 (N, D) of unit norm."""
         if self._text is None:
             raise RuntimeError("this encoder was loaded without its text tower")
-        if not texts:
-            return np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
-        rows, counts = self.tokenize_counted(texts)
+        if not len(rows):
+            return np.zeros((0, self.width), np.float32)
         ids = torch.from_numpy(rows).to(self.device)
         if int(ids.max()) >= self._text.vocabulary:
             raise CheckpointError(
                 f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
             )
         embeddings = self._cores.run(self._embed_ids, torch.split(ids, TEXT_BATCH))
-        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32), counts
+        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids of texts in their canonical form, int64 (N, text_length). Tokens beyond that are cut off."""
-        return self.tokenize_counted(texts)[0]
+        return self._get_tokenizer().encode(texts)[0]
 
-    def tokenize_counted(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids of texts in their canonical form, int64 (N, text_length), and the numbers of tokens, int64 (N,).
-
-        A number includes the end token. It is exact up to `text_length`; a larger one only says that tokens were cut.
-
-        The time for a text does not depend on the length of what is cut off: only its first words are tokenized, and
-        all of it if those have too few tokens. The ids are the same, because both families' vocabularies have no token
-        that goes on after a space. Only within a first word that is longer than that may a token end elsewhere.
-        """
-        whole = [self._rule.canonicalize(text) for text in texts]
-        first = [_first_words(text, CHARACTERS_PER_TOKEN * self.text_length) for text in whole]
-        ids, counts = self._tokenize(first)
-        short = [
-            row for row, text in enumerate(whole) if len(first[row]) < len(text) and counts[row] <= self.text_length
-        ]
-        if short:
-            ids[short], counts[short] = self._tokenize([whole[row] for row in short])
-        return ids, counts
-
-    def _tokenize(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids of canonical texts, and their numbers of tokens before the cut.
-
-        Always padded to the full length and without an attention mask: SigLIP was trained so, and its embedding is the
-        last position's. Shorter padding gives wrong scores without an error.
-        """
-        if self._tokenizer is None:
-            raise RuntimeError("this encoder was loaded without its tokenizer")
-        encoded = self._tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.text_length,
-            truncation=True,
-            return_attention_mask=True,
-            return_tensors="np",
-        )
-        counts = np.asarray(encoded["attention_mask"], dtype=np.int64).sum(axis=1)
-        full = np.flatnonzero(counts == self.text_length).tolist()
-        if full:
-            counts[full] = self._count([texts[row] for row in full])
-        return np.asarray(encoded["input_ids"], dtype=np.int64), counts
+    def read_labels(self, labels: LabelSet) -> LabelReadings:
+        """What the model reads of a label set's prompts. Refuses and embeds nothing."""
+        return self._get_tokenizer().read_labels(labels)[1]
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Number of tokens of each text in its canonical form, int64 (N,), with the end token.
 
         The model does not see tokens beyond `text_length`.
         """
-        return self._count([self._rule.canonicalize(text) for text in texts])
+        return self._get_tokenizer().count(texts)
 
-    def _count(self, texts: Sequence[str]) -> NDArray[np.int64]:
+    def _get_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise RuntimeError("this encoder was loaded without its tokenizer")
-        ids = self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return np.asarray([len(one) for one in ids], dtype=np.int64)
+        return self._tokenizer
 
-    def embed_labels(self, labels: LabelSet) -> Floats:
+    def embed_labels(self, labels: LabelSet, warn: Callable[[str], None] = _LOG.warning) -> Floats:
         """Embed a label set: float32 (L, D) of unit norm, each label's prompts embedded, averaged, normalised again.
 
-        Raises `siglip.labels.LabelError` when the model cannot tell the labels apart, and
-        `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
+        `warn` gets a line if the tokenizer does not know some characters of the prompts. Raises
+        `siglip.labels.LabelError`, before anything is embedded, when the model cannot read a label or cannot tell two
+        apart, and `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
         """
         labels.check(self._rule)
         prompts = labels.prompts(self._rule)
-        vectors = self.embed_texts([prompt for group in prompts for prompt in group])
+        ids, found = self._get_tokenizer().read_labels(labels)
+        found.check()
+        if line := found.describe_partly_read():
+            warn(line)
+        vectors = self._embed_tokens(ids)
         _check_finite(vectors, "texts")
         return average_prompts(vectors, [len(group) for group in prompts])
 
@@ -223,14 +187,6 @@ class Encoder:
         """`_forward` for the first batch of a shape, which compiles it."""
         with freeze_weights(self.device.type == "cpu"):
             return self._forward(pixels)
-
-
-def _first_words(text: str, size: int) -> str:
-    """The words in the first `size` characters of a text; a part of the first word if that is longer."""
-    if len(text) <= size:
-        return text
-    end = text.rfind(" ", 0, size + 1)
-    return text[: end if end > 0 else size]
 
 
 def check_machine(config: ModelConfig, gpus: float) -> None:

@@ -31,7 +31,18 @@ class TextRule(Protocol):
 
 
 class LabelError(ValueError):
-    """A label set that cannot be used with a model, such as two labels with the same text. The message is one line."""
+    """A label set that cannot be used with a model, such as two labels with the same text. The message is one line.
+
+    `what` is the problem, and `fix` what the author of a label set changes.
+    """
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what, fix)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}" if self.fix else self.what
 
 
 class Calibration(BaseModel):
@@ -217,16 +228,16 @@ class LabelSet(BaseModel):
                 continue
             if not label.prompts and not rule.canonicalize(label.name):
                 raise LabelError(
-                    f"labels: no character of {label.name!r} remains, because this model's texts have no punctuation: "
-                    "give the label prompts"
+                    f"labels: no character of {label.name!r} remains, because this model's texts have no punctuation",
+                    "give the label prompts",
                 )
             if not all(prompts):
                 raise LabelError(f"labels: {label.name!r} has a prompt that is empty without its punctuation")
             other = seen.setdefault(tuple(sorted(set(prompts))), label.name)
             if other != label.name:
                 raise LabelError(
-                    f"labels: {other!r} and {label.name!r} are the same text to this model, {prompts[0]!r}: "
-                    "give one of them other prompts"
+                    f"labels: {other!r} and {label.name!r} are the same text to this model, {prompts[0]!r}",
+                    "give one of them other prompts",
                 )
 
     def find_lookalikes(self) -> list[tuple[str, tuple[str, ...]]]:

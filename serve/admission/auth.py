@@ -17,7 +17,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,7 +60,8 @@ class AuthConfig(BaseModel):
         None,
         gt=0,
         description="Images and texts a minute of each key at each ingress; prompts of labels in requests count as "
-        "texts. A request with more than this counts as this many. null is no limit.",
+        "texts. A request with more than this counts as this many, and a refused one for what was begun. null is no "
+        "limit.",
     )
 
 
@@ -225,6 +226,15 @@ class RateLimiter:
         if len(self._buckets) > MAX_BUCKETS:
             self._buckets.popitem(last=False)
         return Quota(allowed, limit, int(tokens + 1e-6), (limit - tokens) / rate, 0.0 if allowed else missing / rate)
+
+    def settle(self, name: str, amount: int) -> Quota:
+        """Give `amount` tokens back to the bucket of `name`, or take them if it is negative, as far as it has any."""
+        quota = self.check(name, 0)
+        tokens, now = self._buckets[name]
+        tokens = max(0.0, min(float(self.per_minute), tokens + amount))
+        self._buckets[name] = (tokens, now)
+        reset_s = (self.per_minute - tokens) / (self.per_minute / 60)
+        return replace(quota, remaining=int(tokens + 1e-6), reset_s=reset_s)
 
 
 def _hash(key: str) -> bytes:

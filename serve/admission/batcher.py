@@ -57,6 +57,7 @@ class _Submission(Generic[Item, Result]):
     deadline: float
     missing: int
     done: Done[Result]
+    begun: Callable[[], None]
     results: dict[int, Result] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
@@ -119,8 +120,12 @@ class Batcher(Generic[Item, Result]):
         self._last_turn = 0.0  # when the last batch ended, or when one began while none ran
         self._last_seconds = 0.0  # how long the last batch took
 
-    async def submit(self, items: Sequence[Item], deadline: float, key: str = "") -> Done[Result]:
+    async def submit(
+        self, items: Sequence[Item], deadline: float, key: str = "", begun: Callable[[], None] = lambda: None
+    ) -> Done[Result]:
         """Queue items of `key` and wait for their results. `deadline` is on the clock of `time.monotonic`.
+
+        `begun` is called for each item that is taken into a batch.
 
         If the caller is cancelled, items that are not in a batch yet are dropped. Raises `Expired`, `Interrupted`, or
         what `run` raised.
@@ -130,7 +135,7 @@ class Batcher(Generic[Item, Result]):
         while len(self._supervisor) < self._runners:
             self._supervisor.start("a batch runner", self._work)
         submission: _Submission[Item, Result] = _Submission(
-            asyncio.get_running_loop().create_future(), deadline, len(items), Done([])
+            asyncio.get_running_loop().create_future(), deadline, len(items), Done([]), begun
         )
         self._queues.setdefault(key, deque()).extend((submission, index, item) for index, item in enumerate(items))
         self._queued += len(items)
@@ -211,6 +216,7 @@ class Batcher(Generic[Item, Result]):
                 submission.future.set_exception(Expired())
             else:
                 batch.append(entry)
+                submission.begun()
                 self._queues.move_to_end(key)
             if not queue:
                 del self._queues[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,9 @@ class Embedder:
         """
         deadline = context.permit.deadline
         try:
-            done = await self._decoders.decode(images, self._limits.pixels, deadline, context.queue_key)
+            done = await self._decoders.decode(
+                images, self._limits.pixels, deadline, context.queue_key, context.count_decoded
+            )
         except Interrupted:
             raise ApiError("unavailable", "the decoding was cancelled: try again", retry_after=RETRY_AFTER) from None
         except TooManyPixels:
@@ -134,19 +136,19 @@ class Embedder:
         """
         longest = self._client.about.text_length
         queued = [QueuedText(text.text, context.permit.deadline) for text in texts]
-        done = await self._submit(self._texts, queued, context)
+        done = await self._submit(self._texts, queued, context, context.count_embedded)
         for text, embedded in zip(texts, done, strict=True):
-            truncation.check(embedded.tokens, longest, text.param)
-            context.count_text(embedded.tokens, longest, text.is_cut)
+            truncation.check(embedded.reading.tokens, longest, text.param)
+            context.count_text(embedded.reading.tokens, longest, text.is_cut)
         return _stack(done)
 
     async def embed_prompts(self, prompts: Sequence[str], context: RequestContext) -> EmbeddedPrompts:
         """Embed prompts and cache their embeddings. The caller has admitted them. Raises `ApiError` and `Expired`."""
         texts = [QueuedText(prompt, context.permit.deadline, context.queue_key) for prompt in prompts]
-        done = await self._submit(self._texts, texts, context)
+        done = await self._submit(self._texts, texts, context, context.count_embedded)
         longest = self._client.about.text_length
-        context.tokens += sum(min(one.tokens, longest) for one in done)
-        return EmbeddedPrompts(_stack(done), [one.tokens > longest for one in done])
+        context.tokens += sum(min(one.reading.tokens, longest) for one in done)
+        return EmbeddedPrompts(_stack(done), [one.reading for one in done])
 
     async def admit(
         self, context: RequestContext, images: int = 0, texts: int = 0, cached: int = 0, pairs: int = 0
@@ -174,18 +176,33 @@ class Embedder:
                     f"{quota.retry_after_s:.1f} s",
                     retry_after=quota.retry_after_s,
                 )
+            context.charged = min(load.items + cached, quota.limit)
         context.images += images
         context.texts += texts
         start = time.monotonic()
         await self._admission.reserve(context.permit, load)
         context.add("admission", time.monotonic() - start)
 
+    def settle(self, context: RequestContext) -> None:
+        """Charge a refused request's key for the work that was begun, and give back the rest of what was charged.
+
+        An image that was fetched or decoded, and a text that was given to the model, count. Cached prompts and labels
+        or matches of the response do not.
+        """
+        if self._rates is not None and context.key is not None and context.charged != context.begun:
+            context.quotas["items"] = self._rates.settle(context.key, context.charged - context.begun)
+            context.charged = context.begun
+
     async def _submit(
-        self, batcher: Batcher[Any, ItemEmbedding], items: Sequence[Any], context: RequestContext
+        self,
+        batcher: Batcher[Any, ItemEmbedding],
+        items: Sequence[Any],
+        context: RequestContext,
+        begun: Callable[[], None] = lambda: None,
     ) -> list[ItemEmbedding]:
-        """Queue items and wait for their embeddings, in order."""
+        """Queue items and wait for their embeddings, in order. `begun` is called for each when the model gets it."""
         try:
-            done = await batcher.submit(items, context.permit.deadline, context.queue_key)
+            done = await batcher.submit(items, context.permit.deadline, context.queue_key, begun)
         except Interrupted:
             raise ApiError("unavailable", "the work was cancelled: try again", retry_after=RETRY_AFTER) from None
         last = done.results[-1]

@@ -65,9 +65,8 @@ class ModelClient:
             )
             for start in range(0, len(prompts), size)
         ]
-        longest = self.about.text_length
-        truncated = [count > longest for embedded in pieces for count in embedded.count_tokens()]
-        return EmbeddedPrompts(np.concatenate([embedded.vectors for embedded in pieces]), truncated)
+        readings = [reading for embedded in pieces for reading in embedded.list_readings()]
+        return EmbeddedPrompts(np.concatenate([embedded.vectors for embedded in pieces]), readings)
 
     async def _call(self, embed: Callable[[], Awaitable[Embedded]], patience: float) -> Embedded:
         """Repeat a call for up to `patience` seconds until a replica with this ingress's weights responds.

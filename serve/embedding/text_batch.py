@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from serve.admission.batcher import Interrupted
 from serve.embedding.model_client import ModelClient
 from serve.label_sets.prompts import PromptCache
+from siglip.label_text.tokens import Reading
 from siglip.scoring import Floats
+
+NOT_READ = Reading(0, 0, 0, b"")
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,13 @@ class QueuedText:
 class ItemEmbedding:
     """An item's embedding (D,), and the seconds that its batch waited and ran in the replica.
 
-    `tokens` is a text's number of tokens (see `serve.model.Embedded`), 0 for an image.
+    `reading` is what the model read of a text, `NOT_READ` for an image.
     """
 
     vector: Floats
     waited: float
     ran: float
-    tokens: int = 0
+    reading: Reading = NOT_READ
 
 
 class TextBatchRunner:
@@ -59,7 +62,7 @@ class TextBatchRunner:
                 continue
             cached = self._prompts.get(item.text) if item.owner is not None else None
             if cached is not None:
-                known[item.text] = ItemEmbedding(cached.vector, 0.0, 0.0, cached.tokens)
+                known[item.text] = ItemEmbedding(cached.vector, 0.0, 0.0, cached.reading)
             elif item.text in self._in_flight:
                 known[item.text] = self._in_flight[item.text]
             else:
@@ -73,15 +76,15 @@ class TextBatchRunner:
         }
         for item in batch:
             if item.owner is not None:
-                self._prompts.put(item.text, done[item.text].vector, done[item.text].tokens, item.owner)
+                self._prompts.put(item.text, done[item.text].vector, done[item.text].reading, item.owner)
         return [done[item.text] for item in batch]
 
     async def _send(self, texts: list[str], seconds: float) -> None:
         """Embed `texts` and resolve their futures, or fail all of them with the same error."""
         try:
             embedded = await self._client.embed_texts(texts, seconds)
-            for text, vector, count in zip(texts, embedded.vectors, embedded.count_tokens(), strict=True):
-                self._in_flight[text].set_result(ItemEmbedding(vector, embedded.waited, embedded.ran, count))
+            for text, vector, reading in zip(texts, embedded.vectors, embedded.list_readings(), strict=True):
+                self._in_flight[text].set_result(ItemEmbedding(vector, embedded.waited, embedded.ran, reading))
         except BaseException as error:
             failed = error if isinstance(error, Exception) else Interrupted("the work was cancelled")
             for text in texts:

@@ -103,6 +103,7 @@ async def _read(
         return await context.work(read_inline, source, param, size=len(source))
     try:
         async with slots:
+            context.fetched += 1
             return await fetcher.fetch(source.strip(), context.queue_key, hold)
     except FetchRefused as refused:
         status = FETCH_STATUS.get(refused.code, 400)

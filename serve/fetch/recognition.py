@@ -24,6 +24,8 @@ GIF_CHARACTERS, WEAK_CHARACTERS = 46, 60
 """Characters of base64 of the smallest GIF; fewer than the smallest file has of a format with a short signature."""
 LONG_CHARACTERS = 1024
 """A text of so many characters of base64's alphabet, without a space, is no text."""
+LINE_CHARACTERS = (60, 100)
+"""Characters in each line of base64 that is wrapped: 64 and 76 are usual. A text has no such words."""
 LEAST_CHARACTERS = 32
 """Fewer characters of base64 are no image: the smallest GIF has 35 bytes."""
 _DATA_URI = re.compile(
@@ -89,10 +91,13 @@ def is_image_url(source: str) -> bool:
 
 
 def is_damaged_image(source: str) -> bool:
-    """Whether a string is meant as an image and cannot be read as one: a data: URI without `data:`, or long base64."""
+    """Whether a string is meant as an image and cannot be read as one: a data: URI without `data:`, or long base64.
+
+    Base64 in lines is recognised by its first two lines, which have the same length.
+    """
     start = _start(source)
     is_long = len(start) >= LONG_CHARACTERS and _BASE64.fullmatch(start, 0, LONG_CHARACTERS) is not None
-    return is_long or _CUT_DATA_URI.match(start) is not None
+    return is_long or _has_lines(start) or _CUT_DATA_URI.match(start) is not None
 
 
 def _is_base64(source: str) -> bool:
@@ -116,6 +121,16 @@ def _is_base64(source: str) -> bool:
 def _start(source: str) -> str:
     """The first characters of a string, without white space before them."""
     return source[: SPACE_CHARACTERS + START_CHARACTERS].lstrip()[:START_CHARACTERS]
+
+
+def _has_lines(start: str) -> bool:
+    """Whether the first characters of a string are wrapped base64: full lines of one length."""
+    lines = start.split("\n", 2)[:2]
+    first, *others = (line.rstrip("\r") for line in lines)
+    least, most = LINE_CHARACTERS
+    if not others or not least <= len(first) <= most or not _BASE64.fullmatch(first):
+        return False
+    return len(others[0]) <= len(first) and _BASE64.fullmatch(others[0]) is not None
 
 
 def _has_spaces(start: str) -> bool:

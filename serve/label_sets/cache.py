@@ -14,6 +14,7 @@ from serve.label_sets.prompts import ENTRY_BYTES, EmbeddedPrompts, PromptCache
 from serve.model import ModelAbout
 from siglip.families import FAMILIES
 from siglip.heads import LinearHead, accept_thresholds, build_head
+from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet, TextRule
 from siglip.scoring import Floats, average_prompts
 
@@ -29,7 +30,8 @@ class EmbeddedLabelSet:
 
     `digest` has the first 16 hexadecimal digits of `LabelSet.digest`. `top_k` and `accepts`, the scores of the band
     `accept`, are None if the label set has none. `truncated` is the number of its prompts whose ends the model did not
-    read. It does not keep the prompts.
+    read. `warning` says of which prompts the model did not know all characters, None if it knew them. It does not keep
+    the prompts.
     """
 
     names: list[str]
@@ -39,6 +41,7 @@ class EmbeddedLabelSet:
     top_k: int | None
     accepts: Floats | None
     truncated: int
+    warning: str | None
 
     def count_selected(self, top_k: int | None) -> int:
         """Return the largest number of labels that one image may get, where a request asks for `top_k`."""
@@ -78,13 +81,13 @@ class LabelCache:
         """
 
         async def complete(prompts: Sequence[str]) -> EmbeddedPrompts:
-            known: dict[str, tuple[Floats, bool]] = {}
+            known: dict[str, tuple[Floats, Reading]] = {}
             for prompt in prompts:
                 if (cached := self.prompts.get(prompt)) is not None:
-                    known[prompt] = cached.vector, cached.tokens > about.text_length
+                    known[prompt] = cached.vector, cached.reading
             if unknown := [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]:
                 embedded = await embed(unknown)
-                known.update(zip(unknown, zip(embedded.vectors, embedded.truncated, strict=True), strict=True))
+                known.update(zip(unknown, zip(embedded.vectors, embedded.readings, strict=True), strict=True))
             rows = [known[prompt] for prompt in prompts]
             return EmbeddedPrompts(np.asarray([row[0] for row in rows], np.float32), [row[1] for row in rows])
 
@@ -107,11 +110,16 @@ def make_key(names: Sequence[str], templates: Sequence[str]) -> LabelKey:
 async def embed_label_set(labels: LabelSet, about: ModelAbout, embed: EmbedPrompts) -> EmbeddedLabelSet:
     """Embed a label set's prompts, average them per label, and make the linear head.
 
-    Raises `siglip.labels.LabelError` if a linear probe of the label set belongs to another model.
+    Raises `siglip.labels.LabelError` if the model cannot read a label or cannot tell two apart, and if a linear probe
+    of the label set belongs to another model.
     """
     rule = FAMILIES[about.family]
     prompts = _list_prompts(labels, rule)
     embedded = await embed(prompts) if prompts else EmbeddedPrompts(np.zeros((0, about.width), np.float32), [])
+    found = LabelReadings(labels, rule, embedded.readings)
+    if doubtful := found.list_doubtful():
+        found.add_names((await embed(doubtful)).readings)
+    found.check()
     texts = average_prompts(embedded.vectors, [len(group) for group in labels.prompts(rule)])
     return EmbeddedLabelSet(
         labels.label_names(),
@@ -120,7 +128,8 @@ async def embed_label_set(labels: LabelSet, about: ModelAbout, embed: EmbedPromp
         np.asarray(labels.thresholds(), np.float32),
         labels.top_k,
         accept_thresholds(labels) if labels.has_bands() else None,
-        sum(embedded.truncated),
+        sum(reading.tokens > about.text_length for reading in embedded.readings),
+        found.describe_partly_read(),
     )
 
 

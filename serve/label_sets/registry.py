@@ -17,11 +17,12 @@ from serve.http.errors import ApiError
 from serve.http.quoting import quote
 from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, LabelKey, embed_label_set, make_key
 from serve.label_sets.files import REREAD_SECONDS, LabelFiles
+from serve.label_sets.request_labels import explain_label_error, make_label_set
 from serve.log import log
 from serve.rayserve.metrics import IngressMetrics
 from serve.schemas import LabelQuery
 from siglip.families import FAMILIES
-from siglip.labels import DEFAULT_TEMPLATE, LabelSet
+from siglip.labels import DEFAULT_TEMPLATE, LabelError, LabelSet
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class LabelSetRegistry:
     async def embed_registered(self) -> None:
         """Embed the configuration's label sets. Raises `ApiError` and `siglip.labels.LabelError`."""
         for name, labels in self._config.label_sets.items():
-            self.registered[name] = await self._embed(labels)
+            self.registered[name] = await self._embed(name, labels)
 
     async def watch_files(self) -> None:
         """Embed a registered label set again whenever its file changes; runs until it is cancelled.
@@ -94,7 +95,7 @@ class LabelSetRegistry:
                 try:
                     labels = self._files.parse(name)
                     labels.check(self._family)
-                    label_set = await self._embed(labels)
+                    label_set = await self._embed(name, labels)
                 except (ApiError, Expired):
                     continue  # the model does not respond now: try again at the next reading
                 except Exception as error:
@@ -124,11 +125,7 @@ class LabelSetRegistry:
         self._metrics.count_lookup(cached is not None)
         if cached is not None:
             return FoundLabels(cached, cached=prompts)
-        try:
-            labels = LabelSet(names=tuple(names), templates=tuple(templates), threshold=0.0, top_k=None)
-            labels.check(self._family)
-        except ValueError as error:
-            raise ApiError("invalid_request", _first_message(error), param="labels") from None
+        labels = make_label_set(names, templates, self._family)
         missing = len(self._cache.find_missing(labels, self._family))
         return FoundLabels(None, key, labels, missing, prompts - missing)
 
@@ -143,7 +140,10 @@ class LabelSetRegistry:
             embed = partial(self._embedder.embed_prompts, context=context)
             assert found.labels is not None
             owner = context.queue_key
-            label_set = await self._cache.build(found.key, found.labels, self._client.about, embed, owner)
+            try:
+                label_set = await self._cache.build(found.key, found.labels, self._client.about, embed, owner)
+            except LabelError as error:
+                raise explain_label_error(error) from None
             context.add("labels", time.monotonic() - start)
         context.labels_digest = label_set.digest
         context.truncated += label_set.truncated
@@ -164,8 +164,10 @@ class LabelSetRegistry:
         self._metrics.count_lookup(True)
         return found.embedded
 
-    async def _embed(self, labels: LabelSet) -> RegisteredLabelSet:
+    async def _embed(self, name: str, labels: LabelSet) -> RegisteredLabelSet:
         embedded = await embed_label_set(labels, self._client.about, self._client.embed_registered)
+        if embedded.warning:
+            log.warning("label set %s: %s", name, embedded.warning)
         return RegisteredLabelSet(labels, embedded)
 
 

@@ -27,9 +27,10 @@ class ScoredImages:
     `labels` has a list for each image: its labels as `serve.schemas.LabelScore` describes them.
     """
 
-    def __init__(self, selections: list[Selection], names: list[str], accepts: Floats | None) -> None:
-        self._names = names
-        self._accepts = accepts
+    def __init__(self, selections: list[Selection], label_set: EmbeddedLabelSet, has_bands: bool) -> None:
+        self._names = label_set.names
+        self._accepts = label_set.accepts if has_bands else None
+        self._thresholds = label_set.thresholds
         rows = (row for selection in selections for row in selection.rows())
         self.labels = [
             LongList(len(indices), 2, partial(self._list_labels, indices, scores)) for indices, scores in rows
@@ -40,8 +41,11 @@ class ScoredImages:
         chosen, kept = indices[start:stop].tolist(), scores[start:stop]
         found = [{"label": names[index], "score": score} for index, score in zip(chosen, kept, strict=True)]
         if self._accepts is not None:
-            for one, band in zip(found, name_bands(chosen, kept, self._accepts).tolist(), strict=True):
-                one["band"] = band
+            bands = name_bands(chosen, kept, self._accepts).tolist()
+            # A request may lower the threshold. Bands are of scores that reach the label set's own.
+            for one, band, reaches in zip(found, bands, kept >= self._thresholds[chosen], strict=True):
+                if reaches:
+                    one["band"] = band
         return found
 
 
@@ -61,7 +65,7 @@ async def score_labels(
         return select(compute_scores(some, label_set, query), thresholds, top_k)
 
     selections = await _run_steps(score, vectors, label_set, context)
-    return ScoredImages(selections, label_set.names, None if use_softmax else label_set.accepts)
+    return ScoredImages(selections, label_set, has_bands=not use_softmax)
 
 
 async def score_all_labels(

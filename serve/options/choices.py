@@ -70,6 +70,15 @@ def never(_choices: Any, value: Any, _name: str) -> None:
         raise Refused("the model has no prompts or templates of its own: write the prompt into the text")
 
 
+def refuse(instead: str) -> Apply:
+    """Refuse every value. `instead` ends the message."""
+
+    def apply(_choices: Any, _value: Any, _name: str) -> None:
+        raise Refused(instead)
+
+    return apply
+
+
 def ignore(_choices: Any, _value: Any, _name: str) -> None:
     """Accept any value, which has no effect."""
 

@@ -1,8 +1,8 @@
 """The options of other vendors' requests that change the numbers of a response or their encoding.
 
-Each is done, or refused with its name in `param`. `EMBEDDING_OPTIONS` and `SCORE_OPTIONS` are the tables; the table of
-docs/endpoint.md is made from them (`python -m serve.options.table`). Fields that are not in a table, such as `user` or
-`priority`, have no influence on a response and are ignored.
+Each is done, or refused with its name in `param`; fields in no table are for `serve.options.unknown`.
+`EMBEDDING_OPTIONS` and `SCORE_OPTIONS` are the tables; the table of docs/endpoint.md is made from them
+(`python -m serve.options.table`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from serve.options.choices import (
     limit,
     never,
     only,
+    refuse,
     set_endianness,
     set_multi_label,
     set_precision,
@@ -50,6 +51,7 @@ class VendorOption:
 
 
 NORMALIZED = "embeddings always have unit norm: leave it out"
+_POOLING = "the model has one way of pooling: leave it out"
 ONE_VECTOR = "each input has one embedding of its own"
 _NORM = only(True, instead=NORMALIZED)
 _WIDTH = "Must be the width of the model's embeddings."
@@ -60,7 +62,10 @@ _TEMPLATE = "Refused, unless it is empty."
 _PLAIN = only(False, instead="messages are embedded as they are, without a template")
 Tokens = Annotated[int, Field(ge=-1)]
 
-DIMENSIONS = ("dimensions", "output_dimension", "dimensionality", "truncate_dim", "outputDimensionality")
+DIMENSIONS = (
+    *("dimensions", "output_dimension", "dimensionality", "truncate_dim", "outputDimensionality", "dimension"),
+    "output_dimensionality",
+)
 """The options whose value must be the width of the model's embeddings."""
 EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
     *(
@@ -69,7 +74,7 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
             DIMENSIONS,
             (
                 *("OpenAI, TEI, vLLM, jina, infinity", "Voyage, Cohere, Mistral", "Nomic"),
-                *("Sentence Transformers", "Google"),
+                *("Sentence Transformers", "Google", "Google", "Google"),
             ),
             strict=True,
         )
@@ -95,6 +100,28 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
         NumberType,
         "Done. With `encoding_format: base64` it is base64 of these bytes.",
         encode,
+    ),
+    VendorOption(
+        "output_encoding",
+        "Voyage",
+        Literal["base64"],
+        "Done, as `encoding_format: base64`.",
+        encode,
+    ),
+    VendorOption(
+        "precision",
+        "Sentence Transformers",
+        str,
+        "Only `float32` is accepted.",
+        only("float32", "float", instead="send float32, or embedding_type for other numbers"),
+    ),
+    *(
+        VendorOption(name, vendors, str, "Refused: the model has one way of pooling.", refuse(_POOLING))
+        for name, vendors in (
+            ("pooling", "Cloudflare, Sentence Transformers"),
+            ("pooling_type", "vLLM, llama.cpp"),
+            ("pooling_mode", "Sentence Transformers"),
+        )
     ),
     VendorOption(
         "embedding_types",
@@ -143,6 +170,7 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
             ("prompt", "Sentence Transformers"),
             ("instruction", "several"),
             ("prompt_template", "Fireworks"),
+            ("title", "Google"),
         )
     ),
     *(
@@ -164,12 +192,16 @@ EMBEDDING_OPTIONS: tuple[VendorOption, ...] = (
             ),
             ("truncation", "Voyage", "As `truncate`."),
             ("auto_truncate", "Vertex", "As `truncate`."),
+            ("autoTruncate", "Vertex", "As `truncate`."),
             ("truncation_direction", "TEI, Hugging Face", "With `left` a text that is too long is refused."),
             ("truncation_side", "vLLM", "With `left` a text that is too long is refused."),
         )
     ),
     VendorOption("truncate_prompt_tokens", "vLLM", Tokens, _MOST, limit),
     VendorOption("max_tokens", "Cohere", Tokens, _MOST, limit),
+    VendorOption("max_length", "Sentence Transformers, Hugging Face", Tokens, _MOST, limit),
+    VendorOption("max_seq_length", "Sentence Transformers", Tokens, _MOST, limit),
+    VendorOption("truncate_input_tokens", "IBM watsonx", Tokens, _MOST, limit),
     VendorOption(
         "long_text_mode",
         "Nomic",

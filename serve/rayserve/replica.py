@@ -25,6 +25,7 @@ from serve.rayserve.metrics import ModelMetrics
 from siglip.actor import SiglipActor
 from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig, count_cores
+from siglip.label_text.tokens import Reading
 from siglip.scoring import Floats
 
 STUCK_SECONDS = 20.0
@@ -76,7 +77,7 @@ class ModelServer:
         self._images: Batcher[NDArray[np.uint8], Floats] = Batcher(
             self._run_images, encoder.batch_size, runners=encoder.concurrency, places=1, dropped=drop
         )
-        self._texts: Batcher[str, tuple[Floats, int]] = Batcher(self._run_texts, TEXT_BATCH, dropped=drop)
+        self._texts: Batcher[str, tuple[Floats, Reading]] = Batcher(self._run_texts, TEXT_BATCH, dropped=drop)
         self._answered = time.monotonic()
         self._busy = 0
 
@@ -102,14 +103,11 @@ class ModelServer:
         Raises `serve.admission.batcher.Expired`.
         """
         done = await self._texts.submit(texts, time.monotonic() + seconds)
-        tokens = np.asarray([count for _, count in done.results], np.int64)
-        return self._embedded(done, [vector for vector, _ in done.results], tokens)
+        return self._embedded(done, [vector for vector, _ in done.results], [reading for _, reading in done.results])
 
-    def _embedded(
-        self, done: Done[Any], vectors: Sequence[Floats], tokens: NDArray[np.int64] | None = None
-    ) -> Embedded:
+    def _embedded(self, done: Done[Any], vectors: Sequence[Floats], readings: list[Reading] | None = None) -> Embedded:
         rows = np.asarray(vectors, np.float32)
-        return Embedded(rows, self.about.weights, done.waited, done.ran, done.batch, tokens)
+        return Embedded(rows, self.about.weights, done.waited, done.ran, done.batch, readings)
 
     async def check_ready(self) -> None:
         """Raise `ModelStuck` if the model has work and has returned no result for `STUCK_SECONDS`."""
@@ -137,10 +135,10 @@ class ModelServer:
             self.metrics.record_batch("image", len(images), self.about.batch_size)
         return list(vectors)
 
-    async def _run_texts(self, texts: list[str]) -> list[tuple[Floats, int]]:
-        vectors, tokens = await self._call(self.actor.encoder.embed_counted, texts)
+    async def _run_texts(self, texts: list[str]) -> list[tuple[Floats, Reading]]:
+        vectors, readings = await self._call(self.actor.encoder.embed_and_read, texts)
         self.metrics.record_batch("text", len(texts), self.about.text_batch)
-        return list(zip(vectors, tokens.tolist(), strict=True))
+        return list(zip(vectors, readings, strict=True))
 
     def _embed_images(self, images: list[NDArray[np.uint8]]) -> tuple[Floats, None]:
         return self.actor.embed(np.stack(images)), None

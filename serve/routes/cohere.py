@@ -118,7 +118,7 @@ def add_cohere_routes(app: FastAPI, service: Service) -> None:
         context: RequestContext,
     ) -> Response:
         service.check_model(model)
-        choices = read_embedding_options(body.options(), service)
+        choices = read_embedding_options(body.options(), service, known=type(body).model_fields)
         vectors = await embed_inputs(
             _list_inputs(body), service, context, choices.truncation(service.about.text_length)
         )

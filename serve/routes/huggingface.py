@@ -80,6 +80,10 @@ class HuggingFaceParameters(VendorRequest):
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
+PARAMETERS = tuple(HuggingFaceParameters.model_fields)
+"""The fields of `parameters` that are no options."""
+
+
 class HuggingFaceImage(Strict):
     """An image, as Hugging Face's JavaScript client sends it. A text beside it is refused."""
 
@@ -99,6 +103,7 @@ class HuggingFaceRequest(VendorRequest):
 
     model_config = ConfigDict(json_schema_extra=_add_options)
 
+    model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
     inputs: str | HuggingFaceImage | Strings | None = Field(
         None, description=f"An image or texts; or a list, to embed. {MODALITY_HELP}"
     )
@@ -117,6 +122,7 @@ class TeiRequest(VendorRequest):
 
     model_config = ConfigDict(json_schema_extra=_add_tei_options)
 
+    model: str | None = Field(None, description="An id of GET /v1/models. Optional.")
     inputs: str | Strings
     modality: Modality = Field("auto", description=MODALITY_HELP)
 
@@ -153,7 +159,7 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/",
         response_model=HuggingFaceResponse,
-        responses=documented(400),
+        responses=documented(400, 404),
         openapi_extra=body_of(HuggingFaceRequest, **{ANY_IMAGE: IMAGE_BODY}),
         tags=["other clients"],
     )
@@ -169,7 +175,9 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             [image, *others], fields = uploads
             if others:
                 raise ApiError("unsupported_input", "image: send one image at a time", param="image")
-            options = {name: value for name, value in fields.items() if value != "" and name != "candidate_labels"}
+            service.check_model(str(fields.get("model") or "") or None)
+            named = ("candidate_labels", "model")
+            options = {name: value for name, value in fields.items() if value != "" and name not in named}
             labels = fields.getlist("candidate_labels")
             parameters = HuggingFaceParameters.model_validate(
                 {**options, "candidate_labels": labels if len(labels) > 1 else next(iter(labels), None)}
@@ -178,11 +186,13 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
             if "inputs" in options:
                 raise ApiError("invalid_request", "inputs: the body is the image already", param="inputs")
             if parameters.labels is not None:
-                return await classify(EmbeddingInput("image", image, "image"), parameters, options, context)
+                scores = read_score_options(options, {}, (*HuggingFaceRequest.model_fields, *PARAMETERS), ())
+                return await classify(EmbeddingInput("image", image, "image"), parameters, scores, context)
             check_template(parameters)
-            choices = read_embedding_options(options, service)
+            choices = read_embedding_options(options, service, known=HuggingFaceRequest.model_fields)
             return await embed_all([EmbeddingInput("image", image, "image")], choices, context)
         body = await read_json(request, HuggingFaceRequest, ANY_IMAGE)
+        service.check_model(body.model)
         inputs = _list_inputs(body)
         refuse_misplaced(body.options(), body.parameters.options())
         if body.parameters.labels is not None:
@@ -190,15 +200,19 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
                 message = "inputs: one image with candidate_labels, not a list"
                 raise ApiError("unsupported_input", message, param="inputs")
             image_input = EmbeddingInput("image", inputs[0].value, inputs[0].param)
-            return await classify(image_input, body.parameters, body.options(), context)
+            inner = body.parameters.options()
+            scores = read_score_options(body.options(), inner, HuggingFaceRequest.model_fields, PARAMETERS)
+            return await classify(image_input, body.parameters, scores, context)
         check_template(body.parameters)
-        choices = read_embedding_options(body.options(), service, parameters=body.parameters.options())
+        given = {**body.options(), "parameters": body.parameters.options()}
+        choices = read_embedding_options(given, service, known=HuggingFaceRequest.model_fields)
         return await embed_all(inputs, choices, context)
 
-    @app.post("/embed", response_model=Vectors, responses=documented(400), tags=["other clients"])
+    @app.post("/embed", response_model=Vectors, responses=documented(400, 404), tags=["other clients"])
     async def embed(body: TeiRequest, request: Request) -> Response:
         """Embed texts and images for clients of Text Embeddings Inference."""
-        choices = read_embedding_options(body.options(), service)
+        service.check_model(body.model)
+        choices = read_embedding_options(body.options(), service, known=TeiRequest.model_fields)
         return await embed_all(_read_inputs(body.inputs, body.modality), choices, context_of(request))
 
     @app.get("/info", response_model=TeiInfo, responses=documented(), tags=["other clients"])
@@ -223,10 +237,9 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         return await make_response(list_vectors(vectors), service, context)
 
     async def classify(
-        image: EmbeddingInput, parameters: HuggingFaceParameters, fields: Mapping[str, Any], context: RequestContext
+        image: EmbeddingInput, parameters: HuggingFaceParameters, choices: ScoreChoices, context: RequestContext
     ) -> Response:
-        """The scores of an image. `fields` are those of the request beside its parameters."""
-        choices = read_score_options(fields, parameters.options())
+        """The scores of an image."""
         query = _make_query(parameters, choices)
         [encoded] = (
             [image.value]
@@ -236,14 +249,22 @@ def add_huggingface_routes(app: FastAPI, service: Service) -> None:
         try:
             label_set, vectors = await embed_classification([encoded], [image.param], query, service, context)
         except ApiError as error:
-            error.param = _PARAMS.get(error.param or "", error.param)
-            raise
+            raise _rename_param(error) from None
         [scores] = (await score_labels(vectors, label_set, query, context)).labels
         return await make_response(scores, service, context)
 
 
 _PARAMS = {"labels": "parameters.candidate_labels", "templates": "parameters.hypothesis_template"}
 """Hugging Face's names of the fields of a `LabelQuery`."""
+
+
+def _rename_param(error: ApiError) -> ApiError:
+    """The same error, with Hugging Face's name of the field in `param` and in the message."""
+    name = _PARAMS.get(error.param or "")
+    if name is None:
+        return error
+    message = error.message.replace(f"{error.param}: ", f"{name}: ", 1)
+    return ApiError(error.code, message, status=error.status_code, param=name, retry_after=error.retry_after)
 
 
 def refuse_misplaced(fields: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:

@@ -167,7 +167,7 @@ async def _read_request(
     uploads = await read_uploads(request, service.config.limits)
     if uploads is None:
         body = await read_json(request, EmbeddingRequest, ANY_IMAGE, "multipart/form-data")
-        choices = read_embedding_options(body.options(), service, encodes=True)
+        choices = read_embedding_options(body.options(), service, known=EmbeddingRequest.model_fields, encodes=True)
         return body.model, choices, list_inputs(body, service.vocabulary)
     images, fields = uploads
     options = {name: value for name, value in fields.items() if value != ""}
@@ -175,7 +175,7 @@ async def _read_request(
         if name in options:
             message = f"{name}: a form or an image as the body has images only: send texts as JSON"
             raise ApiError("unsupported_input", message, param=name)
-    choices = read_embedding_options(options, service, encodes=True)
+    choices = read_embedding_options(options, service, known=("model", "modality"), encodes=True)
     model = options.get("model")
     inputs = [EmbeddingInput("image", image, f"image.{n}") for n, image in enumerate(images)]
     return str(model) if model else None, choices, inputs

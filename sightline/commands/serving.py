@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +15,17 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 
 from serve.admission.auth import KeyRing
 from serve.config import EndpointConfig, load_endpoint, pin_endpoint_model
 from serve.rayserve import haproxy, internals
+from serve.rayserve.folders import make_folder
 from serve.rayserve.proxy import CALLBACK_PATH
 from serve.tokens import TokenVocabulary
-from sightline.exits import err
-from siglip.checkpoint import CheckpointError
+from sightline.exits import INTERRUPTED, err, fail
+from siglip.checkpoint import CheckpointError, PinnedModel
+from siglip.families.tokenizer import load_tokenizer
 from siglip.labels import LabelError
 from storage.settings import ConfigError
 
@@ -32,6 +34,7 @@ PROXY_SECONDS = 30.0
 """How long to wait until the proxy forwards requests to the ingress."""
 DRAIN_SECONDS = 60.0
 """How long ongoing requests may take when the endpoint is told to stop."""
+STOPPING = b"stopping: the requests in progress are completed; Ctrl-C again interrupts them\n"
 SPARE_CPUS = 4
 """Ray's logical cores in addition to twice those of the configuration: for Ray Serve's controller and proxy, and for
 the new replicas of an update."""
@@ -50,7 +53,7 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
     if config.token_vocabulary is not None:
         TokenVocabulary(config.token_vocabulary)
     try:
-        pin_endpoint_model(config)
+        check_label_sets(config, pin_endpoint_model(config))
     except (CheckpointError, LabelError) as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
@@ -62,24 +65,40 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
     return config
 
 
+def check_label_sets(config: EndpointConfig, pinned: PinnedModel) -> None:
+    """Check that the model can read the registered label sets: an ingress that finds this would be started in vain.
+
+    Raises `siglip.checkpoint.CheckpointError` and `siglip.labels.LabelError`.
+    """
+    if not config.label_sets:
+        return
+    tokenizer = load_tokenizer(pinned)
+    for labels in config.label_sets.values():
+        tokenizer.read_labels(labels)[1].check()
+
+
 def run_endpoint(config: EndpointConfig, host: str, port: int, ready: Callable[[str, str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM, then finish the ongoing requests, and stop.
 
     Calls `ready` with the URLs of the endpoint and of its Prometheus metrics when the model is loaded and the endpoint
-    accepts requests. Prints a warning to stderr if Ray is newer than the tested version.
+    accepts requests. Prints a warning to stderr if Ray is newer than the tested version, and a line when it is told to
+    stop. A second Ctrl-C or SIGTERM ends the command with exit code 130, and the ongoing requests with it.
     """
     if warning := internals.describe_untested_ray():
         err.print(warning, highlight=False, markup=False)
-    with _stop_signal() as stop, endpoint(config, host, port) as metrics:
-        ready(f"http://{_in_url(host)}:{port}", metrics)
-        stop.wait()
+    try:
+        with _stop_signal() as stop, endpoint(config, host, port) as metrics:
+            ready(f"http://{_in_url(host)}:{port}", metrics)
+            stop.wait()
+    except KeyboardInterrupt:
+        fail("interrupted: the requests in progress have no responses", INTERRUPTED)
 
 
 @contextmanager
 def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
     """Run the endpoint on a Ray started for it, and stop both afterwards. Yields the URL of the Prometheus metrics."""
-    with TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:  # a short path: see `haproxy.make_environment`
-        _set_environment(config, Path(folder), host, port)
+    with make_folder() as folder:
+        _set_environment(config, folder, host, port)
         haproxy.check_connections(config.connections)
         import ray
         from ray import serve as rayserve
@@ -109,7 +128,7 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
             try:
                 yield f"http://127.0.0.1:{metrics_port}/metrics"
             finally:
-                haproxy.drain(Path(folder), DRAIN_SECONDS)
+                haproxy.drain(folder, DRAIN_SECONDS)
                 if not behind:  # after draining, nothing is left that Ray Serve, which takes seconds, could complete
                     with silence_stderr():
                         rayserve.shutdown()
@@ -177,6 +196,7 @@ def _stop_signal() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        os.write(sys.stderr.fileno(), STOPPING)  # not the console, in whose lock this thread may be
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import psutil
 import pytest
+import uvicorn
 
 from serve.admission.auth import REREAD_SECONDS, new_key
 from serve.fetch.fetcher import CODES
+from serve.http.app import make_app
 from serve.label_sets.files import LabelFiles
 from sightline.demo.shapes import render
 from tests.quick.serve.test_fetch import HOSTILE, METADATA, Respond, Web, drip, redirect, reply
@@ -328,3 +332,28 @@ def test_killed_decoders_cost_no_request() -> None:
             response = endpoint.post("/v1/classify", body)
             assert response.status_code == 200, (victim, response.text)
             assert response.json()["data"] == before
+
+
+@pytest.mark.parametrize("server", ["websockets-sansio", "wsproto"])
+def test_a_websocket_is_refused_in_the_error_envelope(server: Any) -> None:
+    """With each library for WebSockets that uvicorn may find."""
+    app = make_app(make_config(), cast(Any, None), behind_haproxy=False)
+    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws=server))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    port = running.servers[0].sockets[0].getsockname()[1]
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/v1/models", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+        response = connection.getresponse()
+        error = json.loads(response.read())["error"]
+    finally:
+        connection.close()
+        running.should_exit = True
+        thread.join(30)
+    assert (response.status, error["code"]) == (404, "not_found")
+    assert "no WebSockets" in error["message"]

@@ -198,7 +198,7 @@ BAD_REQUESTS: list[tuple[str, str, Any, int, str, str | None]] = [
     ("no images", "/v1/classify", {"images": [], "labels": ["a"]}, 400, "invalid_request", "images"),
     ("duplicate label", "/v1/classify", {"image": PNG, "labels": ["a", "a"]}, 400, "invalid_request", "labels"),
     ("label without letters", "/v1/classify", {"image": PNG, "labels": ["?!"]}, 400, "invalid_request", "labels"),
-    ("template without a label", "/v1/classify", {**VALID, "templates": ["x"]}, 400, "invalid_request", "labels"),
+    ("template without a label", "/v1/classify", {**VALID, "templates": ["x"]}, 400, "invalid_request", "templates"),
     ("templates for a label set", "/v1/classify", {"image": PNG, "label_set": "shapes", "templates": ["{}"]}, 400,
      "invalid_request", "templates"),
     ("unknown label set", "/v1/classify", {"image": PNG, "label_set": "cats"}, 404, "label_set_not_found", "label_set"),
@@ -353,6 +353,11 @@ def test_bands_groups_calibrations_and_probes_give_the_batch_jobs_results(endpoi
             ]
             np.testing.assert_allclose([one["score"] for one in response["labels"]], chosen.scores, rtol=1e-5)
             seen |= {(one["label"], one["band"]) for one in response["labels"]}
+        # A lower threshold of the request brings labels under the label set's own, which are in no band.
+        query = {"image": uri, "label_set": "full", "threshold": 0.0, "top_k": 99}
+        every = second.post("/v1/classify", query).json()["data"][0]["labels"]
+        assert [one["label"] for one in every if "band" in one] == [one["label"] for one in response["labels"]]
+        assert any("band" not in one for one in every)
         softmax = second.post("/v1/classify", {"image": uri, "label_set": "full", "activation": "softmax"}).json()
         assert all("band" not in one for one in softmax["data"][0]["labels"])
         plain = endpoint.post("/v1/classify", {"image": uri, "label_set": "shapes"}).json()
@@ -369,16 +374,16 @@ def test_bands_groups_calibrations_and_probes_give_the_batch_jobs_results(endpoi
 
 def test_the_prompts_of_a_label_set_are_embedded_once(endpoint: Endpoint) -> None:
     texts = 0
-    embed = endpoint.model.actor.encoder.embed_counted
+    embed = endpoint.model.actor.encoder.embed_and_read
 
     def count(prompts: list[str]) -> Any:
         nonlocal texts
         texts += len(prompts)
         return embed(prompts)
 
-    endpoint.model.actor.encoder.embed_counted = count  # type: ignore[method-assign, assignment]
+    endpoint.model.actor.encoder.embed_and_read = count  # type: ignore[method-assign, assignment]
     try:
-        body = {"image": PNG, "labels": [f"label number {n}" for n in range(80)]}
+        body = {"image": PNG, "labels": [f"number {n}" for n in range(80)]}
         responses = [endpoint.post("/v1/classify", body).json() for _ in range(3)]
         assert texts == 80
         tokens = [response["usage"]["prompt_tokens"] for response in responses]
@@ -396,11 +401,11 @@ def test_the_prompts_of_a_label_set_are_embedded_once(endpoint: Endpoint) -> Non
             thread.join()
         assert texts == 110
     finally:
-        endpoint.model.actor.encoder.embed_counted = embed  # type: ignore[method-assign]
+        endpoint.model.actor.encoder.embed_and_read = embed  # type: ignore[method-assign]
 
 
 def test_the_cache_of_prompts_has_a_limited_size() -> None:
-    with run_endpoint(make_config(limits={"label_cache_bytes": 12_000})) as running:
+    with run_endpoint(make_config(limits={"label_cache_bytes": 15_000})) as running:
         tokens = []
         for labels in ("abc", "abc", "def", "abc", "abc"):  # five prompts fit: "def" evicts one prompt of "abc"
             response = running.post("/v1/classify", {"image": PNG, "labels": list(labels)})

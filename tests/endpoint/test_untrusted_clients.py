@@ -304,15 +304,15 @@ def test_a_large_label_set_succeeds_after_several_requests_with_short_deadlines(
     """Prompts embedded before the deadline stay in the cache, so that a retry and other label sets use them."""
     with run_endpoint(make_config()) as endpoint:
         encoder, texts = endpoint.model.actor.encoder, []
-        embed = encoder.embed_counted
+        embed = encoder.embed_and_read
 
         def slow(prompts: list[str]) -> Any:
             time.sleep(0.3)
             texts.extend(prompts)
             return embed(prompts)
 
-        encoder.embed_counted = slow  # type: ignore[method-assign, assignment]
-        labels = [f"label number {n}" for n in range(600)]
+        encoder.embed_and_read = slow  # type: ignore[method-assign, assignment]
+        labels = [f"number {n}" for n in range(600)]
         short_deadline = {"x-request-timeout-seconds": "1.5"}
         attempts = 0
         while attempts < 10:
@@ -408,3 +408,41 @@ def test_labels_of_a_response_count_for_the_rate_limit_by_the_thousand(tmp_path:
         response = greedy.post("/v1/classify", json={"images": [REQUEST["image"]] * 2, "label_set": "many"})
         assert response.status_code == 200
         assert int(response.headers["x-ratelimit-remaining-items"]) == 1000 - 2 - 5
+
+
+def test_a_refused_request_is_charged_for_the_work_that_was_begun(tmp_path: Path) -> None:
+    bad, good, pixels = data_uri(PNG[:60]), data_uri(PNG), data_uri(shape_png(seed=2))
+    long = "a photo of a red circle " * 40
+    with run_with_two_keys(tmp_path, auth={"items_per_minute": 1000}) as (endpoint, greedy, _):
+        stop_refilling(endpoint)
+
+        def cost(path: str, body: dict[str, Any], code: str, **headers: str) -> int:
+            before = int(greedy.post("/embed", json={"inputs": "a"}).headers["x-ratelimit-remaining-items"])
+            response = greedy.post(path, json=body, headers=headers)
+            assert response.json()["error"]["code"] == code, response.text
+            after = int(greedy.post("/embed", json={"inputs": "a"}).headers["x-ratelimit-remaining-items"])
+            if "x-ratelimit-remaining-items" in response.headers:
+                assert int(response.headers["x-ratelimit-remaining-items"]) == after + 1
+            return before - 1 - after
+
+        # Decoded: one image. The others of its request are not.
+        assert cost("/v1/classify", {"images": [bad, *[good] * 9], "label_set": "shapes"}, "truncated") <= 4
+        assert cost("/v1/classify", {"images": [bad], "label_set": "shapes"}, "truncated") == 1
+        # Embedded: the texts, of which one turns out to be too long.
+        body = {"model": "tiny", "input": ["a", "b", long], "truncate": False}
+        assert cost("/v1/embeddings", body, "text_too_long") == 3
+        # Embedded: the prompts of labels that turn out to be unreadable. The images are not decoded.
+        assert cost("/v1/classify", {"images": [good, pixels], "labels": ["红", "blue"]}, "invalid_request") in (2, 3)
+        assert cost("/v1/classify", {"images": [good] * 65, "label_set": "shapes"}, "too_many_images") == 0
+        # Embedded: the batches that the model got before the deadline. Their items are 64 each.
+        encoder = endpoint.model.actor.encoder
+        embed = encoder.embed_and_read
+
+        def slow(texts: list[str]) -> Any:
+            time.sleep(0.5 if len(texts) > 1 else 0)
+            return embed(texts)
+
+        encoder.embed_and_read = slow  # type: ignore[method-assign, assignment]
+        body = {"model": "tiny", "input": [f"number {n}" for n in range(900)]}
+        hurry = {"X-Request-Timeout-Seconds": "0.4"}
+        assert 64 <= cost("/v1/embeddings", body, "deadline_exceeded", **hurry) <= 4 * 64

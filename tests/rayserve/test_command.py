@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from sightline.commands.serving import STOPPING
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -52,7 +54,7 @@ def test_the_command_serves_and_stops(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
-    assert errors == "loading tiny ...\n"
+    assert errors == f"loading tiny ...\n{STOPPING.decode()}"
     logs = Path("/tmp/ray").glob("session_*/logs/serve/replica_sightline_ingress_*.log")
     newest = max(logs, key=os.path.getmtime).read_text().splitlines()
     record = next(json.loads(entry) for entry in newest if "find-me-again" in entry)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
+import orjson
 from fastapi import Request
 from starlette.datastructures import FormData, QueryParams
 
@@ -51,7 +53,7 @@ async def read_uploads(request: Request, limits: EndpointLimits) -> tuple[list[b
         if isinstance(part.value, bytes):
             images.append(part.value)
         else:
-            fields.append((part.name, _check_list(part.name, part.value)))
+            fields.append((part.name, part.value))
     if not images:
         raise ApiError("invalid_request", "image: send at least one file, such as -F image=@cat.jpg", param="image")
     _check_repeated(fields)
@@ -66,18 +68,27 @@ def _read_query(query: bytes) -> list[tuple[str, str]]:
         raise ApiError("invalid_request", "the query is not valid UTF-8") from None
 
 
-def _check_list(name: str, value: str) -> str:
-    """Refuse a list in JSON where a form repeats its field: it would be one label. Raises `ApiError`."""
-    if name in REPEATED and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
-        message = f"{name}: a list in a form is the field repeated: send one {name} for each"
-        raise ApiError("invalid_request", message, param=name)
-    return value
+def _is_list(value: str) -> bool:
+    """Whether a value is a list in JSON. `[a]` is none."""
+    if not value.lstrip().startswith("["):
+        return False
+    try:
+        return isinstance(orjson.loads(value), list)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _check_repeated(fields: Sequence[tuple[str, str]]) -> None:
-    """Refuse a field that stands twice and may not. Raises `ApiError`."""
+    """Refuse a field that stands twice and may not, and a list in JSON where the field is to be repeated.
+
+    The list would be one label. A field that is repeated has names that look like lists. Raises `ApiError`.
+    """
     seen: set[str] = set()
-    for name, _ in fields:
+    counts = Counter(name for name, _ in fields)
+    for name, value in fields:
+        if name in REPEATED and counts[name] == 1 and _is_list(value):
+            message = f"{name}: a list in a form or a query is the field repeated: send one {name} for each"
+            raise ApiError("invalid_request", message, param=name)
         if name in seen and name not in REPEATED:
             raise ApiError("invalid_request", f"{shorten(name)}: the field stands twice: send it once", param=name)
         seen.add(name)

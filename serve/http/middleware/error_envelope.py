@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -26,20 +27,23 @@ class ErrorMiddleware:
     """Sends the error envelope for every exception of the layers below, unless a response has begun.
 
     An exception that is no `ApiError` is logged with its traceback; the client gets `internal_error` and the request's
-    id, and nothing of the exception.
+    id, and nothing of the exception. `settle` is called for refused requests, before the error is sent.
     """
 
-    def __init__(self, app: ASGIApp, admission: AdmissionController) -> None:
+    def __init__(self, app: ASGIApp, admission: AdmissionController, settle: Callable[[RequestContext], None]) -> None:
         self._app = app
         self._admission = admission
+        self._settle = settle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = get_context(scope)
         try:
             await self._app(scope, receive, send)
         except ApiError as error:
+            self._settle(context)
             await _send_error(error, context, send)
         except Expired:
+            self._settle(context)
             await _send_error(deadline_error(context, self._admission), context, send)
         except ClientGone:
             context.status = CLIENT_GONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.admission.auth import KeyRing
+from serve.http.errors import ApiError
 from serve.http.middleware.admission import AdmissionMiddleware
 from serve.http.middleware.authentication import AuthenticationMiddleware
 from serve.http.middleware.body import BodyMiddleware
@@ -19,7 +20,7 @@ from serve.service import Service
 
 
 class MiddlewareStack:
-    """Wraps the routes in all middlewares; each of them sees HTTP requests only.
+    """Wraps the routes in all middlewares; each of them sees HTTP requests only. WebSockets are refused.
 
     A request passes them in this order, and its response in the reverse order:
 
@@ -49,10 +50,26 @@ class MiddlewareStack:
             await (without_body if is_read(scope["method"]) else with_body)(scope, receive, send)
 
         stack: ASGIApp = AuthenticationMiddleware(choose, keys, behind_haproxy)
-        stack = ErrorMiddleware(stack, service.admission)
+        stack = ErrorMiddleware(stack, service.admission, service.settle)
         stack = ResponseHeadersMiddleware(stack, service)
         stack = RequestLogMiddleware(stack, service.metrics)
         self._stack: ASGIApp = RequestContextMiddleware(stack, service.worker)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self._stack if scope["type"] == "http" else self._app)(scope, receive, send)
+        match scope["type"]:
+            case "http":
+                await self._stack(scope, receive, send)
+            case "websocket":
+                await _refuse_websocket(scope, send)
+            case _:
+                await self._app(scope, receive, send)
+
+
+async def _refuse_websocket(scope: Scope, send: Send) -> None:
+    """Refuse a WebSocket's handshake in the error envelope, or close it if the server cannot send a body."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close"})
+        return
+    error = ApiError("not_found", "this server has no WebSockets: send an HTTP request")
+    for message in error.messages():
+        await send({**message, "type": f"websocket.{message['type']}"})

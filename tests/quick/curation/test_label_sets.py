@@ -101,3 +101,16 @@ def test_commands_exit_with_1_for_fatal_findings_and_2_for_bad_input(tmp_path: P
         refused = run(app, ["labels", *wrong])
         assert refused.exit_code == 2
         assert len(refused.output.strip().splitlines()) == 1
+
+
+def test_labels_that_the_tokenizer_does_not_read_are_found(encoder: Encoder) -> None:
+    long = "a label with far more words than the text tower of the small checkpoint reads"
+    names = ["红", "C", "C#", "红 red", f"{long} one", f"{long} two", "red 红 circle"]
+    findings = [finding for finding in check(encoder, 1.1, names=names) if finding.problem != "too long"]
+    assert [(finding.problem, finding.labels, finding.fatal) for finding in findings] == [
+        ("same prompts", ("C", "C#"), True),
+        ("unreadable", ("红",), True),
+        ("same tokens", (f"{long} one", f"{long} two"), True),
+        ("unknown characters", ("红 red",), False),
+        ("unknown characters", ("red 红 circle",), False),
+    ]

@@ -17,6 +17,7 @@ from curation.output_diff import EXAMPLES, diff_outputs
 from curation.tagged_output import TaggedOutput, open_output
 from sightline.cli import app
 from siglip.families import siglip
+from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet, Probe
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
@@ -120,6 +121,12 @@ class FakeTextModel:
 
     def count_tokens(self, texts: Any) -> Any:
         return np.asarray([len(text.split()) for text in texts])
+
+    def read_labels(self, labels: LabelSet) -> LabelReadings:
+        prompts = [prompt for group in labels.prompts(siglip) for prompt in group]
+        return LabelReadings(
+            labels, siglip, [Reading(len(text.split()), len(text), 0, text.encode()) for text in prompts]
+        )
 
     def embed_texts(self, texts: Any) -> Floats:
         return np.concatenate([draw_vectors(1, 8, len(text)) for text in texts])

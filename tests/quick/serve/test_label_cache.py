@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import tracemalloc
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from serve.label_sets.cache import EmbeddedLabelSet, LabelCache, make_key
 from serve.label_sets.prompts import EmbeddedPrompts
 from serve.model import ModelAbout
 from siglip.config import ImageSpec
+from siglip.label_text.tokens import Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
 
@@ -34,15 +36,20 @@ ABOUT = ModelAbout(
 )
 
 
+def make_digest(prompt: str) -> bytes:
+    return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
+
+
 def build(cache: LabelCache, names: Sequence[str], templates: Sequence[str], owner: str = "") -> EmbeddedLabelSet:
     """Embed a label set as the endpoint does: prompts of a batch are rows of one array, and are cached."""
     labels = LabelSet(names=tuple(names), templates=tuple(templates), threshold=0.0, top_k=None)
 
     async def embed(prompts: Sequence[str]) -> EmbeddedPrompts:
         vectors = np.full((len(prompts), WIDTH), WIDTH**-0.5, np.float32)
-        for prompt, vector in zip(prompts, vectors, strict=True):
-            cache.prompts.put(prompt, vector, len(prompt.split()), owner)
-        return EmbeddedPrompts(vectors, [len(prompt.split()) > ABOUT.text_length for prompt in prompts])
+        readings = [Reading(len(prompt.split()), len(prompt), 0, make_digest(prompt)) for prompt in prompts]
+        for prompt, vector, reading in zip(prompts, vectors, readings, strict=True):
+            cache.prompts.put(prompt, vector, reading, owner)
+        return EmbeddedPrompts(vectors, readings)
 
     return asyncio.run(cache.build(make_key(names, templates), labels, ABOUT, embed, owner))
 

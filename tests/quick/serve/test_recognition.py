@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serve.fetch.images import read_inline
-from serve.fetch.recognition import is_image, is_image_url
+from serve.fetch.recognition import is_damaged_image, is_image, is_image_url
 
 FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO"]
 
@@ -54,10 +54,12 @@ def test_data_uris_are_images(text: str) -> None:
     ["", "a photo of a cat", "data: the new oil, they say", "data:the new oil, they say", "Qk", "/9j/", "R0lGODlh",
      "supercalifragilisticexpialidocious", "BM" * 40, "Qk" * 40, "a" * 5000, "/9j/ is how a JPEG begins in base64",
      "iVBORw0KGgo is how a PNG begins in base64, and that is text", "東京" * 40, "e" * 31 + "ü" * 40,
-     "UklGR is RIFF, and then comes WEBP or WAVE, as you like it"],
+     "UklGR is RIFF, and then comes WEBP or WAVE, as you like it", "cat\ndog\nred", "a" * 70 + "\n" + "a" * 71,
+     "word " * 14 + "words\n" + "word " * 14, "a" * 59 + "\n" + "a" * 59, "a" * 76],
 )  # fmt: skip
 def test_texts_are_no_images(text: str) -> None:
     assert not is_image(text)
+    assert is_damaged_image(text) == (text == "a" * 5000)
     assert not is_image_url(text)
 
 
