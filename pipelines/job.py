@@ -68,7 +68,7 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
     ):
         progress.say("loading the model")
         reader = prepare_readers(config, work, cluster, retry)
-        tagger = prepare_tagger(config, work, cluster, progress)
+        tagger = prepare_tagger(config, work, cluster)
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None
         progress.start(len(work.pending), work.rows)
         committer = Committer(work.pending, work.writer, report, progress, cluster.count_readers)

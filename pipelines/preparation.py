@@ -36,6 +36,7 @@ from pipelines.stages.reader import ReaderConfig, prepare_reader
 from pipelines.stages.tagger import TaggerConfig
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
 from siglip.config import ModelConfig
+from siglip.families.tokenizer import load_tokenizer
 from siglip.heads import check_probes
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
@@ -82,6 +83,8 @@ def find_work(config: JobConfig, progress: Progress, retry: Collection[str] | No
         model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
         config.labels.check(model.rule)
         check_probes(config.labels, model.identity, model.width)
+        if _find_labels(output) is None:  # a later run has the labels' embeddings
+            check_readings(config.labels, model, progress)
         progress.say("listing the inputs")
         plan, writer, fingerprint = extend_plan(config, output, model)
         for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:
@@ -92,6 +95,18 @@ def find_work(config: JobConfig, progress: Progress, retry: Collection[str] | No
         if retry is not None:
             pending += list_retries(output, planned, commits, retry)
     return Work(model, writer, fingerprint, plan, [ref.shard for ref in planned], commits, pending)
+
+
+def check_readings(labels: LabelSet, model: PinnedModel, progress: Progress) -> None:
+    """Check that the model's tokenizer can read the labels, and tell of those that it reads in part.
+
+    The driver does this before it claims the output: the labels of a claimed output cannot be changed. It loads the
+    tokenizer only, and not torch. Raises `LabelError` and `CheckpointError`.
+    """
+    readings = load_tokenizer(model).read_labels(labels)[1]
+    readings.check()
+    if line := readings.describe_partly_read():
+        progress.say(f"warning: {line}")
 
 
 def extend_plan(
@@ -165,10 +180,8 @@ def prepare_readers(
     return reader
 
 
-def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster, progress: Progress) -> TaggerConfig:
+def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerConfig:
     """Return the actors' configuration. The first run that writes to an output embeds its label set.
-
-    `progress` gets a line about prompts of which the model does not know all characters.
 
     Labels are embedded by a Ray task with an actor's resources and not by the driver, which may be a small pod without
     memory for torch. An unusable checkpoint or machine is thus found before any image is read. Raises `ConfigError`.
@@ -181,9 +194,7 @@ def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster, progress: Pr
         # Only this task has a time limit, which is for finding a node: embedding ten thousand labels may take longer.
         _run_like_actor(_check_machine, cluster, model.config, gpus, seconds=ACTOR_START_SECONDS)
     if table is None:
-        texts, scale, warnings = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
-        for line in warnings:
-            progress.say(f"warning: {line}")
+        texts, scale = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
         with _as_config_errors():
             made = make_label_table(config.labels, texts, scale, model)
         table = claim_labels(output, made)
@@ -225,8 +236,7 @@ def _prepare_reader(config: ReaderConfig) -> None:
 
 
 @ray.remote(max_retries=RETRIES)
-def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale, list[str]]:
-    """Embed a label set: see `siglip.encoder.Encoder.embed_labels`. Also returns the scale, and the warnings."""
+def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
     import torch
 
     from siglip.encoder import Encoder
@@ -235,9 +245,7 @@ def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: floa
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
     encoder.warm_up()
-    warnings: list[str] = []
-    texts = encoder.embed_labels(labels, warnings.append)
-    return texts, encoder.scale, warnings
+    return encoder.embed_labels(labels, lambda warning: None), encoder.scale  # `find_work` has said it
 
 
 @ray.remote(max_retries=RETRIES)

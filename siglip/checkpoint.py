@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,8 @@ _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _SETTINGS = (_CONFIG, _IMAGES, _PROCESSOR, _TOKENIZER)
 _FAMILY_FILES = {name for family in FAMILIES.values() for name in family.FILES}
-_FILES = frozenset((*_SETTINGS, "special_tokens_map.json", "added_tokens.json", *_FAMILY_FILES))
+_TOKENIZER_EXTRAS = ("special_tokens_map.json", "added_tokens.json")
+_FILES = frozenset((*_SETTINGS, *_TOKENIZER_EXTRAS, *_FAMILY_FILES))
 """The files of a checkpoint that are read, besides the weights. Pickles and code are never read."""
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
@@ -162,13 +163,14 @@ class PinnedModel:
         """
         return self.vision_flops < _SMALL_FLOPS
 
-    def fetch(self) -> Path:
-        """The directory with all files of the checkpoint on this machine, downloaded if necessary.
+    def fetch(self, weights: bool = True) -> Path:
+        """The directory with the checkpoint's files on this machine, downloaded if necessary; `weights` are optional.
 
         Raises `CheckpointError` when this machine finds another version: a file that differs between nodes, or a
         prefix that was overwritten.
         """
-        directory, identity = _locate(self.config, self.mirror, everything=True)
+        now = None if weights else (*_SETTINGS, *self.rule.FILES, *_TOKENIZER_EXTRAS)
+        directory, identity = _locate(self.config, self.mirror, now)
         if identity != self.identity:
             raise CheckpointError(
                 f"model.source: {self.config.source} is another checkpoint here ({_short(identity)}) than the one "
@@ -183,7 +185,7 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
 
     Raises `CheckpointError` when there is no such checkpoint, or when it is not a SigLIP of a supported family.
     """
-    directory, identity = _locate(config, mirror, everything=False)
+    directory, identity = _locate(config, mirror, _SETTINGS)
     source = config.source
     settings = _read_json(directory / _CONFIG, source)
     _check_type(settings, source)
@@ -275,14 +277,14 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _locate(config: ModelConfig, mirror: PrefixMirror | None, *, everything: bool) -> tuple[Path, str]:
-    """The directory of a checkpoint's files, and its identity. Without `everything` only settings are downloaded."""
+def _locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str] | None) -> tuple[Path, str]:
+    """The directory of a checkpoint's files, and its identity. Only the files `now` are downloaded; None is all."""
     source = config.source
     if "://" in source:
         if mirror is None:
             raise CheckpointError(f"model.source: {source}: a checkpoint in an object store needs a mirror")
         try:
-            directory, etags = mirror.fetch(source, _is_wanted, lambda name: everything or name in _SETTINGS)
+            directory, etags = mirror.fetch(source, _is_wanted, lambda name: now is None or name in now)
         except Exception as error:
             if isinstance(error, Unreachable):  # not for the user to correct
                 raise
@@ -292,7 +294,7 @@ def _locate(config: ModelConfig, mirror: PrefixMirror | None, *, everything: boo
     if path.is_dir():
         return path, f"sha256:{_hash_files(path, _versions(path))}"
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        directory = _fetch_hub(source, config.revision, everything)
+        directory = _fetch_hub(source, config.revision, now)
         return directory, f"commit:{directory.name}"
     raise CheckpointError(f"model.source: {source} is not a directory, an s3:// prefix or a hub id")
 
@@ -330,10 +332,10 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
     return value
 
 
-def _fetch_hub(source: str, revision: str | None, everything: bool) -> Path:
+def _fetch_hub(source: str, revision: str | None, now: Collection[str] | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*_FILES, "*.safetensors", "*.safetensors.index.json"] if everything else [*_SETTINGS]
+    patterns = [*_FILES, "*.safetensors", "*.safetensors.index.json"] if now is None else [*now]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises a dozen unrelated types: offline, missing, gated, ...

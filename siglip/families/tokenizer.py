@@ -113,7 +113,7 @@ def load_tokenizer(pinned: PinnedModel, directory: Path | None = None) -> Tokeni
     """
     quiet_transformers()
     try:
-        return Tokenizer(directory or pinned.fetch(), pinned.rule, pinned.text_length)
+        return Tokenizer(directory or pinned.fetch(weights=False), pinned.rule, pinned.text_length)
     except CheckpointError:
         raise
     except Exception as error:  # each tokenizer library raises its own types for bad files

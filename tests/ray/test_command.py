@@ -70,6 +70,21 @@ def test_max_reject_fraction_applies_to_each_run(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_labels_that_the_tokenizer_cannot_read_end_the_run_before_any_image(place: Place) -> None:
+    place.put("0.png", make_image())
+    refused = place.tag(labels=["red circle", "红"])
+    assert refused.returncode == 2, refused.stderr
+    assert "sightline: labels: '红' cannot be read, because the model's tokenizer knows none of" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    read = place.tag(labels=["red circle", "blue 红 star"])
+    assert read.returncode == 0, read.stderr
+    warning = (
+        "warning: the model's tokenizer does not know all characters of the prompts of 'blue 红 star': they are read"
+    )
+    assert warning in read.stdout + read.stderr
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_a_broken_archive_counts_as_its_lost_images(place: Place) -> None:
     image = make_image()
     tar = make_tar((f"{n}.jpg", image) for n in range(100))
