@@ -19,6 +19,8 @@ class EmbeddingChoices:
     """What the options of a request for embeddings ask for."""
 
     encoding: VectorEncoding = field(default_factory=VectorEncoding)
+    asked: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The fields that name the numbers, and their form, list or base64, with their values."""
     uncut: str | None = None
     """The field that says that texts must not be cut."""
     from_start: str | None = None
@@ -48,6 +50,8 @@ class ScoreChoices:
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     top_k: int | None = None
     threshold: float | None = None
+    asked: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The field that names the activation, and the activation."""
 
 
 Apply = Callable[[Any, Any, str], None]
@@ -70,6 +74,13 @@ def never(_choices: Any, value: Any, _name: str) -> None:
         raise Refused("the model has no prompts or templates of its own: write the prompt into the text")
 
 
+def refuse_two(asked: dict[str, tuple[str, str]], kind: str, name: str, value: str) -> None:
+    """Note that the field `name` asks for `value`. Refuse it if another field has asked for another value."""
+    other, given = asked.setdefault(kind, (name, value))
+    if given != value:
+        raise Refused(f"{other} asks for {given}, and this for {value}: send one of them")
+
+
 def refuse(instead: str) -> Apply:
     """Refuse every value. `instead` ends the message."""
 
@@ -83,8 +94,10 @@ def ignore(_choices: Any, _value: Any, _name: str) -> None:
     """Accept any value, which has no effect."""
 
 
-def encode(choices: EmbeddingChoices, value: NumberType | Literal["base64"], _name: str) -> None:
-    """Write embeddings in this number format, or in base64."""
+def encode(choices: EmbeddingChoices, value: NumberType | Literal["base64"], name: str) -> None:
+    """Write embeddings in this number format, or in base64. `encoding_format: float` asks for lists of any numbers."""
+    is_form = value == "base64" or name.endswith("encoding_format")
+    refuse_two(choices.asked, "form" if is_form else "numbers", name, value)
     if value == "base64":
         choices.encoding.as_base64 = True
     elif value != "float":
@@ -120,15 +133,17 @@ def limit(choices: EmbeddingChoices, value: int, name: str) -> None:
         choices.most = (f"{name}: {value}", value)
 
 
-def activate(choices: ScoreChoices, value: str, _name: str) -> None:
+def activate(choices: ScoreChoices, value: str, name: str) -> None:
     """Make scores with this function."""
     if value == "none":
         raise Refused("scores are probabilities: send sigmoid or softmax")
+    refuse_two(choices.asked, "activation", name, value)
     choices.activation = "softmax" if value == "softmax" else "sigmoid"
 
 
-def set_multi_label(choices: ScoreChoices, value: bool, _name: str) -> None:
+def set_multi_label(choices: ScoreChoices, value: bool, name: str) -> None:
     """Make independent scores (sigmoid), or scores of labels that exclude each other (softmax)."""
+    refuse_two(choices.asked, "activation", name, "sigmoid" if value else "softmax")
     choices.activation = "sigmoid" if value else "softmax"
 
 

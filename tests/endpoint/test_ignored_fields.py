@@ -215,6 +215,8 @@ EMBED_BODIES: dict[str, dict[str, Any]] = {
         ({"truncate": True, "parameters": {"truncate": False}}, "parameters.truncate", "send one"),
         ({"parameters": {"top_k": 1}}, "parameters.top_k", "embeddings, not scores"),
         ({"threshold": 0.5}, "threshold", "embeddings, not scores"),
+        ({"embedding_type": "float", "output_dtype": "int8"}, "output_dtype", "embedding_type asks for float"),
+        ({"encoding_format": "float", "embedding_type": "base64"}, "embedding_type", "encoding_format asks for float"),
         ({f"field{n}": 1 for n in range(65)}, "field0", "65 fields"),
     ],
 )
@@ -264,6 +266,7 @@ def test_options_of_other_vendors_are_done_or_change_nothing(endpoint: Endpoint,
         ({"truncate": False}, "truncate", "scores, not embeddings"),
         ({"topK": 1}, "topK", "write top_k"),
         ({"top_k": 1, "parameters": {"top_k": 2}}, "parameters.top_k", "send one"),
+        ({"function_to_apply": "softmax", "multi_label": True}, "multi_label", "function_to_apply asks for softmax"),
         ({"options": {"top_k": 1}}, "options.top_k", "write top_k beside options"),
     ],
 )

@@ -38,7 +38,7 @@ REQUESTS = {
     b"POST /v1/embeddings HTTP/1.1\r\nExpect: 100-continue\r\n" + HOST + JSON: (100, 100),
     b"GET /v1/models HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + HOST: (200, 200),
     b"GET /v1/models HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" + HOST: (403, 403),
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" + HOST: (404, 404),
 }
 
 

@@ -281,3 +281,12 @@ def test_no_sequence_of_requests_exceeds_the_rate(per_minute: int, requests: lis
             clock.now += quota.retry_after_s
             assert limiter.check("alice", cost).allowed
             spent += min(cost, per_minute)
+
+
+def test_a_rate_limiter_gives_back_what_was_not_used_and_takes_no_more_than_there_is() -> None:
+    rates = RateLimiter(60, clock=lambda: 0.0)
+    assert rates.check("a", 50).remaining == 10
+    assert (rates.settle("a", 20).remaining, rates.settle("a", 20).reset_s) == (30, 10.0)
+    assert rates.settle("a", 1000).remaining == 60
+    assert (rates.settle("a", -50).remaining, rates.settle("a", -50).remaining) == (10, 0)
+    assert not rates.check("a", 1).allowed
