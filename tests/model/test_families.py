@@ -15,7 +15,7 @@ from siglip.checkpoint import CheckpointError, pin_model
 from siglip.config import Limits, ModelConfig
 from siglip.encoder import Encoder
 from siglip.images.decode import decode_image
-from siglip.labels import LabelSet
+from siglip.labels import LabelError, LabelSet
 from siglip.scoring import score_pairs, sigmoid
 from tests.support.checkpoints import TEXTS, make_exact_gelu, make_siglip, make_siglip2, make_so400m
 from tests.support.images import encode, make_rgb
@@ -104,3 +104,13 @@ def test_a_tokenizer_with_more_tokens_than_the_text_tower_is_refused(tmp_path: P
     encoder = Encoder(pin_model(ModelConfig(source=str(directory), dtype="float32", compile=False)))
     with pytest.raises(CheckpointError, match="more tokens than its text tower"):
         encoder.embed_texts(TEXTS)
+
+
+def test_only_a_tokenizer_without_bytes_has_unknown_characters(pair: Pair) -> None:
+    readings = pair.ours.read_labels(LabelSet(names=("红", "蓝")))
+    if pair.rule.NAME == "siglip2":
+        readings.check()
+        assert readings.describe_partly_read() is None
+    else:
+        with pytest.raises(LabelError, match="'红' cannot be read"):
+            readings.check()
