@@ -46,11 +46,14 @@ def answer(folder: Path, review: list[str]) -> str:
         assert server.stdout is not None
         url = server.stdout.readline().rpartition("ready: ")[2].strip()
         with httpx2.Client(base_url=url) as client:
+            page = client.get("/api/sample").json()["review"]
             for index, row in enumerate(rows):
                 known = drawn[row["sha256"]]
                 right = (known == row["label"]) ^ (index % 30 == 7)
                 said = "unsure" if known is None else "right" if right else "wrong"
-                assert client.post("/api/answer", json={"row": index, "answer": said}).status_code == 200
+                answers = [{"row": index, "answer": said, "version": 0}]
+                body = {"review": page, "since": index, "answers": answers}
+                assert client.post("/api/answers", json=body).status_code == 200
         server.send_signal(signal.SIGINT)
         said, _ = server.communicate(timeout=30)
     assert server.returncode == 0
