@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -42,10 +43,14 @@ def answer(folder: Path, review: list[str]) -> str:
     """Start `sightline review` and answer every question with what the demo drew; one answer in thirty is false."""
     drawn = read_drawn(folder / "demo")
     rows = pq.read_table(folder / "sample" / "sample.parquet", columns=["sha256", "label"]).to_pylist()
-    with subprocess.Popen([*review, "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+    with (
+        subprocess.Popen([*review, "--port", "0"], cwd=folder, stdout=subprocess.PIPE, text=True) as server,
+        ExitStack() as stack,
+    ):
+        stack.callback(server.kill)
         assert server.stdout is not None
         url = server.stdout.readline().rpartition("ready: ")[2].strip()
-        with httpx2.Client(base_url=url) as client:
+        with httpx2.Client(base_url=url, timeout=60) as client:
             page = client.get("/api/sample").json()["review"]
             for index, row in enumerate(rows):
                 known = drawn[row["sha256"]]
