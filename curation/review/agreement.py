@@ -93,8 +93,7 @@ class Reviews:
             return []
         disputed = self.disagreements()
         settled = len(disputed.keys() & self.settled.keys())
-        last = f"{len(disputed):,} disagreements, {settled:,} of them settled" if disputed else "no disagreement"
-        return [*map(str, self.agreements()), last]
+        return [*map(str, self.agreements()), f"disagreements: {len(disputed):,}, settled: {settled:,}"]
 
     def _said(self, about: About) -> dict[str, str]:
         return {name: answers[about]["answer"] for name, answers in self.people.items() if about in answers}

@@ -309,6 +309,9 @@ def test_disagreements_are_settled(browser: Browser, folder: Path) -> None:
         browser.open(url)
         assert current(browser) == 1
         assert browser.find("#said").text == "anna: right, ben: wrong"
+        assert not browser.find("#view-grid").is_displayed()
+        send(browser, "g")  # each disagreement is looked at by itself
+        assert browser.find("#one").is_displayed()
         send(browser, "w")
         browser.wait("!document.getElementById('agreement').hidden")
         assert "anna and ben: 2 of 3 answers are equal" in browser.find("#agreement").text
@@ -316,7 +319,7 @@ def test_disagreements_are_settled(browser: Browser, folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=20)
         assert "1 of 1 answered" in said
-        assert "1 disagreements, 1 of them settled" in said
+        assert "disagreements: 1, settled: 1" in said
 
 
 def test_all_controls_have_names(browser: Browser, folder: Path) -> None:

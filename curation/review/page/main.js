@@ -31,8 +31,14 @@ async function start() {
   $("file").textContent = sample.answers_file;
   $("next").textContent = sample.next.join("\n");
   $("person").textContent = sample.said ? "disagreements" : sample.person;
-  view = location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "one";
+  // In a grid, what nobody marks is right. What people disagree about needs a look at each question.
+  $("view-grid").hidden = sample.said !== null;
+  view = isView(location.hash.slice(1)) ? location.hash.slice(1) : "one";
   selectLabel();
+}
+
+function isView(name) {
+  return name in VIEWS && !$(`view-${name}`).hidden;
 }
 
 function asked() {
@@ -203,7 +209,7 @@ document.addEventListener("keydown", (event) => {
   else if (["Backspace", "z"].includes(key) || (key === "ArrowUp" && shown === "one")) {
     event.preventDefault();
     if (!event.repeat) takeBack();
-  } else if (VIEW_KEYS[key] && !event.repeat) setView(VIEW_KEYS[key]);
+  } else if (isView(VIEW_KEYS[key]) && !event.repeat) setView(VIEW_KEYS[key]);
 });
 for (const name of Object.keys(VIEWS)) $(`view-${name}`).addEventListener("click", () => setView(name));
 for (const button of document.querySelectorAll(".undo")) button.addEventListener("click", takeBack);

@@ -42,12 +42,12 @@ def test_people_who_disagree_make_a_question_unsure_until_it_is_settled(tmp_path
     assert merged(tmp_path) == expected
     reviews = read_reviews(tmp_path)
     assert reviews.disagreements() == {("x/1", "cat"): {"": "unsure", "anna": "right", "ben": "wrong"}}
-    assert reviews.describe()[-1] == "1 disagreements, 0 of them settled"
+    assert reviews.describe()[-1] == "disagreements: 1, settled: 0"
     write(tmp_path, "settled", (1, "wrong"))
     assert merged(tmp_path) == {**expected, "x/1": "wrong"}
     settled = read_reviews(tmp_path)
     assert settled.people == reviews.people  # settled answers are nobody's
-    assert settled.describe()[-1] == "1 disagreements, 1 of them settled"
+    assert settled.describe()[-1] == "disagreements: 1, settled: 1"
 
 
 def test_agreement_is_of_the_questions_that_both_answered(tmp_path: Path) -> None:

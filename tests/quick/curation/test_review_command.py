@@ -1,0 +1,70 @@
+"""The options of `sightline review`: whose answers are saved, and what is refused before the page is served."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from curation.review.answers import AnswerFile
+from sightline.cli import app
+from sightline.exits import USAGE
+from tests.support.samples import make_sample, write_sample_files
+
+SAMPLE = make_sample(["cat", "dog"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sample of two questions."""
+    write_sample_files(tmp_path / "sample", SAMPLE, lambda _: b"thumbnail")
+    return tmp_path / "sample"
+
+
+def review(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["review", str(folder), *options])
+
+
+def write(folder: Path, name: str, *answers: str) -> None:
+    rows = [{"id": f"000000-000000/{row}", "label": ["cat", "dog"][row], "sample": "s1"} for row in range(len(answers))]
+    lines = [json.dumps({**row, "answer": answer}) + "\n" for row, answer in zip(rows, answers, strict=True)]
+    (folder / f"answers-{name}.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--name", "a/b"], "letters, digits, - and _"),
+        (["--name", ""], "choose another name"),
+        (["--name", "settled"], "choose another name"),
+        (["--name", "anna", "--settle"], "leave one of the two out"),
+        (["--settle"], "fewer than two people"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(folder: Path, options: list[str], message: str) -> None:
+    done = review(folder, *options)
+    assert done.exit_code == USAGE
+    assert message in " ".join(done.output.split())
+    assert sorted(path.name for path in folder.iterdir()) == ["sample.json", "sample.parquet"]
+
+
+def test_a_file_in_use_is_refused_with_what_to_do(folder: Path) -> None:
+    with closing(AnswerFile(folder, SAMPLE, "anna")):
+        done = review(folder, "--name", "anna", "--port", "0")
+    assert done.exit_code == USAGE
+    assert "in use by another `sightline review`" in " ".join(done.output.split())
+    assert "--name NAME" in done.output
+
+
+def test_nothing_is_served_when_people_agree(folder: Path) -> None:
+    write(folder, "anna", "right", "wrong")
+    write(folder, "ben", "right", "unsure")
+    done = review(folder, "--settle")
+    assert done.exit_code == 0
+    assert done.output.splitlines() == [
+        "anna and ben: 1 of 1 answers are equal, Cohen's kappa is not defined",
+        "disagreements: 0, settled: 0",
+    ]
