@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.retag import RetagConfig, retag_shard
-from curation.sampling.sample import draw_sample
 from curation.sampling.files import write_sample
+from curation.sampling.sample import Goal, draw_sample
 from curation.tagged_output import open_output
 from pipelines.output.commit import commit_shard
 from pipelines.output.output import Output
@@ -112,7 +112,7 @@ def _retag(root: str) -> None:
 
 def _sample(root: str) -> None:
     output = open_output(root)
-    write_sample(output, draw_sample(output, output.rows // 4), Path(f"{root}-sample"), 0)
+    write_sample(output, draw_sample(output, output.rows // 4), Path(f"{root}-sample"), 0, Goal())
 
 
 STEPS: dict[str, Callable[[str], object]] = {

@@ -19,7 +19,8 @@ from sightline.commands.probe import probe
 from sightline.commands.quality import calibrate, evaluate
 from sightline.commands.report import report
 from sightline.commands.retag import retag
-from sightline.commands.review import review, sample
+from sightline.commands.review import review
+from sightline.commands.sample import audit, sample
 from sightline.commands.tag import SCHEMA_HELP, describe_keys, tag
 from sightline.commands.verify import verify
 from sightline.exits import err, out, report_errors
@@ -96,7 +97,7 @@ def serve(
         run_endpoint(endpoint, host, port, print_ready)
 
 
-for command in (demo, sample, review, calibrate, probe, retag, evaluate, report):
+for command in (demo, sample, review, calibrate, probe, retag, audit, evaluate, report):
     app.command()(command)
 
 

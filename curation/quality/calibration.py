@@ -1,6 +1,6 @@
-"""Calibration: turn scores into probabilities, and find each label's accept and review thresholds, from answers.
+"""Calibration: find the score from which a label's precision reaches a target, from answers, and what it would take.
 
-An image whose score reaches a label's `accept` threshold is accepted without a person. An image between the review
+An image whose score reaches a label's `accept` threshold is accepted without a person. An image between the label's
 threshold and `accept` is left for a person to review.
 """
 
@@ -13,312 +13,302 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.quality.evaluation import Doubles
+from curation.estimates.cells import ACCEPT, REVIEW, CellTable, ThresholdRegions, WrittenRegions, count_cells
+from curation.estimates.confidence import (
+    ONE_SIDED,
+    WRONG_ANSWERS,
+    bound_precision,
+    is_enough,
+    reaches,
+    target_of_answers,
+)
+from curation.estimates.forecast import Forecast, forecast_answers
+from curation.quality.independence import make_fingerprint
+from curation.quality.platt import PRIOR_DEVIATION, effective_weights, fit_platt
 from curation.quality.truth import Truth, group_answers
+from curation.sampling.sample import DEFAULT_THRESHOLD as ASSUMED_THRESHOLD
 from curation.tagged_output import TaggedOutput
-from siglip.heads import LinearHead, accept_thresholds, build_head
+from siglip.heads import LinearHead, build_head
 from siglip.labels import Calibration, LabelSet
+from siglip.scoring import Floats
+from storage.settings import ConfigError
 
-JUDGE_QUANTILE, CHOOSE_QUANTILE = 1.6448536269514722, 2.3263478740408408
-"""One-sided normal quantiles, for 95 % and 99 %.
+__all__ = ["effective_weights"]
 
-A label counts as calibrated when the 95 % lower bound of its precision on held-out answers reaches the target. A
-threshold is chosen at the 99 % lower bound of the answers that choose it, because the lowest of many passing thresholds
-may pass by chance. In 400 simulated splits, a threshold chosen at the 99 % bound kept its precision in 95 % of the
-splits where one was found, and a threshold chosen at the 95 % bound in 86 %. A threshold above which all answers are
-right is chosen at the 95 % bound.
-"""
-FOLDS = 5
-PRIOR_DEVIATION = 2.0
-"""Standard deviation of the prior of a label's bias, in logits, and four times that of its log scale.
+STEPS = np.arange(-8.0, 12.01, 0.25)
+"""The thresholds that are tried, in logits from the label's own threshold. They do not depend on the answers."""
 
-The prior's mean is the calibration of all labels together, so that a label with few answers has about that calibration.
-"""
+_MARGIN = 0.01
 
 
 @dataclass(frozen=True)
 class LabelCalibration:
-    """The calibration and the thresholds of one label, with the figures that they rest on.
+    """The calibration of one label, with the figures that it rests on.
 
-    `answers` is the number of answers about the label, `right` the number of those that say right. `calibration` is
-    applied to the label's logit. `accept` is the lowest score from which the target precision is shown, or None when
-    no score is; `answers_needed` is then about how many more accepted answers would show it, or None when no number is
-    enough.
-    `review` is the review threshold: the wanted share of the right images score at least that.
+    `answers` is the number of answers about the label, `right` the number of those that say right. `accept` is the
+    lowest score from which the target precision is shown, or None when no score is. `threshold` and `calibration` go
+    with it; `calibration` is None for a label of a group, whose scores stay as they are.
 
-    `accepted`, `precision` and `bound` come from cross-validation: the number of held-out answers that are accepted,
-    their weighted precision, and its one-sided 95 % lower bound. `recall` is the weighted share of the right answers
-    that score at least `accept`; the same answers chose the threshold.
+    `forecast` says what it would take to reach the target, when it is not reached. It is None if no threshold that was
+    looked at can reach it.
     """
 
     label: str
     answers: int
     right: int
-    calibration: Calibration
-    accept: float | None
-    review: float
-    accepted: int
-    precision: float
-    bound: float
-    recall: float
-    answers_needed: int | None = None
+    accept: float | None = None
+    threshold: float = 0.0
+    calibration: Calibration | None = None
+    fingerprint: str = ""
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The number of images of the whole output that a label accepts, and that it leaves to be reviewed."""
+    """The number of images of the whole output on which a label is written: accepted, and left to be reviewed."""
 
     accepted: int
     review: int
 
 
 def calibrate(
-    output: TaggedOutput, truth: Truth, target: float | None = 0.9, recall: float = 0.95, seed: int = 0
+    output: TaggedOutput, truth: Truth, target: float | None = 0.9, wrong_answers: float = WRONG_ANSWERS
 ) -> list[LabelCalibration]:
-    """Calibrate each label of the output's label set, and find the score from which its precision is at least `target`.
+    """Find for each label that has answers the lowest score from which its precision is at least `target`.
 
-    Without a target, the accept threshold is the score with the best F1. `recall` is the share of the right images that
-    the accept and review bands together should hold.
+    Returns one item for each label of the output's label set; labels without answers have `answers` 0. Without a
+    target, the accept threshold is the score with the best F1, for which nothing is promised.
 
-    Precision is estimated by 5-fold cross-validation by image: the accepted answers of a fold are counted at a
-    threshold that the other folds chose, so that no answer both chooses a threshold and judges it. Bounds are Wilson's
-    (1927), with Kish's effective number of answers when the answers have weights. The precision is that of the output's
+    A threshold passes if the one-sided 95 % lower bound of the precision above it reaches the target, with the design
+    of the samples and an allowance for a share `wrong_answers` of wrong answers (see `curation.estimates.confidence`).
+    The lowest passing threshold is taken. Several thresholds are tried, so that the precision could be missed in more
+    than 5 % of samples; `benchmarks/calibration.py` measures how often it is. The precision is that of the output's
     images; other images may be harder.
 
-    A label in a group is calibrated as a label outside groups would be, before the group's softmax, and its thresholds
-    apply to the score after the softmax. Calibrations that the label set already has are replaced.
+    The scores of a label that reaches the target become probabilities by Platt scaling. Those of a group's labels do
+    not, because they add up to 1 as they are.
+
+    `truth` has its weights from `curation.estimates.cells.weigh_answers`. Raises `ConfigError` for answers that are no
+    sample.
     """
-    names = output.labels.label_names()
-    logits = _uncalibrated_head(output).logits(truth.embeddings)[truth.image, truth.label].astype(np.float64)
-    groups = group_answers(truth, len(names))
-    pooled = fit_platt(logits, truth.right, effective_weights(truth.weight), (1.0, 0.0), math.inf)
-    fitted = []
-    for answers in groups:
-        scale, bias = fit_platt(
-            logits[answers], truth.right[answers], effective_weights(truth.weight[answers]), pooled, PRIOR_DEVIATION
+    if not truth.designs:
+        raise ConfigError("the answers are no sample of the output, so that they cannot show a precision")
+    groups = group_answers(truth, len(output.labels.names))
+    rows = np.asarray([row for row, answers in enumerate(groups) if len(answers)], np.int64)
+    fitted = _fit_calibrations(output, truth, groups)
+    head = _build_head(output, _replace_calibrations(output.labels, fitted))
+    thresholds = np.stack([_list_thresholds(output, row, fitted[row]) for row in rows])
+    tables = count_cells(output, truth, rows, ThresholdRegions(thresholds), head)
+    found = [LabelCalibration(name, 0, 0) for name in output.labels.label_names()]
+    for row, tried, table in zip(rows.tolist(), thresholds, tables, strict=True):
+        answers = groups[row]
+        one = replace(found[row], answers=len(answers), right=int(truth.right[answers].sum()))
+        passing = _choose_best_f1(table) if target is None else _find_lowest(table, target, wrong_answers)
+        if passing is None:
+            forecast = forecast_answers(table, tried, target or 1.0, wrong_answers)
+            found[row] = replace(one, forecast=forecast)
+            continue
+        accept = float(str(tried[passing]))  # the shortest number that is this float32
+        found[row] = replace(
+            one,
+            accept=accept,
+            threshold=min(_convert_threshold(output, row, fitted[row]), accept),
+            calibration=fitted[row],
+            fingerprint=make_fingerprint(truth.ids[image] for image in truth.image[answers].tolist()),
         )
-        fitted.append(Calibration(scale=scale, bias=bias))
-    labels = _replace_calibrations(output.labels, fitted)
-    scores = _build_head(output, labels).scores(truth.embeddings)[truth.image, truth.label].astype(np.float64)
-    folds = np.random.default_rng(seed).permutation(len(truth.positions))[truth.image] % FOLDS
-    return [
-        _calibrate_label(
-            name,
-            calibration,
-            scores[answers],
-            truth.right[answers],
-            truth.weight[answers],
-            folds[answers],
-            target,
-            recall,
-        )
-        for name, calibration, answers in zip(names, fitted, groups, strict=True)
-    ]
+    return found if target is None else _confirm_written(output, truth, found, target, wrong_answers)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A further round of questions: for each label, by its index, the score from which its images are to be drawn.
+
+    The other labels are not asked about: `reached` the target, `hopeless` ones have no threshold that can, and
+    `unanswered` ones have no answers to plan by.
+    """
+
+    from_scores: dict[int, float]
+    reached: list[str]
+    hopeless: list[str]
+    unanswered: list[str]
+
+
+def plan_round(output: TaggedOutput, truth: Truth, target: float, wrong_answers: float = WRONG_ANSWERS) -> Round:
+    """Plan where to ask more questions, so that more labels reach the target. Arguments are those of `calibrate`."""
+    plan = Round({}, [], [], [])
+    for row, one in enumerate(calibrate(output, truth, target, wrong_answers)):
+        if not one.answers:
+            plan.unanswered.append(one.label)
+        elif one.accept is not None:
+            plan.reached.append(one.label)
+        elif one.forecast is None:
+            plan.hopeless.append(one.label)
+        else:
+            # A little lower, so that the new scores' thresholds, which are rounded, are not below the stratum's border.
+            logit = _first_logit(output, row) + float(STEPS[one.forecast.threshold]) - _MARGIN
+            plan.from_scores[row] = 1 / (1 + math.exp(-logit))
+    return plan
 
 
 def make_label_set(output: TaggedOutput, found: Sequence[LabelCalibration]) -> LabelSet:
-    """Return the output's label set with these calibrations, `accept` thresholds, and `review` as the threshold."""
+    """Return the output's label set with the labels that are calibrated. All other labels stay exactly as they are."""
     names = [
-        label.model_copy(update={"calibration": one.calibration, "threshold": one.review, "accept": one.accept})
+        label
+        if one.accept is None
+        else label.model_copy(
+            update={
+                "calibration": one.calibration or label.calibration,
+                "threshold": one.threshold,
+                "accept": one.accept,
+                "chosen_by": one.fingerprint,
+            }
+        )
         for label, one in zip(output.labels.names, found, strict=True)
     ]
     return LabelSet.model_validate(output.labels.model_copy(update={"names": tuple(names)}).model_dump())
 
 
 def count_workload(output: TaggedOutput, labels: LabelSet) -> list[Workload]:
-    """Count each label's accepted and review images, over all images of the output, in one pass."""
+    """Count the images on which each label would be written, by band, over the whole output, in one pass."""
     head = _build_head(output, labels)
-    review_from = np.asarray(labels.thresholds(), np.float32)
-    accept_from = accept_thresholds(labels)
-    accepted = np.zeros(len(review_from), np.int64)
-    predicted = np.zeros(len(review_from), np.int64)
+    regions = WrittenRegions(labels)
+    every = np.arange(len(labels.names))
+    counts = np.zeros((len(every), regions.count), np.int64)
     for scores in output.scores(head):
-        accepted += (scores >= accept_from).sum(axis=0)
-        predicted += (scores >= review_from).sum(axis=0)
-    return [Workload(int(sure), int(every - sure)) for sure, every in zip(accepted, predicted, strict=True)]
+        assigned = regions.assign(scores, every) + regions.count * every[:, None]
+        counts += np.bincount(assigned.reshape(-1), minlength=counts.size).reshape(counts.shape)
+    return [Workload(int(one[ACCEPT]), int(one[REVIEW])) for one in counts]
 
 
-def fit_platt(
-    logits: Doubles, right: NDArray[np.bool_], weight: Doubles, prior: tuple[float, float], deviation: float
-) -> tuple[float, float]:
-    """Fit Platt scaling (Platt 1999): the scale and bias that make sigmoid(scale * logit + bias) a probability.
+def _fit_calibrations(
+    output: TaggedOutput, truth: Truth, groups: Sequence[NDArray[np.intp]]
+) -> list[Calibration | None]:
+    """Fit the calibration of each label that has answers. Other labels and those of groups keep the one they have."""
+    plain = _build_head(output, _replace_calibrations(output.labels, [None] * len(groups)))
+    logits = plain.logits(truth.embeddings)[truth.image, truth.label].astype(np.float64)
+    grouped = {row for group in plain.groups for row in group}
+    pooled = fit_platt(logits, truth.right, effective_weights(truth.weight), (1.0, 0.0), math.inf)
+    fitted: list[Calibration | None] = []
+    for row, answers in enumerate(groups):
+        if row in grouped or not len(answers):
+            fitted.append(output.labels.names[row].calibration)
+            continue
+        weight = effective_weights(truth.weight[answers])
+        scale, bias = fit_platt(logits[answers], truth.right[answers], weight, pooled, PRIOR_DEVIATION)
+        fitted.append(Calibration(scale=scale, bias=bias))
+    return fitted
 
-    `logits`, `right` and `weight` are (A,), one item for each answer. Returns the maximum a posteriori estimate of a
-    logistic regression. The bias has a normal prior with mean `prior[1]` and standard deviation `deviation`; the log
-    scale has a normal prior with mean log(`prior[0]`) and a quarter of that deviation. An infinite deviation means no
-    prior. Scaling the logit, and not the score, keeps differences between very low or very high scores.
 
-    Returns `prior` when there is no answer, and when all answers are alike and there is no prior.
+def _list_thresholds(output: TaggedOutput, row: int, fitted: Calibration | None) -> Floats:
+    """The thresholds that are tried for a label, on the scale of its new scores: increasing float32 (T,).
+
+    They are rounded down to five digits, as they are written in a label set.
     """
-    from scipy.optimize import minimize
-
-    if not len(logits) or (math.isinf(deviation) and (right.all() or not right.any())):
-        return prior
-    signs = np.where(right, 1.0, -1.0)
-    centre = np.array([math.log(prior[0]), prior[1]])
-    spread = np.array([deviation / 4, deviation])
-
-    def loss(point: Doubles) -> tuple[float, Doubles]:
-        scale = math.exp(point[0])
-        margin = signs * (scale * logits + point[1])
-        lost = np.logaddexp(0, -margin)
-        slope = -signs * weight / (1 + np.exp(np.minimum(margin, 500)))
-        off = (point - centre) / spread
-        gradient = np.array([(slope * scale * logits).sum(), slope.sum()]) + off / spread
-        return float((weight * lost).sum() + (off**2).sum() / 2), gradient
-
-    bounds = [(centre[0] - 5, centre[0] + 5), (-100, 100)]
-    found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds)
-    return math.exp(found.x[0]), float(found.x[1])
+    first = _first_logit(output, row)
+    points = [_round_down(_to_new_score(output, row, fitted, first + step)) for step in STEPS]
+    return np.maximum.accumulate(np.asarray(points, np.float32))
 
 
-def effective_weights(weight: Doubles) -> Doubles:
-    """Scale weights (A,) so that their sum is Kish's effective number of answers, (sum w)^2 / sum w^2."""
-    return np.asarray(weight * weight.sum() / np.square(weight).sum() if len(weight) else weight, np.float64)
+def _first_logit(output: TaggedOutput, row: int) -> float:
+    """The logit of the label's threshold, from which `STEPS` are counted."""
+    threshold = output.labels.thresholds()[row]
+    return _logit(threshold if 0 < threshold < 1 else ASSUMED_THRESHOLD)
 
 
-def wilson_bound(share: float | Doubles, count: float | Doubles, quantile: float) -> Doubles:
-    """Wilson's lower bound (1927) of a proportion: `share` of `count` answers. It is 0 when `count` is 0."""
-    share, count = np.asarray(share, np.float64), np.asarray(count, np.float64)
-    square = quantile**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        centre = share + square / (2 * count)
-        spread = quantile * np.sqrt(np.maximum(share * (1 - share), 0) / count + square / (4 * count**2))
-        bound = (centre - spread) / (1 + square / count)
-    return np.where(count > 0, bound, 0.0)
+def _convert_threshold(output: TaggedOutput, row: int, fitted: Calibration | None) -> float:
+    """The label's threshold on the scale of its new scores."""
+    threshold = output.labels.thresholds()[row]
+    if not 0 < threshold < 1:
+        return threshold
+    return _round_down(_to_new_score(output, row, fitted, _logit(threshold)))
 
 
-def count_answers_needed(share: float, target: float) -> int | None:
-    """The number of answers for which the 95 % bound of `share` reaches `target`, or None when no number is enough."""
-    if share <= target:
-        return None
-    high = 1
-    while wilson_bound(share, high, JUDGE_QUANTILE) < target and high < 10**9:
-        high *= 2
-    low = high // 2
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if wilson_bound(share, middle, JUDGE_QUANTILE) >= target else (middle + 1, high)
-    return low
+def _to_new_score(output: TaggedOutput, row: int, fitted: Calibration | None, logit: float) -> float:
+    """The score that a label's logit, by its present calibration, has with a new calibration."""
+    present = output.labels.names[row].calibration
+    if fitted is not None and fitted is not present:
+        plain = logit if present is None else (logit - present.bias) / present.scale
+        logit = fitted.scale * plain + fitted.bias
+    return 1 / (1 + math.exp(-max(min(logit, 700.0), -700.0)))
 
 
-@dataclass(frozen=True)
-class _PrecisionRecallCurve:
-    """A precision-recall curve of weighted answers: a point for each distinct score (T,), the highest score first.
+def _find_lowest(table: CellTable, target: float, wrong_answers: float) -> int | None:
+    """The index of the lowest threshold above which the precision is shown to be at least `target`, or None."""
+    share = target_of_answers(target, wrong_answers)
+    last = table.size.shape[1]
+    above = [table.join_regions(region, last) for region in range(1, last)]
+    single = np.asarray([len(cells.size) == 1 for cells in above])
+    counts = np.asarray([[cells.total, cells.drawn.sum(), cells.right.sum()] for cells in above])
+    sizes, drawn, right = counts.T
+    enough = is_enough(sizes, drawn)
+    passes = single & enough & reaches(sizes, drawn, right, share, ONE_SIDED)
+    for index, cells in enumerate(above):
+        if passes[index]:
+            return index
+        estimate = cells.estimate_right() / max(cells.total, 1)
+        if (
+            enough[index]
+            and not single[index]
+            and estimate >= target
+            and bound_precision(cells, wrong_answers, ONE_SIDED) >= target
+        ):
+            return index
+    return None
 
-    `counts` is Kish's effective number of the answers at or above the threshold.
+
+def _choose_best_f1(table: CellTable) -> int | None:
+    """The index of the threshold with the best estimated F1, or None if no answer is right."""
+    last = table.size.shape[1]
+    positives = table.join_regions(0, last).estimate_right()
+    found = []
+    for region in range(1, last):
+        above = table.join_regions(region, last)
+        found.append(2 * above.estimate_right() / max(above.total + positives, 1) if above.total else 0.0)
+    best = np.nan_to_num(np.asarray(found))
+    return int(np.argmax(best)) if best.any() else None
+
+
+def _confirm_written(
+    output: TaggedOutput, truth: Truth, found: list[LabelCalibration], target: float, wrong_answers: float
+) -> list[LabelCalibration]:
+    """Drop calibrations whose precision is not shown for the images on which the label is really written.
+
+    `top_k` keeps labels from images, and which ones depends on the scores of all labels. If a calibration is dropped,
+    the others are looked at again.
     """
-
-    thresholds: Doubles
-    counts: Doubles
-    precision: Doubles
-    recall: Doubles
-
-    @classmethod
-    def from_answers(cls, scores: Doubles, right: NDArray[np.bool_], weight: Doubles) -> _PrecisionRecallCurve:
-        order = np.argsort(-scores, kind="stable")
-        ordered, weight, right = scores[order], weight[order], right[order]
-        last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) if len(ordered) else np.zeros(0, np.intp)
-        total, squares = np.cumsum(weight)[last], np.cumsum(weight**2)[last]
-        hits = np.cumsum(weight * right)[last]
-        every = hits[-1] if len(hits) and hits[-1] else math.nan
-        return cls(ordered[last], total**2 / squares, hits / total, hits / every)
-
-    def choose(self, target: float | None, share: float = 1.0) -> int | None:
-        """The index of the lowest threshold whose precision bound reaches `target`, or of the best F1 without a target.
-
-        `share` is the fraction of all answers that the curve holds. The bound is computed for the number of answers
-        that all of them would have. Returns None when no threshold reaches the target, or no answer is right.
-        """
-        if not len(self.thresholds) or math.isnan(self.recall[0]):
-            return None
-        if target is None:
-            return int(np.argmax(2 * self.precision * self.recall / (self.precision + self.recall + 1e-12)))
-        without_error = self.precision >= 1 - 1e-12
-        bound = np.where(
-            without_error,
-            wilson_bound(self.precision, self.counts / share, JUDGE_QUANTILE),
-            wilson_bound(self.precision, self.counts / share, CHOOSE_QUANTILE),
-        )
-        passing = np.flatnonzero(bound >= target)
-        return int(passing[-1]) if len(passing) else None
+    if output.labels.top_k is None or output.labels.top_k >= len(found):
+        return found
+    while True:
+        rows = np.asarray([row for row, one in enumerate(found) if one.accept is not None], np.int64)
+        if not len(rows):
+            return found
+        labels = make_label_set(output, found)
+        tables = count_cells(output, truth, rows, WrittenRegions(labels), _build_head(output, labels))
+        dropped = [
+            row
+            for row, table in zip(rows.tolist(), tables, strict=True)
+            if bound_precision(table.join_single(ACCEPT), wrong_answers, ONE_SIDED) < target
+        ]
+        if not dropped:
+            return found
+        for row in dropped:
+            found[row] = LabelCalibration(found[row].label, found[row].answers, found[row].right)
 
 
-def _calibrate_label(
-    name: str,
-    calibration: Calibration,
-    scores: Doubles,
-    right: NDArray[np.bool_],
-    weight: Doubles,
-    folds: NDArray[np.int64],
-    target: float | None,
-    recall: float,
-) -> LabelCalibration:
-    accepted = np.zeros(len(scores), bool)
-    for fold in range(FOLDS):
-        held = folds == fold
-        curve = _PrecisionRecallCurve.from_answers(scores[~held], right[~held], weight[~held])
-        chosen = curve.choose(target, (FOLDS - 1) / FOLDS)
-        if chosen is not None:
-            accepted[held] = scores[held] >= curve.thresholds[chosen]
-    held_out = _PrecisionRecallCurve.from_answers(np.zeros(accepted.sum()), right[accepted], weight[accepted])
-    count = float(held_out.counts[0]) if accepted.any() else 0.0
-    precision = float(held_out.precision[0]) if accepted.any() else math.nan
-    bound = float(wilson_bound(precision, count, JUDGE_QUANTILE)) if accepted.any() else 0.0
-    whole = _PrecisionRecallCurve.from_answers(scores, right, weight)
-    chosen = whole.choose(target)
-    reached = chosen is not None and (target is None or bound >= target)
-    accept = _round_down(whole.thresholds[chosen]) if reached and chosen is not None else None
-    positives = weight[right]
-    found = LabelCalibration(
-        name,
-        len(scores),
-        int(right.sum()),
-        calibration,
-        accept,
-        min(_find_review_threshold(scores[right], positives, recall), 1.0 if accept is None else accept),
-        int(accepted.sum()),
-        precision,
-        bound,
-        float(positives[scores[right] >= accept].sum() / positives.sum())
-        if accept is not None and right.any()
-        else 0.0,
-    )
-    return (
-        found if reached or target is None else replace(found, answers_needed=_estimate_answers_needed(whole, target))
-    )
-
-
-def _estimate_answers_needed(curve: _PrecisionRecallCurve, target: float) -> int | None:
-    """About how many more accepted answers would show the target, at the threshold that needs the fewest."""
-    needed = [
-        count - int(seen)
-        for share, seen in zip(curve.precision, curve.counts, strict=True)
-        if (count := count_answers_needed(float(share), target)) is not None
-    ]
-    return max(1, min(needed)) if needed else None
-
-
-def _find_review_threshold(scores: Doubles, weight: Doubles, recall: float) -> float:
-    """The highest score that a share `recall` of the right answers reaches, by weight. 0 when no answer is right."""
-    if not len(scores):
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    reached = np.searchsorted(np.cumsum(weight[order]), recall * weight.sum() * (1 - 1e-9))
-    return _round_down(scores[order][min(reached, len(scores) - 1)])
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score))
 
 
 def _round_down(score: float) -> float:
-    """Round down to five significant digits: an image at the threshold still reaches it, and 1e-6 does not become 0."""
-    if score <= 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(score)) - 4)
-    return min(float(score), float(f"{math.floor(score / unit) * unit:.5g}"))
+    """Round down to five significant digits of the score, or of its distance from 1 if that is smaller.
 
-
-def _uncalibrated_head(output: TaggedOutput) -> LinearHead:
-    """The output's head without calibrations: Platt scaling is fitted to the checkpoint's own logit."""
-    return _build_head(output, _replace_calibrations(output.labels, [None] * len(output.labels.names)))
+    An image at the threshold still reaches it, 1e-6 does not become 0, and 0.999999 does not become 0.99999.
+    """
+    nearest = min(score, 1 - score)
+    if nearest <= 0:
+        return float(score)
+    digits = 4 - math.floor(math.log10(nearest))
+    return max(0.0, min(float(score), float(f"{math.floor(score * 10**digits) / 10**digits:.{digits}f}")))
 
 
 def _build_head(output: TaggedOutput, labels: LabelSet) -> LinearHead:

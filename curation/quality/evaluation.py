@@ -1,8 +1,11 @@
-"""Evaluation of an output's labels against ground truth: precision, recall, F1, average precision, with intervals.
+"""Evaluation of an output's labels against ground truth: what was accepted, what is left to review, what was missed.
 
-Also top-k accuracy, confused labels, and answers that may themselves be wrong. The metrics are defined as scikit-learn
-defines them. Each answer counts with its weight, so that answers about a sample estimate the metrics of the whole
-output, and not those of the sample.
+The figures are about the labels that the output has: a label is predicted if it is written, that is, if its score
+reaches its threshold and it is among the image's `top_k` best. The metrics are defined as scikit-learn defines them.
+
+Answers about a sample give design-based estimates of the whole output, with intervals: see `curation.estimates.cells`
+and `curation.estimates.confidence`. Answers that are no sample give the figures of the answered images, without
+intervals.
 """
 
 from __future__ import annotations
@@ -15,93 +18,95 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.estimates.cells import NOT_WRITTEN, WrittenRegions, count_cells
+from curation.estimates.confidence import UNKNOWN, WRONG_ANSWERS, Cells, Estimate, estimate_share
+from curation.estimates.figures import BandQuality, Figures
+from curation.quality.independence import separate
 from curation.quality.suspects import Suspect, find_suspects
 from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.scoring import Floats
 
-Doubles = NDArray[np.float64]
-RESAMPLES = 500
-_MIN_RESAMPLES, _MAX_CELLS = 100, 1e9
-"""Bounds of the bootstrap's cost: fewer resamples are drawn when resamples times answers would exceed `_MAX_CELLS`, but
-never fewer than `_MIN_RESAMPLES`."""
-_NORMAL_QUANTILE = 1.96
-"""95 % of a normal distribution are within this many standard deviations of its mean."""
 _MAX_CONFUSIONS, _MAX_SUSPECTS = 20, 100
 _TOP_K = (1, 5)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A metric between 0 and 1 and its 95 % interval: the value plus and minus 1.96 standard deviations of resamples.
-
-    NaN when the metric is not defined: the precision of a label that is never predicted, or the recall of a label that
-    is never right.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def __str__(self) -> str:
-        if math.isnan(self.value):
-            return "-"
-        return f"{self.value:.3f} ({self.low:.2f} to {self.high:.2f})"
-
-
-@dataclass(frozen=True)
 class LabelQuality:
-    """One label's metrics at its threshold. `right` of its `answers` say that the label is right."""
+    """One label's metrics. `right` of its `answers` say that the label is right.
+
+    `accepted` and `review` are the bands of the written labels; without an `accept` threshold all of them are `review`.
+    `precision`, `recall` and `f1` are those of both bands together. `prevalence` is the share of the images for which
+    the label is right. `average_precision` needs answers about all images or all labels, and is not known otherwise.
+
+    `independent` is False if these answers chose the label's `accept` threshold: the figures are then too good.
+    """
 
     label: str
     answers: int
     right: int
+    unsure: int
+    accepted: BandQuality
+    review: BandQuality
     precision: Estimate
     recall: Estimate
     f1: Estimate
-    average_precision: Estimate
+    prevalence: Estimate
+    average_precision: Estimate = UNKNOWN
+    independent: bool = True
 
 
 @dataclass(frozen=True)
 class Confusion:
     """A pair of confused labels: the label `given` is predicted but wrong, and the label `right` is right.
 
-    `images` is the weighted number of such images. `cosine` is that of the two labels' vectors in the head.
+    `images` is the weighted number of such images. `cosine` is that of the two labels' vectors in the head. `examples`
+    are the positions of a few of the images in the output's order.
     """
 
     right: str
     given: str
     images: float
     cosine: float
+    examples: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The metrics of an output's labels. `mean` metrics are means over labels, `micro` metrics pool all answers.
 
-    `mean_average_precision` is the mean over the labels that have both right and wrong answers. `top` is the top-k
-    accuracy by k; it is empty unless exactly one label is right for each image.
+    `output` and `digest` say which output was evaluated. `accepted` and `review` pool the bands of all labels that have
+    answers. `mean_average_precision` is the mean over the labels that have both right and wrong answers. `top` is the
+    top-k accuracy by k; it is empty unless exactly one label is right for each image. `wrong_answers` is the share of
+    wrong answers that the intervals allow for. `notices` are warnings about the answers.
     """
 
+    output: str
+    digest: str
     images: int
     answers: int
+    unsure: int
     labels: list[LabelQuality]
+    accepted: BandQuality
+    review: BandQuality
     mean_average_precision: Estimate
     mean_f1: Estimate
     micro_precision: Estimate
     micro_recall: Estimate
     micro_f1: Estimate
+    wrong_answers: float = WRONG_ANSWERS
     top: dict[int, Estimate] = field(default_factory=dict)
     confusions: list[Confusion] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
+    notices: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the metrics for JSON: undefined values become null."""
+        """Return the metrics for JSON: undefined and unknown values become null."""
 
         def clean(value: Any) -> Any:
             if isinstance(value, dict):
                 return {str(key): clean(item) for key, item in value.items()}
-            if isinstance(value, list):
+            if isinstance(value, (list, tuple)):
                 return [clean(item) for item in value]
             return None if isinstance(value, float) and math.isnan(value) else value
 
@@ -109,154 +114,142 @@ class Evaluation:
         return made
 
 
-def evaluate(output: TaggedOutput, truth: Truth, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
-    """Compare ground truth with the predictions of the output's head for the same images.
+def identify(output: TaggedOutput) -> str:
+    """A digest of the output's labels, thresholds and images, by which an evaluation is recognized as its own."""
+    import hashlib
+    import json
 
-    A label is predicted when its score reaches its threshold. `top_k`, which may keep a predicted label out of the
-    output, is ignored.
+    labels = output.labels.model_dump(mode="json")
+    content = json.dumps([output.fingerprint["labels.digest"], labels, output.rows], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    Intervals come from a Bayesian bootstrap over images (Rubin 1981). They describe images of this output, not other
-    images. An interval is the value plus and minus 1.96 standard deviations of the resamples, and not a percentile
-    interval: random weights shift a mean over labels in one direction, so that a percentile interval may not contain
-    the value.
+
+def evaluate(output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_ANSWERS) -> Evaluation:
+    """Compare ground truth with the labels that the output has for the same images.
+
+    `truth` has its weights from `curation.estimates.cells.weigh_answers`. Intervals describe images of this output, not
+    other images, and they allow for a share `wrong_answers` of the answers to be wrong. A figure that the answers
+    cannot tell is not known: see `confidence.WIDEST`. One pass over the output if the answers are a sample.
     """
+    truth, dependent = separate(output.labels, truth)
     scores = output.head.scores(truth.embeddings)
-    thresholds = np.asarray(output.labels.thresholds(), np.float32)
     names = output.labels.label_names()
-    answered = scores[truth.image, truth.label]
-    predicted = answered >= thresholds[truth.label]
-    draws = _draw_bootstrap_weights(
-        len(truth.positions), min(resamples, max(_MIN_RESAMPLES, int(_MAX_CELLS / len(answered)))), seed
-    )
-    counts = _count_outcomes(truth, predicted, len(names), draws)
-    average_precision = [
-        _average_precision(truth, answered, answers, draws) for answers in group_answers(truth, len(names))
-    ]
-    precision, recall, f1 = _precision_recall_f1(*counts)
-    totals = [count.sum(axis=1, keepdims=True) for count in counts]
-    micro_precision, micro_recall, micro_f1 = (_estimate(metric[:, 0]) for metric in _precision_recall_f1(*totals))
-    answer_counts = np.bincount(truth.label, minlength=len(names))
-    right_counts = np.bincount(truth.label[truth.right], minlength=len(names))
-    labels = [
-        LabelQuality(
-            name,
-            int(answer_counts[row]),
-            int(right_counts[row]),
-            _estimate(precision[:, row]),
-            _estimate(recall[:, row]),
-            _estimate(f1[:, row]),
-            _estimate(average_precision[row]),
+    answered = np.unique(np.concatenate([truth.label, truth.unsure_label]))
+    regions = WrittenRegions(output.labels)
+    if truth.designs:
+        tables = count_cells(output, truth, answered, regions)
+        figures = [Figures.from_cells(table, wrong_answers) for table in tables]
+    else:
+        region = regions.assign(scores, np.arange(len(names)))[truth.label, truth.image]
+        tables = []
+        figures = [Figures.from_answers(truth, region, truth.label == label) for label in answered]
+    groups = group_answers(truth, len(names))
+    labels = []
+    for label, one in zip(answered.tolist(), figures, strict=True):
+        mine = groups[label]
+        precise = _average_precision(truth, scores, mine) if truth.complete else UNKNOWN
+        counts = len(mine), int(truth.right[mine].sum()), int((truth.unsure_label == label).sum())
+        labels.append(
+            LabelQuality(
+                names[label],
+                *counts,
+                one.accepted,
+                one.review,
+                one.precision,
+                one.recall,
+                one.f1,
+                one.prevalence,
+                precise,
+                label not in dependent,
+            )
         )
-        for row, name in enumerate(names)
-        if answer_counts[row]
-    ]
-    labelled = np.flatnonzero(answer_counts)
+    total = Figures.pool(tables, wrong_answers) if tables else Figures.from_answers(truth, region, truth.label >= 0)
+    defined = [one.average_precision.value for one in labels if one.average_precision.known]
     return Evaluation(
+        output.uri,
+        identify(output),
         len(truth.positions),
         len(truth.image),
+        len(truth.unsure_image),
         labels,
-        _estimate(_mean_over_labels(np.asarray(average_precision).T[:, labelled])),
-        _estimate(_mean_over_labels(f1[:, labelled])),
-        micro_precision,
-        micro_recall,
-        micro_f1,
-        top={k: _estimate(_top_k_accuracy(truth, scores, k, draws)) for k in _TOP_K if k < len(names)}
-        if truth.exclusive
-        else {},
-        confusions=_find_confusions(output, truth, scores, thresholds) if truth.complete else [],
+        total.accepted,
+        total.review,
+        Estimate(float(np.mean(defined))) if defined else UNKNOWN,
+        total.mean_f1 if tables else _mean([one.f1 for one in labels]),
+        total.precision,
+        total.recall,
+        total.f1,
+        wrong_answers,
+        top=_estimate_top_k(output, truth, scores, wrong_answers) if truth.exclusive else {},
+        confusions=_find_confusions(output, truth, scores) if truth.complete else [],
         suspects=find_suspects(output, truth)[:_MAX_SUSPECTS],
+        notices=truth.notices,
     )
 
 
-def _draw_bootstrap_weights(images: int, resamples: int, seed: int) -> Doubles:
-    """Draw the weights of a Bayesian bootstrap, float64 (1 + resamples, images). Row 0 is ones: the original data.
-
-    Each other row is a draw from Dirichlet(1, ..., 1), times `images`, so no weight is 0 (Rubin 1981). The usual
-    bootstrap draws images with replacement. A label with a single positive image would then be missing from 37 % of the
-    resamples, and a mean over labels would be a mean over fewer labels than in the original data.
-    """
-    drawn = np.random.default_rng(seed).dirichlet(np.ones(images), size=resamples) * images
-    return np.concatenate([np.ones((1, images)), drawn])
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    known = [one.value for one in estimates if one.known]
+    return Estimate(float(np.mean(known))) if known else UNKNOWN
 
 
-def _count_outcomes(
-    truth: Truth, predicted: NDArray[np.bool_], labels: int, draws: Doubles
-) -> tuple[Doubles, Doubles, Doubles]:
-    """Count weighted true positives, false positives and false negatives: (1 + R, L) each, by resample and label."""
-    kinds = (predicted & truth.right, predicted & ~truth.right, ~predicted & truth.right)
-    counted = []
-    for kind in kinds:
-        cells = np.zeros((len(truth.positions), labels))
-        np.add.at(cells, (truth.image[kind], truth.label[kind]), truth.weight[kind])
-        counted.append(draws @ cells)
-    return counted[0], counted[1], counted[2]
-
-
-def _precision_recall_f1(hits: Doubles, false: Doubles, missed: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """Precision, recall and F1 as in scikit-learn's `precision_recall_fscore_support`, but NaN where not defined."""
-    with np.errstate(invalid="ignore"):
-        return hits / (hits + false), hits / (hits + missed), 2 * hits / (2 * hits + false + missed)
-
-
-def _average_precision(truth: Truth, scores: Floats, answers: NDArray[np.intp], draws: Doubles) -> Doubles:
-    """The average precision of one label in each resample, (1 + R,), as in scikit-learn: equal scores share a rank."""
+def _average_precision(truth: Truth, scores: Floats, answers: NDArray[np.intp]) -> Estimate:
+    """The average precision of one label, as in scikit-learn: equal scores share a rank. Without an interval."""
     right = truth.right[answers]
     if right.all() or not right.any():
-        return np.full(len(draws), math.nan)
-    order = answers[np.argsort(-scores[answers], kind="stable")]
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    weights = draws[:, truth.image[order]] * truth.weight[order]
-    hits = np.cumsum(weights * truth.right[order], axis=1)[:, last]
-    precision = hits / np.cumsum(weights, axis=1)[:, last]
-    return np.asarray((np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1) / hits[:, -1], np.float64)
+        return UNKNOWN
+    score = scores[truth.image[answers], truth.label[answers]]
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    weight = truth.weight[answers][order]
+    hits = np.cumsum(weight * right[order])[last]
+    precision = hits / np.cumsum(weight)[last]
+    return Estimate(float((np.diff(hits, prepend=0) * precision).sum() / hits[-1]))
 
 
-def _top_k_accuracy(truth: Truth, scores: Floats, k: int, draws: Doubles) -> Doubles:
-    """The weighted share of images whose right label has one of the k highest scores, in each resample: (1 + R,)."""
+def _estimate_top_k(output: TaggedOutput, truth: Truth, scores: Floats, wrong_answers: float) -> dict[int, Estimate]:
+    """The share of images whose right label has one of the k highest scores."""
     right = np.flatnonzero(truth.right)
-    label, image = truth.label[right], truth.image[right]
-    mine = scores[image]
-    better = (mine > mine[np.arange(len(right)), label][:, None]).sum(axis=1)
-    weights = draws[:, image] * truth.weight[right]
-    return np.asarray((weights * (better < k)).sum(axis=1) / weights.sum(axis=1), np.float64)
+    mine = scores[truth.image[right]]
+    better = (mine > mine[np.arange(len(right)), truth.label[right]][:, None]).sum(axis=1)
+    weight = truth.weight[right]
+    found = {}
+    for k in (k for k in _TOP_K if k < len(output.labels.names)):
+        hits = better < k
+        if truth.designs:
+            counts = (output.rows, len(right), int(hits.sum()), 0)
+            found[k] = estimate_share(Cells(*(np.asarray([count]) for count in counts)), wrong_answers)
+        else:
+            found[k] = Estimate(float(weight[hits].sum() / weight.sum()))
+    return found
 
 
-def _find_confusions(output: TaggedOutput, truth: Truth, scores: Floats, thresholds: Floats) -> list[Confusion]:
+def _find_confusions(output: TaggedOutput, truth: Truth, scores: Floats) -> list[Confusion]:
     """Find the pairs of labels that are confused most often.
 
-    Predicted labels are those whose score reaches the threshold, or, when exactly one label is right for each image,
-    the label with the highest score.
+    Predicted labels are those that the output has, or, when exactly one label is right for each image, the label with
+    the highest score.
     """
     names, vectors = output.labels.label_names(), output.head.vectors
     right = np.zeros((len(truth.positions), len(names)), bool)
     right[truth.image, truth.label] = truth.right
     weight = np.zeros(len(truth.positions))
     weight[truth.image] = truth.weight
-    predicted = scores >= scores.max(axis=1, keepdims=True) if truth.exclusive else scores >= thresholds
+    if truth.exclusive:
+        predicted = scores >= scores.max(axis=1, keepdims=True)
+    else:
+        predicted = WrittenRegions(output.labels).assign(scores, np.arange(len(names))).T != NOT_WRITTEN
     pairs = (right * weight[:, None]).T @ (predicted & ~right)
     found = np.argsort(-pairs, axis=None, kind="stable")[:_MAX_CONFUSIONS]
-    return [
-        Confusion(names[one], names[other], float(pairs[one, other]), float(vectors[one] @ vectors[other]))
-        for one, other in (divmod(int(flat), len(names)) for flat in found)
-        if pairs[one, other] > 0
-    ]
-
-
-def _mean_over_labels(metric: Doubles) -> Doubles:
-    """The mean over the labels for which the metric is defined, in each resample: (1 + R, L) to (1 + R,)."""
-    defined = ~np.isnan(metric)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(defined, metric, 0).sum(axis=1) / defined.sum(axis=1), np.float64)
-
-
-def _estimate(metric: Doubles) -> Estimate:
-    """An estimate from a metric (1 + R,): the first item is its value, the others are its resamples."""
-    value = float(metric[0])
-    half_width = _NORMAL_QUANTILE * float(np.std(metric[1:]))
-    low, high = np.clip([value - half_width, value + half_width], 0, 1)
-    return Estimate(value, float(low), float(high))
+    made = []
+    for one, other in (divmod(int(flat), len(names)) for flat in found):
+        if pairs[one, other] > 0:
+            images = np.flatnonzero(right[:, one] & predicted[:, other] & ~right[:, other])
+            examples = tuple(truth.positions[images[np.argsort(-scores[images, other])][:5]].tolist())
+            cosine = float(vectors[one] @ vectors[other])
+            made.append(Confusion(names[one], names[other], float(pairs[one, other]), cosine, examples))
+    return made
 
 
 def rank_labels(labels: Sequence[LabelQuality]) -> list[LabelQuality]:
-    """Sort labels by F1, the lowest first. Labels with an undefined F1 come last."""
-    return sorted(labels, key=lambda one: (math.isnan(one.f1.value), one.f1.value))
+    """Sort labels by precision, the lowest first. Labels whose precision is not known come last."""
+    return sorted(labels, key=lambda one: (not one.precision.known, one.precision.value))

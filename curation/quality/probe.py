@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.quality.calibration import effective_weights
-from curation.quality.evaluation import Doubles
+from curation.estimates.confidence import Doubles
+from curation.quality.platt import effective_weights
 from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.labels import LabelSet, Probe

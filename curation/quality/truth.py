@@ -1,32 +1,25 @@
-"""Ground truth: people's answers about an output's images, read from JSONL, CSV, Parquet or a Label Studio export."""
+"""Ground truth: people's answers about an output's images, and the design of the samples that asked for them."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.review.labelstudio import read_answers
+from curation.quality.truth_files import TruthFile, list_some, read_truth_file, read_truth_folder
+from curation.review.answers import RIGHT, UNSURE
+from curation.sampling.design import Design
+from curation.sampling.files import FILES as SAMPLE_FILES
+from curation.sampling.files import read_design, read_sample
 from curation.tagged_output import ID, TaggedOutput, read_embeddings
 from siglip.scoring import Floats
 from storage.settings import ConfigError
-
-RIGHT, WRONG, UNSURE, TAKEN_BACK = "right", "wrong", "unsure", "taken back"
-ANSWERS = (RIGHT, WRONG, UNSURE, TAKEN_BACK)
-SEPARATOR = "|"
-_ID_COLUMNS = (ID, "sha256", "key")
-_MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -35,9 +28,14 @@ class Truth:
 
     `positions` (M,) are the images' indices in the output's order, `ids` and `keys` their names, and `embeddings`
     (M, D) their embeddings, float32 of unit norm. Answer i is about image `image[i]` of these M and label `label[i]` of
-    the output's label set; `right[i]` is True when the label is right. `weight[i]` is the number of images of the
-    output that the answer stands for, 1 without a sample. `complete`: each image has an answer about each label.
-    `exclusive`: exactly one label is right for each image.
+    the output's label set; `right[i]` is True when the label is right. The questions that people were unsure about are
+    not among these answers: they are `unsure_image` and `unsure_label` (U,). `weight[i]` is the number of images of the
+    output that the answer stands for, relative to the other answers about its label.
+
+    `designs` are those of the samples that asked. Without one, the answers allow no statement about other images.
+    `source[i]` is the number of the sample or file that an answer is from.
+    `complete`: each image has an answer about each label. `exclusive`: exactly one label is right for each image.
+    `notices` are one-line warnings.
     """
 
     positions: NDArray[np.int64]
@@ -50,65 +48,15 @@ class Truth:
     weight: NDArray[np.float64]
     complete: bool = False
     exclusive: bool = False
+    unsure_image: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    unsure_label: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    designs: tuple[Design, ...] = ()
+    source: NDArray[np.int64] | None = None
+    notices: tuple[str, ...] = ()
 
     def logits(self, output: TaggedOutput) -> Floats:
         """The logit of each answer's image and label by the output's own head: float32 (A,)."""
         return np.asarray(output.head.logits(self.embeddings)[self.image, self.label], np.float32)
-
-
-def read_truth(path: Path, output: TaggedOutput) -> Truth:
-    """Read ground truth from JSONL, CSV, Parquet or a Label Studio JSON export, and find its images in the output.
-
-    Images are named by the column `id` (as `sightline sample` writes it), `sha256` or `key`; the first that exists is
-    used. The other columns decide what a row is:
-
-    * `label` and `answer` (right, wrong, unsure, taken back): a row is an answer. The last answer about an image and a
-      label counts. An answer that is unsure or taken back is left out.
-    * `labels`, a list or names separated by |: a row is an image. These labels are right and all others are wrong.
-    * `label` without `answer`: a row is an image with exactly one right label.
-
-    A column `weight` is optional. When several images have the same `sha256`, the first is meant.
-
-    Raises `ConfigError` for unknown images or labels (the message names the first few), for a key that several images
-    have, for wrong columns, and when no answer says right or wrong.
-    """
-    rows, columns = _load(path)
-    name = next((name for name in _ID_COLUMNS if name in columns), None)
-    if name is None:
-        raise ConfigError(f"{path}: no column that names the images: add one of {', '.join(_ID_COLUMNS)}")
-    images = [_read_text(path, row.get(name), name) for row in rows]
-    weights = [_read_weight(path, row.get("weight")) for row in rows]
-    known = {label: index for index, label in enumerate(output.labels.label_names())}
-    if "answer" in columns:
-        answers, complete, exclusive = _read_answers(path, rows, images, weights, known), False, False
-    elif "labels" in columns:
-        named = [_split_labels(path, row.get("labels")) for row in rows]
-        answers, complete, exclusive = _expand_labels(path, images, named, weights, known), True, False
-    elif "label" in columns:
-        one = [[_read_text(path, row.get("label"), "label")] for row in rows]
-        answers, complete, exclusive = _expand_labels(path, images, one, weights, known), True, True
-    else:
-        raise ConfigError(
-            f"{path}: no column `labels` or `label`: see curation/README.md for the columns of a truth file"
-        )
-    if not len(answers.right):
-        raise ConfigError(f"{path}: no answer in this file says right or wrong")
-    positions = _find_positions(path, output, name, answers.images)
-    found = output.take(positions, [ID, "key", "embedding"])
-    embeddings = np.concatenate([read_embeddings(batch) for batch in found.select(["embedding"]).to_batches()])
-    ids, keys = found[ID].to_pylist(), found["key"].to_pylist()
-    return Truth(
-        positions,
-        ids,
-        keys,
-        embeddings,
-        answers.image,
-        answers.label,
-        answers.right,
-        answers.weight,
-        complete,
-        exclusive,
-    )
 
 
 def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
@@ -117,58 +65,190 @@ def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
     return np.split(order, np.searchsorted(truth.label[order], np.arange(1, labels)))
 
 
-@dataclass(frozen=True)
+def read_truth(
+    paths: Path | Sequence[Path],
+    output: TaggedOutput,
+    *,
+    strict: bool = False,
+    samples: Sequence[Path] = (),
+) -> Truth:
+    """Read ground truth from files, or from the folders of samples, and find its images in the output.
+
+    See `curation.quality.truth_files` for the files. Of several answers about an image and a label, that of the last
+    file counts. Answers of a sample belong to its design, which is read from the folder of the file or from one of the
+    folders `samples`. Files whose rows say everything about an image count as a random sample of the output's images,
+    and a notice says so unless they name all images. Answers about single labels that belong to no sample allow no
+    statement about other images, and neither do rows with weights: the truth then has no designs, and a notice.
+
+    Rows about unknown images or labels are left out, and a notice counts and names them; with `strict` they raise.
+    When several images have the same `sha256`, the first is meant.
+
+    Raises `ConfigError` for a file that cannot be read, a key that several images have, answers of a sample whose
+    design is not there, and when no answer says right or wrong.
+    """
+    given = [paths] if isinstance(paths, Path) else list(paths)
+    files = [file for path in given for file in (read_truth_folder(path) if path.is_dir() else [read_truth_file(path)])]
+    notices = [notice for file in files for notice in file.notices]
+    folders = [*samples, *(file.path.parent for file in files if (file.path.parent / SAMPLE_FILES[1]).exists())]
+    designs = {design.sample: (design, folder) for folder in dict.fromkeys(folders) if (design := read_design(folder))}
+    found = _Answers(output, strict, notices)
+    for file in files:
+        found.add(_adopt(file, list(designs.values())))
+    used = _choose_designs({name: design for name, (design, _) in designs.items()}, found, output, notices)
+    return _make_truth(output, found, used, files, notices)
+
+
 class _Answers:
-    """Answers as in `Truth`, before the images are found in the output: `image` is an index into the names `images`."""
+    """The answers of all files, by the image's position and the label's index. `state` is right, wrong or unsure."""
 
-    images: list[str]
-    image: NDArray[np.int64]
-    label: NDArray[np.int64]
-    right: NDArray[np.bool_]
-    weight: NDArray[np.float64]
+    def __init__(self, output: TaggedOutput, strict: bool, notices: list[str]) -> None:
+        self._output, self._strict, self._notices = output, strict, notices
+        self._known = {label: index for index, label in enumerate(output.labels.label_names())}
+        self.state: dict[tuple[int, int], tuple[str, float, int]] = {}
+        self.samples: set[str] = set()
+        self._sources: dict[str, int] = {}
+        self.undesigned = False
+        self.whole: list[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], int]] = []
+
+    def add(self, file: TruthFile) -> None:
+        names = list(dict.fromkeys(row.image for row in file.rows))
+        where = dict(zip(names, self._find(file, names), strict=True))
+        unknown = {label for row in file.rows for label in (row.labels if row.label is None else (row.label,))}
+        self._report(file, sorted(unknown - self._known.keys()), "labels", "in the output's label set")
+        self.samples |= {row.sample for row in file.rows}
+        loose = [row for row in file.rows if not row.sample]
+        self.undesigned |= any(row.label is not None or not np.isnan(row.weight) for row in loose)
+        if file.complete:
+            self._add_whole(file, where)
+            return
+        for row in file.rows:
+            position, label = where[row.image], self._known.get(row.label or "")
+            if position >= 0 and label is not None:
+                self.state.pop((position, label), None)
+                source = self._sources.setdefault(row.sample or str(file.path), len(self._sources))
+                self.state[position, label] = row.answer, row.weight, source
+
+    def _add_whole(self, file: TruthFile, where: dict[str, int]) -> None:
+        rows = [row for row in file.rows if where[row.image] >= 0]
+        right = np.zeros((len(rows), len(self._known)), bool)
+        for index, row in enumerate(rows):
+            right[index, [self._known[name] for name in row.labels if name in self._known]] = True
+        weight = np.asarray([row.weight for row in rows], np.float64)
+        source = self._sources.setdefault(str(file.path), len(self._sources))
+        self.whole.append((np.asarray([where[row.image] for row in rows], np.int64), right, weight, source))
+
+    def _find(self, file: TruthFile, names: list[str]) -> list[int]:
+        positions = _find_positions(file.path, self._output, file.name_column, names)
+        missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
+        self._report(file, missing, "images", f"in {self._output.uri}")
+        return [int(position) for position in positions]
+
+    def _report(self, file: TruthFile, names: list[str], what: str, where: str) -> None:
+        if names:
+            message = f"{file.path}: {len(names):,} {what} are not {where}: {list_some(names)}"
+            if self._strict:
+                raise ConfigError(message)
+            self._notices.append(f"{message}. They are left out; --strict refuses them")
+
+    def flatten(self) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Yield arrays of position, label, state (1 right, 0 wrong, -1 unsure), weight and source."""
+        if self.state:
+            states = [1 if said[0] == RIGHT else -1 if said[0] == UNSURE else 0 for said in self.state.values()]
+            pairs = np.asarray(list(self.state), np.int64)
+            weights = np.asarray([said[1] for said in self.state.values()])
+            sources = np.asarray([said[2] for said in self.state.values()], np.int64)
+            yield pairs[:, 0], pairs[:, 1], np.asarray(states), weights, sources
+        for position, right, weight, source in self.whole:
+            image, label = np.indices(right.shape).reshape(2, -1)
+            states_ = right.reshape(-1).astype(np.int64)
+            yield position[image], label, states_, weight[image], np.full(len(image), source)
 
 
-def _read_answers(
-    path: Path, rows: list[dict[str, Any]], images: list[str], weights: list[float], known: dict[str, int]
-) -> _Answers:
-    _check_known(path, {_read_text(path, row.get("label"), "label") for row in rows}, known)
-    found: dict[tuple[str, int], tuple[bool, float]] = {}
-    for row, image, weight in zip(rows, images, weights, strict=True):
-        answer, about = row.get("answer"), (image, known[str(row["label"])])
-        if answer not in ANSWERS:
-            raise ConfigError(f"{path}: an answer is {answer!r}: use one of {', '.join(ANSWERS)}")
-        found.pop(about, None)
-        if answer in (RIGHT, WRONG):
-            found[about] = answer == RIGHT, weight
-    names = {image: index for index, image in enumerate(dict.fromkeys(image for image, _ in found))}
-    return _Answers(
-        list(names),
-        np.asarray([names[image] for image, _ in found], np.int64),
-        np.asarray([label for _, label in found], np.int64),
-        np.asarray([right for right, _ in found.values()], bool),
-        np.asarray([weight for _, weight in found.values()], np.float64),
+def _adopt(file: TruthFile, designs: Sequence[tuple[Design, Path]]) -> TruthFile:
+    """Name the sample of answers that do not name it, if all of them are answers to one sample's questions."""
+    loose = {(row.image, row.label) for row in file.rows if row.label is not None and not row.sample}
+    for design, folder in designs if loose else ():
+        questions, _ = read_sample(folder)
+        asked = zip(questions[file.name_column].to_pylist(), questions["label"].to_pylist(), strict=True)
+        if loose <= set(asked):
+            rows = [replace(row, sample=row.sample or design.sample) for row in file.rows]
+            return replace(file, rows=rows)
+    return file
+
+
+def _choose_designs(
+    designs: dict[str, Design], found: _Answers, output: TaggedOutput, notices: list[str]
+) -> tuple[Design, ...]:
+    missing = sorted(found.samples - designs.keys() - {""})
+    if missing:
+        raise ConfigError(
+            f"the answers belong to the sample {list_some(missing)}, which is not in their folder: name the folder of "
+            "the sample with --sample"
+        )
+    if found.undesigned:
+        notices.append(
+            "some answers belong to no sample, so that they tell nothing about other images: there are no intervals. "
+            "If they are answers to a sample, name its folder with --sample"
+        )
+        return ()
+    used = [design for name, design in designs.items() if name in found.samples]
+    for design in used:
+        if design.images != output.rows:
+            notices.append(
+                f"the sample {design.sample} was drawn from {design.images:,} images, and the output has "
+                f"{output.rows:,}: the figures hold for the other images only if they are like the first ones"
+            )
+    if "" in found.samples:
+        used.append(Design("", output.rows, {}))
+    return tuple(used)
+
+
+def _make_truth(
+    output: TaggedOutput, found: _Answers, designs: tuple[Design, ...], files: Sequence[TruthFile], notices: list[str]
+) -> Truth:
+    parts = list(found.flatten())
+    if not parts or not any((part[2] >= 0).any() for part in parts):
+        raise ConfigError(f"{', '.join(str(file.path) for file in files)}: no answer says right or wrong")
+    position, label, state, weight, source = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(parts) > 1:  # of several answers about an image and a label, the last counts
+        pair = position * len(output.labels.names) + label
+        _, last = np.unique(pair[::-1], return_index=True)
+        kept = np.sort(len(pair) - 1 - last)
+        position, label, state, weight, source = (one[kept] for one in (position, label, state, weight, source))
+    # Images in the order in which the answers name them first.
+    distinct, first, image = np.unique(position, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    positions, image = distinct[np.argsort(first)], rank[image]
+    if "" in found.samples and designs and len(positions) < output.rows:
+        notices.append(
+            f"the {len(positions):,} images count as a random sample of the output's {output.rows:,}: they are not of "
+            "`sightline sample`"
+        )
+    read = output.take(positions, [ID, "key", "embedding"])
+    embeddings = np.concatenate([read_embeddings(batch) for batch in read.select(["embedding"]).to_batches()])
+    sure = state >= 0
+    complete = len(files) == 1 and files[0].complete
+    return Truth(
+        positions,
+        read[ID].to_pylist(),
+        read["key"].to_pylist(),
+        embeddings,
+        image[sure].astype(np.int64),
+        label[sure],
+        state[sure] == 1,
+        np.where(np.isnan(weight[sure]), 1.0, weight[sure]),
+        complete,
+        complete and files[0].exclusive,
+        image[~sure].astype(np.int64),
+        label[~sure],
+        designs,
+        source[sure],
+        tuple(notices),
     )
 
 
-def _expand_labels(
-    path: Path, images: list[str], named: list[list[str]], weights: list[float], known: dict[str, int]
-) -> _Answers:
-    _check_known(path, {name for names in named for name in names}, known)
-    twice = [image for image, count in Counter(images).items() if count > 1]
-    if twice:
-        raise ConfigError(
-            f"{path}: several rows for one image: {_list_some(twice)}. Write one row with all labels of the image"
-        )
-    right = np.zeros((len(images), len(known)), bool)
-    for row, names in enumerate(named):
-        right[row, [known[name] for name in names]] = True
-    every = np.arange(len(images)), np.arange(len(known))
-    image, label = (part.reshape(-1) for part in np.meshgrid(*every, indexing="ij"))
-    return _Answers(images, image, label, right.reshape(-1), np.repeat(np.asarray(weights), len(known)))
-
-
 def _find_positions(path: Path, output: TaggedOutput, name: str, wanted: list[str]) -> NDArray[np.int64]:
-    """Find the positions of images by name, in one pass over the output's column `name`."""
+    """Find the positions of images by name, in one pass over the output's column `name`. -1 for unknown images."""
     values = pa.array(wanted, pa.string())
     positions = np.full(len(wanted), -1, np.int64)
     first = 0
@@ -184,83 +264,4 @@ def _find_positions(path: Path, output: TaggedOutput, name: str, wanted: list[st
             if positions[index] < 0 or positions[index] >= first:  # of several images with the same bytes, the first
                 positions[index] = first + row
         first += len(batch)
-    missing = [image for image, position in zip(wanted, positions, strict=True) if position < 0]
-    if missing:
-        raise ConfigError(
-            f"{path}: {len(missing)} of {len(wanted)} images are not in {output.uri}: {_list_some(missing)}"
-        )
     return positions
-
-
-def _load(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
-    """Read the file's rows, and the names of their columns. Raises `ConfigError`."""
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file")
-    try:
-        if path.suffix == ".parquet":
-            return _read_rows(pq.read_table(path))
-        if path.suffix == ".csv":
-            # Inferred types would read the key 0012 as the number 12.
-            types = dict.fromkeys((*_ID_COLUMNS, "label", "labels", "answer"), pa.string()) | {"weight": pa.float64()}
-            return _read_rows(
-                pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
-            )
-        if path.suffix == ".json":
-            return read_answers(path), {ID, "label", "answer"}
-        if path.suffix in (".jsonl", ".ndjson"):
-            # Not `splitlines`, which also splits at U+2028, and JSON may contain it in a string.
-            text = path.read_text(encoding="utf-8-sig")
-            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-            if not all(isinstance(line, dict) for line in lines):
-                raise ConfigError(f"{path}: a line is not a JSON object")
-            return lines, {name for line in lines for name in line}
-    except ConfigError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    raise ConfigError(f"{path}: a truth file is .jsonl, .csv, .parquet or Label Studio's .json")
-
-
-def _read_rows(table: pa.Table) -> tuple[list[dict[str, Any]], set[str]]:
-    return table.to_pylist(), set(table.column_names)
-
-
-def _split_labels(path: Path, value: Any) -> list[str]:
-    names = value.split(SEPARATOR) if isinstance(value, str) else value or []
-    if not isinstance(names, list):
-        raise ConfigError(f"{path}: labels are {value!r}: write a list of names, or names separated by {SEPARATOR}")
-    return [text for name in names if (text := _to_text(path, name, "labels").strip())]
-
-
-def _read_text(path: Path, value: Any, column: str) -> str:
-    if value is None or value == "":
-        raise ConfigError(f"{path}: a row has no {column}")
-    return _to_text(path, value, column)
-
-
-def _to_text(path: Path, value: Any, column: str) -> str:
-    """Return a value as text. Only an integer besides text has one notation: 1.1 may have been written 1.10."""
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
-    raise ConfigError(f"{path}: {column} is {value!r}, which is not text: write it in quotes")
-
-
-def _read_weight(path: Path, value: Any) -> float:
-    try:
-        weight = 1.0 if value is None else float(value)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not (np.isfinite(weight) and weight > 0):
-        raise ConfigError(f"{path}: a weight is {value}: weights must be greater than 0")
-    return weight
-
-
-def _check_known(path: Path, names: set[str], known: dict[str, int]) -> None:
-    unknown = sorted(names - known.keys())
-    if unknown:
-        raise ConfigError(f"{path}: labels that are not in the output's label set: {_list_some(unknown)}")
-
-
-def _list_some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(repr(name) for name in names[:_MAX_NAMES]) + more

@@ -26,7 +26,7 @@ CONFIG = """<View>
   </Choices>
 </View>
 """
-_DATA = (ID, "key", "sha256", "label", "score", "weight", "stratum")
+_DATA = (ID, "key", "sha256", "label", "sample", "score", "weight", "stratum")
 
 
 def write_tasks(questions: Iterator[dict[str, Any]], labels: LabelSet, folder: Path) -> list[Path]:
@@ -114,4 +114,4 @@ def _read_task(task: dict[str, Any]) -> dict[str, Any] | None:
     latest = max(annotations, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
     [chosen] = [item["value"]["choices"][0] for item in latest["result"] if item.get("from_name") == "answer"]
     data = task["data"]
-    return {**{name: data[name] for name in (ID, "key", "sha256", "label", "weight")}, "answer": chosen}
+    return {**{name: data.get(name) for name in (ID, "key", "sha256", "label", "sample", "weight")}, "answer": chosen}

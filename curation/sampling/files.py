@@ -13,13 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.sampling.sample import EDGES, Sample
+from curation.sampling.design import Design
+from curation.sampling.sample import Goal, Sample
 from curation.tagged_output import ID, TaggedOutput
+from pipelines.output.labels import read_label_table
+from pipelines.output.output import LABELS, Output
 from storage.settings import ConfigError
+from storage.store import StoreError, join
 
 _IMAGES_AT_ONCE, _GROUP_ROWS = 256, 64
 """Images that are read from the output at once, and questions in a row group of the sample."""
-FILES = ("sample.parquet", "sample.json")
+FILES = ("sample.parquet", "sample.json", LABELS)
 _SCHEMA = pa.schema(
     [
         (ID, pa.string()),
@@ -27,6 +31,7 @@ _SCHEMA = pa.schema(
         ("source", pa.string()),
         ("sha256", pa.string()),
         ("label", pa.string()),
+        ("sample", pa.string()),
         ("score", pa.float32()),
         ("stratum", pa.int64()),
         ("weight", pa.float64()),
@@ -41,30 +46,51 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty and may contain answers: name a new folder")
 
 
-def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int) -> None:
-    """Write `sample.parquet`, with one row for each question, and `sample.json` to a new folder.
+def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int, goal: Goal) -> None:
+    """Write a sample to a new folder: `sample.parquet`, with one row for each question, and its design.
+
+    The design is `sample.json`, which has the borders between the strata, and `labels.parquet`, a copy of the output's:
+    the scores that the borders refer to can be computed from it again.
 
     The column `thumbnail` is null when the output has no thumbnails. Memory holds the thumbnails of one row group of
     the output; those of the sample are kept in a temporary file until they are written in the order of the questions.
     Raises `ConfigError` when the folder is not empty or cannot be written.
     """
     check_folder(folder)
+    design = sample.design
     metadata = {
+        "sample": design.sample,
         "output": output.uri,
         "images": output.rows,
         "labels.digest": output.fingerprint["labels.digest"],
         "seed": seed,
+        "for": goal.purpose if goal.purpose != "precision" else f"precision={goal.target:g}",
         "rows": len(sample.position),
-        "stratum edges, logits": EDGES.tolist(),
-        "population": dict(zip(output.labels.label_names(), sample.population.tolist(), strict=True)),
+        "strata": {
+            name: {"from scores": edges.tolist(), "images": sample.population[name], "drawn": sample.drawn[name]}
+            for name, edges in design.edges.items()
+        },
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as thumbnails:
             _write_questions(output, sample, folder / FILES[0], thumbnails)
+        (folder / FILES[2]).write_bytes(output.store.read(join(output.uri, LABELS)))
         (folder / FILES[1]).write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def read_design(folder: Path) -> Design:
+    """Read the design of the sample in a folder. Raises `ConfigError`."""
+    try:
+        about = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+        table = read_label_table(Output(str(folder.resolve())))
+        edges = {name: np.asarray(one["from scores"], np.float32) for name, one in about["strata"].items()}
+        names = tuple(table.labels.label_names())
+        return Design(str(about["sample"]), int(about["images"]), edges, names, table.head)
+    except (OSError, ValueError, LookupError, TypeError, StoreError) as error:
+        raise ConfigError(f"{folder} does not hold the design of a sample: {error}: draw the sample again") from error
 
 
 def read_sample(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -140,6 +166,7 @@ def _write_questions(output: TaggedOutput, sample: Sample, path: Path, thumbnail
             columns = {
                 **{name: found[name] for name in (ID, "key", "source", "sha256")},
                 "label": names.take(pa.array(sample.label[part])),
+                "sample": pa.array([sample.design.sample] * found.num_rows, pa.string()),
                 "score": sample.score[part],
                 "stratum": sample.stratum[part],
                 "weight": sample.weight[part],

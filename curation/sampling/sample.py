@@ -1,40 +1,96 @@
-"""Stratified sampling: choose the images that a person should check, by label and score, each with its weight.
+"""Stratified sampling: choose the images that a person should check, for each label from a few score ranges.
 
-Half of the images near a threshold may be tagged wrongly, but only one in a hundred of all images. Figures of a sample
-that is full of borderline images therefore say nothing about the whole output by themselves. Each sampled image has a
-weight, the number of images of its stratum that it stands for (Horvitz and Thompson 1952), and every module that reads
-answers uses the weights.
+Few images are near a threshold or have high scores, and these are the ones that answers are needed for. A label's
+questions are therefore drawn from strata, which are ranges of its scores. Within a stratum each image has the same
+chance. A label's questions are in random order, so that the first of them are a sample too.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.histogram import bin_scores, rank_within_groups
+from curation.histogram import rank_within_groups
+from curation.sampling.design import Design
 from curation.tagged_output import TaggedOutput
 from siglip.scoring import Floats
+from storage.settings import ConfigError
 
-EDGES = np.arange(-12.0, 7.0)
-"""Borders between a label's 20 strata, as logits of the score, 1 apart. They are fixed, so that one pass is enough."""
-STRATA = len(EDGES) + 1
+OFFSETS = np.arange(-12.0, 9.0)
+"""Borders between a label's bins, in logits from its threshold. A stratum is a range of bins. They are fixed, so that
+one pass over the scores is enough."""
+_AT_THRESHOLD = 12
+"""The index of the offset 0: bins above it reach the threshold."""
 DEFAULT_THRESHOLD = 0.1
 """The threshold that is assumed for a label without one: SigLIP gives correct labels scores of 0.1 to 0.5."""
-_MIN_PER_STRATUM = 2
+NEAR = 3
+"""The stratum below the threshold reaches at least this many logits down, unless few images reach the threshold."""
 _MAX_CANDIDATES = 2_000_000
 """The reservoirs are pruned when they hold more candidates than this. It bounds memory."""
+_NEVER = np.uint32(2**32 - 1)
+"""The random number of an image that must not be drawn."""
+
+Purpose = Literal["precision", "evaluation", "audit"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the answers are for. It decides how a label's questions are shared out.
+
+    * `precision`: find the score from which a share `target` of the images is right. Needs answers above the threshold.
+    * `evaluation`: estimate recall and the share of right images too. Needs answers below the threshold as well.
+    * `audit`: judge what was accepted. Asks about nothing else.
+    """
+
+    purpose: Purpose = "precision"
+    target: float = 0.9
+
+    @property
+    def share_above(self) -> float:
+        """The share of a label's questions about images that reach its threshold."""
+        return {"precision": 0.85, "evaluation": 0.4, "audit": 1.0}[self.purpose]
+
+    @property
+    def share_far_below(self) -> float:
+        """The share of a label's questions about images that are not near its threshold."""
+        return {"precision": 0.05, "evaluation": 0.3, "audit": 0.0}[self.purpose]
+
+    @classmethod
+    def parse(cls, text: str) -> Goal:
+        """Read `precision=0.9` or `evaluation`. Raises `ConfigError`."""
+        name, equals, value = text.partition("=")
+        try:
+            target = float(value) if equals else 0.9
+        except ValueError:
+            target = -1.0
+        if name == "precision" and 0.5 <= target <= 0.999:
+            return cls("precision", target)
+        if text == "evaluation":
+            return cls("evaluation")
+        raise ConfigError(f"--for {text}: write precision=0.9, with a number from 0.5 to 0.999, or evaluation")
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """A range of bins, from `first` to before `end`, from which `size` images are drawn."""
+
+    first: int
+    end: int
+    size: int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of N questions: each is one image and one label.
+    """A sample of Q questions: each is one image and one label.
 
-    `position` (N,) is the image's index in the output's order, `label` (N,) the label's index in the label set,
-    `stratum` (N,) the bin of its `score` (N,) between `EDGES`. `weight` (N,) is the number of images in the stratum
-    divided by the number drawn from it. `population` (L, STRATA) is the number of images in each stratum.
+    `position` (Q,) is the image's index in the output's order, `label` (Q,) the label's index in the label set,
+    `score` (Q,) its score, `stratum` (Q,) its stratum in the `design`. `weight` (Q,) is the number of images in the
+    stratum divided by the number drawn from it. `population` and `drawn` are these two numbers, by label and stratum.
     """
 
     position: NDArray[np.int64]
@@ -42,98 +98,183 @@ class Sample:
     score: Floats
     stratum: NDArray[np.int64]
     weight: NDArray[np.float64]
-    population: NDArray[np.int64]
+    design: Design
+    population: dict[str, list[int]]
+    drawn: dict[str, list[int]]
 
 
-def draw_sample(output: TaggedOutput, per_label: int, seed: int = 0) -> Sample:
-    """Draw about `per_label` images for each label, in one pass over the embeddings and with constant memory.
+@dataclass(frozen=True)
+class Exclusion:
+    """Questions that must not be asked again: `position` and `label` (E,) as in `Sample`, in any order."""
 
-    At least two images are drawn from every stratum that has two, so that every image has a chance to be drawn; the
-    other images are drawn mostly where the threshold will be (see `allocate`). The labels' samples are independent: an
-    image may be drawn for several labels. The same seed draws the same sample from the same output.
+    position: NDArray[np.int64]
+    label: NDArray[np.int64]
+
+
+NOTHING = Exclusion(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def draw_sample(
+    output: TaggedOutput,
+    per_label: int,
+    seed: int = 0,
+    goal: Goal = Goal(),
+    *,
+    labels: Sequence[int] | None = None,
+    from_scores: Mapping[int, float] | None = None,
+    exclude: Exclusion = NOTHING,
+) -> Sample:
+    """Draw `per_label` questions for each label, or all images if there are fewer, in one pass and constant memory.
+
+    The labels' samples are independent: an image may be drawn for several labels. The same seed draws the same sample
+    from the same output. `labels` are the indices of the labels to ask about, by default all. With `from_scores`, a
+    score by the label's index, only these labels are asked about, and only images whose score is at least the given
+    one. An audit asks about the images that reach the label's `accept` threshold, or its threshold if it has none.
+
+    Excluded questions are counted in their strata, and not drawn.
     """
-    labels = len(output.labels.names)
-    reservoirs = _StratumReservoirs(labels, max(per_label, _MIN_PER_STRATUM))
-    random = np.random.default_rng(seed)
-    first = 0
+    names = output.labels.names
+    if from_scores is None and goal.purpose == "audit":
+        starts = zip(names, output.labels.thresholds(), strict=True)
+        scores_ = [threshold if label.accept is None else label.accept for label, threshold in starts]
+        from_scores = {row: scores_[row] for row in (range(len(names)) if labels is None else labels)}
+    rows = sorted(from_scores) if from_scores is not None else range(len(names)) if labels is None else sorted(labels)
+    chosen = np.asarray(rows, np.int64)
+    borders = _make_borders(output, from_scores)[... if from_scores is not None else chosen]
+    reservoirs = _Reservoirs(borders, per_label, np.random.default_rng(seed), exclude, chosen)
     for scores in output.scores():
-        reservoirs.add(first, scores, random.integers(0, 2**32, scores.shape, np.uint32))
-        first += len(scores)
-    thresholds = output.labels.thresholds()
-    sizes = [allocate(*stratum, per_label) for stratum in zip(reservoirs.population, thresholds, strict=True)]
-    return reservoirs.draw(np.stack(sizes))
+        reservoirs.add(scores[:, chosen])
+    above = 1 if from_scores is not None else _AT_THRESHOLD + 1
+    only = Goal("audit") if from_scores is not None else goal
+    strata = [
+        choose_strata(population, available, above, per_label, only)
+        for population, available in zip(reservoirs.population, reservoirs.available(), strict=True)
+    ]
+    return _make_sample(output, reservoirs, strata, borders, chosen, seed)
 
 
-def allocate(population: NDArray[np.int64], threshold: float, count: int) -> NDArray[np.int64]:
-    """Allocate a label's sample of `count` images to its strata: the number of images to draw from each, (STRATA,).
+def choose_strata(
+    population: NDArray[np.int64], available: NDArray[np.int64], above: int, count: int, goal: Goal
+) -> list[Stratum]:
+    """Share out a label's questions: three strata, from high scores to low ones. Their sizes add up to `count`.
 
-    `population` (STRATA,) is the number of images in each stratum. Each stratum first gets two, or all the images it
-    has, so that the sum may be a little more than `count`. Half of the rest is allocated in proportion to population
-    times standard deviation (Neyman 1934), and half in proportion to the standard deviation alone, so that high scores,
-    which few images have, are sampled too.
-
-    The standard deviation of an answer is unknown before anyone has answered. It is taken as sqrt(p(1-p)), where p is
-    a logistic curve through 1/2 at the label's threshold. Above the threshold it is at least 1/3, because the precision
-    of accepted images can only be shown by answers about accepted images.
+    `population` (B,) is the number of images in each bin, and `available` (B,) the number of those that may be drawn.
+    Bins from `above` on reach the threshold; they are the first stratum. The second begins below it and goes down as
+    far as `NEAR` bins, and at least until it has twice as many images as are drawn from it. If there are too few images
+    at the threshold, it only does the latter, because its highest scores are then the best candidates. The third holds
+    all other images. The sizes add up to less than `count` if there are not so many images.
     """
-    allocated = np.minimum(population, _MIN_PER_STRATUM)
-    middle = np.concatenate([[EDGES[0] - 1], (EDGES[:-1] + EDGES[1:]) / 2, [EDGES[-1] + 1]])
-    above = middle - _logit(threshold if 0 < threshold < 1 else DEFAULT_THRESHOLD)
-    chance = 1 / (1 + np.exp(-above))
-    deviation = np.maximum(np.sqrt(chance * (1 - chance)), np.where(above > 0, 1 / 3, 0)) * (population > 0)
-    while (remaining := count - int(allocated.sum())) > 0 and (allocated < population).any():
-        available = population - allocated
-        open_ = available > 0
-        neyman = population * deviation * open_
-        share = neyman / max(neyman.sum(), 1e-300) + deviation * open_ / max((deviation * open_).sum(), 1e-300)
-        more = np.minimum(available, np.floor(remaining * share / share.sum()).astype(np.int64))
-        if not more.any():
-            more[np.argmax(share * open_)] = 1
-        allocated = allocated + more
-    return np.asarray(allocated, np.int64)
+    room = int(available[above:].sum())
+    top = min(room, max(1, round(count * goal.share_above)))
+    if goal.purpose == "audit":
+        return [Stratum(above, len(population), top), Stratum(0, above, 0)]
+    far = round(count * goal.share_far_below)
+    near = count - top - far
+    first = above if top < round(count * goal.share_above) else max(0, above - NEAR)
+    while first > 0 and available[first:above].sum() < 2 * near:
+        first -= 1
+    near, far = _move_surplus([near, far], [int(available[first:above].sum()), int(available[:first].sum())])
+    top = min(room, count - near - far)
+    return [Stratum(above, len(population), top), Stratum(first, above, near), Stratum(0, first, far)]
 
 
-class _StratumReservoirs:
-    """Reservoir samples, one for each stratum of each label.
+def _move_surplus(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
+    """Move what does not fit into one stratum to the others."""
+    given = [min(size, room) for size, room in zip(sizes, rooms, strict=True)]
+    for index, room in enumerate(rooms):
+        given[index] += min(sum(sizes) - sum(given), room - given[index])
+    return given
 
-    Each image gets a random number for each label. A reservoir keeps the `capacity` images with the smallest numbers,
-    which is a simple random sample of the stratum's images seen so far.
+
+def _make_borders(output: TaggedOutput, from_scores: Mapping[int, float] | None) -> Floats:
+    """The borders between the bins of each label, or of those in `from_scores`, as float32 scores (L, E)."""
+    if from_scores is not None:
+        return np.asarray([[from_scores[row]] for row in sorted(from_scores)], np.float32)
+    thresholds = np.asarray(
+        [value if 0 < value < 1 else DEFAULT_THRESHOLD for value in output.labels.thresholds()], np.float64
+    )
+    logits = np.log(thresholds / (1 - thresholds))[:, None] + OFFSETS
+    borders = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    borders[:, _AT_THRESHOLD] = thresholds.astype(np.float32)  # exactly, as the job compares scores with it
+    return np.maximum.accumulate(borders, axis=1)
+
+
+class _Reservoirs:
+    """Reservoir samples, one for each bin of each label.
+
+    Each image gets a random number for each label. A reservoir keeps the `capacity` images with the smallest numbers.
+    These are a simple random sample of the bin, and the smallest numbers of several bins are one of the bins together.
     """
 
-    def __init__(self, labels: int, capacity: int) -> None:
-        self.population = np.zeros((labels, STRATA), np.int64)
-        self._capacity = capacity
-        self._first = np.arange(labels) * STRATA
-        self._limits = np.full(labels * STRATA, np.iinfo(np.uint32).max, np.uint32)
+    def __init__(
+        self,
+        borders: Floats,
+        capacity: int,
+        random: np.random.Generator,
+        exclude: Exclusion,
+        chosen: NDArray[np.int64],
+    ) -> None:
+        labels, self.bins = len(borders), borders.shape[1] + 1
+        self.population = np.zeros((labels, self.bins), np.int64)
+        self._excluded = np.zeros((labels, self.bins), np.int64)
+        self._borders, self._capacity, self._random = borders, capacity, random
+        self._first_bin = (np.arange(labels) * self.bins)[:, None]
+        self._limits = np.full(labels * self.bins, _NEVER, np.uint32)
         self._candidates: list[tuple[NDArray[Any], ...]] = []
-        self._count = 0
+        self._count = self._position = 0
+        column = np.full(int(max(chosen.max(initial=0), exclude.label.max(initial=0))) + 1, -1, np.int64)
+        column[chosen] = np.arange(labels)
+        known = column[exclude.label] >= 0
+        order = np.argsort(exclude.position[known], kind="stable")
+        self._exclude = exclude.position[known][order], column[exclude.label[known]][order]
 
-    def add(self, first: int, scores: Floats, numbers: NDArray[np.uint32]) -> None:
-        """Add N images, the first of them at position `first`. `scores` and the random `numbers` are (N, L)."""
-        bins, counts = bin_scores(scores, EDGES)
-        strata = self._first + bins
-        self.population += counts
-        rows, labels = np.nonzero(numbers <= self._limits[strata])
-        self._candidates.append((strata[rows, labels], numbers[rows, labels], first + rows, scores[rows, labels]))
-        self._count += len(rows)
+    def add(self, scores: Floats) -> None:
+        """Add the next N images of the output, with the scores (N, L) of the chosen labels."""
+        turned = np.ascontiguousarray(scores.T)
+        pairs = zip(self._borders, turned, strict=True)
+        bins = np.stack([np.searchsorted(edges, row, side="right") for edges, row in pairs])
+        bins += self._first_bin
+        self.population += np.bincount(bins.reshape(-1), minlength=self.population.size).reshape(self.population.shape)
+        numbers = self._random.integers(0, _NEVER, turned.shape, np.uint32)
+        positions, labels = self._exclude
+        mine = slice(*np.searchsorted(positions, [self._position, self._position + len(scores)]))
+        rows = positions[mine] - self._position
+        numbers[labels[mine], rows] = _NEVER
+        np.add.at(self._excluded.reshape(-1), bins[labels[mine], rows], 1)
+        where, column = np.nonzero(numbers < self._limits[bins])
+        found = bins[where, column], numbers[where, column], self._position + column, turned[where, column]
+        self._candidates.append(found)
+        self._count += len(column)
+        self._position += len(scores)
         if self._count > _MAX_CANDIDATES:
             self._prune()
 
-    def draw(self, sizes: NDArray[np.int64]) -> Sample:
-        """Draw `sizes` (L, STRATA) images from the strata. Rows are sorted by label, and randomly within a label."""
+    def available(self) -> NDArray[np.int64]:
+        """The number of images of each bin that may be drawn, (L, bins)."""
+        return np.asarray(self.population - self._excluded, np.int64)
+
+    def draw(self, strata: Sequence[Sequence[Stratum]]) -> tuple[NDArray[Any], ...]:
+        """Draw from each label's strata: arrays (Q,) of label, stratum, position and score.
+
+        Strata are numbered from the lowest scores.
+        """
         self._prune()
-        strata, numbers, positions, scores = self._candidates[0]
-        chosen = rank_within_groups(strata) < sizes.reshape(-1)[strata]
-        strata, numbers, positions, scores = (column[chosen] for column in (strata, numbers, positions, scores))
-        weight = (self.population.reshape(-1) / np.maximum(sizes.reshape(-1), 1))[strata]
-        order = np.lexsort((numbers, strata // STRATA))
-        label, stratum = np.divmod(strata[order], STRATA)
-        return Sample(
-            positions[order], label, np.asarray(scores[order], np.float32), stratum, weight[order], self.population
-        )
+        bins, numbers, positions, scores = self._candidates[0]
+        stratum_of = np.zeros(self.population.size, np.int64)
+        sizes: list[int] = []
+        for label, one in enumerate(strata):
+            for stratum in one[::-1]:
+                stratum_of[label * self.bins + stratum.first : label * self.bins + stratum.end] = len(sizes)
+                sizes.append(stratum.size)
+        first = np.cumsum([0, *(len(one) for one in strata)])
+        stratum = stratum_of[bins]
+        order = np.lexsort((numbers, stratum))
+        chosen = order[rank_within_groups(stratum[order]) < np.asarray(sizes)[stratum[order]]]
+        label = np.searchsorted(first, stratum[chosen], side="right") - 1
+        return label, stratum[chosen] - first[label], positions[chosen], scores[chosen]
 
     def _prune(self) -> None:
-        """Keep `capacity` images of each stratum. The largest number kept is the limit for later candidates."""
+        """Keep `capacity` images of each bin. The largest number kept is the limit for later candidates."""
         columns: list[NDArray[Any]] = [np.concatenate(chunks) for chunks in zip(*self._candidates, strict=True)]
         order = np.lexsort((columns[1], columns[0]))
         columns = [column[order] for column in columns]
@@ -144,5 +285,32 @@ class _StratumReservoirs:
         self._candidates, self._count = [kept], len(kept[0])
 
 
-def _logit(score: float) -> float:
-    return float(np.log(score / (1 - score)))
+def _make_sample(
+    output: TaggedOutput,
+    reservoirs: _Reservoirs,
+    strata: Sequence[Sequence[Stratum]],
+    borders: Floats,
+    chosen: NDArray[np.int64],
+    seed: int,
+) -> Sample:
+    label, stratum, position, score = reservoirs.draw(strata)
+    names = output.labels.label_names()
+    edges, population, drawn = {}, {}, {}
+    for row, one in enumerate(strata):
+        name = names[chosen[row]]
+        rising = one[::-1]
+        edges[name] = np.asarray(
+            [borders[row, part.first - 1] if part.first else -1 for part in rising[1:]], np.float32
+        )
+        population[name] = [int(reservoirs.population[row, part.first : part.end].sum()) for part in rising]
+        drawn[name] = [part.size for part in rising]
+    # Within a label in random order, whatever the strata: a person who stops early leaves a sample.
+    order = np.lexsort((np.random.default_rng([seed, 1]).random(len(label)), label))
+    label, stratum, position, score = label[order], stratum[order], position[order], score[order]
+    images = np.asarray([population[names[chosen[row]]][part] for row, part in zip(label, stratum, strict=True)])
+    sizes = np.asarray([drawn[names[chosen[row]]][part] for row, part in zip(label, stratum, strict=True)])
+    label = chosen[label]
+    digest = hashlib.sha256(b"".join(column.tobytes() for column in (position, label, np.float64(seed))))
+    design = Design(digest.hexdigest()[:16], output.rows, edges, tuple(names), output.head)
+    score = np.asarray(score, np.float32)
+    return Sample(position, label, score, stratum, images / np.maximum(sizes, 1), design, population, drawn)

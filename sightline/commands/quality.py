@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,18 +26,27 @@ if TYPE_CHECKING:
     from curation.tagged_output import TaggedOutput
 
 SHOWN = 40
+_TABLE_WIDTH = 130
+"""Columns of a terminal that the table of an evaluation takes at least: its intervals are hard to read when broken."""
 OUTPUT = typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.", show_default=False)
 TRUTH = typer.Option(
     "--truth",
     metavar="FILE",
-    help="Ground truth: .jsonl, .csv, .parquet, or a Label Studio export (.json).",
+    help="Answers: the folder of a sample, .jsonl, .csv, .parquet, or a Label Studio export (.json). Repeat for more.",
     show_default=False,
+)
+SAMPLE = typer.Option(
+    "--sample", metavar="DIR", help="The folder of the sample that was answered, if the answers lie elsewhere."
+)
+STRICT = typer.Option("--strict", help="Refuse answers about unknown images and labels, instead of leaving them out.")
+WRONG_ANSWERS = typer.Option(
+    "--wrong-answers", min=0, max=0.2, help="The share of wrong answers that the intervals allow for."
 )
 
 
 def calibrate(
     output: Annotated[str, OUTPUT],
-    truth: Annotated[Path, TRUTH],
+    truth: Annotated[list[Path], TRUTH],
     labels_out: Annotated[
         Path, typer.Option("--labels-out", metavar="FILE", help="File for the calibrated label set.")
     ] = Path("calibrated.yaml"),
@@ -43,55 +54,70 @@ def calibrate(
         float, typer.Option(min=0.5, max=0.999, help="Target precision: share of the accepted images that are right.")
     ] = 0.9,
     best_f1: Annotated[
-        bool, typer.Option("--best-f1", help="Accept from the score with the best F1, instead of a target precision.")
+        bool,
+        typer.Option("--best-f1", help="Accept from the score with the best estimated F1, and promise no precision."),
     ] = False,
-    recall: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the right images that are accepted or left to review.")
-    ] = 0.95,
+    sample: Annotated[list[Path] | None, SAMPLE] = None,
+    wrong_answers: Annotated[float, WRONG_ANSWERS] = 0.02,
+    strict: Annotated[bool, STRICT] = False,
 ) -> None:
-    """Find each label's accept and review thresholds, and count the images that are left to review. Writes a label set.
+    """Find for each label the lowest score from which the target precision is shown. Writes a label set.
 
-    A precision counts as reached when the lower bound (Wilson, 95 %) of its estimate from held-out answers reaches it:
-    52 accepted answers without an error show 95 %. Labels with too few answers leave all images to review. Apply the
-    label set with `sightline retag`.
+    A precision is shown when its one-sided 95 % lower bound reaches the target: 30 answers without an error show 90 %.
+    Labels that do not reach it, and labels without answers, stay as they are. Apply the label set with `sightline
+    retag`, and check the result with `sightline audit`: the answers that chose a threshold cannot judge it.
     """
-    with open_truth(output, truth) as (source, answers):
+    with open_truth(output, truth, strict=strict, samples=sample or ()) as (source, answers):
         from curation.quality import calibration
 
-        found = calibration.calibrate(source, answers, None if best_f1 else precision, recall)
+        target = None if best_f1 else precision
+        found = calibration.calibrate(source, answers, target, wrong_answers)
         labels = calibration.make_label_set(source, found)
         workloads = calibration.count_workload(source, labels)
         write_labels(labels_out, labels)
-        target = "best F1" if best_f1 else f">= {precision:.0%}"
-        for one, workload in list(zip(found, workloads, strict=True))[:SHOWN]:
+        shown = [pair for pair in zip(found, workloads, strict=True) if pair[0].answers]
+        for one, workload in shown[:SHOWN]:
             if one.accept is not None:
-                result = f"{workload.accepted:,} accepted at {target}"
-            elif one.answers_needed is None:
-                result = f"not calibrated: no threshold reaches the target with {one.answers} answers"
+                reached = "best F1" if best_f1 else f">= {precision:.0%}"
+                result = f"{workload.accepted:,} accepted at {reached}, {workload.review:,} to review"
+            elif one.forecast is None:
+                result = f"not calibrated: no threshold can be shown to reach the target, {one.answers:,} answers"
             else:
-                result = f"not calibrated: about {one.answers_needed:,} more accepted answers needed"
-            out.print(f"{escape(one.label)}: {result}, {workload.review:,} to review", highlight=False)
-        print_omitted(len(found))
-        reached = sum(one.accept is not None for one in found)
-        out.print(f"{reached} of {len(found)} labels calibrated: {escape(str(labels_out))}", highlight=False)
+                result = f"not calibrated: about {one.forecast.more:,} more answers needed"
+            out.print(f"{escape(one.label)}: {result}", highlight=False)
+        print_omitted(len(shown))
+        without = [one.label for one in found if not one.answers]
+        if without:
+            names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+            out.print(escape(f"{len(without):,} labels without answers stay as they are: {names}"), highlight=False)
+        if not best_f1 and any(one.forecast for one in found):
+            given = " ".join(f"--exclude {path}" for path in truth)
+            again = f"sightline sample {output} DIR --more {given} --for precision={precision:g}"
+            out.print(escape(f"To ask where answers are missing: {again}"), highlight=False)
+        count = sum(one.accept is not None for one in found)
+        out.print(f"{count} of {len(found)} labels calibrated: {escape(str(labels_out))}", highlight=False)
 
 
 def evaluate(
     output: Annotated[str, OUTPUT],
-    truth: Annotated[Path, TRUTH],
+    truth: Annotated[list[Path], TRUTH],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all metrics as JSON, for `sightline report --evaluation`.")
     ] = False,
+    sample: Annotated[list[Path] | None, SAMPLE] = None,
+    wrong_answers: Annotated[float, WRONG_ANSWERS] = 0.02,
+    strict: Annotated[bool, STRICT] = False,
 ) -> None:
-    """Evaluate an output's labels against ground truth: precision, recall, F1 and average precision, with intervals.
+    """Evaluate the labels that an output has: how much of each band is right, and how much was missed.
 
-    Also top-1 and top-5 accuracy when each image has exactly one right label, and the answers that the model
-    contradicts most: check these answers again.
+    Answers to a sample give estimates of the whole output with 95 % intervals. A figure that the sample cannot tell is
+    shown as "-": answer more questions, or draw a sample with `--for evaluation`. Also lists answers that the model
+    contradicts most: check these again.
     """
-    with open_truth(output, truth) as (source, answers):
+    with open_truth(output, truth, strict=strict, samples=sample or ()) as (source, answers):
         from curation.quality import evaluation
 
-        metrics = evaluation.evaluate(source, answers)
+        metrics = evaluation.evaluate(source, answers, wrong_answers)
         if as_json:
             print(json.dumps(metrics.as_dict(), ensure_ascii=False))
         else:
@@ -110,32 +136,65 @@ def write_labels(path: Path, labels: LabelSet) -> None:
 
 
 @contextmanager
-def open_truth(output: str, truth: Path) -> Iterator[tuple[TaggedOutput, Truth]]:
+def open_truth(
+    output: str, truth: Path | list[Path], *, strict: bool = False, samples: Sequence[Path] = ()
+) -> Iterator[tuple[TaggedOutput, Truth]]:
     """Open the output and read the answers about it. Errors inside the block end the command with a message."""
     with report_errors():
+        from curation.estimates.cells import weigh_answers
         from curation.quality.truth import read_truth
 
         source = open_reported(output)
-        answers = read_truth(truth, source)
-        err.print(f"{len(answers.image):,} answers about {len(answers.positions):,} images", highlight=False)
-        yield source, answers
+        answers = read_truth(truth, source, strict=strict, samples=samples)
+        counted = f"{len(answers.image):,} answers about {len(answers.positions):,} images"
+        if len(answers.unsure_image):
+            counted += f", and {len(answers.unsure_image):,} unsure"
+        err.print(counted, highlight=False)
+        for notice in answers.notices:
+            err.print(escape(notice), highlight=False)
+        yield source, weigh_answers(source, answers)
+
+
+def print_omitted(count: int) -> None:
+    """Say how many of `count` labels were not printed."""
+    if count > SHOWN:
+        out.print(f"and {count - SHOWN} more labels")
 
 
 def _print_evaluation(metrics: Evaluation) -> None:
     from curation.quality.evaluation import rank_labels
 
     totals = Table(show_header=False, box=None)
+    for name, band in (("accepted", metrics.accepted), ("to review", metrics.review)):
+        if band.answers:
+            count = f"{band.images:,} labels, " if band.images else ""
+            totals.add_row(name, f"{count}{band.precision} right, from {band.answers:,} answers")
     for k, accuracy in metrics.top.items():
         totals.add_row(f"top-{k}", str(accuracy))
-    for name in ("mean_average_precision", "mean_f1", "micro_precision", "micro_recall", "micro_f1"):
-        totals.add_row(name.replace("_", " "), str(getattr(metrics, name)))
+    for name in ("micro_precision", "micro_recall", "micro_f1", "mean_f1", "mean_average_precision"):
+        if getattr(metrics, name).known:
+            totals.add_row(name.replace("_", " "), str(getattr(metrics, name)))
     out.print(totals, highlight=False)
-    table = Table("label", "answers", "right", "precision", "recall", "F1", "average precision", box=None)
+    table = Table("label", "accepted", "right", "to review", "right", "recall", "F1", "answers", box=None)
     for one in rank_labels(metrics.labels)[:SHOWN]:
-        figures = (one.precision, one.recall, one.f1, one.average_precision)
-        table.add_row(escape(one.label), f"{one.answers:,}", f"{one.right:,}", *map(str, figures))
-    out.print(table, highlight=False)
+        bands = [
+            text
+            for band in (one.accepted, one.review)
+            for text in (f"{band.images:,}" if band.images or metrics.accepted.images else "-", str(band.precision))
+        ]
+        mark = "" if one.independent else " *"
+        table.add_row(escape(one.label) + mark, *bands, str(one.recall), str(one.f1), f"{one.answers:,}")
+    Console(file=out.file, width=max(out.width, _TABLE_WIDTH)).print(table, highlight=False)
     print_omitted(len(metrics.labels))
+    if any(not one.independent for one in metrics.labels):
+        text = "* these answers chose the threshold, so that these figures are too good: draw others, `sightline audit`"
+        out.print(text, highlight=False)
+    if metrics.accepted.precision.known and math.isfinite(metrics.accepted.precision.low):
+        out.print(
+            f"Intervals: 95 %, for this output, if at most {metrics.wrong_answers:.0%} of the answers are wrong. "
+            "-: not known from these answers.",
+            highlight=False,
+        )
     for pair in metrics.confusions[:5]:
         line = (
             f"{pair.right} is confused with {pair.given}: {pair.images:,.0f} images (the cosine of the two labels is "
@@ -146,9 +205,3 @@ def _print_evaluation(metrics: Evaluation) -> None:
         answer = f"answer {suspect.answer}, score {suspect.score:.3f}"
         line = f"check again: {suspect.key} ({suspect.id}), {suspect.label}: {answer}"
         out.print(escape(line), highlight=False)
-
-
-def print_omitted(count: int) -> None:
-    """Print how many labels were left out of a list of `SHOWN`; nothing when none were."""
-    if count > SHOWN:
-        out.print(f"and {count - SHOWN} more labels")

@@ -12,12 +12,11 @@ import pytest
 
 import curation.review.labelstudio
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.histogram import bin_scores
 from curation.quality.truth import read_truth
 from curation.review.labelstudio import CONFIG, write_tasks
-from curation.sampling.files import Thumbnails, read_questions, read_sample, write_sample
-from curation.sampling.sample import EDGES, STRATA, allocate, draw_sample
-from curation.tagged_output import TaggedOutput, open_output
+from curation.sampling.files import Thumbnails, read_design, read_questions, read_sample, write_sample
+from curation.sampling.sample import Exclusion, Goal, choose_strata, draw_sample
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
@@ -52,95 +51,99 @@ def scores(output: TaggedOutput) -> Floats:
     return np.concatenate(list(output.scores()))
 
 
-def test_strata_are_bins_of_the_logit() -> None:
-    logits = np.array([-80, -12.5, -11.5, -0.5, 0.5, 5.5, 6.5, 50], np.float32)
-    scores = np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-    bins, counts = bin_scores(scores[None], EDGES)
-    assert bins[0].tolist() == [0, 0, 1, 12, 13, 18, 19, 19]
-    assert counts.shape == (8, STRATA)
-    assert counts[2].tolist() == [0, 1, *[0] * 18]
-    assert STRATA == len(EDGES) + 1 == 20
+GOALS = (Goal(), Goal("evaluation"), Goal("audit"))
 
 
-def test_each_stratum_gets_two_images_and_never_more_than_it_has() -> None:
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_labels_questions_are_as_many_as_asked_for_and_fit_into_their_strata(goal: Goal) -> None:
     random = np.random.default_rng(0)
-    for _ in range(200):
-        population = random.integers(0, 10 ** random.integers(1, 7), STRATA) * random.integers(0, 2, STRATA)
+    for _ in range(300):
+        population = random.integers(0, 10 ** random.integers(1, 7), 22) * random.integers(0, 2, 22)
+        available = np.minimum(population, random.integers(0, 10**6, 22))
         count = int(random.integers(1, 300))
-        drawn = allocate(population, float(random.random()), count)
-        assert (drawn <= population).all()
-        assert (drawn >= np.minimum(population, 2)).all()
-        assert drawn.sum() >= min(count, population.sum())
-        assert drawn.sum() <= max(count, 2 * STRATA)
-    # Strata near the threshold get more images than strata of very low scores of the same size.
-    population = np.full(STRATA, 100_000)
-    drawn = allocate(population, 0.3, 200)
-    assert drawn[11:14].min() > 3 * drawn[:5].max()
+        strata = choose_strata(population, available, 13, count, goal)
+        sizes = [stratum.size for stratum in strata]
+        rooms = [int(available[stratum.first : stratum.end].sum()) for stratum in strata]
+        assert all(0 <= size <= room for size, room in zip(sizes, rooms, strict=True))
+        every = available[13:].sum() if goal.purpose == "audit" else available.sum()
+        assert sum(sizes) == min(count, every)
+        assert [stratum.end for stratum in strata[1:]] == [stratum.first for stratum in strata[:-1]]
+        assert (strata[0].end, strata[-1].first) == (22, 0)
 
 
 def test_a_sample_matches_the_scores_strata_and_weights_of_the_output(output: TaggedOutput, scores: Floats) -> None:
     sample = draw_sample(output, 60, seed=3)
     again = draw_sample(output, 60, seed=3)
     assert np.array_equal(sample.position, again.position)
-    assert not np.array_equal(sample.position[:40], draw_sample(output, 60, seed=4).position[:40])
+    assert sample.design.sample == again.design.sample
+    other = draw_sample(output, 60, seed=4)
+    assert not np.array_equal(sample.position[:40], other.position[:40])
+    assert sample.design.sample != other.design.sample
     assert np.array_equal(sample.score, scores[sample.position, sample.label])
-    assert np.array_equal(sample.stratum, bin_scores(sample.score[None], EDGES)[0][0])
-    for label in range(3):
+    for label, name in enumerate(NAMES):
         mine = sample.label == label
-        assert len(set(sample.position[mine])) == mine.sum() >= 60
-        strata = bin_scores(scores[:, label][None], EDGES)[0][0]
-        assert np.array_equal(sample.population[label], np.bincount(strata, minlength=STRATA))
-        for stratum in np.unique(strata):
+        assert len(set(sample.position[mine])) == mine.sum() == 60
+        strata = sample.design.assign_strata(name, scores[:, label])
+        assert np.array_equal(sample.stratum[mine], strata[sample.position[mine]])
+        assert sample.population[name] == np.bincount(strata, minlength=3).tolist()
+        assert sample.drawn[name] == np.bincount(sample.stratum[mine], minlength=3).tolist()
+        assert ((strata == 2) == (scores[:, label] >= np.float32(0.3))).all()
+        for stratum in np.unique(sample.stratum[mine]):
             weight = sample.weight[mine & (sample.stratum == stratum)]
             assert weight.sum() == pytest.approx((strata == stratum).sum())
-    assert sample.weight.sum() == pytest.approx(3 * SHARDS * ROWS)
 
 
-@pytest.mark.parametrize("per_label", [1, 2, 3])
-def test_the_weights_of_a_very_small_sample_add_up_to_all_images(output: TaggedOutput, per_label: int) -> None:
-    # Two images are drawn from every stratum, also when `per_label` is smaller: reservoirs must hold at least two.
-    assert draw_sample(output, per_label).weight.sum() == pytest.approx(3 * SHARDS * ROWS)
+def test_the_first_questions_of_a_label_are_a_sample_of_its_strata(output: TaggedOutput) -> None:
+    """The rank of a question within its label does not depend on its stratum or its score."""
+    correlations = []
+    for seed in range(40):
+        sample = draw_sample(output, 60, seed, Goal("evaluation"))
+        mine = sample.label == 1
+        correlations.append(np.corrcoef(np.arange(mine.sum()), sample.score[mine])[0, 1])
+    assert abs(np.mean(correlations)) < 4 / np.sqrt(40 * 60)
 
 
-@pytest.mark.slow
-def test_weighted_estimates_are_unbiased_and_unweighted_ones_are_not(
+def test_excluded_questions_are_not_asked_again_and_count_in_their_strata(output: TaggedOutput, scores: Floats) -> None:
+    first = draw_sample(output, 200, 0)
+    second = draw_sample(output, 200, 0, exclude=Exclusion(first.position, first.label))
+    pairs = [set(zip(one.position.tolist(), one.label.tolist(), strict=True)) for one in (first, second)]
+    assert not pairs[0] & pairs[1]
+    assert first.population == second.population
+    only = draw_sample(output, 50, 0, from_scores={1: 0.2}, exclude=Exclusion(first.position, first.label))
+    assert set(only.label.tolist()) == {1}
+    assert (only.score >= np.float32(0.2)).all()
+    assert only.population["dog"][1] == (scores[:, 1] >= np.float32(0.2)).sum()
+
+
+def test_every_image_of_a_stratum_is_drawn_equally_often(
     output: TaggedOutput, scores: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Means over 300 samples: precision and recall at two thresholds, and the share of right images."""
-    monkeypatch.setattr(
-        "curation.sampling.sample._MAX_CANDIDATES", 5_000
-    )  # so that the reservoirs are pruned several times
-    random = np.random.default_rng(9)
-    chance = 1 / (1 + np.exp(-(2 * np.log(scores / (1 - scores)) + 2)))
-    right = random.random(scores.shape) < chance
-    real: dict[str, float] = {}
-    estimates: dict[str, list[tuple[float, float]]] = {}
+    monkeypatch.setattr("curation.sampling.sample._MAX_CANDIDATES", 3_000)  # the reservoirs are pruned several times
+    drawn = np.zeros(scores.shape, np.int64)
+    for seed in range(120):
+        sample = draw_sample(output, 40, seed)
+        np.add.at(drawn, (sample.position, sample.label), 1)
+    strata = draw_sample(output, 40, 0).design.assign_strata("dog", scores[:, 1])
+    for stratum in (1, 2):
+        counts = drawn[strata == stratum, 1]
+        halves = counts[: len(counts) // 2].sum(), counts[len(counts) // 2 :].sum()
+        assert abs(halves[0] - halves[1]) < 5 * np.sqrt(sum(halves)) + 5
+        upper = scores[strata == stratum, 1] >= np.median(scores[strata == stratum, 1])
+        assert abs(counts[upper].sum() - counts[~upper].sum()) < 5 * np.sqrt(counts.sum()) + 5
 
-    def figures(score: Floats, yes: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-        found = {"share right": (weight * yes).sum() / weight.sum()}
-        for bar in (0.1, 0.5):
-            predicted = score >= bar
-            found[f"precision at {bar}"] = (weight * (predicted & yes)).sum() / (weight * predicted).sum()
-            found[f"recall at {bar}"] = (weight * (predicted & yes)).sum() / (weight * yes).sum()
-        return found
 
-    real = figures(scores[:, 1], right[:, 1], np.ones(len(scores)))
-    for seed in range(300):
-        sample = draw_sample(output, 100, seed)
-        mine = sample.label == 1
-        yes, score = right[sample.position, 1][mine], sample.score[mine]
-        weighted, naive = figures(score, yes, sample.weight[mine]), figures(score, yes, np.ones(mine.sum()))
-        for name in real:
-            estimates.setdefault(name, []).append((weighted[name], naive[name]))
-    errors = {name: np.mean(values, axis=0) - real[name] for name, values in estimates.items()}
-    assert all(abs(weighted) < 0.01 for weighted, _ in errors.values()), errors
-    assert abs(errors["share right"][1]) > 0.1
-    assert abs(errors["recall at 0.5"][1]) > 0.03
+def test_goals_are_read_or_refused() -> None:
+    assert Goal.parse("precision=0.95") == Goal("precision", 0.95)
+    assert Goal.parse("precision") == Goal()
+    assert Goal.parse("evaluation").purpose == "evaluation"
+    for wrong in ("precision=2", "precision=", "recall=0.9", "evaluation=3", "audit", ""):
+        with pytest.raises(ConfigError, match=r"write precision=0\.9"):
+            Goal.parse(wrong)
 
 
 def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOutput, tmp_path: Path) -> None:
     sample = draw_sample(output, 40)
-    write_sample(output, sample, tmp_path / "sample", 0)
+    write_sample(output, sample, tmp_path / "sample", 0, Goal())
     table, _ = read_sample(tmp_path / "sample")
     files = write_tasks(read_questions(tmp_path / "sample"), output.labels, tmp_path / "sample")
     tasks = json.loads(files[0].read_text())
@@ -170,7 +173,7 @@ def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOut
         annotations = [] if number == 0 else [annotation, earlier, cancelled]
         exported.append({"id": number, "annotations": annotations, "data": task["data"]})
     (tmp_path / "export.json").write_text(json.dumps(exported))
-    truth = read_truth(tmp_path / "export.json", output)
+    truth = read_truth(tmp_path / "export.json", output, samples=[tmp_path / "sample"])
     kept = [n for n in range(1, len(tasks)) if n % 3 != 2]
     assert len(truth.image) == len(kept)
     rows = table.to_pylist()
@@ -178,7 +181,6 @@ def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOut
         assert truth.ids[truth.image[answer]] == rows[number]["id"]
         assert NAMES[truth.label[answer]] == rows[number]["label"]
         assert truth.right[answer] == (number % 3 == 0)
-        assert truth.weight[answer] == pytest.approx(rows[number]["weight"])
     (tmp_path / "export.json").write_text('[{"annotations": [{"result": [{}]}]}]')
     with pytest.raises(ConfigError, match="not a JSON export of Label Studio"):
         read_truth(tmp_path / "export.json", output)
@@ -187,7 +189,7 @@ def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOut
 def test_tasks_are_split_below_the_limits(
     output: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0)
+    write_sample(output, draw_sample(output, 40), tmp_path / "sample", 0, Goal())
     table, _ = read_sample(tmp_path / "sample")
     monkeypatch.setattr(curation.review.labelstudio, "MAX_TASKS", 50)
     monkeypatch.setattr(curation.review.labelstudio, "MAX_BYTES", 9_000)
@@ -200,7 +202,7 @@ def test_tasks_are_split_below_the_limits(
 
 
 def test_images_without_thumbnails_are_shown_by_url_or_refused(output: TaggedOutput, tmp_path: Path) -> None:
-    write_sample(output, draw_sample(output, 1), tmp_path / "sample", 0)
+    write_sample(output, draw_sample(output, 1), tmp_path / "sample", 0, Goal())
     bare = {**next(read_questions(tmp_path / "sample")), "thumbnail": None}
     for source in ("https://example.test/a.jpg", "s3://bucket/a.png"):
         [file] = write_tasks(iter([{**bare, "source": source}]), output.labels, tmp_path)
@@ -210,8 +212,8 @@ def test_images_without_thumbnails_are_shown_by_url_or_refused(output: TaggedOut
 
 
 def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> None:
-    sample = draw_sample(output, 5)
-    write_sample(output, sample, tmp_path / "sample", 0)
+    sample = draw_sample(output, 30)
+    write_sample(output, sample, tmp_path / "sample", 0, Goal())
     read, about = read_sample(tmp_path / "sample")
     assert "thumbnail" not in read.column_names
     everything = output.to_arrow(["id", "key", "thumbnail"]).to_pylist()
@@ -226,10 +228,17 @@ def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> 
         )
         assert thumbnails.read(row) == image["thumbnail"]
         assert read["id"][row].as_py() == image["id"]
-    assert about["population"]["dog"] == sample.population[1].tolist()
+    assert about["strata"]["dog"]["images"] == sample.population["dog"]
+    assert set(read["sample"].to_pylist()) == {sample.design.sample} == {about["sample"]}
+    design = read_design(tmp_path / "sample")
+    assert design.head is not None
+    scored = output.head.scores(read_embeddings(output.to_arrow(["embedding"]).combine_chunks().to_batches()[0]))
+    again = design.head.scores(read_embeddings(output.to_arrow(["embedding"]).combine_chunks().to_batches()[0]))
+    assert np.array_equal(scored, again)
+    assert np.array_equal(design.edges["dog"], sample.design.edges["dog"])
     assert pq.read_metadata(tmp_path / "sample" / "sample.parquet").num_rows == len(sample.position)
     with pytest.raises(ConfigError, match="is not empty"):
-        write_sample(output, sample, tmp_path / "sample", 0)
+        write_sample(output, sample, tmp_path / "sample", 0, Goal())
     with pytest.raises(ConfigError, match="does not hold a sample"):
         read_sample(tmp_path)
     assert "$label" in CONFIG

@@ -102,18 +102,19 @@ def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_p
     [
         ("none.jsonl", None, "is not a file"),
         ("a.txt", "x", "a truth file is .jsonl, .csv, .parquet or"),
-        ("a.jsonl", "{", "cannot be read"),
+        ("a.jsonl", "{\n{}\n", "line 1 is not JSON"),
+        ("a.jsonl", "{", "no column that names the images"),
         ("a.jsonl", "[1]\n", "is not a JSON object"),
         ("a.jsonl", '{"name": "x"}\n', "no column that names the images"),
         ("a.jsonl", '{"key": "0001"}\n', "no column `labels` or `label`"),
-        ("a.jsonl", '{"key": "0001", "label": "cow", "answer": "right"}\n', "not in the output's label set: 'cow'"),
+        ("a.jsonl", '{"key": "0001", "label": "cow", "answer": "right"}\n', "no answer says right or wrong"),
         ("a.jsonl", '{"key": "0001", "label": "cat", "answer": "yes"}\n', "'yes': use one of right, wrong"),
         (
             "a.jsonl",
             '{"key": "0001", "label": "cat", "answer": "unsure"}\n',
-            "no answer in this file says right or wrong",
+            "no answer says right or wrong",
         ),
-        ("a.jsonl", '{"key": "none", "label": "cat", "answer": "right"}\n', "1 of 1 images are not in .*'none'"),
+        ("a.jsonl", '{"key": "none", "label": "cat", "answer": "right"}\n', "no answer says right or wrong"),
         ("a.jsonl", '{"key": "twice", "label": "cat", "answer": "right"}\n', "several images have the key 'twice'"),
         (
             "a.jsonl",
@@ -134,7 +135,8 @@ def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_p
             ' [{"from_name": "answer", "value": {"choices": ["right"]}}]}]}]',
             "label is 1.1, which is not text",
         ),
-        ("a.csv", "key,labels\n", "no answer in this file says right or wrong"),
+        ("a.csv", "key,labels\n", "no answer says right or wrong"),
+        ("a.csv", "key,label,stratum,score\n0001,cat,1,0.5\n", "holds the questions of a sample and no answers"),
         ("a.parquet", "none", "cannot be read"),
     ],
 )
@@ -145,3 +147,52 @@ def test_files_that_are_not_ground_truth_are_refused(
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_truth(tmp_path / name, output)
+
+
+def test_unknown_images_and_labels_are_counted_and_left_out_or_refused(output: TaggedOutput, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"key": "0003", "label": "cat", "answer": "wrong"},
+        {"key": "0003", "label": "cow", "answer": "wrong"},
+        {"key": "none", "label": "cat", "answer": "right"},
+    ]
+    file = write(tmp_path / "truth.jsonl", rows)
+    truth = read_truth(file, output)
+    assert describe(truth) == {("0003", "cat", False, 1.0)}
+    assert any("1 labels are not in the output's label set: 'cow'" in notice for notice in truth.notices)
+    assert any("1 images are not in" in notice and "'none'" in notice for notice in truth.notices), truth.notices
+    with pytest.raises(ConfigError, match="1 images are not in"):
+        read_truth(file, output, strict=True)
+    with pytest.raises(ConfigError, match="'cow'"):
+        read_truth(write(tmp_path / "labels.jsonl", rows[:2]), output, strict=True)
+
+
+def test_a_half_written_last_line_is_left_out_with_a_notice(output: TaggedOutput, tmp_path: Path) -> None:
+    line = json.dumps({"key": "0003", "label": "cat", "answer": "right"})
+    (tmp_path / "truth.jsonl").write_text(f"{line}\n{line[:20]}")
+    truth = read_truth(tmp_path / "truth.jsonl", output)
+    assert describe(truth) == {("0003", "cat", True, 1.0)}
+    assert any("the last line was not written to its end" in notice for notice in truth.notices)
+
+
+def test_answers_of_no_sample_have_no_design_and_whole_rows_are_a_random_sample(
+    output: TaggedOutput, tmp_path: Path
+) -> None:
+    single = write(tmp_path / "single.jsonl", [{"key": "0003", "label": "cat", "answer": "right"}])
+    assert read_truth(single, output).designs == ()
+    weighted = write(tmp_path / "weighted.jsonl", [{"key": "0003", "labels": ["cat"], "weight": 3}])
+    assert read_truth(weighted, output).designs == ()
+    whole = read_truth(write(tmp_path / "whole.jsonl", [{"key": "0003", "labels": ["cat"]}]), output)
+    assert [design.images for design in whole.designs] == [output.rows]
+    assert any("count as a random sample" in notice for notice in whole.notices)
+
+
+def test_the_last_file_counts_and_unsure_answers_are_kept_apart(output: TaggedOutput, tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", [{"key": "0003", "label": "cat", "answer": "right"}])
+    two = write(
+        tmp_path / "two.jsonl",
+        [{"key": "0003", "label": "cat", "answer": "wrong"}, {"key": "0004", "label": "cat", "answer": "unsure"}],
+    )
+    truth = read_truth([one, two], output)
+    assert describe(truth) == {("0003", "cat", False, 1.0)}
+    assert [truth.keys[image] for image in truth.unsure_image] == ["0004"]
+    assert describe(read_truth([two, one], output)) == {("0003", "cat", True, 1.0)}
