@@ -14,13 +14,13 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from sightline.commands import labels
+from sightline.commands.curation.probe import probe
+from sightline.commands.curation.quality import calibrate, evaluate
+from sightline.commands.curation.report import report
+from sightline.commands.curation.retag import retag
+from sightline.commands.curation.review import review
+from sightline.commands.curation.sample import audit, sample
 from sightline.commands.demo import demo
-from sightline.commands.probe import probe
-from sightline.commands.quality import calibrate, evaluate
-from sightline.commands.report import report
-from sightline.commands.retag import retag
-from sightline.commands.review import review
-from sightline.commands.sample import audit, sample
 from sightline.commands.tag import SCHEMA_HELP, describe_keys, tag
 from sightline.commands.verify import verify
 from sightline.exits import err, out, report_errors

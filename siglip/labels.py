@@ -108,9 +108,7 @@ class Label(BaseModel):
     )
     calibration: Calibration | None = Field(None, description="Scale and bias of the label's logit.")
     probe: Probe | None = Field(None, description="Linear probe on embeddings, instead of prompts.")
-    chosen_by: Text | None = Field(
-        None, description="Fingerprint of the answers that chose `accept`: these answers cannot judge it."
-    )
+    chosen_by: Text | None = Field(None, description="Fingerprint of the answers that chose `accept`.")
 
     @model_validator(mode="before")
     @classmethod

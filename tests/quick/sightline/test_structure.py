@@ -29,6 +29,7 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     "curation.retag": ("pipelines.cluster", "pipelines.config", "pipelines.progress"),  # it runs on Ray, like the job
     "curation.tagged_output": ("pipelines.config",),
+    "curation.review.originals": ("pipelines.config", "pipelines.inputs"),  # it reads originals with the job's readers
 }
 """For a module what it may import in addition."""
 

@@ -17,8 +17,8 @@ from pipelines.config import JobConfig, load_config
 from serve.config import load_endpoint
 from serve.routes.huggingface import HuggingFaceParameters
 from serve.schemas import LabelQuery
+from sightline.commands.curation.quality import write_labels
 from sightline.commands.labels import read_labels
-from sightline.commands.quality import write_labels
 from siglip.families import siglip, siglip2
 from siglip.label_files import SET_KEYS, read_label_file
 from siglip.labels import LabelError, LabelSet

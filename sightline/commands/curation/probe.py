@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from sightline.commands.quality import OUTPUT, SHOWN, TRUTH, open_truth, print_omitted, write_labels
+from sightline.commands.curation.quality import OUTPUT, SHOWN, TRUTH, open_truth, print_omitted, write_labels
 from sightline.exits import out
 
 

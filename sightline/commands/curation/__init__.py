@@ -1,0 +1,1 @@
+"""The commands that use and improve the labels of a finished output."""
