@@ -123,6 +123,19 @@ def test_review_on_a_phone(browser: Browser, folder: Path) -> None:
         assert [line["answer"] for line in read_lines(folder, 2)] == ["right", "wrong"]
 
 
+def test_long_names_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
+    sample = make_sample(["a label that is a sentence, " * 4 + "x" * 60] * 2)
+    sample = sample.set_column(1, "key", [[f"{'folder/' * 60}{row}.jpg" for row in range(2)]])
+    write_sample_files(tmp_path, sample, draw_picture)
+    with review(tmp_path, "--name", "a" * 64) as (url, _):
+        for view in ("one", "grid"):
+            browser.open("about:blank")
+            browser.open(f"{url}/#{view}", *PHONE)
+            browser.wait("document.querySelector('main section:not([hidden]) img.shown')")
+            assert browser.run("document.documentElement.scrollWidth") == PHONE[0]
+            assert browser.run("document.documentElement.scrollHeight") == PHONE[1]
+
+
 def test_an_answer_of_another_tab_is_not_replaced_but_shown(browser: Browser, folder: Path) -> None:
     with review(folder) as (url, _):
         browser.open(url)

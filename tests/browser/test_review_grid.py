@@ -154,6 +154,8 @@ def test_keys_in_the_enlarged_picture_are_about_that_picture(browser: Browser, f
         send(browser, Keys.ARROW_RIGHT, "w")
         assert browser.find("#zoom-key").text == "4.jpg"
         assert browser.find("#zoom-mark").text == "wrong"
+        send(browser, Keys.SPACE, Keys.SPACE, Keys.SPACE)
+        assert browser.find("#zoom-mark").text == "wrong"  # after unsure and right: the space bar closes nothing
         send(browser, Keys.ENTER)  # closes, and saves nothing
         assert not browser.find("#zoom").is_displayed()
         assert browser.run(MARKS) == {"4": "wrong"}

@@ -38,6 +38,7 @@ export function isZoomed() {
 
 /** Handle a key while the overlay is open. Returns whether it goes on to the view behind it. */
 export function pressZoomed(event, key) {
+  if (key === " " && event.target === $("zoom-close")) return false; // the button's own
   if (key === "e" || key === "Enter") close();
   else if (grid && (key === "ArrowLeft" || key === "ArrowRight")) grid.move(key === "ArrowRight" ? 1 : -1);
   else if (grid && (key === " " || MARKS[key])) grid.mark(MARKS[key]);
