@@ -116,7 +116,9 @@ class AnswerFile:
 
     def __init__(self, folder: Path, sample: pa.Table, name: str = NOBODY) -> None:
         self.path = answers_path(folder, name)
-        self._rows = sample.select([column for column in _COLUMNS if column in sample.column_names]).to_pylist()
+        if missing := [column for column in _COLUMNS if column not in sample.column_names]:
+            raise ConfigError(f"the sample in {folder} has no column {missing[0]!r}: draw it again")
+        self._rows = sample.select(_COLUMNS).to_pylist()
         self._lock = threading.Lock()
         self._log: list[int] = []  # the row that each line is about
         self._versions: dict[int, int] = {}
@@ -212,7 +214,7 @@ class AnswerFile:
                 raise ConfigError(f"{self.path}: answer {number} is {line.get('answer')!r}: use {', '.join(ANSWERS)}")
             about = line.get(ID), line.get("label")
             row = next((indices[one] for one in [about] if all(map(_is_text, one)) and one in indices), None)
-            if row is None or line.get("sample") not in (None, self._rows[row].get("sample")):
+            if row is None or line.get("sample") != self._rows[row]["sample"]:
                 raise ConfigError(f"{self.path}: answer {number} is about a question that is not in this sample")
             self._record(row, line["answer"])
         return int(unfinished is not None)

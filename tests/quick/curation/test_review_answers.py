@@ -94,7 +94,7 @@ def test_a_line_in_the_middle_that_is_no_object_is_named(tmp_path: Path, bad: st
 
 
 @pytest.mark.parametrize(
-    "change", [{"answer": "yes"}, {"sample": "s2"}, {"label": "bird"}, {"id": 7}, {"label": ["cat"]}]
+    "change", [{"answer": "yes"}, {"sample": "s2"}, {"sample": None}, {"label": "bird"}, {"id": 7}, {"label": ["cat"]}]
 )
 def test_answers_of_another_sample_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     line = {"id": "000000-000000/0", "label": "cat", "sample": "s1", "answer": "right", **change}
@@ -103,6 +103,12 @@ def test_answers_of_another_sample_are_refused(tmp_path: Path, change: dict[str,
         AnswerFile(tmp_path, SAMPLE)
     (tmp_path / "answers.jsonl").unlink()
     AnswerFile(tmp_path, SAMPLE).close()  # the refused file is not locked any more
+
+
+def test_a_sample_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no column 'sample': draw it again"):
+        AnswerFile(tmp_path, SAMPLE.drop_columns(["sample"]))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_process_is_refused_and_told_what_to_do(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ MAY_IMPORT = {
 """For each package the other packages and modules that it may import."""
 
 EXCEPTIONS = {
-    "curation.review.originals": ("pipelines.config", "pipelines.inputs"),  # it reads images as the job has read them
     "curation.retag": ("pipelines.cluster", "pipelines.config", "pipelines.progress"),  # it runs on Ray, like the job
     "curation.tagged_output": ("pipelines.config",),
     "curation.review.originals": ("pipelines.config", "pipelines.inputs"),  # it reads originals with the job's readers
