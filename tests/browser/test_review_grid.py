@@ -75,6 +75,16 @@ def test_a_grid_by_keyboard_is_saved_at_once_and_undone_at_once(browser: Browser
         assert browser.complaints() == []
 
 
+def test_scores_are_in_the_grid_only_if_they_are_wanted(browser: Browser, folder: Path) -> None:
+    with review(folder) as (url, _):
+        open_grid(browser, url)
+        assert browser.find("#tiles .tile").text == "0.jpg"
+        browser.find("#scores").click()
+        assert browser.find("#tiles .tile").text == "score 0.500, 0.jpg"
+        browser.find("#scores").click()
+        assert browser.find("#tiles .tile").text == "0.jpg"
+
+
 def test_enter_pressed_twice_saves_one_grid(browser: Browser, folder: Path) -> None:
     with review(folder) as (url, _):
         open_grid(browser, url)

@@ -3,6 +3,7 @@
 
 import { answerAll, answers, sample } from "./answers.js";
 import { makeTile, show as showPicture, want } from "./pictures.js";
+import { showsScores } from "./settings.js";
 import { zoom } from "./zoom.js";
 
 const $ = (id) => document.getElementById(id);
@@ -41,7 +42,8 @@ export function showGrid(queue, next) {
   $("status").textContent = `${rows.length} pictures. Mark what is not ${sample.labels[label]}.`;
 }
 
-/** Answers were given in another tab, or not saved. Marks of questions that are answered are dropped. */
+/** Answers were given in another tab, or not saved, or scores are to be shown or hidden. Marks of questions that are
+ * answered are dropped. */
 export function changeGrid() {
   showMarks();
 }
@@ -108,6 +110,8 @@ function showMarks() {
     if (!other) counts[mark] += 1;
     if (!shown && !broken) waits += 1;
     tile.dataset.mark = other ? "other" : mark;
+    const score = showsScores() ? `score ${sample.score[row].toFixed(3)}, ` : "";
+    tile.querySelector(".key").textContent = `${score}${sample.key[row]}`;
     badge.textContent = other ? `${other}, in another tab` : broken ? "no picture" : mark === "right" ? "" : mark;
     button.setAttribute("aria-label", `${sample.key[row]}: ${other ? `${other}, answered in another tab` : mark}`);
   }

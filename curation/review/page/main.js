@@ -221,6 +221,7 @@ $("filter").addEventListener("change", () => show());
 $("notice").querySelector("button").addEventListener("click", () => ($("notice").hidden = true));
 onScores(() => {
   single.describe();
+  if (!$("grid").hidden) grid.changeGrid();
   if (!$("list").hidden) show();
 });
 window.addEventListener("beforeunload", (event) => {
