@@ -27,7 +27,7 @@ from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.scoring import Floats
 
-_MAX_CONFUSIONS, _MAX_SUSPECTS = 20, 100
+_MAX_CONFUSIONS = 20
 _TOP_K = (1, 5)
 
 
@@ -182,7 +182,7 @@ def evaluate(output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_AN
         wrong_answers,
         top=_estimate_top_k(output, truth, scores, wrong_answers) if truth.exclusive else {},
         confusions=_find_confusions(output, truth, scores) if truth.complete else [],
-        suspects=find_suspects(output, truth)[:_MAX_SUSPECTS],
+        suspects=find_suspects(output, truth),
         notices=truth.notices,
     )
 

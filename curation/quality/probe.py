@@ -10,28 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.estimates.confidence import Doubles
-from curation.quality.platt import effective_weights
+from curation.quality.groups import assign_folds, count_groups
+from curation.quality.regression import Examples
 from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
 from siglip.labels import LabelSet, Probe
-from siglip.scoring import Floats
 
 FOLDS = 5
 MIN_ANSWERS = 10
-"""A probe is trained from at least this many right and this many wrong answers: on average two of each in each fold."""
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-"""The inverse regularization strengths (scikit-learn's C) to choose from, for embeddings times `EMBEDDING_SCALE`."""
-EMBEDDING_SCALE = 10.0
-"""Embeddings are multiplied by this factor before training. They have unit norm, so that weights that separate two
-labels are in the tens; without the factor, the penalty on such weights would prevent any separation."""
+"""A probe needs right answers about at least this many groups of images, and wrong answers about as many: on average
+two groups of each in each fold."""
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+"""The inverse regularization strengths (scikit-learn's C) to choose from."""
+LEVEL = 0.05
+"""A probe is kept when its p-value is at most this. In simulations (`python -m benchmarks.probe`), at most 3 % of the
+labels whose prompts nothing beats got a probe, as the gain is required too."""
 
 
 @dataclass(frozen=True)
 class LabelProbe:
     """The comparison of one label's prompts with a probe, on held-out answers.
 
-    `before` is the average precision of the label as it is, `after` that of a probe. Both are NaN when there are too
-    few answers. `probe` is None unless the probe is better by at least `gain`; `reason` then says why.
+    `before` is the average precision of the label as it is, `after` that of a probe. `chance` is the probability
+    of such held-out logits if nothing beat the prompts. All three are NaN when there are too few answers. `probe` is
+    None unless the probe is kept; `reason` then says why it is not.
     """
 
     label: str
@@ -39,33 +41,52 @@ class LabelProbe:
     right: int
     before: float
     after: float
+    chance: float
     probe: Probe | None
     reason: str = ""
 
 
-def train_probes(output: TaggedOutput, truth: Truth, gain: float = 0.01, seed: int = 0) -> list[LabelProbe]:
-    """Train a probe for each label that has answers, and keep it when it beats the label's prompts by `gain`.
+@dataclass(frozen=True)
+class Comparison:
+    """Average precision by the label's own logit (`before`) and by the held-out logits of a probe (`after`).
 
-    The inputs of the regression are the embedding and the zero-shot logit, so that a probe can rely on the label's
-    prompts when there are few answers. Answers count with their weights. Average precision is measured by
-    cross-validation by image; the regularization strength is chosen from the training answers of each fold. It is not
-    known how a probe scores images that differ from those that were answered about.
+    `chance` is the p-value of `Examples.compute_p_value`. `strength` is the regularization strength with the lowest
+    held-out loss.
+    """
+
+    before: float
+    after: float
+    chance: float
+    strength: float
+
+
+def train_probes(
+    output: TaggedOutput, truth: Truth, groups: NDArray[np.int64], gain: float = 0.01, seed: int = 0
+) -> list[LabelProbe]:
+    """Train a probe for each label that has answers, and keep it when it beats the label's prompts.
+
+    A probe is a logistic regression on the embedding and the zero-shot logit, so that it can rely on the label's
+    prompts when there are few answers. It is kept when its held-out average precision is higher by at least `gain`, and
+    when its held-out logits say more about the answers than the prompts' logit, and not by chance (`compare`). `groups`
+    (M,) are the groups of the answered images (`curation.quality.groups`): images of one group are never on both sides
+    of a comparison.
+
+    A label needs right answers about images of at least ten groups, and wrong answers about as many. It is not known
+    how a probe scores images that differ from those that were answered about.
     """
     names = output.labels.names
     zero_shot = output.head.logits(truth.embeddings).astype(np.float64)
-    folds = np.random.default_rng(seed).permutation(len(truth.positions)) % FOLDS
     found = []
     for row, answers in enumerate(group_answers(truth, len(names))):
         if len(answers):
             images = truth.image[answers]
-            examples = _Examples(
+            examples = Examples(
                 truth.embeddings[images].astype(np.float64),
                 zero_shot[images, row],
                 truth.right[answers],
-                effective_weights(truth.weight[answers]),
-                folds[images],
+                np.ones(len(answers)),
             )
-            found.append(_train_label(output, row, names[row].name, examples, gain))
+            found.append(_train_label(output, row, examples, groups[images], truth.weight[answers], gain, seed))
     return found
 
 
@@ -84,82 +105,51 @@ def make_label_set(labels: LabelSet, found: Sequence[LabelProbe]) -> LabelSet:
     return LabelSet.model_validate(labels.model_copy(update={"names": names}).model_dump())
 
 
-@dataclass(frozen=True)
-class _Examples:
-    """The answers about one label, as training examples: A answers, embeddings of D dimensions."""
+def compare(examples: Examples, groups: NDArray[np.int64], weight: Doubles, seed: int = 0) -> Comparison:
+    """Compare the label's own logit with a probe, by cross-validation over groups of images (A,).
 
-    embeddings: Doubles  # (A, D)
-    zero_shot: Doubles  # (A,), logits
-    right: NDArray[np.bool_]
-    weight: Doubles
-    folds: NDArray[np.int64]
-
-    def pick(self, which: NDArray[np.bool_]) -> _Examples:
-        return _Examples(
-            self.embeddings[which], self.zero_shot[which], self.right[which], self.weight[which], self.folds[which]
-        )
-
-    def has_both(self, minimum: int = 1) -> bool:
-        return min(int(self.right.sum()), int((~self.right).sum())) >= minimum
-
-
-def _train_label(output: TaggedOutput, row: int, name: str, examples: _Examples, gain: float) -> LabelProbe:
-    count, right = len(examples.right), int(examples.right.sum())
-    if not examples.has_both(MIN_ANSWERS):
-        few = "right" if right < MIN_ANSWERS else "wrong"
-        return LabelProbe(name, count, right, math.nan, math.nan, None, f"fewer than {MIN_ANSWERS} answers are {few}")
-    scores = np.zeros(count)
-    for fold in range(FOLDS):
-        held = examples.folds == fold
-        training = examples.pick(~held)
-        if held.any():
-            weights, bias = _fit(output, row, training, _choose_strength(output, row, training))
-            scores[held] = examples.embeddings[held] @ weights + bias
-    before = _average_precision(examples, examples.zero_shot)
-    after = _average_precision(examples, scores)
-    if after < before + gain:
-        return LabelProbe(name, count, right, before, after, None, "no better than the label as it is")
-    weights, bias = _fit(output, row, examples, _choose_strength(output, row, examples))
-    probe = Probe.of(np.asarray(weights, np.float32), bias, output.weights)
-    return LabelProbe(name, count, right, before, after, probe)
-
-
-def _choose_strength(output: TaggedOutput, row: int, examples: _Examples) -> float:
-    """Choose the regularization strength with the lowest weighted log loss in cross-validation on these examples."""
-    losses = dict.fromkeys(STRENGTHS, 0.0)
-    for fold in np.unique(examples.folds):
-        held = examples.folds == fold
-        training, held_out = examples.pick(~held), examples.pick(held)
-        if not training.has_both():
-            continue
-        for strength in STRENGTHS:
-            weights, bias = _fit(output, row, training, strength)
-            margin = np.where(held_out.right, 1, -1) * (held_out.embeddings @ weights + bias)
-            losses[strength] += float((held_out.weight * np.logaddexp(0, -margin)).sum())
-    return min(STRENGTHS, key=losses.__getitem__)
-
-
-def _fit(output: TaggedOutput, row: int, examples: _Examples, strength: float) -> tuple[Doubles, float]:
-    """Fit a probe: weights (D,) and bias on embeddings. The zero-shot logit is linear in them, and merged into both."""
-    from sklearn.linear_model import LogisticRegression
-
-    if not examples.has_both():
-        return _zero_shot_weights(output, row)
-    inputs = np.column_stack([examples.embeddings * EMBEDDING_SCALE, examples.zero_shot])
-    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, examples.right, examples.weight)
-    direction, offset = _zero_shot_weights(output, row)
-    weights = model.coef_[0, :-1] * EMBEDDING_SCALE + model.coef_[0, -1] * direction
-    return np.asarray(weights, np.float64), float(model.intercept_[0] + model.coef_[0, -1] * offset)
-
-
-def _zero_shot_weights(output: TaggedOutput, row: int) -> tuple[Doubles, float]:
-    """The label's own logit as weights (D,) and bias on embeddings."""
-    head = output.head
-    weights: Floats = head.gain[row] * head.vectors[row]
-    return weights.astype(np.float64), float(head.offset[row])
-
-
-def _average_precision(examples: _Examples, scores: Doubles) -> float:
+    The regularization strength for a fold is that with the lowest log loss in the other folds. Average precision counts
+    answers with their `weight` (A,), the number of images that they stand for. In training and in the test all answers
+    count the same, because the probability of an answer does not depend on how its image was drawn.
+    """
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(examples.right, scores, sample_weight=examples.weight))
+    folds = assign_folds(groups, examples.right, min(FOLDS, *count_groups(groups, examples.right)), seed)
+    logits = examples.predict_held_out(folds, STRENGTHS)
+    losses = examples.losses(logits)
+    chosen = np.empty(len(folds))
+    for fold in np.unique(folds):
+        held = folds == fold
+        chosen[held] = logits[losses[:, ~held].sum(axis=1).argmin(), held]
+    return Comparison(
+        float(average_precision_score(examples.right, examples.logits, sample_weight=weight)),
+        float(average_precision_score(examples.right, chosen, sample_weight=weight)),
+        examples.compute_p_value(chosen, groups),
+        STRENGTHS[int(losses.sum(axis=1).argmin())],
+    )
+
+
+def _train_label(
+    output: TaggedOutput,
+    row: int,
+    examples: Examples,
+    groups: NDArray[np.int64],
+    weight: Doubles,
+    gain: float,
+    seed: int,
+) -> LabelProbe:
+    name, count, right = output.labels.names[row].name, len(examples.right), int(examples.right.sum())
+    for kind, found in zip(("right", "wrong"), count_groups(groups, examples.right), strict=True):
+        if found < MIN_ANSWERS:
+            few = f"the {kind} answers are about fewer than {MIN_ANSWERS} groups of images"
+            return LabelProbe(name, count, right, math.nan, math.nan, math.nan, None, few)
+    compared = compare(examples, groups, weight, seed)
+    figures = (name, count, right, compared.before, compared.after, compared.chance)
+    if compared.after < compared.before + gain or compared.after <= compared.before:
+        return LabelProbe(*figures, None, "no better than the label as it is")
+    if compared.chance > LEVEL:
+        return LabelProbe(*figures, None, f"the gain may be chance (p = {compared.chance:.2f})")
+    weights, slope, bias = examples.fit(compared.strength)
+    direction, offset = output.head.gain[row] * output.head.vectors[row].astype(np.float64), output.head.offset[row]
+    probe = Probe.of(np.asarray(weights + slope * direction, np.float32), float(bias + slope * offset), output.weights)
+    return LabelProbe(*figures, probe)

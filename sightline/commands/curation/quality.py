@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from curation.tagged_output import TaggedOutput
 
 SHOWN = 40
+_SHOWN_SUSPECTS = {"model": 10, "near-identical": 5, "outlier": 5}
+"""How many suspect answers of each kind are printed. `--json` has up to a hundred of each."""
 _TABLE_WIDTH = 130
 """Columns of a terminal that the table of an evaluation takes at least: its intervals are hard to read when broken."""
 OUTPUT = typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.", show_default=False)
@@ -201,7 +203,8 @@ def _print_evaluation(metrics: Evaluation) -> None:
             f"{pair.cosine:.2f})"
         )
         out.print(escape(line), highlight=False)
-    for suspect in metrics.suspects[:10]:
-        answer = f"answer {suspect.answer}, score {suspect.score:.3f}"
-        line = f"check again: {suspect.key} ({suspect.id}), {suspect.label}: {answer}"
-        out.print(escape(line), highlight=False)
+    for kind, shown in _SHOWN_SUSPECTS.items():
+        for suspect in [one for one in metrics.suspects if one.kind == kind][:shown]:
+            answer = f"answer {suspect.answer}, score {suspect.score:.3f}"
+            line = f"check again: {suspect.key} ({suspect.id}), {suspect.label}: {answer}: {suspect.reason}"
+            out.print(escape(line), highlight=False)

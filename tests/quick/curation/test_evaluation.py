@@ -1,4 +1,4 @@
-"""Evaluation: metrics equal to scikit-learn's, intervals, and answers that the model contradicts."""
+"""Evaluation: metrics equal to scikit-learn's, intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.quality.evaluation import evaluate
-from curation.quality.suspects import find_suspects
 from curation.quality.truth import Truth, read_truth
 from curation.sampling.design import Design
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
@@ -131,21 +130,6 @@ def test_equal_scores_share_a_rank(output: TaggedOutput, tmp_path: Path) -> None
     write_output(saturated, SyntheticOutput(output.labels, texts, 2, embed, scale=Scale(20, 100)))
     for one in evaluate(open_output(saturated), truth).labels:
         assert one.average_precision.value == pytest.approx(one.right / one.answers)
-
-
-def test_wrong_answers_are_ranked_first_among_the_suspects(output: TaggedOutput) -> None:
-    truth = make_truth(output, 5, noise=0.5)
-    logits = output.head.logits(truth.embeddings)[truth.image, truth.label]
-    sure = np.flatnonzero(np.where(truth.right, logits > 4, logits < -10))
-    planted = np.random.default_rng(0).choice(sure, 20, replace=False)
-    right = truth.right.copy()
-    right[planted] ^= True
-    suspects = find_suspects(output, replace(truth, right=right))
-    names = output.labels.label_names()
-    expected = {(truth.ids[truth.image[i]], names[truth.label[i]]) for i in planted}
-    first = [(one.id, one.label) for one in suspects[:60]]
-    assert len(expected & set(first)) >= 15
-    assert [one.margin for one in suspects] == sorted((one.margin for one in suspects), reverse=True)
 
 
 def test_undefined_metrics_are_null_in_json(output: TaggedOutput) -> None:
