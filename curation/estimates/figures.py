@@ -130,6 +130,12 @@ class Figures:
         )
 
 
+def estimate_recall(above: Cells, below: Cells, wrong_answers: float) -> Estimate:
+    """The share of a label's right images that are in the cells `above` a threshold, and not in those `below` it."""
+    draws = _Draws.of(above, below, wrong_answers)
+    return draws.estimate(above.total, above.estimate_right(), below.estimate_right())[0]
+
+
 @dataclass(frozen=True)
 class _Draws:
     """Draws of the number of right images above and below a threshold, from lower and upper distributions, (DRAWS,).

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from curation.estimates.cells import NOT_WRITTEN, WrittenRegions, count_cells
 from curation.estimates.confidence import UNKNOWN, WRONG_ANSWERS, Cells, Estimate, estimate_share
+from curation.estimates.curves import CurvePoint, trace_curves
 from curation.estimates.figures import BandQuality, Figures
 from curation.quality.independence import separate
 from curation.quality.suspects import Suspect, find_suspects
@@ -39,7 +40,8 @@ class LabelQuality:
     `precision`, `recall` and `f1` are those of both bands together. `prevalence` is the share of the images for which
     the label is right. `average_precision` needs answers about all images or all labels, and is not known otherwise.
 
-    `independent` is False if these answers chose the label's `accept` threshold: the figures are then too good.
+    `independent` is False if these answers chose the label's `accept` threshold: the figures are then too good. `curve`
+    shows what other thresholds would give; it is empty unless it was asked for and the answers are a sample.
     """
 
     label: str
@@ -54,6 +56,7 @@ class LabelQuality:
     prevalence: Estimate
     average_precision: Estimate = UNKNOWN
     independent: bool = True
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,15 @@ def identify(output: TaggedOutput) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def evaluate(output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_ANSWERS) -> Evaluation:
+def evaluate(
+    output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_ANSWERS, curves: bool = False
+) -> Evaluation:
     """Compare ground truth with the labels that the output has for the same images.
 
     `truth` has its weights from `curation.estimates.cells.weigh_answers`. Intervals describe images of this output, not
     other images, and they allow for a share `wrong_answers` of the answers to be wrong. A figure that the answers
-    cannot tell is not known: see `confidence.WIDEST`. One pass over the output if the answers are a sample.
+    cannot tell is not known: see `confidence.WIDEST`. One pass over the output if the answers are a sample, and one
+    more with `curves`, which traces the precision and recall of each label by threshold.
     """
     truth, dependent = separate(output.labels, truth)
     scores = output.head.scores(truth.embeddings)
@@ -143,9 +149,12 @@ def evaluate(output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_AN
         region = regions.assign(scores, np.arange(len(names)))[truth.label, truth.image]
         tables = []
         figures = [Figures.from_answers(truth, region, truth.label == label) for label in answered]
+    traced: list[tuple[CurvePoint, ...]] = [()] * len(answered)
+    if curves and truth.designs:
+        traced = trace_curves(output, truth, answered, wrong_answers)
     groups = group_answers(truth, len(names))
     labels = []
-    for label, one in zip(answered.tolist(), figures, strict=True):
+    for label, one, curve in zip(answered.tolist(), figures, traced, strict=True):
         mine = groups[label]
         precise = _average_precision(truth, scores, mine) if truth.complete else UNKNOWN
         counts = len(mine), int(truth.right[mine].sum()), int((truth.unsure_label == label).sum())
@@ -161,6 +170,7 @@ def evaluate(output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_AN
                 one.prevalence,
                 precise,
                 label not in dependent,
+                curve,
             )
         )
     total = Figures.pool(tables, wrong_answers) if tables else Figures.from_answers(truth, region, truth.label >= 0)

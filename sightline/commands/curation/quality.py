@@ -119,7 +119,7 @@ def evaluate(
     with open_truth(output, truth, strict=strict, samples=sample or ()) as (source, answers):
         from curation.quality import evaluation
 
-        metrics = evaluation.evaluate(source, answers, wrong_answers)
+        metrics = evaluation.evaluate(source, answers, wrong_answers, curves=as_json)
         if as_json:
             print(json.dumps(metrics.as_dict(), ensure_ascii=False))
         else:
