@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from threading import Lock
+from typing import Any
 
 import pyarrow as pa
 
@@ -68,6 +70,7 @@ class Originals:
         self._decoding = Lock()
         self._decoder = Decoder(ImageSpec(size=16), limits, "fast", SIDE)
         self._closed = False
+        self._running = 0
 
     def request(self, row: int) -> Future[bytes]:
         """Return a future of the picture of a row's image: a JPEG with at most `SIDE` pixels at a side.
@@ -86,21 +89,44 @@ class Originals:
             if place in self._absent:
                 future.set_exception(NoPicture(self._absent[place]))
                 return future
+            if self._closed:
+                future.set_exception(NoPicture("the review has ended"))
+                return future
             self._waiting[place] = future
         archive = archive_of(source.lower())
         if archive is None:
-            self._readers.submit(self._read_object, row)
+            self._readers.submit(self._run, self._read_object, row)
         else:
-            self._scanner.submit(self._scan_archive, row, archive)
+            self._scanner.submit(self._run, self._scan_archive, row, archive)
         return future
 
-    def close(self) -> None:
-        """End the readers and the decoder's process. Requests that wait get no answer."""
+    def stop(self) -> None:
+        """Take no more requests, and end those that wait with `NoPicture`. Does not wait for reads on their way."""
         self._closed = True
         for pool in (self._readers, self._scanner):
             pool.shutdown(wait=False, cancel_futures=True)
+        for source, digest in list(self._waiting):
+            self._fail(source, digest, "the review has ended")
+
+    def close(self) -> None:
+        """Stop, and end the decoder's process."""
+        self.stop()
         with self._decoding:
             self._decoder.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a read is on its way. It may take minutes, if the store does not answer."""
+        return self._running > 0
+
+    def _run(self, task: Callable[..., None], *arguments: Any) -> None:
+        with self._lock:
+            self._running += 1
+        try:
+            task(*arguments)
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def _read_object(self, row: int) -> None:
         uri, digest = self._sources[row], self._digests[row]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
@@ -67,12 +70,21 @@ def review(
             if answers.dropped:
                 out.print(escape(f"{answers.path}: an unfinished last line was removed"), highlight=False)
             app = make_app(table, metadata, Thumbnails(folder), originals, answers, person, disputed)
-            with listen(port) as socket:
-                url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+            with listen(port) as listener:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
                 out.print(f"{describe_progress(answers)}; ready: [bold]{url}[/bold]", highlight=False)
                 config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+
+                class Server(uvicorn.Server):
+                    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                        originals.stop()  # else requests for pictures would keep the server
+                        await super().shutdown(sockets)
+
                 with suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop
-                    uvicorn.Server(config).run(sockets=[socket])
+                    Server(config).run(sockets=[listener])
         out.print(escape(f"{describe_progress(answers)}: {answers.path}"), highlight=False)
         for line in read_reviews(folder).describe():
             out.print(escape(line), highlight=False)
+        if originals.busy:  # Python would wait for the threads that read, and so for a store that does not answer
+            sys.stdout.flush()
+            os._exit(0)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -68,3 +75,30 @@ def test_nothing_is_served_when_people_agree(folder: Path) -> None:
         "anna and ben: 1 of 1 answers are equal, Cohen's kappa is not defined",
         "disagreements: 0, settled: 0",
     ]
+
+
+def test_a_store_that_does_not_answer_neither_keeps_an_answer_nor_the_command(tmp_path: Path) -> None:
+    sample = make_sample(["cat"] * 4, sources=[(f"s3://bucket/{row}.jpg", "0" * 64) for row in range(4)])
+    write_sample_files(tmp_path, sample, lambda _: b"thumbnail")
+    command = [sys.executable, "-m", "sightline", "review", str(tmp_path), "--port", "0"]
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        keys = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **keys}) as process:
+            try:
+                assert process.stdout is not None
+                url = process.stdout.readline().rpartition("ready: ")[2].strip()
+                with httpx.Client(base_url=url, timeout=60) as client:
+                    page = client.get("/api/sample").json()["review"]
+                    picture = pool.submit(httpx.get, f"{url}/api/picture/{page}/0", timeout=60)
+                    stack.enter_context(silent.accept()[0])  # the review reads from the store
+                    answers = [{"row": 0, "answer": "right", "version": 0}]
+                    saved = client.post("/api/answers", json={"review": page, "since": 0, "answers": answers})
+                    assert saved.status_code == 200
+                process.send_signal(signal.SIGINT)
+                said, _ = process.communicate(timeout=60)  # the store's own attempts take minutes
+            finally:
+                process.kill()
+        assert picture.result().json() == {"missing": "the review has ended"}
+    assert process.returncode == 0
+    assert said == f"1 of 4 answered: {tmp_path / 'answers.jsonl'}\n"
