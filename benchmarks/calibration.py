@@ -12,24 +12,25 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
 
-from benchmarks.truths import KnownTruth, make_binormal
+from benchmarks.truths import PREVALENCES, KnownTruth, make_binormal, make_rendered
 from curation.estimates.cells import ACCEPT, NOT_WRITTEN, WrittenRegions, weigh_answers
 from curation.estimates.confidence import Estimate
-from curation.quality.calibration import calibrate, make_label_set
+from curation.quality.calibration import calibrate, make_label_set, plan_round
 from curation.quality.evaluation import evaluate
-from curation.sampling.sample import Goal, draw_sample
+from curation.sampling.sample import Exclusion, Goal, Sample, draw_sample
 from siglip.heads import build_head
 
-TRUTHS = {"synthetic": make_binormal}
+TRUTHS: dict[str, Callable[[], KnownTruth]] = {"synthetic": make_binormal, "rendered": make_rendered}
 ANSWERS = (30, 100, 300)
 WRONG = (0.0, 0.02)
+PURPOSES = ("precision", "evaluation", "two rounds")
 METRICS = ("precision", "recall", "f1", "prevalence")
 TARGET = 0.9
 
@@ -42,6 +43,7 @@ class Case:
     purpose: str
     answers: int
     wrong: float
+    forecast: bool = False
 
 
 @cache
@@ -51,16 +53,62 @@ def load(name: str) -> KnownTruth:
 
 
 def repeat(case: Case, seed: int) -> list[tuple[str, float]]:
-    """One repetition: observations by name. A coverage is 1 or 0, a printed share likewise."""
+    """One repetition: observations by name. Whether an interval covers, or a promise is kept, is 1 or 0."""
     known = load(case.truth)
     goal = Goal("evaluation") if case.purpose == "evaluation" else Goal("precision", TARGET)
+    random = np.random.default_rng([seed, 7])
+    if case.purpose == "two rounds":
+        return list(_judge_rounds(known, case, seed, random))
     sample = draw_sample(known.output, case.answers, seed, goal)
-    truth = known.answer(sample, case.wrong, np.random.default_rng([seed, 7]))
-    truth = weigh_answers(known.output, truth)
+    truth = weigh_answers(known.output, known.answer(case.wrong, random, sample))
     found = list(_judge_intervals(known, evaluate(known.output, truth)))
     if case.purpose == "precision":
         found += _judge_thresholds(known, calibrate(known.output, truth, TARGET))
     return found
+
+
+def _judge_rounds(known: KnownTruth, case: Case, seed: int, random: np.random.Generator) -> Iterator[tuple[str, float]]:
+    """Four tenths of the answers first, then the others where they are needed: `sightline sample --more`.
+
+    Also whether the forecast after the first round comes true: how many answers of the second round are needed in fact,
+    as a multiple of the forecast.
+    """
+    output = known.output
+    first = draw_sample(output, round(0.4 * case.answers), seed, Goal("precision", TARGET))
+    truth = weigh_answers(output, known.answer(case.wrong, random, first))
+    before = calibrate(output, truth, TARGET)
+    plan = plan_round(output, truth, TARGET)
+    samples = [first]
+    if plan.from_scores:
+        excluded = Exclusion(first.position, first.label)
+        more = case.answers - round(0.4 * case.answers)
+        scores = plan.from_scores
+        samples.append(draw_sample(output, more, seed + 10**6, from_scores=scores, exclude=excluded))
+    truth = weigh_answers(output, known.answer(case.wrong, random, *samples))
+    yield from _judge_thresholds(known, calibrate(output, truth, TARGET))
+    if case.forecast and plan.from_scores:
+        yield from _judge_forecasts(known, case, seed, before, plan.from_scores, first)
+
+
+def _judge_forecasts(
+    known: KnownTruth, case: Case, seed: int, before: object, scores: dict[int, float], first: Sample
+) -> Iterator[tuple[str, float]]:
+    """How many more answers are needed until the target is reached, by the forecast. At most ten times as many."""
+    rows = [row for row, one in enumerate(before) if row in scores]  # type: ignore[arg-type, var-annotated]
+    most = min(10 * max(before[row].forecast.more for row in rows), 2_000)  # type: ignore[index]
+    excluded = Exclusion(first.position, first.label)
+    second = draw_sample(known.output, most, seed + 10**6, from_scores=scores, exclude=excluded)
+    rank = np.arange(len(second.label)) - np.searchsorted(second.label, second.label)
+    needed = dict.fromkeys(rows, math.inf)
+    for count in np.unique(np.geomspace(1, most, 40).astype(int)):
+        part = replace(second, position=second.position[rank < count], label=second.label[rank < count])
+        random = np.random.default_rng([seed, 8])
+        truth = weigh_answers(known.output, known.answer(case.wrong, random, first, part))
+        for row, one in enumerate(calibrate(known.output, truth, TARGET)):
+            if row in needed and one.accept is not None:
+                needed[row] = min(needed[row], count)
+    for row in rows:
+        yield "needed / forecast", needed[row] / before[row].forecast.more  # type: ignore[index]
 
 
 def _judge_intervals(known: KnownTruth, evaluation: object) -> Iterator[tuple[str, float]]:
@@ -90,11 +138,12 @@ def _judge_thresholds(known: KnownTruth, found: object) -> Iterator[tuple[str, f
     region = np.concatenate([regions.assign(scores, every) for scores in output.scores(head)], axis=1)
     for row, one in enumerate(found):  # type: ignore[var-annotated, arg-type]
         share = known.right[:, row].mean()
-        yield f"reached {share:.2%}", float(one.accept is not None)
+        name = min(PREVALENCES, key=lambda value: abs(math.log(value / share)))
+        yield f"reached {name:.2%}", float(one.accept is not None)
         if one.accept is not None:
             accepted = region[row] == ACCEPT
-            yield f"kept {share:.2%}", float(known.right[accepted, row].mean() >= TARGET)
-            yield f"found {share:.2%}", float(known.right[accepted, row].sum() / known.right[:, row].sum())
+            yield "kept", float(known.right[accepted, row].mean() >= TARGET)
+            yield f"found {name:.2%}", float(known.right[accepted, row].sum() / known.right[:, row].sum())
 
 
 @cache
@@ -131,11 +180,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--truths", nargs="+", choices=list(TRUTHS), default=list(TRUTHS))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--purposes", nargs="+", choices=PURPOSES, default=PURPOSES)
     arguments = parser.parse_args()
     cases = [
-        Case(truth, purpose, answers, wrong)
+        Case(truth, purpose, answers, wrong, purpose == "two rounds" and answers == 100 and not wrong)
         for truth in arguments.truths
-        for purpose in ("precision", "evaluation")
+        for purpose in arguments.purposes
         for answers in ANSWERS
         for wrong in WRONG
     ]
@@ -147,7 +197,8 @@ def main() -> None:
                     observed[name].append(value)
             print(case, flush=True)
             for name in sorted(observed):
-                print(f"    {name:32s} {np.mean(observed[name]):6.3f}  of {len(observed[name]):6,}", flush=True)
+                middle = np.median if name.startswith("needed") else np.mean
+                print(f"    {name:32s} {middle(observed[name]):6.3f}  of {len(observed[name]):6,}", flush=True)
 
 
 if __name__ == "__main__":
