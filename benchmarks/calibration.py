@@ -93,14 +93,14 @@ def _judge_rounds(known: KnownTruth, case: Case, seed: int, random: np.random.Ge
 def _judge_forecasts(
     known: KnownTruth, case: Case, seed: int, before: object, scores: dict[int, float], first: Sample
 ) -> Iterator[tuple[str, float]]:
-    """How many more answers are needed until the target is reached, by the forecast. At most ten times as many."""
+    """How many more answers are needed until the target is reached, by the forecast. At most five times as many."""
     rows = [row for row, one in enumerate(before) if row in scores]  # type: ignore[arg-type, var-annotated]
-    most = min(10 * max(before[row].forecast.more for row in rows), 2_000)  # type: ignore[index]
+    most = min(5 * max(before[row].forecast.more for row in rows), 600)  # type: ignore[index]
     excluded = Exclusion(first.position, first.label)
     second = draw_sample(known.output, most, seed + 10**6, from_scores=scores, exclude=excluded)
     rank = np.arange(len(second.label)) - np.searchsorted(second.label, second.label)
     needed = dict.fromkeys(rows, math.inf)
-    for count in np.unique(np.geomspace(1, most, 40).astype(int)):
+    for count in np.unique(np.geomspace(3, most, 20).astype(int)):
         part = replace(second, position=second.position[rank < count], label=second.label[rank < count])
         random = np.random.default_rng([seed, 8])
         truth = weigh_answers(known.output, known.answer(case.wrong, random, first, part))

@@ -42,6 +42,7 @@ FEWEST_ANSWERS, FEWEST_IMAGES = 20, 5
 """A threshold is not chosen with fewer answers above it than the first, unless all images above it are answered, and
 these are at least as many as the second."""
 DRAWS = 20_000
+_DRAWS_FOR_BOUND = 4_000
 _SEED = 20_150_101
 
 
@@ -152,12 +153,14 @@ class Melding:
     def draw_right(self, cells: Cells) -> tuple[Doubles, Doubles]:
         """Draw the number of right images of all cells together: from the lower and the upper distributions, (draws,).
 
-        Lower draws are never above upper draws of the same index.
+        The allowance for wrong answers may make single draws negative, or larger than the number of images. They are
+        not cut off here: the mean of numbers that are cut off at 0 is too large, and draws are added up. Cut off the
+        result.
         """
         low, high = np.zeros(self.draws), np.zeros(self.draws)
         for size, drawn, right, unsure in zip(cells.size, cells.drawn, cells.right, cells.unsure, strict=True):
-            low += size * _allow_below(self._draw(size, drawn, right, 0) / max(size, 1), self._wrong_answers)
-            high += size * _allow_above(self._draw(size, drawn, right + unsure, 1) / max(size, 1), self._wrong_answers)
+            low += (self._draw(size, drawn, right, 0) - self._wrong_answers * size) / (1 - self._wrong_answers)
+            high += self._draw(size, drawn, right + unsure, 1) / (1 - self._wrong_answers)
         return low, high
 
     def _draw(self, size: int, drawn: int, right: int, more: int) -> Doubles:
@@ -174,7 +177,8 @@ class Melding:
 def make_estimate(value: float, low: Doubles | float, high: Doubles | float, widest: float = WIDEST) -> Estimate:
     """Make an estimate from a value and draws of its lower and upper bound. Not known when the interval is too wide."""
     alpha = (1 - LEVEL) / 2
-    bottom, top = float(np.quantile(low, alpha)), float(np.quantile(high, 1 - alpha))
+    bottom = max(0.0, float(np.quantile(low, alpha)))
+    top = min(1.0, float(np.quantile(high, 1 - alpha)))
     if math.isnan(value) or math.isnan(bottom) or math.isnan(top) or top - bottom > widest:
         return UNKNOWN
     return Estimate(value, min(bottom, value), max(top, value))
@@ -183,7 +187,8 @@ def make_estimate(value: float, low: Doubles | float, high: Doubles | float, wid
 def is_telling(low: Doubles, high: Doubles, widest: float = WIDEST) -> bool:
     """Whether the interval of draws of a lower and an upper bound is at most as wide as `widest`."""
     alpha = (1 - LEVEL) / 2
-    return float(np.quantile(high, 1 - alpha) - np.quantile(low, alpha)) <= widest
+    top, bottom = min(1.0, float(np.quantile(high, 1 - alpha))), max(0.0, float(np.quantile(low, alpha)))
+    return top - bottom <= widest
 
 
 def estimate_share(cells: Cells, wrong_answers: float = WRONG_ANSWERS, widest: float = WIDEST) -> Estimate:
@@ -213,8 +218,8 @@ def bound_precision(cells: Cells, wrong_answers: float, alpha: float) -> float:
     if len(cells.size) == 1:
         [size], [drawn], [right] = cells.size, cells.drawn, cells.right
         return bound_share_below(int(size), int(drawn), int(right), wrong_answers, alpha)
-    low, _ = Melding(wrong_answers).draw_right(cells)
-    return float(np.quantile(low, alpha)) / cells.total
+    low, _ = Melding(wrong_answers, _DRAWS_FOR_BOUND).draw_right(cells)
+    return max(0.0, float(np.quantile(low, alpha))) / cells.total
 
 
 def _find_count(size: int, passes: Callable[[Counts], NDArray[np.bool_]]) -> int:

@@ -14,6 +14,7 @@ from curation.estimates.cells import ACCEPT, NOT_WRITTEN, REVIEW, CellTable
 from curation.estimates.confidence import (
     DRAWS,
     UNKNOWN,
+    WIDEST,
     Cells,
     Doubles,
     Estimate,
@@ -72,8 +73,7 @@ class Figures:
     @classmethod
     def pool(cls, tables: Sequence[CellTable], wrong_answers: float) -> Figures:
         """The figures of all labels together, and the mean of their F1."""
-        values: list[float] = []
-        low, high, least = (np.zeros(DRAWS) for _ in range(3))
+        f1s: list[Estimate] = []
         found = missed = 0.0
         predicted = 0
         total = _Draws(*(np.zeros(DRAWS) for _ in range(5)))
@@ -83,11 +83,7 @@ class Figures:
             total = total.add(one)
             right, left = above.estimate_right(), below.estimate_right()
             found, missed, predicted = found + right, missed + left, predicted + above.total
-            values.append(_recall_and_f1(above.total, right, left)[1])
-            low += _recall_and_f1(above.total, one.low_above, one.high_below)[1]
-            high += _recall_and_f1(above.total, one.high_above, one.low_below)[1]
-            least += _recall_and_f1(above.total, one.low_above, one.least_below)[1]
-        count = max(len(values), 1)
+            f1s.append(one.estimate(above.total, right, left, widest=1.0)[1])
         bands = []
         for region in (ACCEPT, REVIEW):
             cells = Cells(*(np.zeros(0, np.int64) for _ in range(4)))
@@ -97,7 +93,6 @@ class Figures:
         recall, f1 = total.estimate(predicted, found, missed)
         share = found / predicted if predicted else math.nan
         of_predicted = total.low_above / max(predicted, 1), total.high_above / max(predicted, 1)
-        mean = make_estimate(float(np.mean(values)) if values else math.nan, low / count, high / count)
         return cls(
             bands[0],
             bands[1],
@@ -105,7 +100,7 @@ class Figures:
             recall,
             f1,
             UNKNOWN,
-            mean if is_telling(least / count, high / count) else UNKNOWN,
+            _average(f1s),
         )
 
     @classmethod
@@ -161,16 +156,19 @@ class _Draws:
         mine, others = vars(self), vars(other)
         return _Draws(**{name: mine[name] + others[name] for name in mine})
 
-    def estimate(self, predicted: float, found: float, missed: float) -> tuple[Estimate, Estimate]:
-        """Recall and F1, for `predicted` images above the threshold."""
+    def estimate(
+        self, predicted: float, found: float, missed: float, widest: float = WIDEST
+    ) -> tuple[Estimate, Estimate]:
+        """Recall and F1, for `predicted` images above the threshold. Not known if their intervals are too wide."""
+        low_above, high_above = np.maximum(self.low_above, 0), np.clip(self.high_above, 0, predicted)
         values = _recall_and_f1(predicted, found, missed)
-        low = _recall_and_f1(predicted, self.low_above, self.high_below)
-        high = _recall_and_f1(predicted, self.high_above, self.low_below)
-        least = _recall_and_f1(predicted, self.low_above, self.least_below)
-        best = _recall_and_f1(predicted, self.high_above, np.zeros(1))
+        low = _recall_and_f1(predicted, low_above, self.high_below)
+        high = _recall_and_f1(predicted, high_above, np.maximum(self.low_below, 0))
+        least = _recall_and_f1(predicted, low_above, self.least_below)
+        best = _recall_and_f1(predicted, high_above, np.zeros(1))
         made = [
-            make_estimate(float(values[metric]), low[metric], high[metric])
-            if is_telling(least[metric], best[metric])
+            make_estimate(float(values[metric]), low[metric], high[metric], widest)
+            if is_telling(least[metric], best[metric], widest)
             else UNKNOWN
             for metric in range(2)
         ]
@@ -182,6 +180,17 @@ class _Draws:
         if not is_telling(self.low_above / max(every.total, 1), least, _WIDEST_PREVALENCE):
             return UNKNOWN
         return estimate_share(every, wrong_answers, _WIDEST_PREVALENCE)
+
+
+def _average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of the values, between the means of the lower and of the upper ends. Unknown if one of them is.
+
+    For independent samples this covers at least as often as the intervals do, because their errors even out.
+    """
+    if not estimates or not all(one.known for one in estimates):
+        return UNKNOWN
+    value, low, high = (float(np.mean([getattr(one, end) for one in estimates])) for end in ("value", "low", "high"))
+    return Estimate(value, low, high) if high - low <= WIDEST else UNKNOWN
 
 
 def _recall_and_f1(predicted: float, found: Any, missed: Any) -> tuple[Any, Any]:

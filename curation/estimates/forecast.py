@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curation.estimates.cells import CellTable
-from curation.estimates.confidence import ONE_SIDED, Doubles, is_enough, reaches, target_of_answers
+from curation.estimates.confidence import Doubles, is_enough, reaches, target_of_answers
 from siglip.scoring import Floats
 
 MOST_ANSWERS = 5_000
@@ -28,7 +28,12 @@ class Forecast:
 
 
 def forecast_answers(
-    table: CellTable, thresholds: Floats, target: float, wrong_answers: float, at_most: int = MOST_ANSWERS
+    table: CellTable,
+    thresholds: Floats,
+    target: float,
+    wrong_answers: float,
+    alpha: float,
+    at_most: int = MOST_ANSWERS,
 ) -> Forecast | None:
     """Forecast what it takes to show a precision of `target` for a label.
 
@@ -37,7 +42,8 @@ def forecast_answers(
 
     `thresholds` (T,) are the scores between the table's regions, on the scale of probabilities. The share of right
     images above a threshold is taken from its answers, and from the probabilities, which count as `PRIOR_ANSWERS`
-    answers. Returns None if no threshold can be shown with `at_most` answers.
+    answers. `alpha` is the share of samples in which the bound of the next round may fail. Returns None if no threshold
+    can be shown with `at_most` answers.
     """
     share = target_of_answers(target, wrong_answers)
     expected = _expect_precision(table, thresholds)
@@ -57,7 +63,7 @@ def forecast_answers(
         if precision <= share or not len(more):
             continue
         sizes = np.full(len(more), cells.total)
-        shown = reaches(sizes, drawn + more, right + np.round(more * precision).astype(np.int64), share, ONE_SIDED)
+        shown = reaches(sizes, drawn + more, right + np.round(more * precision).astype(np.int64), share, alpha)
         if shown.any():
             found.append(Forecast(int(more[np.argmax(shown)]), region - 1))
     fewest = min((one.more for one in found), default=0)

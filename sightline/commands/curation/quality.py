@@ -21,6 +21,7 @@ from siglip.labels import LabelSet
 from storage.settings import ConfigError
 
 if TYPE_CHECKING:
+    from curation.quality.calibration import LabelCalibration, Workload
     from curation.quality.evaluation import Evaluation
     from curation.quality.truth import Truth
     from curation.tagged_output import TaggedOutput
@@ -96,6 +97,7 @@ def calibrate(
             given = " ".join(f"--exclude {path}" for path in truth)
             again = f"sightline sample {output} DIR --more {given} --for precision={precision:g}"
             out.print(escape(f"To ask where answers are missing: {again}"), highlight=False)
+        _warn_of_top_k(source, found, workloads)
         count = sum(one.accept is not None for one in found)
         out.print(f"{count} of {len(found)} labels calibrated: {escape(str(labels_out))}", highlight=False)
 
@@ -124,6 +126,27 @@ def evaluate(
             print(json.dumps(metrics.as_dict(), ensure_ascii=False))
         else:
             _print_evaluation(metrics)
+
+
+def _warn_of_top_k(source: TaggedOutput, found: list[LabelCalibration], after: list[Workload]) -> None:
+    """Say if `top_k` would drop labels that are not calibrated: calibrated scores are higher than theirs."""
+    from curation.quality.calibration import count_workload
+
+    top_k = source.labels.top_k
+    if top_k is None or top_k >= len(found) or all(one.accept is not None for one in found):
+        return
+    before = count_workload(source, source.labels)
+    lost = sum(
+        max(0, old.accepted + old.review - new.accepted - new.review)
+        for one, old, new in zip(found, before, after, strict=True)
+        if one.accept is None
+    )
+    if lost:
+        message = (
+            f"top_k {top_k}: labels that are not calibrated would be written {lost:,} times less, because calibrated "
+            "scores are higher than theirs: raise top_k in the label set, or calibrate the others too"
+        )
+        err.print(message, highlight=False)
 
 
 def write_labels(path: Path, labels: LabelSet) -> None:
