@@ -81,10 +81,10 @@ def calibrate(
 
     A threshold passes if the one-sided 95 % lower bound of the precision above it reaches the target, with the design
     of the samples and an allowance for a share `wrong_answers` of wrong answers (see `curation.estimates.confidence`).
-    The lowest passing threshold is taken. After n rounds of questions it is a 1 - 0.05 / n bound, because each round is
-    another chance to pass. Several thresholds are tried, so that the precision could be missed in more than 5 % of
-    samples; `benchmarks/calibration.py` measures how often it is. The precision is that of the output's images; other
-    images may be harder.
+    The lowest passing threshold is taken. After n rounds of questions about a label it is a 1 - 0.05 / n bound, because
+    each round is another chance to pass. Several thresholds are tried, so that the precision could be missed in more
+    than 5 % of samples; `benchmarks/calibration.py` measures how often it is. The precision is that of the output's
+    images; other images may be harder.
 
     The scores of a label that reaches the target become probabilities by Platt scaling. Those of a group's labels do
     not, because they add up to 1 as they are.
@@ -94,7 +94,6 @@ def calibrate(
     """
     if not truth.designs:
         raise ConfigError("the answers are no sample of the output, so that they cannot show a precision")
-    alpha = ONE_SIDED / len(truth.designs)
     groups = group_answers(truth, len(output.labels.names))
     rows = np.asarray([row for row, answers in enumerate(groups) if len(answers)], np.int64)
     fitted = _fit_calibrations(output, truth, groups)
@@ -104,6 +103,7 @@ def calibrate(
     found = [LabelCalibration(name, 0, 0) for name in output.labels.label_names()]
     for row, tried, table in zip(rows.tolist(), thresholds, tables, strict=True):
         answers = groups[row]
+        alpha = _share_risk(truth, found[row].label)
         one = replace(found[row], answers=len(answers), right=int(truth.right[answers].sum()))
         passing = _choose_best_f1(table) if target is None else _find_lowest(table, target, wrong_answers, alpha)
         if passing is None:
@@ -234,6 +234,11 @@ def _to_new_score(output: TaggedOutput, row: int, fitted: Calibration | None, lo
     return 1 / (1 + math.exp(-max(min(logit, 700.0), -700.0)))
 
 
+def _share_risk(truth: Truth, label: str) -> float:
+    """The share of samples in which a label's bound may fail: `ONE_SIDED`, divided by its rounds of questions."""
+    return ONE_SIDED / max(1, sum(label in design.edges or design.head is None for design in truth.designs))
+
+
 def _find_lowest(table: CellTable, target: float, wrong_answers: float, alpha: float) -> int | None:
     """The index of the lowest threshold above which the precision is shown to be at least `target`, or None."""
     share = target_of_answers(target, wrong_answers)
@@ -280,7 +285,6 @@ def _confirm_written(
     """
     if output.labels.top_k is None or output.labels.top_k >= len(found):
         return found
-    alpha = ONE_SIDED / len(truth.designs)
     while True:
         rows = np.asarray([row for row, one in enumerate(found) if one.accept is not None], np.int64)
         if not len(rows):
@@ -290,7 +294,7 @@ def _confirm_written(
         dropped = [
             row
             for row, table in zip(rows.tolist(), tables, strict=True)
-            if bound_precision(table.join_single(ACCEPT), wrong_answers, alpha) < target
+            if bound_precision(table.join_single(ACCEPT), wrong_answers, _share_risk(truth, found[row].label)) < target
         ]
         if not dropped:
             return found
