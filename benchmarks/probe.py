@@ -5,8 +5,8 @@
 The images have embeddings whose variance lies in a few directions, as a model's have, and a logit along one of them.
 Without an effect, an answer is right with a probability that depends on the logit alone, so that no probe can be better
 than the prompts. With an effect, a direction without correlation to the logit counts too; `true gain` is then the mean
-difference in average precision of the trained probe and the prompts over all images. `stratified` answers are drawn
-more often from high scores, with weights.
+difference in average precision of the trained probe and the prompts over the images without an answer. `stratified`
+answers are drawn more often from high scores, with weights.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ GAIN = 0.01
 
 @dataclass(frozen=True)
 class Drawn:
-    """One simulated label: its answers, the number of images that each stands for, and all images."""
+    """One simulated label: its answers, the number of images that each stands for, and the images without an answer."""
 
     examples: Examples
     weight: Doubles
-    embeddings: Doubles  # (IMAGES, WIDTH)
-    logits: Doubles  # (IMAGES,)
-    right: NDArray[np.bool_]  # (IMAGES,)
+    embeddings: Doubles  # (images, WIDTH)
+    logits: Doubles  # (images,)
+    right: NDArray[np.bool_]  # (images,)
 
     def compare(self) -> Comparison:
         """The comparison of `sightline probe`."""
         return compare(self.examples, np.arange(len(self.weight)), self.weight)
 
     def measure_gain(self, strength: float) -> float:
-        """The difference in average precision of a probe of all answers and the prompts, over all images."""
+        """The difference in average precision of a probe of all answers and the prompts, over the other images."""
         weights, slope, bias = self.examples.fit(strength)
         probed = self.embeddings @ weights + slope * self.logits + bias
         return float(average_precision_score(self.right, probed) - average_precision_score(self.right, self.logits))
@@ -60,7 +60,8 @@ def draw_label(answers: int, share: float, effect: float, stratified: bool, seed
         drawn, weight = _draw_answers(random, logits, answers, stratified)
         if MIN_ANSWERS <= right[drawn].sum() <= len(drawn) - MIN_ANSWERS:
             examples = Examples(embeddings[drawn], logits[drawn], right[drawn], np.ones(len(drawn)))
-            return Drawn(examples, weight, embeddings, logits, right)
+            others = np.setdiff1d(np.arange(IMAGES), drawn)
+            return Drawn(examples, weight, embeddings[others], logits[others], right[others])
 
 
 def is_kept(compared: Comparison) -> bool:
@@ -103,7 +104,7 @@ def _draw_answers(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=200)
-    parser.add_argument("--effects", type=float, nargs="+", default=[0, 2, 4])
+    parser.add_argument("--effects", type=float, nargs="+", default=[0, 3])
     parser.add_argument("--answers", type=int, nargs="+", default=[40, 100, 300])
     arguments = parser.parse_args()
     print("effect  answers  right  drawn       gain alone    kept  true gain")

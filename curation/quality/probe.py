@@ -23,7 +23,7 @@ two groups of each in each fold."""
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """The inverse regularization strengths (scikit-learn's C) to choose from."""
 LEVEL = 0.05
-"""A probe is kept when its p-value is at most this. In simulations (`python -m benchmarks.probe`), at most 3 % of the
+"""A probe is kept when its p-value is at most this. In simulations (`python -m benchmarks.probe`), at most 4 % of the
 labels whose prompts nothing beats got a probe, as the gain is required too."""
 
 
