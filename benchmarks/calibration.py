@@ -61,7 +61,7 @@ def repeat(case: Case, seed: int) -> list[tuple[str, float]]:
         return list(_judge_rounds(known, case, seed, random))
     sample = draw_sample(known.output, case.answers, seed, goal)
     truth = weigh_answers(known.output, known.answer(case.wrong, random, sample))
-    found = list(_judge_intervals(known, evaluate(known.output, truth)))
+    found = list(_judge_intervals(known, evaluate(known.output, truth, most_suspects=0)))
     if case.purpose == "precision":
         found += _judge_thresholds(known, calibrate(known.output, truth, TARGET))
     return found

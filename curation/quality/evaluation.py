@@ -128,14 +128,19 @@ def identify(output: TaggedOutput) -> str:
 
 
 def evaluate(
-    output: TaggedOutput, truth: Truth, wrong_answers: float = WRONG_ANSWERS, curves: bool = False
+    output: TaggedOutput,
+    truth: Truth,
+    wrong_answers: float = WRONG_ANSWERS,
+    curves: bool = False,
+    most_suspects: int = 100,
 ) -> Evaluation:
     """Compare ground truth with the labels that the output has for the same images.
 
     `truth` has its weights from `curation.estimates.cells.weigh_answers`. Intervals describe images of this output, not
     other images, and they allow for a share `wrong_answers` of the answers to be wrong. A figure that the answers
     cannot tell is not known: see `confidence.WIDEST`. One pass over the output if the answers are a sample, and one
-    more with `curves`, which traces the precision and recall of each label by threshold.
+    more with `curves`, which traces the precision and recall of each label by threshold. At most `most_suspects`
+    suspect answers of each kind are listed; finding them takes most of the time.
     """
     truth, dependent = separate(output.labels, truth)
     scores = output.head.scores(truth.embeddings)
@@ -192,7 +197,7 @@ def evaluate(
         wrong_answers,
         top=_estimate_top_k(output, truth, scores, wrong_answers) if truth.exclusive else {},
         confusions=_find_confusions(output, truth, scores) if truth.complete else [],
-        suspects=find_suspects(output, truth),
+        suspects=find_suspects(output, truth, most_suspects) if most_suspects else [],
         notices=truth.notices,
     )
 

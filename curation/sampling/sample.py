@@ -222,6 +222,7 @@ class _Reservoirs:
         self._limits = np.full(labels * self.bins, _NEVER, np.uint32)
         self._candidates: list[tuple[NDArray[Any], ...]] = []
         self._count = self._position = 0
+        self._most = min(_MAX_CANDIDATES, 100_000 + 4 * labels * self.bins * capacity)
         column = np.full(int(max(chosen.max(initial=0), exclude.label.max(initial=0))) + 1, -1, np.int64)
         column[chosen] = np.arange(labels)
         known = column[exclude.label] >= 0
@@ -246,7 +247,7 @@ class _Reservoirs:
         self._candidates.append(found)
         self._count += len(column)
         self._position += len(scores)
-        if self._count > _MAX_CANDIDATES:
+        if self._count > self._most:
             self._prune()
 
     def available(self) -> NDArray[np.int64]:
