@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,18 +15,23 @@ from typing import Any
 import jinja2
 
 from curation.report.charts import draw_histogram, draw_sparkline
-from curation.report.pictures import encode_pictures, read_keys, read_thumbnails
+from curation.report.curves import count_known, draw_thresholds, draw_trade
+from curation.report.figures import all_judge_fairly, describe_band, judges_fairly, show_estimate
+from curation.report.pictures import encode_pictures, find_positions, read_images
 from curation.report.statistics import KINDS, LabelStatistics, OutputStatistics
+from curation.report.steps import Step
 from curation.tagged_output import TaggedOutput
 from storage.settings import ConfigError
 
 LABELS_PER_PAGE = 100
 MAX_PAGE_BYTES = 10 * 2**20
-_MAX_PICTURE_BYTES = 9 * 2**20
-"""Of `MAX_PAGE_BYTES`, the bytes for pictures together with the table of labels. The rest is for texts and charts."""
-_SUSPECTS = 24
-_ROW_BYTES, _BARE_ROW_BYTES, _MAX_SPARKLINES = 1400, 400, 2000
-"""Bytes of a row of the first page's table with and without its small histogram. Longer tables have no histograms."""
+_SUSPECTS_OF_A_KIND = 8
+_MAX_SPARKLINES = 2000
+"""Longer tables of labels have no small histograms."""
+_KEY_LENGTH = 30
+"""A picture's key is cut in the middle to this many characters. Its title has the whole key."""
+_IMAGE_BYTES = 200
+"""Bytes of a picture's HTML beside its data."""
 _FOLDER = Path(__file__).parent
 
 
@@ -37,10 +42,25 @@ class _LabelSection:
     number: int
     statistics: LabelStatistics
     quality: dict[str, Any] | None
+    audit: str
     href: str
     histogram: str = ""
+    thresholds: str = ""
+    trade: str = ""
     sparkline: str = ""
-    pictures: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report shows beside an output's own statistics.
+
+    `evaluation` is what `sightline evaluate --json` printed, `steps` what was done for the output, and `audits` the
+    sentence of each audited label by its name.
+    """
+
+    evaluation: dict[str, Any] | None = None
+    steps: Sequence[Step] = ()
+    audits: dict[str, str] = field(default_factory=dict)
 
 
 def write_report(
@@ -48,19 +68,19 @@ def write_report(
     statistics: OutputStatistics,
     path: Path,
     dollars_per_hour: float | None = None,
-    evaluation: dict[str, Any] | None = None,
+    findings: Findings = Findings(),
 ) -> list[Path]:
     """Write the report to `path`, and labels after the first hundred to `<name>-labels/002.html` and so on.
 
-    Each page is self-contained, loads nothing from the network and has at most `MAX_PAGE_BYTES`. Labels are sorted by
-    the number of images that reach their threshold, largest first. `evaluation` is what `sightline evaluate --json`
-    printed. `dollars_per_hour` is the price of the cluster; with it the page shows the cost of 1,000 images.
+    Each page is self-contained, loads nothing from the network and has at most `MAX_PAGE_BYTES`, unless its texts alone
+    have more. Labels are sorted by the number of images that reach their threshold, largest first. `dollars_per_hour`
+    is the price of the cluster; with it the page shows the cost of 1,000 images.
 
     Returns the written files. Raises `ConfigError` when a file cannot be written.
     """
-    sections = _make_sections(statistics, path, evaluation)
-    row_bytes = _ROW_BYTES if len(sections) <= _MAX_SPARKLINES else _BARE_ROW_BYTES
-    if row_bytes == _ROW_BYTES:
+    evaluation = findings.evaluation
+    sections = _make_sections(statistics, path, findings)
+    if len(sections) <= _MAX_SPARKLINES:
         for section in sections:
             section.sparkline = draw_sparkline(section.statistics.histogram)
     pages = -(-len(sections) // LABELS_PER_PAGE)
@@ -76,10 +96,14 @@ def write_report(
         "has_thumbnails": "thumbnail" in output.columns,
         "all": sections,
         "evaluation": evaluation,
+        "independent": evaluation is None or all_judge_fairly(evaluation),
+        "bands_fair": evaluation is None or all_judge_fairly(evaluation, "accepted", "review"),
+        "top_k": output.labels.top_k,
         "rejects": statistics.rejects,
         "reasons": output.manifest["reasons"],
         "main": f"../{path.name}",
         "pages": pages,
+        "kinds": KINDS,
     }
     written = []
     try:
@@ -87,42 +111,34 @@ def write_report(
             shown = sections[page * LABELS_PER_PAGE : (page + 1) * LABELS_PER_PAGE]
             if page == 0:
                 target, template = path, environment.get_template("main.html")
-                facts = _collect_facts(output, statistics, dollars_per_hour)
-                suspects = (evaluation or {}).get("suspects", [])[:_SUSPECTS]
-                table_bytes = len(sections) * row_bytes
+                facts = _collect_facts(output, statistics, dollars_per_hour, findings)
             else:
                 target, template = path.parent / _name_page(path, page), environment.get_template("labels.html")
-                facts, suspects, table_bytes = {}, [], 0
-            _add_charts_and_pictures(output, shown, suspects, _MAX_PICTURE_BYTES - table_bytes)
-            content = template.render(**common, **facts, sections=shown, suspects=suspects)
+                facts = {"suspects": [], "confusions": []}
+            _draw_charts(shown)
+            uses = _count_uses(shown, facts)
+            keys, thumbnails = read_images(output, uses)
+            values = {**common, **facts, "sections": shown, "keys": keys}
+            bare = template.render(values, pictures={})  # what is left of the page's bytes is for pictures
+            room = MAX_PAGE_BYTES - len(bare.encode()) - _IMAGE_BYTES * uses.total()
+            content = template.render(values, pictures=encode_pictures(thumbnails, uses, room))
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content, encoding="utf-8")
             written.append(target)
-            for section in shown:  # memory holds the pictures of one page
-                section.pictures = {}
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from error
     return written
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read what `sightline evaluate --json` printed. Raises `ConfigError` when the file holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict) and {"labels", "mean_average_precision", "suspects"} <= value.keys():
-            return value
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    raise ConfigError(f"{path} is not what `sightline evaluate --json` prints")
-
-
-def _make_sections(statistics: OutputStatistics, path: Path, evaluation: dict[str, Any] | None) -> list[_LabelSection]:
-    qualities = {quality["label"]: quality for quality in evaluation["labels"]} if evaluation else {}
+def _make_sections(statistics: OutputStatistics, path: Path, findings: Findings) -> list[_LabelSection]:
+    qualities = {one["label"]: one for one in findings.evaluation["labels"]} if findings.evaluation else {}
     sections = []
     for number, label in enumerate(sorted(statistics.labels, key=lambda label: (-label.predicted, label.label))):
         page = number // LABELS_PER_PAGE
         href = f"{_name_page(path, page) if page else ''}#label-{number + 1}"
-        sections.append(_LabelSection(number, label, qualities.get(label.label), href))
+        quality = qualities.get(label.label)
+        audit = findings.audits.get(label.label, "").removeprefix(f"{label.label}: ")
+        sections.append(_LabelSection(number, label, quality, audit, href))
     return sections
 
 
@@ -136,18 +152,23 @@ def _make_environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["count"] = lambda value: f"{value:,}"
-    environment.filters["score"] = _format_score
-    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.1%}"
+    environment.filters["score"] = lambda value: "under 0.001" if 0 <= value < 0.001 else f"{value:.3f}"
+    environment.filters["share"] = lambda value: f"{value:.1%}"
+    environment.filters["estimate"] = show_estimate
+    environment.filters["middle"] = _cut_middle
+    environment.filters["known"] = count_known
+    environment.filters["fair"] = judges_fairly
     return environment
 
 
 def _collect_facts(
-    output: TaggedOutput, statistics: OutputStatistics, dollars_per_hour: float | None
+    output: TaggedOutput, statistics: OutputStatistics, dollars_per_hour: float | None, findings: Findings
 ) -> dict[str, Any]:
-    """The first page's totals."""
+    """What only the first page shows: totals, steps, confusions and suspects."""
     run = output.manifest.get("run", {})
     rate = run.get("images_per_second")
     cost = dollars_per_hour / (rate * 3.6) if dollars_per_hour is not None and rate else None
+    suspects = _choose_suspects(output, findings.evaluation)
     return {
         "images": statistics.images + output.rejected,
         "tagged": statistics.images,
@@ -160,32 +181,67 @@ def _collect_facts(
         "rate": rate,
         "cost": cost,
         "dollars_per_hour": dollars_per_hour,
-        "accepted": any(label.accept is not None for label in statistics.labels),
+        "bands": _describe_bands(statistics, findings.evaluation),
+        "steps": findings.steps,
+        "audits": findings.audits,
+        "suspects": suspects,
+        "confusions": (findings.evaluation or {}).get("confusions", []),
     }
 
 
-def _add_charts_and_pictures(
-    output: TaggedOutput, sections: list[_LabelSection], suspects: list[dict[str, Any]], max_bytes: int
-) -> None:
-    """Add the charts of a page's labels, and the pictures of its labels and suspects, together in `max_bytes`."""
+def _describe_bands(statistics: OutputStatistics, evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The headline: the bands with their numbers of labels and images, and how many of the labels are right."""
+    answered = {one["label"] for one in evaluation["labels"]} if evaluation else set()
+    described = []
+    for name, images in (("accepted", statistics.accepted), ("review", statistics.review)):
+        of_labels = [(one.label, getattr(one, name)) for one in statistics.labels]
+        written = sum(count for _, count in of_labels)
+        having = [label for label, count in of_labels if count]
+        right = describe_band(
+            evaluation and evaluation[name],
+            written,
+            sum(label in answered for label in having),
+            len(having),
+            evaluation is None or all_judge_fairly(evaluation, name),
+        )
+        described.append({"name": name, "written": written, "images": images, "right": right})
+    return described
+
+
+def _choose_suspects(output: TaggedOutput, evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The first suspects of each kind, each with its position in the output, or None if it is not there."""
+    chosen: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
+    for suspect in (evaluation or {}).get("suspects", []):
+        counts[suspect["kind"]] += 1
+        if counts[suspect["kind"]] <= _SUSPECTS_OF_A_KIND:
+            chosen.append(suspect)
+    positions = find_positions(output, [suspect["id"] for suspect in chosen])
+    return [{**suspect, "position": positions.get(suspect["id"])} for suspect in chosen]
+
+
+def _draw_charts(sections: Sequence[_LabelSection]) -> None:
     for section in sections:
         section.histogram = draw_histogram(section.statistics)
-    uses = Counter[Any](
+        if section.quality:
+            section.thresholds = draw_thresholds(section.statistics, section.quality["curve"])
+            section.trade = draw_trade(section.statistics, section.quality["curve"])
+
+
+def _count_uses(sections: Sequence[_LabelSection], facts: dict[str, Any]) -> Counter[int]:
+    """How often a page shows each image, by its position."""
+    uses = Counter(
         example.position for section in sections for kind in KINDS for example in section.statistics.examples[kind]
     )
-    keys, thumbnails = read_keys(output, uses)
-    by_id = read_thumbnails(output, [suspect["id"] for suspect in suspects]) if thumbnails else {}
-    pictures = encode_pictures({**thumbnails, **by_id}, uses + Counter(by_id.keys()), max_bytes)
-    for section in sections:
-        section.pictures = {
-            kind: [
-                (keys[example.position], pictures.get(example.position, ""), example.score)
-                for example in section.statistics.examples[kind]
-            ]
-            for kind in KINDS
-        }
-    for suspect in suspects:
-        suspect["picture"] = pictures.get(suspect["id"], "")
+    uses.update(position for pair in facts["confusions"] for position in pair["examples"])
+    uses.update(suspect["position"] for suspect in facts["suspects"] if suspect["position"] is not None)
+    return uses
+
+
+def _cut_middle(text: str, length: int = _KEY_LENGTH) -> str:
+    """The text with at most `length` characters: the beginning and the end, which tell keys apart, with … between."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
 def _make_policy(style: str, script: str) -> str:
@@ -195,7 +251,3 @@ def _make_policy(style: str, script: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _format_score(value: float) -> str:
-    return "under 0.001" if 0 <= value < 0.001 else f"{value:.3f}"

@@ -19,9 +19,9 @@ _SIZES = ((160, 78), (128, 72), (96, 68), (72, 62), (48, 55))
 """Longest side in pixels and JPEG quality. They are tried in turn until a page's pictures fit."""
 
 
-def read_keys(output: TaggedOutput, positions: Iterable[int]) -> tuple[dict[int, str], dict[int, bytes]]:
+def read_images(output: TaggedOutput, positions: Iterable[int]) -> tuple[dict[int, str], dict[int, bytes]]:
     """Read the keys and the thumbnails of images by position. The thumbnails are empty when the output has none."""
-    wanted = sorted(positions)
+    wanted = sorted(set(positions))
     rows = output.take(wanted, ["key", *(["thumbnail"] if "thumbnail" in output.columns else [])])
     keys = dict(zip(wanted, rows["key"].to_pylist(), strict=True))
     if "thumbnail" not in rows.column_names:
@@ -29,19 +29,16 @@ def read_keys(output: TaggedOutput, positions: Iterable[int]) -> tuple[dict[int,
     return keys, dict(zip(wanted, rows["thumbnail"].to_pylist(), strict=True))
 
 
-def read_thumbnails(output: TaggedOutput, ids: list[str]) -> dict[str, bytes]:
-    """Read the thumbnails of images by id, in one pass over the ids of the output. Unknown ids are left out."""
-    if not ids:
-        return {}
+def find_positions(output: TaggedOutput, ids: list[str]) -> dict[str, int]:
+    """Find the positions of images by id, in one pass over the ids of the output. Unknown ids are left out."""
+    positions: dict[str, int] = {}
     wanted = pa.array(ids, pa.string())
-    positions: list[int] = []
     first = 0
-    for batch in output.batches([ID], rows=65_536):
-        found = pc.is_in(batch[ID], value_set=wanted).to_numpy(zero_copy_only=False)
-        positions += (first + np.flatnonzero(found)).tolist()
+    for batch in output.batches([ID], rows=65_536) if ids else ():
+        rows = np.flatnonzero(pc.is_in(batch[ID], value_set=wanted).to_numpy(zero_copy_only=False))
+        positions.update(zip(batch[ID].take(pa.array(rows)).to_pylist(), (first + rows).tolist(), strict=True))
         first += len(batch)
-    rows = output.take(positions, [ID, "thumbnail"])
-    return dict(zip(rows[ID].to_pylist(), rows["thumbnail"].to_pylist(), strict=True))
+    return positions
 
 
 def encode_pictures(thumbnails: Mapping[Any, bytes], uses: Counter[Any], max_bytes: int) -> dict[Any, str]:

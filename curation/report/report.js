@@ -11,7 +11,7 @@
     const by = {
       predicted: (one, other) => other.dataset.predicted - one.dataset.predicted,
       review: (one, other) => other.dataset.review - one.dataset.review,
-      f1: (one, other) => one.dataset.f1 - other.dataset.f1,
+      precision: (one, other) => one.dataset.precision - other.dataset.precision,
       name: (one, other) => one.dataset.name.localeCompare(other.dataset.name),
     };
     const filter = () => {

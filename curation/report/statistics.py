@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.estimates.cells import ACCEPT, NOT_WRITTEN, REVIEW, WrittenRegions
 from curation.histogram import bin_scores, rank_within_groups
 from curation.tagged_output import ID, TaggedOutput
-from siglip.heads import accept_thresholds
 from siglip.scoring import Floats
 
 EDGES = np.linspace(-12.0, 6.0, 37)
@@ -34,10 +34,11 @@ class Example:
 class LabelStatistics:
     """Statistics of one label over the whole output.
 
-    `predicted` is the number of images whose score reaches the threshold, and `accepted` the number of those that also
-    reach `accept` (0 without one). Fewer images may have the label in the output, because of `top_k`. `histogram`
-    (len(EDGES) + 1,) counts the images in each bin. `examples` holds up to `EXAMPLES` images of each kind: those with
-    the highest scores, the lowest scores at or above the threshold, and the highest scores below the threshold.
+    `predicted` is the number of images whose score reaches the threshold. The label is written on `accepted` images in
+    the band `accept` (0 without an `accept` score), and on `review` images below it: together fewer than `predicted`
+    if `top_k` keeps it from some. `histogram` (len(EDGES) + 1,) counts the images in each bin. `examples` holds up to
+    `EXAMPLES` images of each kind: those with the highest scores, the lowest scores at or above the threshold, and the
+    highest scores below the threshold.
     """
 
     label: str
@@ -45,6 +46,7 @@ class LabelStatistics:
     accept: float | None
     predicted: int
     accepted: int
+    review: int
     histogram: NDArray[np.int64]
     examples: dict[Kind, list[Example]]
 
@@ -53,13 +55,16 @@ class LabelStatistics:
 class OutputStatistics:
     """Statistics of an output.
 
-    `images` is the number of tagged images, of which `unlabelled` reach no label's threshold. `labels` is in the label
-    set's order. `rejects` holds up to `REJECT_EXAMPLES` rejected rows for each reason: id, key, source, reason, detail.
+    `images` is the number of tagged images. Of these, `accepted` have at least one accepted label, `review` have labels
+    but no accepted one, and `unlabelled` reach no label's threshold. `labels` is in the label set's order. `rejects`
+    holds up to `REJECT_EXAMPLES` rejected rows for each reason: id, key, source, reason, detail.
     """
 
     images: int
     labels: list[LabelStatistics]
     rejects: dict[str, list[dict[str, Any]]]
+    accepted: int
+    review: int
     unlabelled: int
 
 
@@ -68,17 +73,19 @@ def compute_statistics(output: TaggedOutput) -> OutputStatistics:
     labels = output.labels
     thresholds = labels.thresholds()
     predict_from = np.asarray(thresholds, np.float32)
-    accept_from = accept_thresholds(labels)
     count = len(predict_from)
-    predicted, accepted = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    regions, every = WrittenRegions(labels), np.arange(count)
+    predicted = np.zeros(count, np.int64)
+    written, best = np.zeros((regions.count, count), np.int64), np.zeros(regions.count, np.int64)
     histogram = np.zeros((count, len(EDGES) + 1), np.int64)
     top = {kind: _TopExamples(count) for kind in KINDS}
-    first = unlabelled = 0
+    first = 0
     for scores in output.scores():
         passes = scores >= predict_from
         predicted += passes.sum(axis=0)
-        accepted += (passes & (scores >= accept_from)).sum(axis=0)
-        unlabelled += int((~passes.any(axis=1)).sum())
+        region = regions.assign(scores, every)
+        written += np.stack([(region == one).sum(axis=1) for one in range(regions.count)])
+        best += np.bincount(region.max(axis=0), minlength=regions.count)
         histogram += bin_scores(scores, EDGES)[1]
         top["highest"].add(first, scores)
         top["just above"].add(first, np.where(passes, -scores, -np.inf))
@@ -90,13 +97,15 @@ def compute_statistics(output: TaggedOutput) -> OutputStatistics:
             thresholds[row],
             label.accept,
             int(predicted[row]),
-            int(accepted[row]),
+            int(written[ACCEPT, row]),
+            int(written[REVIEW, row]),
             histogram[row],
             {kind: top[kind].examples(row, -1 if kind == "just above" else 1) for kind in KINDS},
         )
         for row, label in enumerate(labels.names)
     ]
-    return OutputStatistics(first, found, _find_rejects(output), unlabelled)
+    counts = (int(best[one]) for one in (ACCEPT, REVIEW, NOT_WRITTEN))
+    return OutputStatistics(first, found, _find_rejects(output), *counts)
 
 
 class _TopExamples:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
+from typer.testing import CliRunner
 
 from curation.report.page import write_report
 from curation.report.statistics import compute_statistics
+from sightline.cli import app
 from tests.support.chromium import Browser
 from tests.support.outputs import make_output
 
@@ -58,6 +62,72 @@ def test_the_report_on_a_phone(browser: Browser, thousand: Path, scheme: str) ->
     paper = browser.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) < 384) == (scheme == "dark")
     browser.wait("document.querySelector('#label-1 img').complete")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of four labels with everything on it: steps, an evaluation with curves, an audit; and with long keys."""
+    folder = tmp_path_factory.mktemp("judged")
+    output = make_output(folder / "made", 4, key=lambda row: f"{'a long folder/' * 9}{row}.jpg")
+    sample = folder / "sample"
+    run("sample", output.uri, sample, "--per-label", 60, "--for", "evaluation")
+    rows = pq.read_table(sample / "sample.parquet").drop_columns(["thumbnail"]).to_pylist()
+    said = [
+        {**row, "answer": "right" if row["score"] > 0.2 or number % 9 == 0 else "wrong"}
+        for number, row in enumerate(rows)
+    ]
+    (sample / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    told = run("evaluate", output.uri, "--truth", sample, "--json")
+    (folder / "evaluation.json").write_text(told)
+    page = folder / "report.html"
+    run(
+        "report",
+        output.uri,
+        "--to",
+        page,
+        "--evaluation",
+        folder / "evaluation.json",
+        "--sample",
+        sample,
+        "--audit",
+        sample,
+    )
+    return page
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_with_an_evaluation_fits_the_window(browser: Browser, judged: Path, width: int) -> None:
+    browser.open(judged.as_uri(), width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.run("document.querySelectorAll('.label').forEach((one) => (one.style.contentVisibility = 'visible'))")
+    # No text is wider than its box, except in the table, which scrolls.
+    wide = """[...document.querySelectorAll('main :not(.scroll, .scroll *, svg, svg *)')]
+      .filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth + 1).map((one) => one.className)"""
+    assert browser.run(wide) == []
+    # Numbers of a chart's axes stand in the chart, and do not overlap.
+    overlaps = """[...document.querySelectorAll('svg.chart')].filter((chart) => {
+      const boxes = [...chart.querySelectorAll('text')].map((text) => text.getBoundingClientRect());
+      const outer = chart.getBoundingClientRect();
+      return boxes.some((a, i) => a.left < outer.left - 1 || a.right > outer.right + 1 || boxes.some((b, j) =>
+        i < j && a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3));
+    }).length"""
+    assert browser.run(overlaps) == 0
+    assert browser.run("document.querySelectorAll('svg.chart').length") >= 8
+    keys = browser.run("[...document.querySelectorAll('.key')].map((one) => [one.textContent, one.title])")
+    assert keys
+    assert all(len(text) <= 30 < len(title) and text[-8:] == title[-8:] for text, title in keys)
+    Select(browser.find("#sort")).select_by_visible_text("lowest precision")
+    values = browser.run(
+        "[...document.querySelectorAll('#index tbody tr')].map((row) => Number(row.dataset.precision))"
+    )
+    assert values == sorted(values)
+    assert browser.complaints() == []
 
 
 def test_a_report_of_a_thousand_labels_loads_and_filters_quickly(browser: Browser, thousand: Path) -> None:

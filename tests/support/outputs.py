@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,11 @@ def draw_picture(row: int) -> bytes:
     return buffer.getvalue()
 
 
-def make_output(root: Path, labels: int) -> TaggedOutput:
-    """Write an output of 600 images to a new folder. The last label's name must be escaped in HTML."""
+def make_output(root: Path, labels: int, key: Callable[[int], str] = "image {:08d}".format) -> TaggedOutput:
+    """Write an output of 600 images to a new folder. The last label's name must be escaped in HTML.
+
+    `key` makes the key of an image from its number.
+    """
     names = [f"label {row}" for row in range(labels - 1)] + ["<b>bold</b> & 'quoted'"]
     made = SyntheticOutput(
         LabelSet.model_validate({"names": names, "threshold": 0.1, "top_k": 3}),
@@ -35,6 +39,7 @@ def make_output(root: Path, labels: int) -> TaggedOutput:
         lambda shard: draw_vectors(300, WIDTH, shard),
         scale=Scale(20, -8),
         thumbnail=draw_picture,
+        key=key,
         reject=lambda shard: ["truncated"] * shard,
     )
     write_output(str(root), made)
