@@ -41,7 +41,7 @@ class SyntheticOutput:
     `embed(shard)` returns a shard's embeddings, float32 (N, D) of unit norm; it is called several times for a shard.
     `texts` are the averaged prompt embeddings of the labels, float32 (L, D). `reject(shard)` returns the reasons of a
     shard's rejected rows, which come after the tagged ones. `thumbnail(row)` returns JPEG bytes. `row` counts the
-    tagged rows of the whole output.
+    tagged rows of the whole output. `digest(row)` returns a text that stands for the image's bytes in `sha256`.
     """
 
     labels: LabelSet
@@ -55,6 +55,7 @@ class SyntheticOutput:
     reject: Callable[[int], Sequence[str]] = lambda shard: ()
     thumbnail: Callable[[int], bytes] | None = None
     key: Callable[[int], str] = "image {:08d}".format
+    digest: Callable[[int], str] = str
 
 
 def write_output(root: str, made: SyntheticOutput) -> LinearHead:
@@ -128,7 +129,7 @@ def _make_rows(made: SyntheticOutput, head: LinearHead, format_: OutputFormat, s
         "width": np.full(count, 640, np.int32),
         "height": np.full(count, 480, np.int32),
         **make_label_columns(chosen, made.labels, np.ones(count, bool)),
-        "sha256": [hashlib.sha256(str(row).encode()).hexdigest() for row in rows],
+        "sha256": [hashlib.sha256(made.digest(row).encode()).hexdigest() for row in rows],
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), vectors.shape[1]),
         "metadata": pa.nulls(count, pa.string()),
     }

@@ -116,7 +116,7 @@ def calibrate(
             accept=accept,
             threshold=min(_convert_threshold(output, row, fitted[row]), accept),
             calibration=fitted[row],
-            fingerprint=make_fingerprint(truth.ids[image] for image in truth.image[answers].tolist()),
+            fingerprint=make_fingerprint(truth, row),
         )
     return found if target is None else _confirm_written(output, truth, found, target, wrong_answers)
 

@@ -1,8 +1,9 @@
 """Whether answers may judge a threshold: those that chose it cannot, because the figures would be too good.
 
-A label set remembers, for each label whose threshold was chosen, a fingerprint of the answers that chose it: the
-smallest hashes of the answered images (a bottom-k sketch; Cohen and Kaplan 2007). It recognizes the answers in any file
-that has at least half of these images, also if answers were added or taken away.
+A label set remembers, for each label whose threshold was chosen, a fingerprint of the answers that chose it. It has an
+item for each sample or file of answers. A sample is known by its id. A file of other answers is known by the smallest
+hashes of the answered images (a bottom-k sketch; Cohen and Kaplan 2007): this recognizes the answers in any file that
+has at least half of these images, also if answers were added or taken away.
 """
 
 from __future__ import annotations
@@ -17,42 +18,90 @@ from curation.quality.truth import Truth
 from siglip.labels import LabelSet
 
 _HASHES, _DIGITS = 8, 8
+_SAMPLE, _SEPARATOR = "sample:", " "
 
 
-def make_fingerprint(images: Iterable[str]) -> str:
-    """The fingerprint of answers about images with these ids: up to eight hashes of eight hexadecimal digits."""
-    return "".join(sorted({_hash(image) for image in images})[:_HASHES])
+def make_fingerprint(truth: Truth, row: int) -> str:
+    """The fingerprint of the answers about the label with index `row`: an item for each source, separated by spaces.
+
+    An item is the id of a sample, or up to eight hashes of eight hexadecimal digits.
+    """
+    items = []
+    for source, images in _group_by_source(truth, row).items():
+        sample = _name_sample(truth, source)
+        items.append(f"{_SAMPLE}{sample}" if sample else _sketch(images))
+    return _SEPARATOR.join(sorted(items))
 
 
 def separate(labels: LabelSet, truth: Truth) -> tuple[Truth, set[int]]:
     """Leave out the answers that chose a label's threshold, if others about this label remain.
 
     Returns the truth without them, and the labels, by index, for which only such answers are there. Their figures are
-    not independent of the threshold.
+    not independent of the threshold. A sample whose answers about a label are left out does not divide this label's
+    images into strata.
     """
-    chosen = {row: label.chosen_by for row, label in enumerate(labels.names) if label.chosen_by}
-    source = truth.source if truth.source is not None else np.zeros(len(truth.image), np.int64)
-    answered: dict[int, dict[int, set[str]]] = {row: {} for row in chosen}
-    hashes = [_hash(image) for image in truth.ids]
-    for image, row, one in zip(truth.image.tolist(), truth.label.tolist(), source.tolist(), strict=True):
-        if row in answered:
-            answered[row].setdefault(one, set()).add(hashes[image])
-    kept, dependent = np.ones(len(truth.image), bool), set()
-    for row, sources in answered.items():
-        mine = {one for one, images in sources.items() if _contains(images, chosen[row] or "")}
+    kept, kept_unsure, dependent = np.ones(len(truth.image), bool), np.ones(len(truth.unsure_image), bool), set()
+    designs = {design.sample: design for design in truth.designs}
+    for row, label in enumerate(labels.names):
+        if not label.chosen_by:
+            continue
+        sources = _group_by_source(truth, row)
+        items = label.chosen_by.split(_SEPARATOR)
+        mine = {source for source, images in sources.items() if _chose(items, _name_sample(truth, source), images)}
         if mine and len(mine) == len(sources):
             dependent.add(row)
         elif mine:
-            kept &= (truth.label != row) | ~np.isin(source, list(mine))
-    if kept.all():
+            kept &= (truth.label != row) | ~np.isin(truth.sources(), list(mine))
+            kept_unsure &= (truth.unsure_label != row) | ~np.isin(truth.unsure_sources(), list(mine))
+            for sample in {_name_sample(truth, source) for source in mine} & designs.keys():
+                edges = {name: edge for name, edge in designs[sample].edges.items() if name != label.name}
+                designs[sample] = replace(designs[sample], edges=edges)
+    if kept.all() and kept_unsure.all():
         return truth, dependent
-    columns = {name: getattr(truth, name)[kept] for name in ("image", "label", "right", "weight")}
-    return replace(truth, **columns, source=source[kept], complete=False, exclusive=False), dependent
+    return (
+        replace(
+            truth,
+            **{name: getattr(truth, name)[kept] for name in ("image", "label", "right", "weight")},
+            source=truth.sources()[kept],
+            unsure_image=truth.unsure_image[kept_unsure],
+            unsure_label=truth.unsure_label[kept_unsure],
+            unsure_source=truth.unsure_sources()[kept_unsure],
+            designs=tuple(designs.values()),
+            complete=False,
+            exclusive=False,
+        ),
+        dependent,
+    )
 
 
-def _contains(images: set[str], fingerprint: str) -> bool:
-    known = [fingerprint[start : start + _DIGITS] for start in range(0, len(fingerprint), _DIGITS)]
-    return 2 * sum(one in images for one in known) >= len(known)
+def _group_by_source(truth: Truth, row: int) -> dict[int, set[str]]:
+    """The ids of the images that each source answers about, for one label, without those that it is unsure about."""
+    found: dict[int, set[str]] = {}
+    mine = truth.label == row
+    for image, source in zip(truth.image[mine].tolist(), truth.sources()[mine].tolist(), strict=True):
+        found.setdefault(source, set()).add(truth.ids[image])
+    return found
+
+
+def _name_sample(truth: Truth, source: int) -> str:
+    return truth.samples[source] if source < len(truth.samples) else ""
+
+
+def _chose(items: list[str], sample: str, images: set[str]) -> bool:
+    """Whether the answers of a source are among those that a fingerprint's items are about."""
+    if sample and f"{_SAMPLE}{sample}" in items:
+        return True
+    hashes = {_hash(image) for image in images}
+    return any(_contains(hashes, item) for item in items if not item.startswith(_SAMPLE))
+
+
+def _sketch(images: Iterable[str]) -> str:
+    return "".join(sorted({_hash(image) for image in images})[:_HASHES])
+
+
+def _contains(hashes: set[str], sketch: str) -> bool:
+    known = [sketch[start : start + _DIGITS] for start in range(0, len(sketch), _DIGITS)]
+    return 2 * sum(one in hashes for one in known) >= len(known)
 
 
 def _hash(image: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class Truth:
     output that the answer stands for, relative to the other answers about its label.
 
     `designs` are those of the samples that asked. Without one, the answers allow no statement about other images.
-    `source[i]` is the number of the sample or file that an answer is from.
+    `source[i]` is the number of the sample or file that an answer is from, and `unsure_source[u]` that of an unsure
+    answer; by default all are from one file. `samples` are the ids of the sources that are samples, and "" for files.
     `complete`: each image has an answer about each label. `exclusive`: exactly one label is right for each image.
     `notices` are one-line warnings.
     """
@@ -52,7 +53,17 @@ class Truth:
     unsure_label: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     designs: tuple[Design, ...] = ()
     source: NDArray[np.int64] | None = None
+    unsure_source: NDArray[np.int64] | None = None
+    samples: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+
+    def sources(self) -> NDArray[np.int64]:
+        """The number of the source of each answer, int64 (A,)."""
+        return np.zeros(len(self.image), np.int64) if self.source is None else self.source
+
+    def unsure_sources(self) -> NDArray[np.int64]:
+        """The number of the source of each unsure answer, int64 (U,)."""
+        return np.zeros(len(self.unsure_image), np.int64) if self.unsure_source is None else self.unsure_source
 
     def logits(self, output: TaggedOutput) -> Floats:
         """The logit of each answer's image and label by the output's own head: float32 (A,)."""
@@ -99,16 +110,25 @@ def read_truth(
 
 
 class _Answers:
-    """The answers of all files, by the image's position and the label's index. `state` is right, wrong or unsure."""
+    """The answers of all files, in the files' order.
+
+    `_state` collects answers about single labels, by the image's position and the label's index: right, wrong or
+    unsure, the weight, and the source's number. `_parts` are the arrays of answers that are collected already.
+    """
 
     def __init__(self, output: TaggedOutput, strict: bool, notices: list[str]) -> None:
         self._output, self._strict, self._notices = output, strict, notices
         self._known = {label: index for index, label in enumerate(output.labels.label_names())}
-        self.state: dict[tuple[int, int], tuple[str, float, int]] = {}
+        self._state: dict[tuple[int, int], tuple[str, float, int]] = {}
         self.samples: set[str] = set()
         self._sources: dict[str, int] = {}
         self.undesigned = False
-        self.whole: list[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], int]] = []
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The ids of the sources that are samples, and "" for files."""
+        return tuple(name if name in self.samples else "" for name in self._sources)
 
     def add(self, file: TruthFile) -> None:
         names = list(dict.fromkeys(row.image for row in file.rows))
@@ -124,9 +144,9 @@ class _Answers:
         for row in file.rows:
             position, label = where[row.image], self._known.get(row.label or "")
             if position >= 0 and label is not None:
-                self.state.pop((position, label), None)
+                self._state.pop((position, label), None)
                 source = self._sources.setdefault(row.sample or str(file.path), len(self._sources))
-                self.state[position, label] = row.answer, row.weight, source
+                self._state[position, label] = row.answer, row.weight, source
 
     def _add_whole(self, file: TruthFile, where: dict[str, int]) -> None:
         rows = [row for row in file.rows if where[row.image] >= 0]
@@ -135,13 +155,34 @@ class _Answers:
             right[index, [self._known[name] for name in row.labels if name in self._known]] = True
         weight = np.asarray([row.weight for row in rows], np.float64)
         source = self._sources.setdefault(str(file.path), len(self._sources))
-        self.whole.append((np.asarray([where[row.image] for row in rows], np.int64), right, weight, source))
+        position = np.asarray([where[row.image] for row in rows], np.int64)
+        image, label = np.indices(right.shape).reshape(2, -1)
+        self._collect()
+        states = right.reshape(-1).astype(np.int64)
+        self._parts.append((position[image], label, states, weight[image], np.full(len(image), source)))
 
     def _find(self, file: TruthFile, names: list[str]) -> list[int]:
         positions = _find_positions(file.path, self._output, file.name_column, names)
         missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
         self._report(file, missing, "images", f"in {self._output.uri}")
+        self._leave_out_changed(file, names, positions)
         return [int(position) for position in positions]
+
+    def _leave_out_changed(self, file: TruthFile, names: list[str], positions: NDArray[np.int64]) -> None:
+        """Set the positions of images to -1 whose bytes are not those of the answered images.
+
+        Ids number the images of an output, so that another output has the same ones.
+        """
+        digests = {row.image: row.sha256 for row in file.rows if row.sha256}
+        named = [index for index, name in enumerate(names) if name in digests and positions[index] >= 0]
+        if not named:
+            return
+        stored = self._output.take(positions[named], ["sha256"])["sha256"].to_pylist()
+        changed = [
+            index for index, digest in zip(named, stored, strict=True) if digest not in (None, digests[names[index]])
+        ]
+        positions[changed] = -1
+        self._report(file, [names[index] for index in changed], "images", "those that the answers are about, by sha256")
 
     def _report(self, file: TruthFile, names: list[str], what: str, where: str) -> None:
         if names:
@@ -150,18 +191,19 @@ class _Answers:
                 raise ConfigError(message)
             self._notices.append(f"{message}. They are left out; --strict refuses them")
 
-    def flatten(self) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Yield arrays of position, label, state (1 right, 0 wrong, -1 unsure), weight and source."""
-        if self.state:
-            states = [1 if said[0] == RIGHT else -1 if said[0] == UNSURE else 0 for said in self.state.values()]
-            pairs = np.asarray(list(self.state), np.int64)
-            weights = np.asarray([said[1] for said in self.state.values()])
-            sources = np.asarray([said[2] for said in self.state.values()], np.int64)
-            yield pairs[:, 0], pairs[:, 1], np.asarray(states), weights, sources
-        for position, right, weight, source in self.whole:
-            image, label = np.indices(right.shape).reshape(2, -1)
-            states_ = right.reshape(-1).astype(np.int64)
-            yield position[image], label, states_, weight[image], np.full(len(image), source)
+    def flatten(self) -> list[tuple[NDArray[Any], ...]]:
+        """Return arrays of position, label, state (1 right, 0 wrong, -1 unsure), weight and source, in order."""
+        self._collect()
+        return self._parts
+
+    def _collect(self) -> None:
+        if self._state:
+            states = [1 if said[0] == RIGHT else -1 if said[0] == UNSURE else 0 for said in self._state.values()]
+            pairs = np.asarray(list(self._state), np.int64)
+            weights = np.asarray([said[1] for said in self._state.values()])
+            sources = np.asarray([said[2] for said in self._state.values()], np.int64)
+            self._parts.append((pairs[:, 0], pairs[:, 1], np.asarray(states), weights, sources))
+            self._state = {}
 
 
 def _adopt(file: TruthFile, designs: Sequence[tuple[Design, Path]]) -> TruthFile:
@@ -193,6 +235,10 @@ def _choose_designs(
         return ()
     used = [design for name, design in designs.items() if name in found.samples]
     for design in used:
+        if design.weights and design.weights != output.weights:
+            raise ConfigError(
+                f"the sample {design.sample} was drawn from an output of another model: draw a sample of {output.uri}"
+            )
         if design.images != output.rows:
             notices.append(
                 f"the sample {design.sample} was drawn from {design.images:,} images, and the output has "
@@ -206,9 +252,10 @@ def _choose_designs(
 def _make_truth(
     output: TaggedOutput, found: _Answers, designs: tuple[Design, ...], files: Sequence[TruthFile], notices: list[str]
 ) -> Truth:
-    parts = list(found.flatten())
+    parts = found.flatten()
     if not parts or not any((part[2] >= 0).any() for part in parts):
-        raise ConfigError(f"{', '.join(str(file.path) for file in files)}: no answer says right or wrong")
+        why = "".join(f" ({notice})" for notice in notices)
+        raise ConfigError(f"{', '.join(str(file.path) for file in files)}: no answer says right or wrong{why}")
     position, label, state, weight, source = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(parts) > 1:  # of several answers about an image and a label, the last counts
         pair = position * len(output.labels.names) + label
@@ -243,6 +290,8 @@ def _make_truth(
         label[~sure],
         designs,
         source[sure],
+        source[~sure],
+        found.sources,
         tuple(notices),
     )
 

@@ -31,7 +31,8 @@ class TruthRow:
     """What a row of a file says: about the image `image`, these labels are right, wrong, or neither is known.
 
     A row with `label` None is about all labels of the label set: those in `labels` are right, and the others wrong.
-    `sample` is the id of the sample that asked, or empty. `weight` is NaN if the row has none.
+    `sample` is the id of the sample that asked, or empty. `weight` is NaN if the row has none. `sha256` is that of the
+    image beside its name, or empty.
     """
 
     image: str
@@ -40,6 +41,7 @@ class TruthRow:
     labels: tuple[str, ...]
     sample: str
     weight: float
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def read_truth_file(path: Path) -> TruthFile:
         labels = _split_labels(path, row.get("labels")) if many else [_read_text(path, row.get("label"), "label")]
         if image in found:
             twice.append(image)
-        found[image] = TruthRow(image, None, RIGHT, tuple(labels), "", _read_weight(path, row.get("weight")))
+        weight, digest = _read_weight(path, row.get("weight")), str(row.get("sha256") or "")
+        found[image] = TruthRow(image, None, RIGHT, tuple(labels), "", weight, digest)
     if twice:
         raise ConfigError(
             f"{path}: several rows for one image: {list_some(twice)}. Write one row with all labels of the image"
@@ -142,7 +145,8 @@ def _read_answers(path: Path, rows: list[dict[str, Any]], name: str) -> list[Tru
         found.pop((image, label), None)
         if answer != TAKEN_BACK:
             weight = _read_weight(path, row.get("weight"))
-            found[image, label] = TruthRow(image, label, str(answer), (), str(row.get("sample") or ""), weight)
+            sample, digest = str(row.get("sample") or ""), str(row.get("sha256") or "")
+            found[image, label] = TruthRow(image, label, str(answer), (), sample, weight, digest)
     return list(found.values())
 
 

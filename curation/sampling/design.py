@@ -23,7 +23,8 @@ class Design:
 
     `edges` holds, for each label by name, the borders between its strata: increasing float32 scores of `head`. An image
     is in stratum i if its score reaches i of them. `names` are the labels of `head`, in its order. `images` is the
-    number of images of the output from which the sample was drawn.
+    number of images of the output from which the sample was drawn, and `weights` the digest of the model that it was
+    tagged with.
 
     A design without a head has one stratum: its images were drawn from all images, without regard to scores.
     """
@@ -33,6 +34,7 @@ class Design:
     edges: Mapping[str, Floats]
     names: tuple[str, ...] = ()
     head: LinearHead | None = None
+    weights: str = ""
 
     def count_strata(self, label: str) -> int:
         """The number of strata of a label."""

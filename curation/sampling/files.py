@@ -88,7 +88,7 @@ def read_design(folder: Path) -> Design:
         table = read_label_table(Output(str(folder.resolve())))
         edges = {name: np.asarray(one["from scores"], np.float32) for name, one in about["strata"].items()}
         names = tuple(table.labels.label_names())
-        return Design(str(about["sample"]), int(about["images"]), edges, names, table.head)
+        return Design(str(about["sample"]), int(about["images"]), edges, names, table.head, table.weights)
     except (OSError, ValueError, LookupError, TypeError, StoreError) as error:
         raise ConfigError(f"{folder} does not hold the design of a sample: {error}: draw the sample again") from error
 

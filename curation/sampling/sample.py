@@ -8,6 +8,7 @@ chance. A label's questions are in random order, so that the first of them are a
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -127,9 +128,11 @@ def draw_sample(
     """Draw `per_label` questions for each label, or all images if there are fewer, in one pass and constant memory.
 
     The labels' samples are independent: an image may be drawn for several labels. The same seed draws the same sample
-    from the same output. `labels` are the indices of the labels to ask about, by default all. With `from_scores`, a
-    score by the label's index, only these labels are asked about, and only images whose score is at least the given
-    one. An audit asks about the images that reach the label's `accept` threshold, or its threshold if it has none.
+    from the same output. For another goal, another `per_label`, or after the label set has changed, it draws other
+    images, so that an audit does not repeat the questions that chose a threshold (see `_make_seed`). `labels` are the
+    indices of the labels to ask about, by default all. With `from_scores`, a score by the label's index, only these
+    labels are asked about, and only images whose score is at least the given one. An audit asks about the images that
+    reach the label's `accept` threshold, or its threshold if it has none.
 
     Excluded questions are counted in their strata, and not drawn.
     """
@@ -141,7 +144,8 @@ def draw_sample(
     rows = sorted(from_scores) if from_scores is not None else range(len(names)) if labels is None else sorted(labels)
     chosen = np.asarray(rows, np.int64)
     borders = _make_borders(output, from_scores)[... if from_scores is not None else chosen]
-    reservoirs = _Reservoirs(borders, per_label, np.random.default_rng(seed), exclude, chosen)
+    entropy = _make_seed(output, per_label, seed, goal)
+    reservoirs = _Reservoirs(borders, per_label, np.random.default_rng(entropy), exclude, chosen)
     for scores in output.scores():
         reservoirs.add(scores[:, chosen])
     above = 1 if from_scores is not None else _AT_THRESHOLD + 1
@@ -150,7 +154,18 @@ def draw_sample(
         choose_strata(population, available, above, per_label, only)
         for population, available in zip(reservoirs.population, reservoirs.available(), strict=True)
     ]
-    return _make_sample(output, reservoirs, strata, borders, chosen, seed)
+    return _make_sample(output, reservoirs, strata, borders, chosen, entropy)
+
+
+def _make_seed(output: TaggedOutput, per_label: int, seed: int, goal: Goal) -> list[int]:
+    """Make the seed of a random generator from the user's seed and all that decides what is drawn.
+
+    With the user's seed alone, an image would have the same random number in each sample of an output, so that an audit
+    would draw the images again that the sample of the calibration drew.
+    """
+    about = [output.fingerprint["labels.digest"], output.labels.model_dump(mode="json"), output.rows]
+    content = json.dumps([*about, per_label, goal.purpose, goal.target], sort_keys=True)
+    return [seed, int(hashlib.sha256(content.encode()).hexdigest()[:16], 16)]
 
 
 def choose_strata(
@@ -292,7 +307,7 @@ def _make_sample(
     strata: Sequence[Sequence[Stratum]],
     borders: Floats,
     chosen: NDArray[np.int64],
-    seed: int,
+    entropy: list[int],
 ) -> Sample:
     label, stratum, position, score = reservoirs.draw(strata)
     names = output.labels.label_names()
@@ -306,12 +321,12 @@ def _make_sample(
         population[name] = [int(reservoirs.population[row, part.first : part.end].sum()) for part in rising]
         drawn[name] = [part.size for part in rising]
     # Within a label in random order, whatever the strata: a person who stops early leaves a sample.
-    order = np.lexsort((np.random.default_rng([seed, 1]).random(len(label)), label))
+    order = np.lexsort((np.random.default_rng([*entropy, 1]).random(len(label)), label))
     label, stratum, position, score = label[order], stratum[order], position[order], score[order]
     images = np.asarray([population[names[chosen[row]]][part] for row, part in zip(label, stratum, strict=True)])
     sizes = np.asarray([drawn[names[chosen[row]]][part] for row, part in zip(label, stratum, strict=True)])
     label = chosen[label]
-    digest = hashlib.sha256(b"".join(column.tobytes() for column in (position, label, np.float64(seed))))
-    design = Design(digest.hexdigest()[:16], output.rows, edges, tuple(names), output.head)
+    digest = hashlib.sha256(b"".join(column.tobytes() for column in (position, label, np.asarray(entropy, np.uint64))))
+    design = Design(digest.hexdigest()[:16], output.rows, edges, tuple(names), output.head, output.weights)
     score = np.asarray(score, np.float32)
     return Sample(position, label, score, stratum, images / np.maximum(sizes, 1), design, population, drawn)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,6 +43,8 @@ SAMPLE = typer.Option(
     "--sample", metavar="DIR", help="The folder of the sample that was answered, if the answers lie elsewhere."
 )
 STRICT = typer.Option("--strict", help="Refuse answers about unknown images and labels, instead of leaving them out.")
+WRONG_SHARE = 0.02
+"""The default of `--wrong-answers`: `curation.estimates.confidence.WRONG_ANSWERS`, which is slow to import."""
 WRONG_ANSWERS = typer.Option(
     "--wrong-answers", min=0, max=0.2, help="The share of wrong answers that the intervals allow for."
 )
@@ -61,7 +64,7 @@ def calibrate(
         typer.Option("--best-f1", help="Accept from the score with the best estimated F1, and promise no precision."),
     ] = False,
     sample: Annotated[list[Path] | None, SAMPLE] = None,
-    wrong_answers: Annotated[float, WRONG_ANSWERS] = 0.02,
+    wrong_answers: Annotated[float, WRONG_ANSWERS] = WRONG_SHARE,
     strict: Annotated[bool, STRICT] = False,
 ) -> None:
     """Find for each label the lowest score from which the target precision is shown. Writes a label set.
@@ -79,6 +82,7 @@ def calibrate(
         workloads = calibration.count_workload(source, labels)
         write_labels(labels_out, labels)
         shown = [pair for pair in zip(found, workloads, strict=True) if pair[0].answers]
+        accepts = dict(zip(source.labels.label_names(), source.labels.accepts(), strict=True))
         for one, workload in shown[:SHOWN]:
             if one.accept is not None:
                 reached = "best F1" if best_f1 else f">= {precision:.0%}"
@@ -87,15 +91,21 @@ def calibrate(
                 result = f"not calibrated: no threshold can be shown to reach the target, {one.answers:,} answers"
             else:
                 result = f"not calibrated: about {one.forecast.more:,} more answers needed"
+            before = accepts[one.label]
+            if one.accept is None and before is not None:
+                result += f"; it keeps accept {before:g} of an earlier calibration"
             out.print(f"{escape(one.label)}: {result}", highlight=False)
         print_omitted(len(shown))
         without = [one.label for one in found if not one.answers]
         if without:
             names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-            out.print(escape(f"{len(without):,} labels without answers stay as they are: {names}"), highlight=False)
+            text = f"{len(without):,} labels without an answer right or wrong stay as they are: {names}"
+            out.print(escape(text), highlight=False)
         if not best_f1 and any(one.forecast for one in found):
-            given = " ".join(f"--exclude {path}" for path in truth)
-            again = f"sightline sample {output} DIR --more {given} --for precision={precision:g}"
+            given = [*(f"--exclude {quote(str(path))}" for path in truth)]
+            given += [f"--sample {quote(str(path))}" for path in sample or ()]
+            given += [f"--wrong-answers {wrong_answers:g}"] if wrong_answers != WRONG_SHARE else []
+            again = f"sightline sample {quote(output)} DIR --more {' '.join(given)} --for precision={precision:g}"
             out.print(escape(f"To ask where answers are missing: {again}"), highlight=False)
         _warn_of_top_k(source, found, workloads)
         count = sum(one.accept is not None for one in found)
@@ -109,7 +119,7 @@ def evaluate(
         bool, typer.Option("--json", help="Print all metrics as JSON, for `sightline report --evaluation`.")
     ] = False,
     sample: Annotated[list[Path] | None, SAMPLE] = None,
-    wrong_answers: Annotated[float, WRONG_ANSWERS] = 0.02,
+    wrong_answers: Annotated[float, WRONG_ANSWERS] = WRONG_SHARE,
     strict: Annotated[bool, STRICT] = False,
 ) -> None:
     """Evaluate the labels that an output has: how much of each band is right, and how much was missed.
@@ -214,7 +224,8 @@ def _print_evaluation(metrics: Evaluation) -> None:
     if any(not one.independent for one in metrics.labels):
         text = "* these answers chose the threshold, so that these figures are too good: draw others, `sightline audit`"
         out.print(text, highlight=False)
-    if metrics.accepted.precision.known and math.isfinite(metrics.accepted.precision.low):
+    shares = [metrics.accepted.precision, metrics.review.precision, *(one.precision for one in metrics.labels)]
+    if any(math.isfinite(share.low) for share in shares):
         out.print(
             f"Intervals: 95 %, for this output, if at most {metrics.wrong_answers:.0%} of the answers are wrong. "
             "-: not known from these answers.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from sightline.commands.curation.quality import SAMPLE, WRONG_ANSWERS, WRONG_SHARE
 from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError
@@ -50,7 +51,9 @@ def sample(
     to: Annotated[
         ReviewTool, typer.Option(help="The tool that shows the sample. label-studio also writes its tasks files.")
     ] = ReviewTool.review,
-    seed: Annotated[int, typer.Option(help="Random seed: the same seed draws the same sample.")] = 0,
+    sample: Annotated[list[Path] | None, SAMPLE] = None,
+    wrong_answers: Annotated[float, WRONG_ANSWERS] = WRONG_SHARE,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed: the same seed draws the same sample.")] = 0,
 ) -> None:
     """Draw the images that a person should check, for each label from a few score ranges.
 
@@ -69,7 +72,9 @@ def sample(
             raise ConfigError("--more places questions for a precision: write --for precision=0.9")
         check_folder(folder)
         _check_thumbnails(source, output, to)
-        excluded, from_scores = _read_exclusion(source, exclude or [], goal, more)
+        excluded, from_scores = _read_exclusion(
+            source, exclude or [], sample or [], goal if more else None, wrong_answers
+        )
         chosen = _find_labels(source, label)
         if from_scores is not None:
             from_scores = {row: score for row, score in from_scores.items() if chosen is None or row in chosen}
@@ -85,10 +90,8 @@ def audit(
     label: Annotated[list[str] | None, typer.Option(help="Audit this label. Repeat for more.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Audit all labels.")] = False,
     per_label: Annotated[int, typer.Option(min=1, help="The number of questions about each label.")] = 60,
-    wrong_answers: Annotated[
-        float, typer.Option(min=0, max=0.2, help="The share of wrong answers that the bounds allow for.")
-    ] = 0.02,
-    seed: Annotated[int, typer.Option(help="Random seed of a new audit.")] = 0,
+    wrong_answers: Annotated[float, WRONG_ANSWERS] = WRONG_SHARE,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of a new audit.")] = 0,
 ) -> None:
     """Check what was accepted: draw a fresh sample of it, and once it is answered say how much of it is right.
 
@@ -145,9 +148,9 @@ def _find_labels(source: TaggedOutput, names: list[str] | None) -> list[int] | N
 
 
 def _read_exclusion(
-    source: TaggedOutput, paths: list[Path], goal: Goal, more: bool
+    source: TaggedOutput, paths: list[Path], samples: list[Path], goal: Goal | None, wrong_answers: float
 ) -> tuple[Exclusion, dict[int, float] | None]:
-    """Read the questions that are answered, and with `more` the score from which each label needs answers."""
+    """Read the questions that are answered, and with a goal the score from which each label needs answers."""
     import numpy as np
 
     from curation.estimates.cells import weigh_answers
@@ -157,14 +160,14 @@ def _read_exclusion(
 
     if not paths:
         return NOTHING, None
-    truth = read_truth(paths, source)
+    truth = read_truth(paths, source, samples=samples)
     for notice in truth.notices:
         err.print(escape(notice), highlight=False)
     images = np.concatenate([truth.image, truth.unsure_image])
     excluded = Exclusion(truth.positions[images], np.concatenate([truth.label, truth.unsure_label]))
-    if not more:
+    if goal is None:
         return excluded, None
-    plan = plan_round(source, weigh_answers(source, truth), goal.target)
+    plan = plan_round(source, weigh_answers(source, truth), goal.target, wrong_answers)
     for names, what in (
         (plan.reached, f"reach {goal.target:.0%} and are not asked about again"),
         (plan.hopeless, f"cannot reach {goal.target:.0%} with a threshold, and are not asked about again"),
