@@ -63,8 +63,9 @@ class LabelQuality:
 class Confusion:
     """A pair of confused labels: the label `given` is predicted but wrong, and the label `right` is right.
 
-    `images` is the weighted number of such images. `cosine` is that of the two labels' vectors in the head. `examples`
-    are the positions of a few of the images in the output's order.
+    `images` is the weighted number of such images; if not every image has an answer about each label, it is the number
+    of answered images, and there may be more. `cosine` is that of the two labels' vectors in the head. `examples` are
+    the positions of a few of the images in the output's order.
     """
 
     right: str
@@ -81,7 +82,8 @@ class Evaluation:
     `output` and `digest` say which output was evaluated. `accepted` and `review` pool the bands of all labels that have
     answers. `mean_average_precision` is the mean over the labels that have both right and wrong answers. `top` is the
     top-k accuracy by k; it is empty unless exactly one label is right for each image. `wrong_answers` is the share of
-    wrong answers that the intervals allow for. `notices` are warnings about the answers.
+    wrong answers that the intervals allow for. `notices` are warnings about the answers. `complete`: each image has an
+    answer about each label.
     """
 
     output: str
@@ -102,6 +104,7 @@ class Evaluation:
     confusions: list[Confusion] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     notices: tuple[str, ...] = ()
+    complete: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the metrics for JSON: undefined and unknown values become null."""
@@ -196,9 +199,10 @@ def evaluate(
         total.f1,
         wrong_answers,
         top=_estimate_top_k(output, truth, scores, wrong_answers) if truth.exclusive else {},
-        confusions=_find_confusions(output, truth, scores) if truth.complete else [],
+        confusions=_find_confusions(output, truth, scores),
         suspects=find_suspects(output, truth, most_suspects) if most_suspects else [],
         notices=truth.notices,
+        complete=truth.complete,
     )
 
 
@@ -241,25 +245,34 @@ def _estimate_top_k(output: TaggedOutput, truth: Truth, scores: Floats, wrong_an
 def _find_confusions(output: TaggedOutput, truth: Truth, scores: Floats) -> list[Confusion]:
     """Find the pairs of labels that are confused most often.
 
-    Predicted labels are those that the output has, or, when exactly one label is right for each image, the label with
-    the highest score.
+    Only answers count: an image on which a wrong label is written, and about whose right label nobody was asked, is in
+    no pair. Predicted labels are those that the output has, or, when exactly one label is right for each image, the
+    label with the highest score.
     """
     names, vectors = output.labels.label_names(), output.head.vectors
-    right = np.zeros((len(truth.positions), len(names)), bool)
-    right[truth.image, truth.label] = truth.right
-    weight = np.zeros(len(truth.positions))
-    weight[truth.image] = truth.weight
+    several = np.intersect1d(truth.image[truth.right], truth.image[~truth.right])  # other images are in no pair
+    row = np.full(len(truth.positions), -1, np.int64)
+    row[several] = np.arange(len(several))
+    positions, scores = truth.positions[several], scores[several]
+    answered = row[truth.image] >= 0
+    image, label, said = row[truth.image[answered]], truth.label[answered], truth.right[answered]
+    right, wrong = (np.zeros((len(several), len(names)), bool) for _ in range(2))
+    right[image[said], label[said]] = True
+    wrong[image[~said], label[~said]] = True
+    weight = np.ones(len(several))
+    if truth.complete:
+        weight[image] = truth.weight[answered]
     if truth.exclusive:
         predicted = scores >= scores.max(axis=1, keepdims=True)
     else:
         predicted = WrittenRegions(output.labels).assign(scores, np.arange(len(names))).T != NOT_WRITTEN
-    pairs = (right * weight[:, None]).T @ (predicted & ~right)
+    pairs = (right * weight[:, None]).T @ (predicted & wrong)
     found = np.argsort(-pairs, axis=None, kind="stable")[:_MAX_CONFUSIONS]
     made = []
     for one, other in (divmod(int(flat), len(names)) for flat in found):
         if pairs[one, other] > 0:
-            images = np.flatnonzero(right[:, one] & predicted[:, other] & ~right[:, other])
-            examples = tuple(truth.positions[images[np.argsort(-scores[images, other])][:5]].tolist())
+            images = np.flatnonzero(right[:, one] & predicted[:, other] & wrong[:, other])
+            examples = tuple(positions[images[np.argsort(-scores[images, other])][:5]].tolist())
             cosine = float(vectors[one] @ vectors[other])
             made.append(Confusion(names[one], names[other], float(pairs[one, other]), cosine, examples))
     return made

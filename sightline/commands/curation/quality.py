@@ -232,8 +232,9 @@ def _print_evaluation(metrics: Evaluation) -> None:
             highlight=False,
         )
     for pair in metrics.confusions[:5]:
+        what = ("" if metrics.complete else "answered ") + ("image" if pair.images == 1 else "images")
         line = (
-            f"{pair.right} is confused with {pair.given}: {pair.images:,.0f} images (the cosine of the two labels is "
+            f"{pair.right} is confused with {pair.given}: {pair.images:,.0f} {what} (the cosine of the two labels is "
             f"{pair.cosine:.2f})"
         )
         out.print(escape(line), highlight=False)

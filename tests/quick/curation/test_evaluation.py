@@ -120,6 +120,32 @@ def test_top_k_and_confusions_with_one_right_label_per_image(output: TaggedOutpu
     assert [c.images for c in found.confusions] == sorted((c.images for c in found.confusions), reverse=True)
 
 
+def test_confusions_are_found_among_answers_about_single_labels(output: TaggedOutput) -> None:
+    truth = make_truth(output, 1)
+    whole = {(one.right, one.given): one for one in evaluate(output, truth).confusions}
+    kept = np.random.default_rng(3).random(len(truth.image)) < 0.4
+    columns = {name: getattr(truth, name)[kept] for name in ("image", "label", "right", "weight")}
+    some = evaluate(output, replace(truth, **columns, complete=False))
+    assert not some.complete
+    names, said = output.labels.label_names(), {}
+    for image, label, right in zip(truth.image[kept], truth.label[kept], truth.right[kept], strict=True):
+        said[int(image), names[label]] = bool(right)
+    written = tag_embeddings(truth.embeddings, output.labels, output.head)
+    labels = [{names[label] for label in found} for found, _ in written.rows()]
+    assert some.confusions
+    for pair in some.confusions:
+        images = [
+            image
+            for image in range(2 * ROWS)
+            if said.get((image, pair.right)) is True and said.get((image, pair.given)) is False
+            if pair.given in labels[image]
+        ]
+        assert pair.images == len(images) > 0
+        assert set(pair.examples) <= set(images)
+        if (pair.right, pair.given) in whole:
+            assert pair.images < whole[pair.right, pair.given].images
+
+
 def test_equal_scores_share_a_rank(output: TaggedOutput, tmp_path: Path) -> None:
     """All scores of a saturated label are 1: its average precision is the share of right answers in any order."""
     truth = make_truth(output, 8)
