@@ -120,17 +120,17 @@ def count_cells(
         size += _count(strata.assign(embeddings, (head, scores)), regions.assign(scores, labels), shape)
     row = np.full(len(output.labels.names), -1, np.int64)
     row[labels] = np.arange(len(labels))
-    of_answers = [np.zeros(shape, np.int64) for _ in range(3)]
-    if len(truth.positions):
-        stratum = strata.assign(truth.embeddings)
-        region = regions.assign(head.scores(truth.embeddings), labels)
-        for counts, images, rows in (
-            (of_answers[0], truth.image, row[truth.label]),
-            (of_answers[1], truth.image[truth.right], row[truth.label[truth.right]]),
-            (of_answers[2], truth.unsure_image, row[truth.unsure_label]),
-        ):
-            images, rows = images[rows >= 0], rows[rows >= 0]
-            np.add.at(counts, (rows, stratum[rows, images], region[rows, images]), 1)
+    stratum = strata.assign(truth.embeddings)
+    region = regions.assign(head.scores(truth.embeddings), labels)
+    of_answers = []
+    for images, rows in (
+        (truth.image, row[truth.label]),
+        (truth.image[truth.right], row[truth.label[truth.right]]),
+        (truth.unsure_image, row[truth.unsure_label]),
+    ):
+        images, rows = images[rows >= 0], rows[rows >= 0]
+        flat = (rows * strata.count + stratum[rows, images]) * regions.count + region[rows, images]
+        of_answers.append(np.bincount(flat, minlength=size.size).reshape(shape))
     sure, right, unsure = of_answers
     return [CellTable(*parts) for parts in zip(size, sure + unsure, right, unsure, strict=True)]
 

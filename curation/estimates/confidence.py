@@ -13,8 +13,10 @@ The confidence distributions are exact. The number of right images in a populati
 probability with which the (right + 1)-th smallest of `drawn` random ranks exceeds k. Such a rank has a negative
 hypergeometric distribution, which is `right` plus a beta-binomial one.
 
-People answer some questions wrongly. If a share of at most `e` of the answers is wrong, a share q of right answers
-means that the share of right images is between (q - e) / (1 - e) and q / (1 - e). All bounds are widened by this.
+People answer some questions wrongly: at most a share `e` of them, at random. If a share q of all images would be
+answered
+"right", the share of right images is between (q - e) / (1 - e) and q / (1 - e). Among the answers that were given there
+may be more wrong ones, by chance: a binomial number of them. All bounds are widened by this.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ WIDEST = 0.5
 FEWEST_ANSWERS, FEWEST_IMAGES = 20, 5
 """A threshold is not chosen with fewer answers above it than the first, unless all images above it are answered, and
 these are at least as many as the second."""
+_LARGE_PART = 0.05
 DRAWS = 5_000
 """Random draws for a melded interval: its ends then fail in 2.5 +- 0.2 % of samples."""
 _SEED = 20_150_101
@@ -143,10 +146,16 @@ def target_of_answers(share: float, wrong_answers: float) -> float:
 
 
 class Melding:
-    """Draws from the confidence distributions of cells. One object gives the same draws for the same cells."""
+    """Draws from the confidence distributions of cells. One object gives the same draws for the same cells.
 
-    def __init__(self, wrong_answers: float = WRONG_ANSWERS, draws: int = DRAWS, seed: int = 0) -> None:
+    Without `noisy`, the number of wrong answers among those that were given is taken as the expected one.
+    """
+
+    def __init__(
+        self, wrong_answers: float = WRONG_ANSWERS, draws: int = DRAWS, seed: int = 0, *, noisy: bool = True
+    ) -> None:
         self._wrong_answers = wrong_answers
+        self._noisy = noisy
         self.draws = draws
         self._random = np.random.default_rng([_SEED, seed])
 
@@ -159,8 +168,13 @@ class Melding:
         """
         low, high = np.zeros(self.draws), np.zeros(self.draws)
         for size, drawn, right, unsure in zip(cells.size, cells.drawn, cells.right, cells.unsure, strict=True):
-            low += (self._draw(size, drawn, right, 0) - self._wrong_answers * size) / (1 - self._wrong_answers)
-            high += self._draw(size, drawn, right + unsure, 1) / (1 - self._wrong_answers)
+            looked_at = drawn if self._noisy else 0
+            mistakes = self._random.binomial(looked_at, self._wrong_answers, self.draws)
+            least, most = (right, right + unsure) if self._noisy else (0, 0)
+            below, above = self._draw(size, drawn, right, 0), self._draw(size, drawn, right + unsure, 1)
+            false = self._wrong_answers * (size - looked_at)
+            low += least - mistakes + (below - least - false) / (1 - self._wrong_answers)
+            high += most + mistakes + (above - most) / (1 - self._wrong_answers)
         return low, high
 
     def _draw(self, size: int, drawn: int, right: int, more: int) -> Doubles:
@@ -197,7 +211,7 @@ def estimate_share(cells: Cells, wrong_answers: float = WRONG_ANSWERS, widest: f
         return UNKNOWN
     value = cells.estimate_right() / cells.total
     open_ = cells.drawn - cells.unsure < cells.size
-    if open_.sum() > 1:
+    if open_.sum() > 1 or _has_noise(cells, wrong_answers):
         low, high = Melding(wrong_answers).draw_right(cells)
         return make_estimate(value, low / cells.total, high / cells.total, widest)
     alpha = (1 - LEVEL) / 2
@@ -210,16 +224,24 @@ def estimate_share(cells: Cells, wrong_answers: float = WRONG_ANSWERS, widest: f
     return make_estimate(value, low_right / cells.total, high_right / cells.total, widest)
 
 
-def bound_precision(cells: Cells, wrong_answers: float, alpha: float) -> float:
-    """The lower bound of the share of right images in the cells together, which fails in at most `alpha` of samples."""
+def bound_precision(cells: Cells, wrong_answers: float, alpha: float, *, noisy: bool = True) -> float:
+    """The lower bound of the share of right images in the cells together, which fails in at most `alpha` of samples.
+
+    Without `noisy`, see `Melding`.
+    """
     if cells.total == 0:
         return 0.0
     cells = cells.pick(cells.size > 0)
-    if len(cells.size) == 1:
+    if len(cells.size) == 1 and not (noisy and _has_noise(cells, wrong_answers)):
         [size], [drawn], [right] = cells.size, cells.drawn, cells.right
         return bound_share_below(int(size), int(drawn), int(right), wrong_answers, alpha)
-    low, _ = Melding(wrong_answers).draw_right(cells)
+    low, _ = Melding(wrong_answers, noisy=noisy).draw_right(cells)
     return max(0.0, float(np.quantile(low, alpha))) / cells.total
+
+
+def _has_noise(cells: Cells, wrong_answers: float) -> bool:
+    """Whether so large a part of a cell was looked at that chance among the wrong answers matters."""
+    return wrong_answers > 0 and bool((cells.drawn > _LARGE_PART * cells.size).any())
 
 
 def _find_count(size: int, passes: Callable[[Counts], NDArray[np.bool_]]) -> int:

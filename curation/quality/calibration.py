@@ -33,8 +33,6 @@ from siglip.labels import Calibration, LabelSet
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 
-__all__ = ["effective_weights"]
-
 STEPS = np.arange(-8.0, 12.01, 0.25)
 """The thresholds that are tried, in logits from the label's own threshold. They do not depend on the answers."""
 
@@ -257,7 +255,7 @@ def _find_lowest(table: CellTable, target: float, wrong_answers: float, alpha: f
             enough[index]
             and not single[index]
             and estimate >= target
-            and bound_precision(cells, wrong_answers, alpha) >= target
+            and bound_precision(cells, wrong_answers, alpha, noisy=False) >= target
         ):
             return index
     return None
@@ -294,7 +292,10 @@ def _confirm_written(
         dropped = [
             row
             for row, table in zip(rows.tolist(), tables, strict=True)
-            if bound_precision(table.join_single(ACCEPT), wrong_answers, _share_risk(truth, found[row].label)) < target
+            if bound_precision(
+                table.join_single(ACCEPT), wrong_answers, _share_risk(truth, found[row].label), noisy=False
+            )
+            < target
         ]
         if not dropped:
             return found

@@ -30,6 +30,9 @@ from siglip.scoring import Floats
 
 _MAX_CONFUSIONS = 20
 _TOP_K = (1, 5)
+_ANSWERS_FOR_SUSPECTS = 2_000_000
+"""Suspects are not looked for among more answers than these: it would take more than some minutes."""
+_TOO_MANY = f"suspect answers are not looked for among more than {_ANSWERS_FOR_SUSPECTS:,} answers"
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def evaluate(
     suspect answers of each kind are listed; finding them takes most of the time.
     """
     truth, dependent = separate(output.labels, truth)
+    too_many = len(truth.image) > _ANSWERS_FOR_SUSPECTS
     scores = output.head.scores(truth.embeddings)
     names = output.labels.label_names()
     answered = np.unique(np.concatenate([truth.label, truth.unsure_label]))
@@ -200,8 +204,8 @@ def evaluate(
         wrong_answers,
         top=_estimate_top_k(output, truth, scores, wrong_answers) if truth.exclusive else {},
         confusions=_find_confusions(output, truth, scores),
-        suspects=find_suspects(output, truth, most_suspects) if most_suspects else [],
-        notices=truth.notices,
+        suspects=find_suspects(output, truth, most_suspects) if most_suspects and not too_many else [],
+        notices=(*truth.notices, *([_TOO_MANY] if most_suspects and too_many else [])),
         complete=truth.complete,
     )
 

@@ -132,6 +132,8 @@ def evaluate(
         from curation.quality import evaluation
 
         metrics = evaluation.evaluate(source, answers, wrong_answers, curves=as_json)
+        for notice in metrics.notices[len(answers.notices) :]:
+            err.print(escape(notice), highlight=False)
         if as_json:
             print(json.dumps(metrics.as_dict(), ensure_ascii=False))
         else:

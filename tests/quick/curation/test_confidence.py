@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import beta, hypergeom
+from scipy.stats import beta, binom, hypergeom
 
 from curation.estimates.confidence import (
     Cells,
@@ -47,8 +47,17 @@ def test_what_was_looked_at_is_known() -> None:
     whole = estimate_share(make((50, 50, 48, 0)), wrong_answers=0)
     assert (whole.value, whole.low, whole.high) == pytest.approx((0.96, 0.96, 0.96))
     allowed = estimate_share(make((50, 50, 48, 0)), wrong_answers=0.02)
-    assert allowed.low == pytest.approx(0.94 / 0.98)
-    assert allowed.high == pytest.approx(0.96 / 0.98)
+    assert allowed.low == pytest.approx((48 - binom.ppf(0.975, 50, 0.02)) / 50)
+    assert allowed.high == 1.0
+
+
+def test_the_intervals_of_small_populations_cover_with_wrong_answers() -> None:
+    """All images are looked at, and the answers are wrong by chance: the exact share is unknown then too."""
+    random = np.random.default_rng(5)
+    for size, right in ((26, 13), (60, 54), (200, 190)):
+        said = right - random.binomial(right, 0.02, 400) + random.binomial(size - right, 0.02, 400)
+        found = [estimate_share(make((size, size, int(count), 0))) for count in said]
+        assert np.mean([one.low <= right / size <= one.high for one in found]) >= 0.94
 
 
 def test_unsure_answers_widen_the_interval_on_both_sides() -> None:
