@@ -20,7 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from curation.review.agreement import About, read_reviews
 from curation.review.answers import AnswerFile, Conflict, NewAnswer, State
 from curation.review.originals import NoPicture, Originals
-from curation.sampling.files import Thumbnails
+from curation.sampling.files import Thumbnails, is_audit
 from curation.tagged_output import ID
 from storage.settings import ConfigError
 
@@ -120,7 +120,7 @@ def make_app(
                 "review": review,
                 "person": name,
                 "answers_file": str(answers.path),
-                "next": _suggest(metadata["output"], answers.path.parent),
+                "next": _suggest_command(metadata, answers.path.parent),
                 "labels": labels,
                 "label": [indices[label] for _, label in about],
                 "key": sample["key"].to_pylist(),
@@ -209,10 +209,21 @@ def _identify(sample: pa.Table, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _suggest(output: str, folder: Path) -> list[str]:
-    """Return the commands that use the answers."""
-    where, truth = shlex.quote(str(output)), shlex.quote(str(folder))
-    return [f"sightline {command} {where} --truth {truth}" for command in ("calibrate", "evaluate")]
+def _suggest_command(metadata: dict[str, Any], folder: Path) -> str:
+    """Return the command that uses the answers, by what the sample was drawn for.
+
+    A sample of an unknown purpose is evaluated, which is right for all answers. A calibration also uses the answers
+    that the sample excluded, without those to an audit: an audit judges the thresholds only if it did not choose them.
+    """
+    output, mine = shlex.quote(str(metadata["output"])), shlex.quote(str(folder))
+    purpose, _, target = str(metadata.get("for", "evaluation")).partition("=")
+    if purpose == "audit":
+        return f"sightline audit {output} {mine}"
+    if purpose != "precision":
+        return f"sightline evaluate {output} --truth {mine}"
+    earlier = [path for path in map(Path, metadata.get("excluded", [])) if not is_audit(path)]
+    truth = "".join(f" --truth {shlex.quote(str(path))}" for path in (folder, *earlier))
+    return f"sightline calibrate {output}{truth}" + (f" --precision {target}" if target else "")
 
 
 def _refuse(states: Sequence[State]) -> JSONResponse:

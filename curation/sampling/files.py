@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,11 +46,14 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty and may contain answers: name a new folder")
 
 
-def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int, goal: Goal) -> None:
+def write_sample(
+    output: TaggedOutput, sample: Sample, folder: Path, seed: int, goal: Goal, excluded: Sequence[str] = ()
+) -> None:
     """Write a sample to a new folder: `sample.parquet`, with one row for each question, and its design.
 
     The design is `sample.json`, which has the borders between the strata, and `labels.parquet`, a copy of the output's:
-    the scores that the borders refer to can be computed from it again.
+    the scores that the borders refer to can be computed from it again. `excluded` are the paths of the answers that the
+    sample does not ask for again; they are written to `sample.json`, and not read.
 
     The column `thumbnail` is null when the output has no thumbnails. Memory holds the thumbnails of one row group of
     the output; those of the sample are kept in a temporary file until they are written in the order of the questions.
@@ -65,6 +68,7 @@ def write_sample(output: TaggedOutput, sample: Sample, folder: Path, seed: int, 
         "labels.digest": output.fingerprint["labels.digest"],
         "seed": seed,
         "for": goal.purpose if goal.purpose != "precision" else f"precision={goal.target:g}",
+        **({"excluded": list(excluded)} if excluded else {}),
         "rows": len(sample.position),
         "strata": {
             name: {"from scores": edges.tolist(), "images": sample.population[name], "drawn": sample.drawn[name]}
@@ -114,6 +118,15 @@ def read_questions(folder: Path) -> Iterator[dict[str, Any]]:
                 yield from file.read_row_group(group).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"{folder} does not hold a sample of `sightline sample`: {error}") from error
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a path is the folder of a sample that was drawn for an audit. False for a path that cannot be read."""
+    try:
+        about = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("for") == "audit"
 
 
 class Thumbnails:

@@ -39,4 +39,4 @@ def write_sample_files(folder: Path, sample: pa.Table, thumbnail: Callable[[int]
     folder.mkdir(parents=True, exist_ok=True)
     table = sample.append_column("thumbnail", pa.array([thumbnail(row) for row in range(sample.num_rows)], pa.binary()))
     pq.write_table(table, folder / "sample.parquet")
-    (folder / "sample.json").write_text(json.dumps({"output": "/made by/a test"}))
+    (folder / "sample.json").write_text(json.dumps({"output": "/made by/a test", "for": "precision=0.95"}))

@@ -29,7 +29,7 @@ async function start() {
   const all = new Option(some.length === 1 ? "1 label" : `All ${some.length} labels`, "");
   $("labels").replaceChildren(all, ...some.map(([name, label]) => new Option(`${name} (${counts[label]})`, label)));
   $("file").textContent = sample.answers_file;
-  $("next").textContent = sample.next.join("\n");
+  $("next").textContent = sample.next;
   $("person").textContent = sample.said ? "disagreements" : sample.person;
   // In a grid, what nobody marks is right. What people disagree about needs a look at each question.
   $("view-grid").hidden = sample.said !== null;

@@ -15,8 +15,14 @@ from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from curation.sampling.sample import Exclusion, Goal, Sample
     from curation.tagged_output import TaggedOutput
+
+
+_MAX_NAMES = 5
+"""How many labels a notice names."""
 
 
 class ReviewTool(StrEnum):
@@ -81,7 +87,7 @@ def sample(
             if not from_scores:
                 raise ConfigError("no label needs more answers")
         drawn = draw_sample(source, per_label, seed, goal, labels=chosen, from_scores=from_scores, exclude=excluded)
-        _write(source, drawn, folder, seed, goal, to)
+        _write(source, drawn, folder, seed, goal, to, exclude or [])
 
 
 def audit(
@@ -174,15 +180,25 @@ def _read_exclusion(
         (plan.unanswered, "have no answers yet: sample them without --more"),
     ):
         if names:
-            err.print(escape(f"{len(names):,} labels {what}: {', '.join(names[:5])}"), highlight=False)
+            shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+            err.print(escape(f"{len(names):,} labels {what}: {shown}"), highlight=False)
     return excluded, plan.from_scores
 
 
-def _write(source: TaggedOutput, drawn: Sample, folder: Path, seed: int, goal: Goal, to: ReviewTool) -> None:
+def _write(
+    source: TaggedOutput,
+    drawn: Sample,
+    folder: Path,
+    seed: int,
+    goal: Goal,
+    to: ReviewTool,
+    excluded: Sequence[Path] = (),
+) -> None:
     from curation.review.labelstudio import write_tasks
     from curation.sampling.files import read_questions, read_sample, write_sample
 
-    write_sample(source, drawn, folder, seed, goal)
+    # Absolute, as the output is: the review page names them, and may be started in another folder.
+    write_sample(source, drawn, folder, seed, goal, [str(path.resolve()) for path in excluded])
     table, _ = read_sample(folder)
     if to is ReviewTool.label_studio:
         files = write_tasks(read_questions(folder), source.labels, folder)

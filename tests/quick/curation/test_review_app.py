@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import closing
@@ -59,6 +60,36 @@ def use(folder: Path, test: Use, pictures: Pictures | None = None, labels: tuple
 def body(sample: dict[str, Any], *answers: tuple[int, str, int], since: int = 0) -> dict[str, Any]:
     lines = [{"row": row, "answer": answer, "version": version} for row, answer, version in answers]
     return {"review": sample["review"], "since": since, "answers": lines}
+
+
+@pytest.mark.parametrize(
+    ("about", "command"),
+    [
+        ({"for": "audit", "excluded": ["first"]}, "audit '/made by/a test' DIR"),
+        ({"for": "evaluation", "excluded": ["first"]}, "evaluate '/made by/a test' --truth DIR"),
+        ({"for": "precision=0.95"}, "calibrate '/made by/a test' --truth DIR --precision 0.95"),
+        (
+            {"for": "precision=0.9", "excluded": ["first", "old audit", "a b.jsonl"]},
+            "calibrate '/made by/a test' --truth DIR --truth first --truth 'a b.jsonl' --precision 0.9",
+        ),
+        ({}, "evaluate '/made by/a test' --truth DIR"),
+    ],
+)
+def test_the_next_command_is_what_the_sample_was_drawn_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: dict[str, Any], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("DIR")
+    write_sample_files(folder, make_sample(["a"]), lambda _: thumbnail())
+    (folder / "sample.json").write_text(json.dumps({"output": "/made by/a test", **about}))
+    for earlier, purpose in (("first", "precision=0.9"), ("old audit", "audit")):
+        Path(earlier).mkdir()
+        Path(earlier, "sample.json").write_text(json.dumps({"for": purpose}))
+
+    async def test(_: httpx.AsyncClient, sample: dict[str, Any]) -> None:
+        assert sample["next"] == f"sightline {command}"
+
+    use(folder, test)
 
 
 def test_answers_of_one_request_are_saved_and_seen_by_other_tabs(tmp_path: Path) -> None:

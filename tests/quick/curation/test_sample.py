@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import curation.review.labelstudio
 from benchmarks.outputs import SyntheticOutput, write_output
@@ -17,9 +18,11 @@ from curation.review.labelstudio import CONFIG, write_tasks
 from curation.sampling.files import Thumbnails, read_design, read_questions, read_sample, write_sample
 from curation.sampling.sample import Exclusion, Goal, choose_strata, draw_sample
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
+from sightline.cli import app
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
+from tests.support.outputs import make_output
 from tests.support.vectors import draw_vectors
 
 with warnings.catch_warnings():
@@ -242,3 +245,19 @@ def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="does not hold a sample"):
         read_sample(tmp_path)
     assert "$label" in CONFIG
+
+
+def test_a_further_round_names_its_exclusions_and_says_when_a_list_is_cut(tmp_path: Path) -> None:
+    made = make_output(tmp_path / "made", 7)
+    names = made.labels.label_names()
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = ["sample", made.uri, str(first), "--per-label", "10", "--label", names[0]]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert "excluded" not in read_sample(first)[1]
+    rows = pq.read_table(first / "sample.parquet").drop_columns(["thumbnail"]).to_pylist()
+    (first / "answers.jsonl").write_text("".join(json.dumps({**row, "answer": "right"}) + "\n" for row in rows))
+    done = CliRunner().invoke(app, ["sample", made.uri, str(second), "--more", "--exclude", str(first)])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert f"6 labels have no answers yet: sample them without --more: {', '.join(names[1:6])}, ..." in said
+    assert read_sample(second)[1]["excluded"] == [str(first)]
