@@ -74,7 +74,7 @@ class KnownTruth:
             right,
             np.ones(len(right)),
             designs=tuple(sample.design for sample in samples),
-            source=np.repeat(np.arange(len(samples)), [len(sample.position) for sample in samples]),
+            source=np.repeat(1 << np.arange(len(samples)), [len(sample.position) for sample in samples]),
         )
 
 

@@ -43,7 +43,8 @@ class LabelQuality:
     `precision`, `recall` and `f1` are those of both bands together. `prevalence` is the share of the images for which
     the label is right. `average_precision` needs answers about all images or all labels, and is not known otherwise.
 
-    `independent` is False if these answers chose the label's `accept` threshold: the figures are then too good. `curve`
+    `independent` is False if these answers chose the label's `accept` threshold: the figures are then too good, unless
+    all accepted images were looked at. `curve`
     shows what other thresholds would give; it is empty unless it was asked for and the answers are a sample.
     """
 
@@ -181,7 +182,7 @@ def evaluate(
                 one.f1,
                 one.prevalence,
                 precise,
-                label not in dependent,
+                label not in dependent or _is_looked_at(one.accepted),
                 curve,
             )
         )
@@ -190,7 +191,7 @@ def evaluate(
     return Evaluation(
         output.uri,
         identify(output),
-        len(truth.positions),
+        len(np.unique(np.concatenate([truth.image, truth.unsure_image]))),
         len(truth.image),
         len(truth.unsure_image),
         labels,
@@ -213,6 +214,10 @@ def evaluate(
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
     known = [one.value for one in estimates if one.known]
     return Estimate(float(np.mean(known))) if known else UNKNOWN
+
+
+def _is_looked_at(band: BandQuality) -> bool:
+    return band.images > 0 and band.answers >= band.images
 
 
 def _average_precision(truth: Truth, scores: Floats, answers: NDArray[np.intp]) -> Estimate:

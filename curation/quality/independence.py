@@ -51,13 +51,18 @@ def separate(labels: LabelSet, truth: Truth) -> tuple[Truth, set[int]]:
         if mine and len(mine) == len(sources):
             dependent.add(row)
         elif mine:
-            kept &= (truth.label != row) | ~np.isin(truth.sources(), list(mine))
-            kept_unsure &= (truth.unsure_label != row) | ~np.isin(truth.unsure_sources(), list(mine))
+            fresh = ~sum(1 << source for source in mine)
+            kept &= (truth.label != row) | (truth.sources() & fresh != 0)
+            kept_unsure &= (truth.unsure_label != row) | (truth.unsure_sources() & fresh != 0)
             for sample in {_name_sample(truth, source) for source in mine} & designs.keys():
                 edges = {name: edge for name, edge in designs[sample].edges.items() if name != label.name}
                 designs[sample] = replace(designs[sample], edges=edges)
     if kept.all() and kept_unsure.all():
         return truth, dependent
+    notice = (
+        f"{int((~kept).sum()):,} answers chose the thresholds of their labels and are left out: there are others about "
+        "these labels"
+    )
     return (
         replace(
             truth,
@@ -67,6 +72,7 @@ def separate(labels: LabelSet, truth: Truth) -> tuple[Truth, set[int]]:
             unsure_label=truth.unsure_label[kept_unsure],
             unsure_source=truth.unsure_sources()[kept_unsure],
             designs=tuple(designs.values()),
+            notices=(*truth.notices, notice),
             complete=False,
             exclusive=False,
         ),
@@ -78,8 +84,10 @@ def _group_by_source(truth: Truth, row: int) -> dict[int, set[str]]:
     """The ids of the images that each source answers about, for one label, without those that it is unsure about."""
     found: dict[int, set[str]] = {}
     mine = truth.label == row
-    for image, source in zip(truth.image[mine].tolist(), truth.sources()[mine].tolist(), strict=True):
-        found.setdefault(source, set()).add(truth.ids[image])
+    for image, sources in zip(truth.image[mine].tolist(), truth.sources()[mine].tolist(), strict=True):
+        for source in range(sources.bit_length()):
+            if sources >> source & 1:
+                found.setdefault(source, set()).add(truth.ids[image])
     return found
 
 

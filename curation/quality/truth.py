@@ -21,6 +21,8 @@ from curation.tagged_output import ID, TaggedOutput, read_embeddings
 from siglip.scoring import Floats
 from storage.settings import ConfigError
 
+_MAX_SOURCES = 62
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -33,10 +35,11 @@ class Truth:
     output that the answer stands for, relative to the other answers about its label.
 
     `designs` are those of the samples that asked. Without one, the answers allow no statement about other images.
-    `source[i]` is the number of the sample or file that an answer is from, and `unsure_source[u]` that of an unsure
-    answer; by default all are from one file. `samples` are the ids of the sources that are samples, and "" for files.
-    `complete`: each image has an answer about each label. `exclusive`: exactly one label is right for each image.
-    `notices` are one-line warnings.
+    `source[i]` says from which samples or files an answer is, as a sum of bits: 1 for the first, 2 for the second, 4
+    for the third. Several samples may ask the same question. `unsure_source[u]` is that of an unsure answer; by default
+    all are from one file. `samples` are the ids of the sources that are samples, and "" for files. `complete`: each
+    image has an answer about each label. `exclusive`: exactly one label is right for each image. `notices` are one-line
+    warnings.
     """
 
     positions: NDArray[np.int64]
@@ -58,12 +61,12 @@ class Truth:
     notices: tuple[str, ...] = ()
 
     def sources(self) -> NDArray[np.int64]:
-        """The number of the source of each answer, int64 (A,)."""
-        return np.zeros(len(self.image), np.int64) if self.source is None else self.source
+        """The sources of each answer, as bits, int64 (A,)."""
+        return np.ones(len(self.image), np.int64) if self.source is None else self.source
 
     def unsure_sources(self) -> NDArray[np.int64]:
-        """The number of the source of each unsure answer, int64 (U,)."""
-        return np.zeros(len(self.unsure_image), np.int64) if self.unsure_source is None else self.unsure_source
+        """The sources of each unsure answer, as bits, int64 (U,)."""
+        return np.ones(len(self.unsure_image), np.int64) if self.unsure_source is None else self.unsure_source
 
     def logits(self, output: TaggedOutput) -> Floats:
         """The logit of each answer's image and label by the output's own head: float32 (A,)."""
@@ -144,9 +147,8 @@ class _Answers:
         for row in file.rows:
             position, label = where[row.image], self._known.get(row.label or "")
             if position >= 0 and label is not None:
-                self._state.pop((position, label), None)
-                source = self._sources.setdefault(row.sample or str(file.path), len(self._sources))
-                self._state[position, label] = row.answer, row.weight, source
+                _, _, before = self._state.pop((position, label), ("", 0.0, 0))
+                self._state[position, label] = row.answer, row.weight, before | self._number(row.sample, file)
 
     def _add_whole(self, file: TruthFile, where: dict[str, int]) -> None:
         rows = [row for row in file.rows if where[row.image] >= 0]
@@ -154,12 +156,19 @@ class _Answers:
         for index, row in enumerate(rows):
             right[index, [self._known[name] for name in row.labels if name in self._known]] = True
         weight = np.asarray([row.weight for row in rows], np.float64)
-        source = self._sources.setdefault(str(file.path), len(self._sources))
+        source = self._number("", file)
         position = np.asarray([where[row.image] for row in rows], np.int64)
         image, label = np.indices(right.shape).reshape(2, -1)
         self._collect()
         states = right.reshape(-1).astype(np.int64)
         self._parts.append((position[image], label, states, weight[image], np.full(len(image), source)))
+
+    def _number(self, sample: str, file: TruthFile) -> int:
+        """The bit of a source: see `Truth.source`."""
+        number = self._sources.setdefault(sample or str(file.path), len(self._sources))
+        if number >= _MAX_SOURCES:
+            raise ConfigError(f"{file.path}: more than {_MAX_SOURCES} samples and files of answers: join some files")
+        return 1 << number
 
     def _find(self, file: TruthFile, names: list[str]) -> list[int]:
         positions = _find_positions(file.path, self._output, file.name_column, names)
@@ -259,9 +268,12 @@ def _make_truth(
     position, label, state, weight, source = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(parts) > 1:  # of several answers about an image and a label, the last counts
         pair = position * len(output.labels.names) + label
-        _, last = np.unique(pair[::-1], return_index=True)
-        kept = np.sort(len(pair) - 1 - last)
-        position, label, state, weight, source = (one[kept] for one in (position, label, state, weight, source))
+        order = np.argsort(pair, kind="stable")
+        starts = np.flatnonzero(np.append(True, pair[order][1:] != pair[order][:-1]))
+        last = order[np.append(starts[1:], len(order)) - 1]
+        source = np.bitwise_or.reduceat(source[order], starts)[np.argsort(last)]
+        kept = np.sort(last)
+        position, label, state, weight = (one[kept] for one in (position, label, state, weight))
     # Images in the order in which the answers name them first.
     distinct, first, image = np.unique(position, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))

@@ -162,11 +162,15 @@ def _warn_of_top_k(source: TaggedOutput, found: list[LabelCalibration], after: l
 
 
 def write_labels(path: Path, labels: LabelSet) -> None:
-    """Write a label set as YAML. Raises `ConfigError`."""
+    """Write a label set as YAML. A file of other content that is there is kept beside it. Raises `ConfigError`."""
     content = yaml.safe_dump(
         labels.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120
     )
     try:
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != content:
+            kept = path.with_name(f"{path.name}.before")
+            path.replace(kept)
+            err.print(escape(f"{path} was there: it is {kept} now"), highlight=False)
         path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

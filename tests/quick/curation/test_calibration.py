@@ -288,7 +288,7 @@ def test_answers_that_chose_a_threshold_do_not_judge_it(made: tuple[TaggedOutput
         label=np.concatenate([chose.label, fresh.label]),
         right=np.concatenate([chose.right, fresh.right]),
         weight=np.ones(count + len(fresh.label)),
-        source=np.repeat([0, 1], [count, len(fresh.label)]),
+        source=np.repeat([1, 2], [count, len(fresh.label)]),
     )
     kept, dependent = separate(labels, both)
     assert dependent == set()

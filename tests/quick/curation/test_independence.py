@@ -113,7 +113,7 @@ def test_unsure_answers_of_the_sample_that_chose_a_threshold_are_left_out_too(kn
     output = replace(output, table=replace(output.table, labels=labels, head=head))
     second = draw_sample(output, 60, 0, Goal("audit"))
     both = known.answer(0, random, first, second)
-    unsure = (both.label == 7) & (both.sources() == 0) & (np.arange(len(both.label)) % 3 == 0)
+    unsure = (both.label == 7) & (both.sources() == 1) & (np.arange(len(both.label)) % 3 == 0)
     both = replace(
         both,
         **{name: getattr(both, name)[~unsure] for name in ("image", "label", "right", "weight", "source")},
