@@ -39,6 +39,12 @@ def wait_for_grid(browser: Browser, first: int, count: int) -> None:
     browser.wait("!document.getElementById('save').disabled")
 
 
+def save(browser: Browser) -> None:
+    """Scroll to the last picture, and save the grid."""
+    browser.run("document.querySelector('#tiles .tile:last-child').scrollIntoView()")
+    send(browser, Keys.ENTER)
+
+
 def click(browser: Browser, *rows: int) -> None:
     for row in rows:
         browser.find(f"#tiles [data-row='{row}'] .picture").click()
@@ -52,7 +58,7 @@ def test_a_grid_by_keyboard_is_saved_at_once_and_undone_at_once(browser: Browser
         send(browser, Keys.ARROW_RIGHT, Keys.SPACE, Keys.ARROW_DOWN, "u", Keys.ARROW_LEFT, Keys.SPACE, Keys.SPACE)
         marks = {"1": "wrong", str(columns + 1): "unsure", str(columns): "unsure"}
         assert browser.run(MARKS) == marks
-        send(browser, Keys.ENTER)
+        save(browser)
         wait_for_grid(browser, 30, 5)  # of the next label is nothing in the grid
         lines = read_lines(folder, 30)
         assert [line["key"] for line in lines] == [f"{row}.jpg" for row in range(30)]  # the sample's order
@@ -64,15 +70,51 @@ def test_a_grid_by_keyboard_is_saved_at_once_and_undone_at_once(browser: Browser
         assert [line["answer"] for line in read_lines(folder, 60)[30:]] == ["taken back"] * 30
         assert browser.run(MARKS) == marks  # they need not be found again
         click(browser, 1, 1)
-        send(browser, Keys.ENTER)
+        save(browser)
         wait_for_grid(browser, 30, 5)
         assert read_lines(folder, 90)[61]["answer"] == "right"
-        send(browser, Keys.ENTER)
+        save(browser)
         wait_for_grid(browser, 35, 4)
         assert browser.find("#grid-label").text == "dog"
-        send(browser, Keys.ENTER)
+        save(browser)
         browser.wait("!document.getElementById('done').hidden")
         assert browser.complaints() == []
+
+
+def test_a_grid_is_not_saved_before_its_last_picture_was_on_the_screen(browser: Browser, folder: Path) -> None:
+    with review(folder) as (url, _):
+        open_grid(browser, url, 1200, 700)
+        seen = (
+            "(() => { const box = document.getElementById('tiles').getBoundingClientRect();"
+            " return [...document.querySelectorAll('#tiles .tile')].filter(tile => {"
+            " const one = tile.getBoundingClientRect(); return one.top >= box.top && one.bottom <= box.bottom + 1; })"
+            ".map(tile => Number(tile.dataset.row)); })()"
+        )
+        shown = set(browser.run(seen))
+        assert 0 in shown
+        assert 29 not in shown
+        for _ in range(5):
+            if 29 in shown:
+                break
+            before = max(shown)
+            send(browser, Keys.ENTER, Keys.ENTER)  # the second one comes before anybody has looked
+            assert "more images below" in browser.find("#below").text
+            assert "more images below" in browser.run("document.getElementById('status').textContent")
+            shown |= set(browser.run(seen))
+            assert max(shown) > before
+            assert int(browser.run("document.activeElement.closest('.tile').dataset.row")) == before + 1
+            assert (folder / "answers.jsonl").read_text() == ""
+            wait_for_grid(browser, 0, 30)
+        assert shown == set(range(30))
+        browser.run("document.getElementById('tiles').scrollTop = 0")  # what was seen stays seen
+        browser.wait("document.getElementById('tiles').scrollTop === 0")
+        send(browser, Keys.ENTER)
+        wait_for_grid(browser, 30, 5)
+        assert len(read_lines(folder, 30)) == 30
+        assert browser.find("#below").text == ""
+        send(browser, Keys.BACKSPACE)
+        wait_for_grid(browser, 0, 30)
+        assert 0 in browser.run(seen)  # a grid begins at its first picture
 
 
 def test_scores_are_in_the_grid_only_if_they_are_wanted(browser: Browser, folder: Path) -> None:
@@ -88,6 +130,7 @@ def test_scores_are_in_the_grid_only_if_they_are_wanted(browser: Browser, folder
 def test_enter_pressed_twice_saves_one_grid(browser: Browser, folder: Path) -> None:
     with review(folder) as (url, _):
         open_grid(browser, url)
+        browser.run("document.querySelector('#tiles .tile:last-child').scrollIntoView()")
         event = "new KeyboardEvent('keydown', {key: 'Enter', bubbles: true})"
         browser.run(f"void [1, 2, 3].forEach(() => document.body.dispatchEvent({event}))")
         wait_for_grid(browser, 30, 5)
@@ -115,7 +158,7 @@ def test_answers_of_another_tab_are_kept_and_the_others_saved(browser: Browser, 
         click(browser, 4, 5)
         answer_elsewhere(url, 4, "right")  # this page has it marked as wrong
         answer_elsewhere(url, 5, "wrong")  # the same as here
-        send(browser, Keys.ENTER)
+        save(browser)
         wait_for_grid(browser, 30, 5)
         assert "4.jpg is “right”. Your answer was not saved" in browser.find("#notice").text
         lines = read_lines(folder, 30)
@@ -146,12 +189,12 @@ def test_marks_stay_when_the_grid_cannot_be_saved(browser: Browser, folder: Path
         click(browser, 2, 9)
         process.kill()
         process.wait()
-        send(browser, Keys.ENTER)
+        save(browser)
         browser.wait("document.getElementById('trouble').textContent.startsWith('Not saved')")
         assert browser.run(MARKS) == {"2": "wrong", "9": "wrong"}
         assert browser.find("#count").text == "0 of 39"
     with review(folder, "--port", url.rpartition(":")[2]):
-        send(browser, Keys.ENTER)
+        save(browser)
         wait_for_grid(browser, 30, 5)
         assert [row for row, line in enumerate(read_lines(folder, 30)) if line["answer"] == "wrong"] == [2, 9]
 
@@ -179,7 +222,7 @@ def test_a_broken_picture_is_unsure(browser: Browser, tmp_path: Path) -> None:
         browser.open(f"{url}/#grid")
         wait_for_grid(browser, 0, 4)
         click(browser, 2)
-        send(browser, Keys.ENTER)
+        save(browser)
         assert [line["answer"] for line in read_lines(tmp_path, 4)] == ["right", "right", "unsure", "right"]
 
 
@@ -204,5 +247,6 @@ def test_the_grid_on_a_phone(browser: Browser, folder: Path, scheme: str) -> Non
             for selector in ("#tiles [data-row='29']", "#save")
         )
         assert button["top"] >= last["bottom"]
+        browser.run("document.getElementById('save').scrollIntoView()")
         browser.run("document.getElementById('save').click()")
         assert read_lines(folder, 30)[29]["answer"] == "wrong"

@@ -1,5 +1,5 @@
 // The view of a grid: the next thirty questions of one label in the sample's order. Marked ones are wrong or unsure,
-// and all others are right. The order is never by score, because any part of the answers must be a random sample.
+// and all others are right, so that a grid is saved only after its last picture was on the screen. The order is never by score, because any part of the answers must be a random sample.
 
 import { answerAll, answers, sample } from "./answers.js";
 import { makeTile, show as showPicture, want } from "./pictures.js";
@@ -15,7 +15,8 @@ let tiles = new Map(); // row -> {tile, button, image, badge, shown, mark}
 let kept = new Map(); // row -> mark; they stay when the view is left
 let label = null;
 let busy = false;
-let early = false; // whether the grid is so new that it cannot be saved
+let early = false; // whether what is on the screen is so new that it cannot be saved
+let seen = false; // whether the last picture has been on the screen
 let timer = null;
 let after = () => {};
 
@@ -27,15 +28,12 @@ export function showGrid(queue, next) {
   const rows = open.filter((row) => sample.label[row] === label).slice(0, TILES);
   if (rows.length === tiles.size && rows.every((row) => tiles.has(row))) return showMarks();
   tiles = new Map(rows.map((row) => [row, makeOne(row)]));
-  early = true;
-  clearTimeout(timer);
-  timer = setTimeout(() => {
-    early = false;
-    showMarks();
-  }, PAUSE);
+  seen = false;
+  pause();
+  $("below").textContent = "";
   $("grid-label").textContent = sample.labels[label];
   $("tiles").replaceChildren(...[...tiles.values()].map(({ tile }) => tile));
-  $("grid").scrollTop = 0;
+  findScroller().scrollTop = 0;
   want([]);
   showMarks();
   focusOn(0);
@@ -120,8 +118,50 @@ function showMarks() {
   $("save").disabled = busy || early || waits > 0;
 }
 
+function pause() {
+  early = true;
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    early = false;
+    showMarks();
+  }, PAUSE);
+}
+
+/** The element that scrolls the pictures: their own box, or on a phone the whole page below its header. */
+function findScroller() {
+  return [$("tiles"), document.querySelector("main")].find((one) => getComputedStyle(one).overflowY === "auto");
+}
+
+/** The index of the first picture that ends below what is on the screen, or -1. */
+function findCut() {
+  const bottom = findScroller().getBoundingClientRect().bottom + 1; // borders may lie between two pixels
+  return [...tiles.values()].findIndex(({ tile }) => tile.getBoundingClientRect().bottom > bottom);
+}
+
+/** Note whether the last picture is on the screen. Before all pictures are there, the rows may still grow. */
+function look() {
+  if (tiles.size && [...tiles.values()].every(({ shown, broken }) => shown || broken)) seen ||= findCut() < 0;
+}
+
+/** Scroll down by one screen: the first picture that was cut off comes to the top, and has the focus. */
+function scrollDown() {
+  const scroller = findScroller();
+  const cut = findCut();
+  const above = [...tiles.values()][cut].tile.getBoundingClientRect().top - scroller.getBoundingClientRect().top;
+  const margin = 8; // pixels, for the outline of the focus
+  scroller.scrollBy({ top: above > 2 * margin ? above - margin : scroller.clientHeight, behavior: "instant" });
+  focusOn(cut, true);
+  pause(); // a key pressed twice would answer what has only just come
+  showMarks();
+  $("below").textContent = "Not saved yet: there were more images below. Look through them, then save.";
+  $("status").textContent = $("below").textContent;
+}
+
 async function saveGrid() {
   if ($("save").disabled) return;
+  look();
+  if (!seen) return scrollDown();
+  $("below").textContent = "";
   const open = [...tiles.keys()].filter((row) => !answers.has(row));
   if (open.length) {
     const marks = open.filter((row) => kept.has(row)).map((row) => [row, kept.get(row)]);
@@ -156,12 +196,13 @@ export function press(key, repeated) {
   return true;
 }
 
-function focusOn(index) {
+function focusOn(index, still = index === 0 && !$("zoom").open) {
   const one = [...tiles.values()][index];
   for (const { button } of tiles.values()) button.tabIndex = -1;
   if (!one) return;
   one.button.tabIndex = 0;
-  one.button.focus({ preventScroll: index === 0 && !$("zoom").open });
+  one.button.focus({ preventScroll: still });
 }
 
 $("save").addEventListener("click", saveGrid);
+document.addEventListener("scroll", look, true);
