@@ -131,7 +131,8 @@ def _describe_model(truth: Truth, margins: Doubles, answer: int) -> str:
     opposite = "wrong" if truth.right[answer] else "right"
     probability = 1 / (1 + math.exp(-min(margins[answer], 500)))
     shown = f"{probability:.0%}" if probability < 0.995 else "over 99%"
-    return f"by the other answers about this label, {opposite} is more probable: {shown}"
+    given = "right" if truth.right[answer] else "wrong"
+    return f"answered {given}, but the other answers about this label make {opposite} more probable: {shown}"
 
 
 def _find_contradicting_images(truth: Truth, labels: int) -> dict[int, str]:
@@ -152,8 +153,8 @@ def _find_contradicting_images(truth: Truth, labels: int) -> dict[int, str]:
                     answer = "wrong" if truth.right[block[row]] else "right"
                     cosine = min(float(cosines[row, nearest[row]]), 1.0)
                     found[int(block[row])] = (
-                        f"a near-identical image has the answer {answer}: {truth.keys[twin]} ({truth.ids[twin]}), "
-                        f"cosine {cosine:.3f}"
+                        f"an image with nearly the same embedding (cosine {cosine:.3f}) was answered {answer}: "
+                        f"{truth.keys[twin]} ({truth.ids[twin]})"
                     )
     return found
 

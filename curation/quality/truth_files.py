@@ -153,7 +153,7 @@ def _read_answers(path: Path, rows: list[dict[str, Any]], name: str) -> list[Tru
 def _load(path: Path, notices: list[str]) -> tuple[list[dict[str, Any]], set[str]]:
     """Read the file's rows, and the names of their columns. Raises `ConfigError`."""
     if not path.is_file():
-        raise ConfigError(f"{path} is not a file")
+        raise ConfigError(f"{path} is neither a file nor the folder of a sample")
     try:
         if path.suffix == ".parquet":
             return _read_rows(pq.read_table(path))

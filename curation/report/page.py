@@ -16,7 +16,7 @@ import jinja2
 
 from curation.report.charts import draw_histogram, draw_sparkline
 from curation.report.curves import count_known, draw_thresholds, draw_trade
-from curation.report.figures import all_judge_fairly, describe_band, judges_fairly, show_estimate
+from curation.report.figures import STAR, all_judge_fairly, describe_band, judges_fairly, show_estimate
 from curation.report.pictures import encode_pictures, find_positions, read_images
 from curation.report.statistics import KINDS, LabelStatistics, OutputStatistics
 from curation.report.steps import Step
@@ -96,6 +96,7 @@ def write_report(
         "has_thumbnails": "thumbnail" in output.columns,
         "all": sections,
         "evaluation": evaluation,
+        "star": STAR,
         "independent": evaluation is None or all_judge_fairly(evaluation),
         "bands_fair": evaluation is None or all_judge_fairly(evaluation, "accepted", "review"),
         "top_k": output.labels.top_k,

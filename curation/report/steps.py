@@ -23,7 +23,10 @@ from storage.settings import ConfigError
 
 @dataclass(frozen=True)
 class Step:
-    """A step. `state` is done, partly, or open. `lines` say what is known, and `commands` what to run next."""
+    """A step. `lines` say what is known, and `commands` what to run next.
+
+    `state` is done, partly, open, or unknown where only an option of the report would tell.
+    """
 
     name: str
     state: str
@@ -143,10 +146,10 @@ def _describe_tagging(output: TaggedOutput) -> Step:
 def _describe_samples(output: TaggedOutput, samples: Sequence[SampleState]) -> list[Step]:
     if not samples:
         uri = shlex.quote(output.uri)
-        told = "This page was made without --sample DIR, the folder of a sample."
+        told = "Not known: give --sample DIR to the report."
         return [
-            Step("Sampled", "open", [told], [f"sightline sample {uri} DIR"]),
-            Step("Reviewed", "open", ["No sample is known to this page."], ["sightline review DIR"]),
+            Step("Sampled", "unknown", [f"{told} If there is no sample yet:"], [f"sightline sample {uri} DIR"]),
+            Step("Reviewed", "unknown", [f"{told} If it is not answered yet:"], ["sightline review DIR"]),
         ]
     answers = [line for one in samples for line in (one.describe_answers(), *one.agreements)]
     commands = [command for one in samples for command in one.list_commands()]
@@ -193,15 +196,15 @@ def _describe_evaluation(
     folders = audits or samples
     truth = "".join(f" --truth {shlex.quote(str(one.folder))}" for one in folders) or " --truth DIR"
     command = f"sightline evaluate {shlex.quote(output.uri)}{truth} --json > evaluation.json"
-    told = "This page was made without --evaluation FILE, so that it does not know how good the labels are."
-    return Step("Evaluated", "open", [told], [command])
+    told = "Not known: give --evaluation FILE to the report. If there is no evaluation yet:"
+    return Step("Evaluated", "unknown", [told], [command])
 
 
 def _describe_audits(output: TaggedOutput, audits: Sequence[SampleState]) -> Step:
     uri = shlex.quote(output.uri)
     if not audits:
-        told = "This page was made without --audit DIR: no fresh sample of what was accepted is known to it."
-        return Step("Audited", "open", [told], [f"sightline audit {uri} DIR --all"])
+        told = "Not known: give --audit DIR to the report. If there is no fresh sample of what was accepted yet:"
+        return Step("Audited", "unknown", [told], [f"sightline audit {uri} DIR --all"])
     lines = [line for one in audits for line in (one.describe_answers(), *one.agreements)]
     commands = [command for one in audits for command in one.list_commands()]
     begun = any(one.answered for one in audits)

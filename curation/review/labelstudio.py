@@ -54,14 +54,22 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     Of several people's annotations of a task, the latest counts. Skipped and empty annotations are left out. Raises
     `ConfigError` when the file is not an export of tasks that `write_tasks` wrote.
     """
+    refused = f"{path} is not a JSON export of Label Studio with tasks of `sightline sample`"
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
-        return [answer for task in tasks if (answer := _read_task(task)) is not None]
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"{path} is not a JSON export of Label Studio with tasks of `sightline sample` ({what})"
-        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{refused}: {error}") from error
+    if not isinstance(tasks, list):
+        raise ConfigError(f"{refused}: it is not a list of tasks")
+    answers = []
+    for number, task in enumerate(tasks, 1):
+        try:
+            answer = _read_task(task)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{refused}: its item {number} is not such a task") from error
+        if answer is not None:
+            answers.append(answer)
+    return answers
 
 
 def _make_task(row: dict[str, Any], thresholds: dict[str, float]) -> str:

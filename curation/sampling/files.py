@@ -102,6 +102,7 @@ def read_sample(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
 
     Raises `ConfigError` when they cannot be read.
     """
+    _check_files(folder)
     try:
         with pq.ParquetFile(folder / FILES[0]) as file:
             table = file.read([name for name in file.schema_arrow.names if name != "thumbnail"])
@@ -112,12 +113,22 @@ def read_sample(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 def read_questions(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the questions of a sample with their thumbnails, a row group at a time. Raises as `read_sample` does."""
+    _check_files(folder)
     try:
         with pq.ParquetFile(folder / FILES[0]) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"{folder} does not hold a sample of `sightline sample`: {error}") from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raise `ConfigError` unless the files with the questions and the design are in the folder."""
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist: give a folder that `sightline sample` wrote")
+    for name in FILES[:2]:
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} does not hold a sample of `sightline sample`: it has no file {name}")
 
 
 def is_audit(folder: Path) -> bool:

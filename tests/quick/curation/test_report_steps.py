@@ -44,16 +44,16 @@ def describe(output: TaggedOutput, *samples: Path, audits: tuple[Path, ...] = ()
     return {step.name: step for step in describe_steps(output, states, audited, None)}
 
 
-def test_a_step_that_was_not_done_names_its_command(output: TaggedOutput) -> None:
+def test_a_step_that_was_not_done_or_is_not_known_names_its_command(output: TaggedOutput) -> None:
     steps = describe(output)
     assert [(step.name, step.state) for step in steps.values()] == [
         ("Tagged", "done"),
-        ("Sampled", "open"),
-        ("Reviewed", "open"),
+        ("Sampled", "unknown"),
+        ("Reviewed", "unknown"),
         ("Calibrated", "open"),
         ("Retagged", "open"),
-        ("Evaluated", "open"),
-        ("Audited", "open"),
+        ("Evaluated", "unknown"),
+        ("Audited", "unknown"),
     ]
     for name, command in {
         "Sampled": f"sightline sample {output.uri} DIR",
@@ -64,6 +64,8 @@ def test_a_step_that_was_not_done_names_its_command(output: TaggedOutput) -> Non
         "Audited": f"sightline audit {output.uri} DIR --all",
     }.items():
         assert steps[name].commands == [command]
+    for name, option in (("Sampled", "--sample DIR"), ("Reviewed", "--sample DIR"), ("Audited", "--audit DIR")):
+        assert steps[name].lines[0].startswith(f"Not known: give {option} to the report")
     assert "600 images have their labels" in steps["Tagged"].lines[0]
 
 

@@ -41,6 +41,19 @@ def write(folder: Path, name: str, *answers: str) -> None:
     (folder / f"answers-{name}.jsonl").write_text("".join(lines))
 
 
+def test_a_folder_without_a_sample_is_refused_in_one_plain_line(folder: Path, tmp_path: Path) -> None:
+    (folder / "sample.json").unlink()
+    (tmp_path / "empty").mkdir()
+    for name, why in (
+        ("nowhere", "does not exist: give a folder that `sightline sample` wrote"),
+        ("empty", "does not hold a sample of `sightline sample`: it has no file sample.parquet"),
+        ("sample", "does not hold a sample of `sightline sample`: it has no file sample.json"),
+    ):
+        done = review(tmp_path / name)
+        assert done.exit_code == USAGE
+        assert done.stderr == f"sightline: {tmp_path / name} {why}\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import curation.review.labelstudio
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.quality.truth import read_truth
-from curation.review.labelstudio import CONFIG, write_tasks
+from curation.review.labelstudio import CONFIG, read_answers, write_tasks
 from curation.sampling.files import Thumbnails, read_design, read_questions, read_sample, write_sample
 from curation.sampling.sample import Exclusion, Goal, choose_strata, draw_sample
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
@@ -187,6 +187,22 @@ def test_label_studio_accepts_the_tasks_and_its_export_is_read(output: TaggedOut
     (tmp_path / "export.json").write_text('[{"annotations": [{"result": [{}]}]}]')
     with pytest.raises(ConfigError, match="not a JSON export of Label Studio"):
         read_truth(tmp_path / "export.json", output)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[", "Expecting value"),
+        ('{"annotations": []}', "it is not a list of tasks"),
+        ('[{"annotations": []}, "text"]', "its item 2 is not such a task"),
+        ('[{"annotations": [{"result": [{"from_name": "answer"}]}]}]', "its item 1 is not such a task"),
+    ],
+)
+def test_another_file_than_an_export_is_refused_in_plain_words(tmp_path: Path, content: str, why: str) -> None:
+    (tmp_path / "export.json").write_text(content)
+    with pytest.raises(ConfigError) as refused:
+        read_answers(tmp_path / "export.json")
+    assert f"is not a JSON export of Label Studio with tasks of `sightline sample`: {why}" in str(refused.value)
 
 
 def test_tasks_are_split_below_the_limits(

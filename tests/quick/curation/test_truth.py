@@ -100,7 +100,7 @@ def test_a_label_column_without_answers_is_exclusive(output: TaggedOutput, tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.jsonl", None, "is not a file"),
+        ("none.jsonl", None, "is neither a file nor the folder of a sample"),
         ("a.txt", "x", "a truth file is .jsonl, .csv, .parquet or"),
         ("a.jsonl", "{\n{}\n", "line 1 is not JSON"),
         ("a.jsonl", "{", "no column that names the images"),
