@@ -109,6 +109,7 @@ class Label(BaseModel):
     calibration: Calibration | None = Field(None, description="Scale and bias of the label's logit.")
     probe: Probe | None = Field(None, description="Linear probe on embeddings, instead of prompts.")
     chosen_by: Text | None = Field(None, description="Fingerprint of the answers that chose `accept`.")
+    trained_by: Text | None = Field(None, description="Fingerprint of the answers that trained the probe.")
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +123,7 @@ class Label(BaseModel):
             raise ValueError(f"label {value!r} is not text: write it in quotes")
         if isinstance(value, dict) and "name" not in value:
             raise ValueError(f"label {value!r} has no name: write a label with a colon or braces in quotes")
-        return _without_nulls(value, ("threshold", "accept", "calibration", "probe", "chosen_by"))
+        return _without_nulls(value, ("threshold", "accept", "calibration", "probe", "chosen_by", "trained_by"))
 
 
 class LabelSet(BaseModel):

@@ -37,8 +37,8 @@ def forecast_answers(
 ) -> Forecast | None:
     """Forecast what it takes to show a precision of `target` for a label.
 
-    Of the thresholds that need at most twice as many answers as the one that needs the fewest, the lowest is meant: it
-    accepts the most images.
+    The threshold is meant that accepts the most images for each further answer. The one that needs the fewest answers
+    would often be so high that only five or ten images reach it, because looking at all of these shows any precision.
 
     `thresholds` (T,) are the scores between the table's regions, on the scale of probabilities. The share of right
     images above a threshold is taken from its answers, and from the probabilities, which count as `PRIOR_ANSWERS`
@@ -48,7 +48,7 @@ def forecast_answers(
     share = target_of_answers(target, wrong_answers)
     expected = _expect_precision(table, thresholds)
     steps = np.unique(np.round(np.geomspace(1, at_most, 160)).astype(np.int64))
-    found: list[Forecast] = []
+    found: list[tuple[float, Forecast]] = []
     last = table.size.shape[1]
     for region in range(1, last):
         cells = table.join_regions(region, last)
@@ -65,9 +65,9 @@ def forecast_answers(
         sizes = np.full(len(more), cells.total)
         shown = reaches(sizes, drawn + more, right + np.round(more * precision).astype(np.int64), share, alpha)
         if shown.any():
-            found.append(Forecast(int(more[np.argmax(shown)]), region - 1))
-    fewest = min((one.more for one in found), default=0)
-    return next((one for one in found if one.more <= 2 * fewest), None)
+            needed = int(more[np.argmax(shown)])
+            found.append((cells.total / needed, Forecast(needed, region - 1)))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _expect_precision(table: CellTable, thresholds: Floats) -> Doubles:

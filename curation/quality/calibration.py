@@ -23,7 +23,7 @@ from curation.estimates.confidence import (
     target_of_answers,
 )
 from curation.estimates.forecast import Forecast, forecast_answers
-from curation.quality.independence import make_fingerprint
+from curation.quality.independence import make_fingerprint, separate
 from curation.quality.platt import PRIOR_DEVIATION, effective_weights, fit_platt
 from curation.quality.truth import Truth, group_answers
 from curation.sampling.sample import DEFAULT_THRESHOLD as ASSUMED_THRESHOLD
@@ -45,7 +45,8 @@ class LabelCalibration:
 
     `answers` is the number of answers about the label, `right` the number of those that say right. `accept` is the
     lowest score from which the target precision is shown, or None when no score is. `threshold` and `calibration` go
-    with it; `calibration` is None for a label of a group, whose scores stay as they are.
+    with it; `calibration` is None for a label of a group, whose scores stay as they are. `trained` is True if there are
+    only answers that trained the label's probe: they cannot calibrate it.
 
     `forecast` says what it would take to reach the target, when it is not reached. It is None if no threshold that was
     looked at can reach it.
@@ -59,6 +60,7 @@ class LabelCalibration:
     calibration: Calibration | None = None
     fingerprint: str = ""
     forecast: Forecast | None = None
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,22 @@ def calibrate(
     """
     if not truth.designs:
         raise ConfigError("the answers are no sample of the output, so that they cannot show a precision")
+    truth, trained = separate(output.labels, truth, training_only=True)
     groups = group_answers(truth, len(output.labels.names))
-    rows = np.asarray([row for row, answers in enumerate(groups) if len(answers)], np.int64)
+    found = [
+        LabelCalibration(name, len(groups[row]), int(truth.right[groups[row]].sum()), trained=row in trained)
+        for row, name in enumerate(output.labels.label_names())
+    ]
+    rows = np.asarray([row for row, one in enumerate(found) if one.answers and not one.trained], np.int64)
+    if not len(rows):
+        return found
     fitted = _fit_calibrations(output, truth, groups)
     head = _build_head(output, _replace_calibrations(output.labels, fitted))
     thresholds = np.stack([_list_thresholds(output, row, fitted[row]) for row in rows])
     tables = count_cells(output, truth, rows, ThresholdRegions(thresholds), head)
-    found = [LabelCalibration(name, 0, 0) for name in output.labels.label_names()]
     for row, tried, table in zip(rows.tolist(), thresholds, tables, strict=True):
-        answers = groups[row]
         alpha = _share_risk(truth, found[row].label)
-        one = replace(found[row], answers=len(answers), right=int(truth.right[answers].sum()))
+        one = found[row]
         passing = _choose_best_f1(table) if target is None else _find_lowest(table, target, wrong_answers, alpha)
         if passing is None:
             forecast = forecast_answers(table, tried, target or 1.0, wrong_answers, alpha / 2)
@@ -124,7 +131,7 @@ class Round:
     """A further round of questions: for each label, by its index, the score from which its images are to be drawn.
 
     The other labels are not asked about: `reached` the target, `hopeless` ones have no threshold that can, and
-    `unanswered` ones have no answers to plan by.
+    `unanswered` ones have no answers to plan by, or only those that trained their probe.
     """
 
     from_scores: dict[int, float]
@@ -137,7 +144,7 @@ def plan_round(output: TaggedOutput, truth: Truth, target: float, wrong_answers:
     """Plan where to ask more questions, so that more labels reach the target. Arguments are those of `calibrate`."""
     plan = Round({}, [], [], [])
     for row, one in enumerate(calibrate(output, truth, target, wrong_answers)):
-        if not one.answers:
+        if not one.answers or one.trained:
             plan.unanswered.append(one.label)
         elif one.accept is not None:
             plan.reached.append(one.label)
@@ -310,8 +317,11 @@ def _logit(score: float) -> float:
 def _round_down(score: float) -> float:
     """Round down to five significant digits of the score, or of its distance from 1 if that is smaller.
 
-    An image at the threshold still reaches it, 1e-6 does not become 0, and 0.999999 does not become 0.99999.
+    An image at the threshold still reaches it, 1e-6 does not become 0, and 0.999999 does not become 0.99999. A score
+    that is 0 as float32 becomes 0.
     """
+    if not np.float32(score):
+        return 0.0
     nearest = min(score, 1 - score)
     if nearest <= 0:
         return float(score)

@@ -1,6 +1,7 @@
-"""Whether answers may judge a threshold: those that chose it cannot, because the figures would be too good.
+"""Whether answers may judge a label: those that chose its threshold or trained its probe make figures too good.
 
-A label set remembers, for each label whose threshold was chosen, a fingerprint of the answers that chose it. It has an
+A label set remembers, for each label, a fingerprint of the answers that chose its threshold, and of those that trained
+its probe. These may not choose a threshold either: a probe fits them better than other images. A fingerprint has an
 item for each sample or file of answers. A sample is known by its id. A file of other answers is known by the smallest
 hashes of the answered images (a bottom-k sketch; Cohen and Kaplan 2007): this recognizes the answers in any file that
 has at least half of these images, also if answers were added or taken away.
@@ -33,20 +34,21 @@ def make_fingerprint(truth: Truth, row: int) -> str:
     return _SEPARATOR.join(sorted(items))
 
 
-def separate(labels: LabelSet, truth: Truth) -> tuple[Truth, set[int]]:
-    """Leave out the answers that chose a label's threshold, if others about this label remain.
+def separate(labels: LabelSet, truth: Truth, *, training_only: bool = False) -> tuple[Truth, set[int]]:
+    """Leave out the answers that chose a label's threshold or trained its probe, if others about this label remain.
 
-    Returns the truth without them, and the labels, by index, for which only such answers are there. Their figures are
-    not independent of the threshold. A sample whose answers about a label are left out does not divide this label's
-    images into strata.
+    With `training_only`, only answers that trained a probe are left out. Returns the truth without them, and the
+    labels, by index, for which only such answers are there: their figures are not independent. A sample whose answers
+    about a label are left out does not divide this label's images into strata.
     """
     kept, kept_unsure, dependent = np.ones(len(truth.image), bool), np.ones(len(truth.unsure_image), bool), set()
     designs = {design.sample: design for design in truth.designs}
     for row, label in enumerate(labels.names):
-        if not label.chosen_by:
+        chosen = "" if training_only else label.chosen_by or ""
+        items = [*chosen.split(), *(label.trained_by or "").split()]
+        if not items:
             continue
         sources = _group_by_source(truth, row)
-        items = label.chosen_by.split(_SEPARATOR)
         mine = {source for source, images in sources.items() if _chose(items, _name_sample(truth, source), images)}
         if mine and len(mine) == len(sources):
             dependent.add(row)

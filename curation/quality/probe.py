@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.estimates.confidence import Doubles
 from curation.quality.groups import assign_folds, count_groups
+from curation.quality.independence import make_fingerprint
 from curation.quality.regression import Examples
 from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
@@ -33,7 +34,7 @@ class LabelProbe:
 
     `before` is the average precision of the label as it is, `after` that of a probe. `chance` is the probability
     of such held-out logits if nothing beat the prompts. All three are NaN when there are too few answers. `probe` is
-    None unless the probe is kept; `reason` then says why it is not.
+    None unless the probe is kept; `reason` then says why it is not. `fingerprint` is that of the answers.
     """
 
     label: str
@@ -44,6 +45,7 @@ class LabelProbe:
     chance: float
     probe: Probe | None
     reason: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def train_probes(
                 truth.right[answers],
                 np.ones(len(answers)),
             )
-            found.append(_train_label(output, row, examples, groups[images], truth.weight[answers], gain, seed))
+            trained = _train_label(output, row, examples, groups[images], truth.weight[answers], gain, seed)
+            found.append(replace(trained, fingerprint=make_fingerprint(truth, row)))
     return found
 
 
@@ -94,12 +97,14 @@ def make_label_set(labels: LabelSet, found: Sequence[LabelProbe]) -> LabelSet:
     """Return the label set with the probes that are better than the label's prompts.
 
     The prompts, threshold, `accept` and calibration of these labels are removed, because they were for the prompts'
-    scores.
+    scores. `trained_by` remembers the answers, which must not calibrate or judge the probe.
     """
-    probes = {one.label: one.probe for one in found if one.probe is not None}
-    dropped = {"prompts": (), "calibration": None, "threshold": None, "accept": None}
+    probes = {one.label: one for one in found if one.probe is not None}
+    dropped = {"prompts": (), "calibration": None, "threshold": None, "accept": None, "chosen_by": None}
     names = tuple(
-        label.model_copy(update={**dropped, "probe": probes[label.name]}) if label.name in probes else label
+        label.model_copy(update={**dropped, "probe": one.probe, "trained_by": one.fingerprint})
+        if (one := probes.get(label.name)) is not None
+        else label
         for label in labels.names
     )
     return LabelSet.model_validate(labels.model_copy(update={"names": names}).model_dump())

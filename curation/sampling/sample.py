@@ -163,7 +163,8 @@ def _make_seed(output: TaggedOutput, per_label: int, seed: int, goal: Goal) -> l
     With the user's seed alone, an image would have the same random number in each sample of an output, so that an audit
     would draw the images again that the sample of the calibration drew.
     """
-    about = [output.fingerprint["labels.digest"], output.labels.model_dump(mode="json"), output.rows]
+    labels = output.labels.model_dump(mode="json", exclude_defaults=True)
+    about = [output.fingerprint["labels.digest"], labels, output.rows]
     content = json.dumps([*about, per_label, goal.purpose, goal.target], sort_keys=True)
     return [seed, int(hashlib.sha256(content.encode()).hexdigest()[:16], 16)]
 

@@ -87,6 +87,10 @@ def calibrate(
             if one.accept is not None:
                 reached = "best F1" if best_f1 else f">= {precision:.0%}"
                 result = f"{workload.accepted:,} accepted at {reached}, {workload.review:,} to review"
+            elif one.trained:
+                result = "not calibrated: these answers trained its probe, and fit it too well: draw another sample"
+            elif best_f1:
+                result = "not calibrated: no answer is right"
             elif one.forecast is None:
                 result = f"not calibrated: no threshold can be shown to reach the target, {one.answers:,} answers"
             else:
@@ -228,7 +232,7 @@ def _print_evaluation(metrics: Evaluation) -> None:
     Console(file=out.file, width=max(out.width, _TABLE_WIDTH)).print(table, highlight=False)
     print_omitted(len(metrics.labels))
     if any(not one.independent for one in metrics.labels):
-        text = "* these answers chose the threshold, so that these figures are too good: draw others, `sightline audit`"
+        text = "* these answers chose the threshold or trained the probe: too good. Draw others, `sightline audit`"
         out.print(text, highlight=False)
     shares = [metrics.accepted.precision, metrics.review.precision, *(one.precision for one in metrics.labels)]
     if any(math.isfinite(share.low) for share in shares):

@@ -177,7 +177,7 @@ def _read_exclusion(
     for names, what in (
         (plan.reached, f"reach {goal.target:.0%} and are not asked about again"),
         (plan.hopeless, f"cannot reach {goal.target:.0%} with a threshold, and are not asked about again"),
-        (plan.unanswered, "have no answers yet: sample them without --more"),
+        (plan.unanswered, "have no answers to plan by: sample them without --more"),
     ):
         if names:
             shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from benchmarks.outputs import SyntheticOutput, write_output
+from benchmarks.truths import make_binormal
 from curation.estimates.cells import weigh_answers
 from curation.quality.calibration import _round_down, calibrate, count_workload, make_label_set, plan_round
 from curation.quality.independence import separate
@@ -155,6 +156,18 @@ def test_labels_that_are_not_calibrated_or_not_answered_stay_as_they_are(made: t
     assert labels.names[1:] == output.labels.names[1:]
 
 
+def test_a_forecast_is_about_a_threshold_that_many_images_reach() -> None:
+    """The highest five or ten scores need the fewest answers, and would leave nearly all images to people."""
+    known = make_binormal(8_000, seed=3)
+    sample = draw_sample(known.output, 25, 0)
+    truth = weigh_answers(known.output, known.answer(0, np.random.default_rng(0), sample))
+    plan = plan_round(known.output, truth, 0.95)
+    assert plan.from_scores.keys() >= {6, 7}
+    scores = np.concatenate(list(known.output.scores()))
+    for row in (6, 7):
+        assert (scores[:, row] >= plan.from_scores[row]).sum() > 0.4 * (scores[:, row] >= 0.1).sum()
+
+
 def test_too_few_answers_forecast_how_many_more_are_needed(made: tuple[TaggedOutput, Floats]) -> None:
     output, _ = made
     right = make_right(made, 3)
@@ -237,6 +250,10 @@ def test_thresholds_are_rounded_down(score: float) -> None:
     rounded = _round_down(score)
     assert rounded <= score
     assert rounded == pytest.approx(score, rel=1.1e-4)
+
+
+def test_a_score_that_is_zero_in_float32_is_rounded_to_zero() -> None:
+    assert _round_down(1e-305) == _round_down(5e-324) == 0
 
 
 def test_best_f1_is_close_to_the_best(made: tuple[TaggedOutput, Floats]) -> None:

@@ -15,15 +15,17 @@ from benchmarks.outputs import SyntheticOutput, write_output
 from benchmarks.truths import KnownTruth, make_binormal
 from curation.estimates.cells import weigh_answers
 from curation.quality.audit import LabelAudit, audit_labels
-from curation.quality.calibration import calibrate, make_label_set
-from curation.quality.independence import separate
+from curation.quality.calibration import calibrate, make_label_set, plan_round
+from curation.quality.independence import make_fingerprint, separate
+from curation.quality.probe import LabelProbe
+from curation.quality.probe import make_label_set as probe_labels
 from curation.quality.truth import Truth, read_truth
 from curation.sampling.files import write_sample
 from curation.sampling.sample import Exclusion, Goal, draw_sample
 from curation.tagged_output import TaggedOutput, open_output
 from sightline.cli import app
 from siglip.heads import build_head
-from siglip.labels import LabelSet
+from siglip.labels import LabelSet, Probe
 from storage.settings import ConfigError
 from tests.support.vectors import draw_vectors
 
@@ -130,6 +132,31 @@ def test_unsure_answers_of_the_sample_that_chose_a_threshold_are_left_out_too(kn
     assert [name in design.edges for design in kept.designs] == [False, True]
     [audit] = [one for one in audit_labels(output, both) if one.label == name]
     assert (audit.drawn, audit.unsure) == (60, 0)
+
+
+def test_answers_that_trained_a_probe_do_not_calibrate_or_judge_it(known: KnownTruth) -> None:
+    """A probe fits the answers that trained it better than other images: the thresholds would be too low."""
+    output, random = known.output, np.random.default_rng(0)
+    first, second = draw_sample(output, 100, 0), draw_sample(output, 100, 1)
+    old = replace(known.answer(0, random, first), samples=(first.design.sample,))
+    probe = Probe.of(np.eye(1, output.width, 7, np.float32)[0] * 100, -5, output.weights)
+    trained = LabelProbe(output.labels.names[7].name, 100, 50, 0.5, 0.9, 0.01, probe, "", make_fingerprint(old, 7))
+    labels = probe_labels(output.labels, [trained])
+    head = build_head(labels, output.head.vectors, output.table.scale, output.weights)
+    probed = replace(output, table=replace(output.table, labels=labels, head=head))
+    found = calibrate(probed, weigh_answers(output, old))
+    assert (found[7].trained, found[7].accept) == (True, None)
+    assert not found[6].trained
+    assert labels.names[7].name in plan_round(probed, weigh_answers(output, old), 0.9).unanswered
+    assert separate(labels, old)[1] == {7}
+    new = weigh_answers(output, replace(known.answer(0, random, second), samples=(second.design.sample,)))
+    calibrated = make_label_set(probed, calibrate(probed, new))
+    assert calibrated.names[7].accept is not None
+    assert calibrated.names[7].trained_by == labels.names[7].trained_by
+    mine = first.label == 7
+    part = replace(first, position=first.position[mine], label=first.label[mine])
+    only = replace(known.answer(0, random, part), samples=(first.design.sample,))
+    assert all(one.accept is None for one in calibrate(probed, weigh_answers(output, only)))
 
 
 def test_answers_about_other_images_with_the_same_ids_are_left_out(tmp_path: Path) -> None:

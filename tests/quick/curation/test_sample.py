@@ -275,5 +275,5 @@ def test_a_further_round_names_its_exclusions_and_says_when_a_list_is_cut(tmp_pa
     done = CliRunner().invoke(app, ["sample", made.uri, str(second), "--more", "--exclude", str(first)])
     assert done.exit_code == 0, done.output
     said = " ".join(done.stderr.split())
-    assert f"6 labels have no answers yet: sample them without --more: {', '.join(names[1:6])}, ..." in said
+    assert f"6 labels have no answers to plan by: sample them without --more: {', '.join(names[1:6])}, ..." in said
     assert read_sample(second)[1]["excluded"] == [str(first)]
