@@ -159,7 +159,7 @@ class _Draws:
     def estimate(
         self, predicted: float, found: float, missed: float, widest: float = WIDEST
     ) -> tuple[Estimate, Estimate]:
-        """Recall and F1, for `predicted` images above the threshold. Not known if their intervals are too wide."""
+        """Recall and F1, for `predicted` images above the threshold. Not known if the sample cannot tell."""
         low_above, high_above = np.maximum(self.low_above, 0), np.clip(self.high_above, 0, predicted)
         values = _recall_and_f1(predicted, found, missed)
         low = _recall_and_f1(predicted, low_above, self.high_below)
@@ -167,7 +167,7 @@ class _Draws:
         least = _recall_and_f1(predicted, low_above, self.least_below)
         best = _recall_and_f1(predicted, high_above, np.zeros(1))
         made = [
-            make_estimate(float(values[metric]), low[metric], high[metric], widest)
+            make_estimate(float(values[metric]), low[metric], high[metric], widest=1.0)
             if is_telling(least[metric], best[metric], widest)
             else UNKNOWN
             for metric in range(2)
@@ -179,7 +179,7 @@ class _Draws:
         least = (self.high_above + self.least_below) / max(every.total, 1)
         if not is_telling(self.low_above / max(every.total, 1), least, _WIDEST_PREVALENCE):
             return UNKNOWN
-        return estimate_share(every, wrong_answers, _WIDEST_PREVALENCE)
+        return estimate_share(every, wrong_answers, widest=1.0)
 
 
 def _average(estimates: Sequence[Estimate]) -> Estimate:
