@@ -98,9 +98,7 @@ class Label(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Text = Field(min_length=1, description="Name in the output.")
-    prompts: tuple[Text, ...] = Field(
-        (), description="Texts that replace the templates for this label; several are averaged."
-    )
+    prompts: tuple[Text, ...] = Field((), description="Texts that replace the templates; several are averaged.")
     threshold: Share | None = Field(None, description="Replaces the label set's threshold for this label.")
     accept: Share | None = Field(
         None,
