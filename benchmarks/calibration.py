@@ -20,7 +20,7 @@ from functools import cache, partial
 import numpy as np
 
 from benchmarks.truths import PREVALENCES, KnownTruth, make_binormal, make_rendered
-from curation.estimates.cells import ACCEPT, NOT_WRITTEN, WrittenRegions, weigh_answers
+from curation.estimates.cells import ACCEPT, NOT_WRITTEN, WrittenRegions
 from curation.estimates.confidence import Estimate
 from curation.quality.calibration import calibrate, make_label_set, plan_round
 from curation.quality.evaluation import evaluate
@@ -60,7 +60,7 @@ def repeat(case: Case, seed: int) -> list[tuple[str, float]]:
     if case.purpose == "two rounds":
         return list(_judge_rounds(known, case, seed, random))
     sample = draw_sample(known.output, case.answers, seed, goal)
-    truth = weigh_answers(known.output, known.answer(case.wrong, random, sample))
+    truth = known.answer(case.wrong, random, sample)
     found = list(_judge_intervals(known, evaluate(known.output, truth, most_suspects=0)))
     if case.purpose == "precision":
         found += _judge_thresholds(known, calibrate(known.output, truth, TARGET))
@@ -75,7 +75,7 @@ def _judge_rounds(known: KnownTruth, case: Case, seed: int, random: np.random.Ge
     """
     output = known.output
     first = draw_sample(output, round(0.4 * case.answers), seed, Goal("precision", TARGET))
-    truth = weigh_answers(output, known.answer(case.wrong, random, first))
+    truth = known.answer(case.wrong, random, first)
     before = calibrate(output, truth, TARGET)
     plan = plan_round(output, truth, TARGET)
     samples = [first]
@@ -84,7 +84,7 @@ def _judge_rounds(known: KnownTruth, case: Case, seed: int, random: np.random.Ge
         more = case.answers - round(0.4 * case.answers)
         scores = plan.from_scores
         samples.append(draw_sample(output, more, seed + 10**6, from_scores=scores, exclude=excluded))
-    truth = weigh_answers(output, known.answer(case.wrong, random, *samples))
+    truth = known.answer(case.wrong, random, *samples)
     yield from _judge_thresholds(known, calibrate(output, truth, TARGET))
     if case.forecast and plan.from_scores:
         yield from _judge_forecasts(known, case, seed, before, plan.from_scores, first)
@@ -103,7 +103,7 @@ def _judge_forecasts(
     for count in np.unique(np.geomspace(3, most, 20).astype(int)):
         part = replace(second, position=second.position[rank < count], label=second.label[rank < count])
         random = np.random.default_rng([seed, 8])
-        truth = weigh_answers(known.output, known.answer(case.wrong, random, first, part))
+        truth = known.answer(case.wrong, random, first, part)
         for row, one in enumerate(calibrate(known.output, truth, TARGET)):
             if row in needed and one.accept is not None:
                 needed[row] = min(needed[row], count)

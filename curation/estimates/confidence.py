@@ -13,10 +13,9 @@ The confidence distributions are exact. The number of right images in a populati
 probability with which the (right + 1)-th smallest of `drawn` random ranks exceeds k. Such a rank has a negative
 hypergeometric distribution, which is `right` plus a beta-binomial one.
 
-People answer some questions wrongly: at most a share `e` of them, at random. If a share q of all images would be
-answered
-"right", the share of right images is between (q - e) / (1 - e) and q / (1 - e). Among the answers that were given there
-may be more wrong ones, by chance: a binomial number of them. All bounds are widened by this.
+People answer some questions wrongly: at most a share `e` of them, at random. If a share q of all images would get the
+answer "right", the share of right images is between (q - e) / (1 - e) and q / (1 - e). Among the answers that were
+given there may be more wrong ones, by chance: a binomial number of them. All bounds are widened by this.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ FEWEST_ANSWERS, FEWEST_IMAGES = 20, 5
 """A threshold is not chosen with fewer answers above it than the first, unless all images above it are answered, and
 these are at least as many as the second."""
 _LARGE_PART = 0.05
+"""Of a cell with a larger part looked at, the number of wrong answers that were given in fact matters."""
 DRAWS = 5_000
 """Random draws for a melded interval: its ends then fail in 2.5 +- 0.2 % of samples."""
 _SEED = 20_150_101
@@ -190,9 +190,7 @@ class Melding:
 
 def make_estimate(value: float, low: Doubles | float, high: Doubles | float, widest: float = WIDEST) -> Estimate:
     """Make an estimate from a value and draws of its lower and upper bound. Not known when the interval is too wide."""
-    alpha = (1 - LEVEL) / 2
-    bottom = max(0.0, float(np.quantile(low, alpha)))
-    top = min(1.0, float(np.quantile(high, 1 - alpha)))
+    bottom, top = _find_ends(low, high)
     if math.isnan(value) or math.isnan(bottom) or math.isnan(top) or top - bottom > widest:
         return UNKNOWN
     return Estimate(value, min(bottom, value), max(top, value))
@@ -200,8 +198,7 @@ def make_estimate(value: float, low: Doubles | float, high: Doubles | float, wid
 
 def is_telling(low: Doubles, high: Doubles, widest: float = WIDEST) -> bool:
     """Whether the interval of draws of a lower and an upper bound is at most as wide as `widest`."""
-    alpha = (1 - LEVEL) / 2
-    top, bottom = min(1.0, float(np.quantile(high, 1 - alpha))), max(0.0, float(np.quantile(low, alpha)))
+    bottom, top = _find_ends(low, high)
     return top - bottom <= widest
 
 
@@ -237,6 +234,12 @@ def bound_precision(cells: Cells, wrong_answers: float, alpha: float, *, noisy: 
         return bound_share_below(int(size), int(drawn), int(right), wrong_answers, alpha)
     low, _ = Melding(wrong_answers, noisy=noisy).draw_right(cells)
     return max(0.0, float(np.quantile(low, alpha))) / cells.total
+
+
+def _find_ends(low: Doubles | float, high: Doubles | float) -> tuple[float, float]:
+    """The ends of the interval of draws of a lower and an upper bound of a share."""
+    alpha = (1 - LEVEL) / 2
+    return max(0.0, float(np.quantile(low, alpha))), min(1.0, float(np.quantile(high, 1 - alpha)))
 
 
 def _has_noise(cells: Cells, wrong_answers: float) -> bool:

@@ -12,7 +12,7 @@ from curation.estimates.cells import CellTable, ThresholdRegions, count_cells
 from curation.estimates.confidence import UNKNOWN, Counts, Estimate, estimate_share
 from curation.estimates.figures import estimate_recall
 from curation.quality.truth import Truth
-from curation.sampling.sample import DEFAULT_THRESHOLD as ASSUMED_THRESHOLD
+from curation.sampling.sample import assume_threshold
 from curation.tagged_output import TaggedOutput
 from siglip.scoring import Floats
 
@@ -62,8 +62,7 @@ def trace_curves(
 
 def _own_threshold(output: TaggedOutput, label: int) -> float:
     """The threshold from which the offsets are counted: the label's own, or the assumed one if it has none."""
-    threshold = output.labels.thresholds()[label]
-    return threshold if 0 < threshold < 1 else ASSUMED_THRESHOLD
+    return assume_threshold(output.labels.thresholds()[label])
 
 
 def _list_thresholds(output: TaggedOutput, label: int) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -54,56 +55,6 @@ class Figures:
     mean_f1: Estimate = UNKNOWN
 
     @classmethod
-    def from_cells(cls, table: CellTable, wrong_answers: float) -> Figures:
-        below, review, accepted = (table.join_single(region) for region in (NOT_WRITTEN, REVIEW, ACCEPT))
-        above = table.join_regions(REVIEW, ACCEPT + 1)
-        found, missed = above.estimate_right(), below.estimate_right()
-        draws = _Draws.of(above, below, wrong_answers)
-        recall, f1 = draws.estimate(above.total, found, missed)
-        every = above.join(below)
-        return cls(
-            BandQuality(accepted.total, int(accepted.drawn.sum()), estimate_share(accepted, wrong_answers)),
-            BandQuality(review.total, int(review.drawn.sum()), estimate_share(review, wrong_answers)),
-            estimate_share(above, wrong_answers),
-            recall,
-            f1,
-            draws.estimate_share(every, wrong_answers),
-        )
-
-    @classmethod
-    def pool(cls, tables: Sequence[CellTable], wrong_answers: float) -> Figures:
-        """The figures of all labels together, and the mean of their F1."""
-        f1s: list[Estimate] = []
-        found = missed = 0.0
-        predicted = 0
-        total = _Draws(*(np.zeros(DRAWS) for _ in range(5)))
-        for number, table in enumerate(tables):
-            above, below = table.join_regions(REVIEW, ACCEPT + 1), table.join_single(NOT_WRITTEN)
-            one = _Draws.of(above, below, wrong_answers, number)
-            total = total.add(one)
-            right, left = above.estimate_right(), below.estimate_right()
-            found, missed, predicted = found + right, missed + left, predicted + above.total
-            f1s.append(one.estimate(above.total, right, left, widest=1.0)[1])
-        bands = []
-        for region in (ACCEPT, REVIEW):
-            cells = Cells(*(np.zeros(0, np.int64) for _ in range(4)))
-            for table in tables:
-                cells = cells.join(table.join_single(region))
-            bands.append(BandQuality(cells.total, int(cells.drawn.sum()), estimate_share(cells, wrong_answers)))
-        recall, f1 = total.estimate(predicted, found, missed)
-        share = found / predicted if predicted else math.nan
-        of_predicted = total.low_above / max(predicted, 1), total.high_above / max(predicted, 1)
-        return cls(
-            bands[0],
-            bands[1],
-            make_estimate(share, *of_predicted),
-            recall,
-            f1,
-            UNKNOWN,
-            _average(f1s),
-        )
-
-    @classmethod
     def from_answers(cls, truth: Truth, region: NDArray[np.int64], mine: NDArray[np.bool_]) -> Figures:
         """The figures of the answered images themselves, with the answers' weights, and without intervals."""
         region, right, weight = region[mine], truth.right[mine], truth.weight[mine]
@@ -123,6 +74,42 @@ class Figures:
             Estimate(float(f1)),
             share(np.ones(len(region), bool)),
         )
+
+
+def estimate_figures(tables: Sequence[CellTable], wrong_answers: float) -> tuple[list[Figures], Figures]:
+    """Estimate the figures of each label, and of all labels together with the mean of their F1."""
+    found, f1s = [], []
+    total = _Draws(*(np.zeros(DRAWS) for _ in range(5)))
+    hits = missed = 0.0
+    predicted = 0
+    for number, table in enumerate(tables):
+        above, below = table.join_regions(REVIEW, ACCEPT + 1), table.join_single(NOT_WRITTEN)
+        draws = _Draws.of(above, below, wrong_answers, number)
+        right, left = above.estimate_right(), below.estimate_right()
+        total = total.add(draws)
+        hits, missed, predicted = hits + right, missed + left, predicted + above.total
+        f1s.append(draws.estimate(above.total, right, left, widest=1.0)[1])
+        found.append(
+            Figures(
+                _judge_band(table.join_single(ACCEPT), wrong_answers),
+                _judge_band(table.join_single(REVIEW), wrong_answers),
+                estimate_share(above, wrong_answers),
+                *draws.estimate(above.total, right, left),
+                draws.estimate_share(above.join(below), wrong_answers),
+            )
+        )
+    accepted, review = (
+        _judge_band(reduce(Cells.join, [table.join_single(region) for table in tables]), wrong_answers)
+        for region in (ACCEPT, REVIEW)
+    )
+    share = hits / predicted if predicted else math.nan
+    precision = make_estimate(share, total.low_above / max(predicted, 1), total.high_above / max(predicted, 1))
+    recall, f1 = total.estimate(predicted, hits, missed)
+    return found, Figures(accepted, review, precision, recall, f1, UNKNOWN, _average(f1s))
+
+
+def _judge_band(cells: Cells, wrong_answers: float) -> BandQuality:
+    return BandQuality(cells.total, int(cells.drawn.sum()), estimate_share(cells, wrong_answers))
 
 
 def estimate_recall(above: Cells, below: Cells, wrong_answers: float) -> Estimate:

@@ -10,7 +10,7 @@ import numpy as np
 from curation.estimates.cells import ACCEPT, REVIEW, WrittenRegions, count_cells
 from curation.estimates.confidence import ONE_SIDED, WRONG_ANSWERS, bound_precision
 from curation.quality.independence import separate
-from curation.quality.truth import Truth
+from curation.quality.truth import Truth, check_sampled
 from curation.tagged_output import TaggedOutput
 
 
@@ -56,8 +56,9 @@ def audit_labels(output: TaggedOutput, truth: Truth, wrong_answers: float = WRON
 
     A label without an `accept` threshold is audited by all images on which it is written. Bounds are those of
     `curation.estimates.confidence`, one-sided: images that people were unsure about count as wrong. One pass over the
-    output. The answers must be a sample (`truth.designs`).
+    output. Raises `ConfigError` for answers that are no sample.
     """
+    check_sampled(truth)
     truth, dependent = separate(output.labels, truth)
     asked = [row for row, name in enumerate(output.labels.label_names()) if any(name in d.edges for d in truth.designs)]
     rows = np.unique(np.concatenate([truth.label, truth.unsure_label, np.asarray(asked, np.int64)]))

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.estimates.cells import ACCEPT, REVIEW, CellTable, ThresholdRegions, WrittenRegions, count_cells
+from curation.estimates.cells import (
+    ACCEPT,
+    REVIEW,
+    CellTable,
+    ThresholdRegions,
+    WrittenRegions,
+    count_cells,
+    weigh_answers,
+)
 from curation.estimates.confidence import (
     ONE_SIDED,
     WRONG_ANSWERS,
@@ -25,18 +33,18 @@ from curation.estimates.confidence import (
 from curation.estimates.forecast import Forecast, forecast_answers
 from curation.quality.independence import make_fingerprint, separate
 from curation.quality.platt import PRIOR_DEVIATION, effective_weights, fit_platt
-from curation.quality.truth import Truth, group_answers
-from curation.sampling.sample import DEFAULT_THRESHOLD as ASSUMED_THRESHOLD
+from curation.quality.truth import Truth, check_sampled, group_answers
+from curation.sampling.sample import assume_threshold
 from curation.tagged_output import TaggedOutput
 from siglip.heads import LinearHead, build_head
 from siglip.labels import Calibration, LabelSet
 from siglip.scoring import Floats
-from storage.settings import ConfigError
 
 STEPS = np.arange(-8.0, 12.01, 0.25)
 """The thresholds that are tried, in logits from the label's own threshold. They do not depend on the answers."""
 
 _MARGIN = 0.01
+"""How far, in logits, a further round begins below the threshold that it is for."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class LabelCalibration:
     `answers` is the number of answers about the label, `right` the number of those that say right. `accept` is the
     lowest score from which the target precision is shown, or None when no score is. `threshold` and `calibration` go
     with it; `calibration` is None for a label of a group, whose scores stay as they are. `trained` is True if there are
-    only answers that trained the label's probe: they cannot calibrate it.
+    only answers that trained the label's probe: they cannot calibrate it. `crowded_out` is True if a score was found,
+    but the target is not shown for the images on which `top_k` leaves the label.
 
     `forecast` says what it would take to reach the target, when it is not reached. It is None if no threshold that was
     looked at can reach it.
@@ -61,6 +70,7 @@ class LabelCalibration:
     fingerprint: str = ""
     forecast: Forecast | None = None
     trained: bool = False
+    crowded_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,11 @@ def calibrate(
     The scores of a label that reaches the target become probabilities by Platt scaling. Those of a group's labels do
     not, because they add up to 1 as they are.
 
-    `truth` has its weights from `curation.estimates.cells.weigh_answers`. Raises `ConfigError` for answers that are no
-    sample.
+    Two passes over the output. Raises `ConfigError` for answers that are no sample.
     """
-    if not truth.designs:
-        raise ConfigError("the answers are no sample of the output, so that they cannot show a precision")
+    check_sampled(truth)
     truth, trained = separate(output.labels, truth, training_only=True)
+    truth = weigh_answers(output, truth)
     groups = group_answers(truth, len(output.labels.names))
     found = [
         LabelCalibration(name, len(groups[row]), int(truth.right[groups[row]].sum()), trained=row in trained)
@@ -218,8 +227,7 @@ def _list_thresholds(output: TaggedOutput, row: int, fitted: Calibration | None)
 
 def _first_logit(output: TaggedOutput, row: int) -> float:
     """The logit of the label's threshold, from which `STEPS` are counted."""
-    threshold = output.labels.thresholds()[row]
-    return _logit(threshold if 0 < threshold < 1 else ASSUMED_THRESHOLD)
+    return _logit(assume_threshold(output.labels.thresholds()[row]))
 
 
 def _convert_threshold(output: TaggedOutput, row: int, fitted: Calibration | None) -> float:
@@ -307,7 +315,7 @@ def _confirm_written(
         if not dropped:
             return found
         for row in dropped:
-            found[row] = LabelCalibration(found[row].label, found[row].answers, found[row].right)
+            found[row] = LabelCalibration(found[row].label, found[row].answers, found[row].right, crowded_out=True)
 
 
 def _logit(score: float) -> float:

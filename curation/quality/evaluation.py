@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from curation.estimates.cells import NOT_WRITTEN, WrittenRegions, count_cells
 from curation.estimates.confidence import UNKNOWN, WRONG_ANSWERS, Cells, Estimate, estimate_share
 from curation.estimates.curves import CurvePoint, trace_curves
-from curation.estimates.figures import BandQuality, Figures
+from curation.estimates.figures import BandQuality, Figures, estimate_figures
 from curation.quality.independence import separate
 from curation.quality.suspects import Suspect, find_suspects
 from curation.quality.truth import Truth, group_answers
@@ -143,11 +143,10 @@ def evaluate(
 ) -> Evaluation:
     """Compare ground truth with the labels that the output has for the same images.
 
-    `truth` has its weights from `curation.estimates.cells.weigh_answers`. Intervals describe images of this output, not
-    other images, and they allow for a share `wrong_answers` of the answers to be wrong. A figure that the answers
-    cannot tell is not known: see `confidence.WIDEST`. One pass over the output if the answers are a sample, and one
-    more with `curves`, which traces the precision and recall of each label by threshold. At most `most_suspects`
-    suspect answers of each kind are listed; finding them takes most of the time.
+    Intervals describe images of this output, not other images, and they allow for a share `wrong_answers` of the
+    answers to be wrong. A figure that the answers cannot tell is not known: see `confidence.WIDEST`. One pass over the
+    output if the answers are a sample, and one more with `curves`, which traces the precision and recall of each label
+    by threshold. At most `most_suspects` suspect answers of each kind are listed; finding them takes most of the time.
     """
     truth, dependent = separate(output.labels, truth)
     too_many = len(truth.image) > _ANSWERS_FOR_SUSPECTS
@@ -156,12 +155,11 @@ def evaluate(
     answered = np.unique(np.concatenate([truth.label, truth.unsure_label]))
     regions = WrittenRegions(output.labels)
     if truth.designs:
-        tables = count_cells(output, truth, answered, regions)
-        figures = [Figures.from_cells(table, wrong_answers) for table in tables]
+        figures, total = estimate_figures(count_cells(output, truth, answered, regions), wrong_answers)
     else:
         region = regions.assign(scores, np.arange(len(names)))[truth.label, truth.image]
-        tables = []
         figures = [Figures.from_answers(truth, region, truth.label == label) for label in answered]
+        total = Figures.from_answers(truth, region, truth.label >= 0)
     traced: list[tuple[CurvePoint, ...]] = [()] * len(answered)
     if curves and truth.designs:
         traced = trace_curves(output, truth, answered, wrong_answers)
@@ -186,7 +184,6 @@ def evaluate(
                 curve,
             )
         )
-    total = Figures.pool(tables, wrong_answers) if tables else Figures.from_answers(truth, region, truth.label >= 0)
     defined = [one.average_precision.value for one in labels if one.average_precision.known]
     return Evaluation(
         output.uri,
@@ -198,7 +195,7 @@ def evaluate(
         total.accepted,
         total.review,
         Estimate(float(np.mean(defined))) if defined else UNKNOWN,
-        total.mean_f1 if tables else _mean([one.f1 for one in labels]),
+        total.mean_f1 if truth.designs else _mean([one.f1 for one in labels]),
         total.precision,
         total.recall,
         total.f1,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curation.quality.truth_files import TruthFile, list_some, read_truth_file, read_truth_folder
-from curation.review.answers import RIGHT, UNSURE
+from curation.review.answers import RIGHT, UNSURE, WRONG
 from curation.sampling.design import Design
 from curation.sampling.files import FILES as SAMPLE_FILES
 from curation.sampling.files import read_design, read_sample
@@ -22,6 +22,9 @@ from siglip.scoring import Floats
 from storage.settings import ConfigError
 
 _MAX_SOURCES = 62
+_STATES = {RIGHT: 1, WRONG: 0, UNSURE: -1}
+_EXTREMES = ((np.minimum, 1), (np.maximum, 0))
+"""The lowest and the highest state of some answers, and for each the state by which unsure ones do not count."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,12 @@ def group_answers(truth: Truth, labels: int) -> list[NDArray[np.intp]]:
     return np.split(order, np.searchsorted(truth.label[order], np.arange(1, labels)))
 
 
+def check_sampled(truth: Truth) -> None:
+    """Raise `ConfigError` for answers that are no sample of the output: they show nothing about other images."""
+    if not truth.designs:
+        raise ConfigError("the answers are no sample of the output, so that they cannot show a precision")
+
+
 def read_truth(
     paths: Path | Sequence[Path],
     output: TaggedOutput,
@@ -113,20 +122,16 @@ def read_truth(
 
 
 class _Answers:
-    """The answers of all files, in the files' order.
-
-    `_state` collects answers about single labels, by the image's position and the label's index: right, wrong or
-    unsure, the weight, and the source's number. `_parts` are the arrays of answers that are collected already.
-    """
+    """The answers of all files. `parts` has, for each file in order, arrays with an item for each answer: the image's
+    position, the label's index, the state (1 right, 0 wrong, -1 unsure), the weight, and the source's bit."""
 
     def __init__(self, output: TaggedOutput, strict: bool, notices: list[str]) -> None:
         self._output, self._strict, self._notices = output, strict, notices
         self._known = {label: index for index, label in enumerate(output.labels.label_names())}
-        self._state: dict[tuple[int, int], tuple[str, float, int]] = {}
         self.samples: set[str] = set()
         self._sources: dict[str, int] = {}
         self.undesigned = False
-        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self.parts: list[tuple[NDArray[Any], ...]] = []
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -144,11 +149,17 @@ class _Answers:
         if file.complete:
             self._add_whole(file, where)
             return
-        for row in file.rows:
-            position, label = where[row.image], self._known.get(row.label or "")
-            if position >= 0 and label is not None:
-                _, _, before = self._state.pop((position, label), ("", 0.0, 0))
-                self._state[position, label] = row.answer, row.weight, before | self._number(row.sample, file)
+        rows = [row for row in file.rows if where[row.image] >= 0 and row.label in self._known]
+        if rows:
+            self.parts.append(
+                (
+                    np.asarray([where[row.image] for row in rows], np.int64),
+                    np.asarray([self._known[row.label or ""] for row in rows], np.int64),
+                    np.asarray([_STATES[row.answer] for row in rows], np.int64),
+                    np.asarray([row.weight for row in rows], np.float64),
+                    np.asarray([self._number(row.sample, file) for row in rows], np.int64),
+                )
+            )
 
     def _add_whole(self, file: TruthFile, where: dict[str, int]) -> None:
         rows = [row for row in file.rows if where[row.image] >= 0]
@@ -159,9 +170,8 @@ class _Answers:
         source = self._number("", file)
         position = np.asarray([where[row.image] for row in rows], np.int64)
         image, label = np.indices(right.shape).reshape(2, -1)
-        self._collect()
         states = right.reshape(-1).astype(np.int64)
-        self._parts.append((position[image], label, states, weight[image], np.full(len(image), source)))
+        self.parts.append((position[image], label, states, weight[image], np.full(len(image), source)))
 
     def _number(self, sample: str, file: TruthFile) -> int:
         """The bit of a source: see `Truth.source`."""
@@ -199,20 +209,6 @@ class _Answers:
             if self._strict:
                 raise ConfigError(message)
             self._notices.append(f"{message}. They are left out; --strict refuses them")
-
-    def flatten(self) -> list[tuple[NDArray[Any], ...]]:
-        """Return arrays of position, label, state (1 right, 0 wrong, -1 unsure), weight and source, in order."""
-        self._collect()
-        return self._parts
-
-    def _collect(self) -> None:
-        if self._state:
-            states = [1 if said[0] == RIGHT else -1 if said[0] == UNSURE else 0 for said in self._state.values()]
-            pairs = np.asarray(list(self._state), np.int64)
-            weights = np.asarray([said[1] for said in self._state.values()])
-            sources = np.asarray([said[2] for said in self._state.values()], np.int64)
-            self._parts.append((pairs[:, 0], pairs[:, 1], np.asarray(states), weights, sources))
-            self._state = {}
 
 
 def _adopt(file: TruthFile, designs: Sequence[tuple[Design, Path]]) -> TruthFile:
@@ -261,7 +257,7 @@ def _choose_designs(
 def _make_truth(
     output: TaggedOutput, found: _Answers, designs: tuple[Design, ...], files: Sequence[TruthFile], notices: list[str]
 ) -> Truth:
-    parts = found.flatten()
+    parts = found.parts
     if not parts or not any((part[2] >= 0).any() for part in parts):
         why = "".join(f" ({notice})" for notice in notices)
         raise ConfigError(f"{', '.join(str(file.path) for file in files)}: no answer says right or wrong{why}")
@@ -273,6 +269,12 @@ def _make_truth(
         last = order[np.append(starts[1:], len(order)) - 1]
         source = np.bitwise_or.reduceat(source[order], starts)[np.argsort(last)]
         kept = np.sort(last)
+        least, most = (end.reduceat(np.where(state < 0, rest, state)[order], starts) for end, rest in _EXTREMES)
+        if disputed := int((least < most).sum()):
+            notices.append(
+                f"{disputed:,} questions have other answers in another file: the last file counts. Of several people's "
+                "answers in the folder of a sample, such a question is unsure until it is settled"
+            )
         position, label, state, weight = (one[kept] for one in (position, label, state, weight))
     # Images in the order in which the answers name them first.
     distinct, first, image = np.unique(position, return_index=True, return_inverse=True)

@@ -121,12 +121,15 @@ def read_truth_folder(folder: Path) -> list[TruthFile]:
         if reviews.dropped:
             notices.append(f"{folder}: {reviews.dropped} last lines were not written to their end, and are left out")
         found.append(TruthFile(folder / FILES[0], ID, _read_answers(folder, reviews.merge(), ID), False, notices))
-    for path in sorted(folder.glob("*.json")):
-        if path.name != FILES[1] and not path.name.startswith("tasks-"):
-            found.append(read_truth_file(path))
+    found += map(read_truth_file, find_exports(folder))
     if not found:
         raise ConfigError(f"{folder} holds no answers: run `sightline review {folder}`")
     return found
+
+
+def find_exports(folder: Path) -> list[Path]:
+    """The exports of Label Studio in the folder of a sample."""
+    return [one for one in sorted(folder.glob("*.json")) if one.name != FILES[1] and not one.name.startswith("tasks-")]
 
 
 def list_some(names: Sequence[str]) -> str:

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from curation.quality.audit import audit_labels
 from curation.quality.truth import read_truth
-from curation.quality.truth_files import read_truth_folder
+from curation.quality.truth_files import find_exports, read_truth_folder
 from curation.review.agreement import Reviews, read_reviews
 from curation.review.answers import RIGHT, UNSURE, WRONG
-from curation.sampling.files import FILES, read_sample
+from curation.sampling.files import read_sample
 from curation.tagged_output import ID, TaggedOutput
 from storage.settings import ConfigError
 
@@ -130,8 +130,7 @@ def _count_found(output: TaggedOutput, digests: pa.Array) -> int:
 
 def _read_answers(folder: Path, reviews: Reviews) -> dict[tuple[str, str], str]:
     """The answers that are in the folder, by image and label: those of the page, and exports of Label Studio."""
-    exports = any(path.name != FILES[1] and not path.name.startswith("tasks-") for path in folder.glob("*.json"))
-    if not (reviews.people or reviews.settled or exports):
+    if not (reviews.people or reviews.settled or find_exports(folder)):
         return {}
     rows = (row for file in read_truth_folder(folder) for row in file.rows if row.label is not None)
     return {(row.image, row.label or ""): row.answer for row in rows if row.answer in (RIGHT, WRONG, UNSURE)}

@@ -36,6 +36,12 @@ _MAX_CANDIDATES = 2_000_000
 _NEVER = np.uint32(2**32 - 1)
 """The random number of an image that must not be drawn."""
 
+
+def assume_threshold(threshold: float) -> float:
+    """The threshold of a label for the choice of images: its own, or `DEFAULT_THRESHOLD` if it has none."""
+    return threshold if 0 < threshold < 1 else DEFAULT_THRESHOLD
+
+
 Purpose = Literal["precision", "evaluation", "audit"]
 
 
@@ -138,9 +144,9 @@ def draw_sample(
     """
     names = output.labels.names
     if from_scores is None and goal.purpose == "audit":
-        starts = zip(names, output.labels.thresholds(), strict=True)
-        scores_ = [threshold if label.accept is None else label.accept for label, threshold in starts]
-        from_scores = {row: scores_[row] for row in (range(len(names)) if labels is None else labels)}
+        both = zip(names, output.labels.thresholds(), strict=True)
+        starts = [threshold if label.accept is None else label.accept for label, threshold in both]
+        from_scores = {row: starts[row] for row in (range(len(names)) if labels is None else labels)}
     rows = sorted(from_scores) if from_scores is not None else range(len(names)) if labels is None else sorted(labels)
     chosen = np.asarray(rows, np.int64)
     borders = _make_borders(output, from_scores)[... if from_scores is not None else chosen]
@@ -150,10 +156,7 @@ def draw_sample(
         reservoirs.add(scores[:, chosen])
     above = 1 if from_scores is not None else _AT_THRESHOLD + 1
     only = Goal("audit") if from_scores is not None else goal
-    strata = [
-        choose_strata(population, available, above, per_label, only)
-        for population, available in zip(reservoirs.population, reservoirs.available(), strict=True)
-    ]
+    strata = [choose_strata(available, above, per_label, only) for available in reservoirs.available()]
     return _make_sample(output, reservoirs, strata, borders, chosen, entropy)
 
 
@@ -169,21 +172,19 @@ def _make_seed(output: TaggedOutput, per_label: int, seed: int, goal: Goal) -> l
     return [seed, int(hashlib.sha256(content.encode()).hexdigest()[:16], 16)]
 
 
-def choose_strata(
-    population: NDArray[np.int64], available: NDArray[np.int64], above: int, count: int, goal: Goal
-) -> list[Stratum]:
+def choose_strata(available: NDArray[np.int64], above: int, count: int, goal: Goal) -> list[Stratum]:
     """Share out a label's questions: three strata, from high scores to low ones. Their sizes add up to `count`.
 
-    `population` (B,) is the number of images in each bin, and `available` (B,) the number of those that may be drawn.
-    Bins from `above` on reach the threshold; they are the first stratum. The second begins below it and goes down as
-    far as `NEAR` bins, and at least until it has twice as many images as are drawn from it. If there are too few images
-    at the threshold, it only does the latter, because its highest scores are then the best candidates. The third holds
-    all other images. The sizes add up to less than `count` if there are not so many images.
+    `available` (B,) is the number of images of each bin that may be drawn. Bins from `above` on reach the threshold;
+    they are the first stratum. The second begins below it and goes down as far as `NEAR` bins, and at least until it
+    has twice as many images as are drawn from it. If there are too few images at the threshold, it only does the
+    latter, because its highest scores are then the best candidates. The third holds all other images. The sizes add up
+    to less than `count` if there are not so many images.
     """
     room = int(available[above:].sum())
     top = min(room, max(1, round(count * goal.share_above)))
     if goal.purpose == "audit":
-        return [Stratum(above, len(population), top), Stratum(0, above, 0)]
+        return [Stratum(above, len(available), top), Stratum(0, above, 0)]
     far = round(count * goal.share_far_below)
     near = count - top - far
     first = above if top < round(count * goal.share_above) else max(0, above - NEAR)
@@ -191,7 +192,7 @@ def choose_strata(
         first -= 1
     near, far = _move_surplus([near, far], [int(available[first:above].sum()), int(available[:first].sum())])
     top = min(room, count - near - far)
-    return [Stratum(above, len(population), top), Stratum(first, above, near), Stratum(0, first, far)]
+    return [Stratum(above, len(available), top), Stratum(first, above, near), Stratum(0, first, far)]
 
 
 def _move_surplus(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
@@ -206,9 +207,7 @@ def _make_borders(output: TaggedOutput, from_scores: Mapping[int, float] | None)
     """The borders between the bins of each label, or of those in `from_scores`, as float32 scores (L, E)."""
     if from_scores is not None:
         return np.asarray([[from_scores[row]] for row in sorted(from_scores)], np.float32)
-    thresholds = np.asarray(
-        [value if 0 < value < 1 else DEFAULT_THRESHOLD for value in output.labels.thresholds()], np.float64
-    )
+    thresholds = np.asarray([assume_threshold(value) for value in output.labels.thresholds()], np.float64)
     logits = np.log(thresholds / (1 - thresholds))[:, None] + OFFSETS
     borders = (1 / (1 + np.exp(-logits))).astype(np.float32)
     borders[:, _AT_THRESHOLD] = thresholds.astype(np.float32)  # exactly, as the job compares scores with it

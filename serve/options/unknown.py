@@ -6,7 +6,7 @@ one, or if its name has a word of `WORDS`. All other fields, such as `user`, are
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from serve.http.errors import ApiError
@@ -41,13 +41,11 @@ def refuse_unknown(fields: Mapping[str, Any], known: Collection[str], prefix: st
     unknown = [name for name, value in fields.items() if value is not None and name not in known]
     if not unknown:
         return
-    if len(unknown) > MOST_FIELDS:
-        message = f"{len(unknown)} fields that this path does not know: leave them out"
-        raise ApiError("invalid_request", message, param=prefix.removesuffix(".") or unknown[0])
+    _check_count(unknown, prefix.removesuffix(".") or unknown[0])
     spellings = {normalize_name(name): name for name in known}
     for name in unknown:
         _refuse(name, prefix + name, spellings)
-        for inner in _list_inner(name, fields[name]):
+        for inner in _list_inner(name, prefix + name, fields[name]):
             place = f"{prefix}{name}.{inner}"
             if inner in known:
                 message = f"{shorten(place)}: write {inner} beside {shorten(name)}, where this path reads it"
@@ -55,11 +53,19 @@ def refuse_unknown(fields: Mapping[str, Any], known: Collection[str], prefix: st
             _refuse(inner, place, spellings)
 
 
-def _list_inner(name: str, value: Any) -> Iterator[str]:
-    """The names of the fields that are not null, at most `MOST_FIELDS`, if a field is an object that holds options."""
-    if isinstance(value, dict) and any(word in normalize_name(name) for word in CONTAINERS):
-        names = (name for name, inner in value.items() if inner is not None)
-        yield from (name for name, _ in zip(names, range(MOST_FIELDS), strict=False))
+def _list_inner(name: str, param: str, value: Any) -> list[str]:
+    """The names of the fields that are not null, if a field is an object that holds options. Raises `ApiError`."""
+    if not isinstance(value, dict) or not any(word in normalize_name(name) for word in CONTAINERS):
+        return []
+    names = [name for name, inner in value.items() if inner is not None]
+    _check_count(names, param)
+    return names
+
+
+def _check_count(names: Sequence[str], param: str) -> None:
+    if len(names) > MOST_FIELDS:
+        message = f"{len(names)} fields that this path does not know: leave them out"
+        raise ApiError("invalid_request", message, param=param)
 
 
 def _refuse(name: str, param: str, spellings: Mapping[str, str]) -> None:

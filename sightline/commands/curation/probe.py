@@ -51,6 +51,7 @@ def probe(
     `sightline retag`.
     """
     with open_truth(output, truth, strict=strict, samples=sample or ()) as (source, answers):
+        from curation.estimates.cells import weigh_answers
         from curation.quality.groups import NEAR_IDENTICAL, group_by_column, group_near_identical
         from curation.quality.probe import make_label_set, train_probes
 
@@ -65,7 +66,7 @@ def probe(
             escape(f"{len(groups):,} images in {len(sizes):,} groups of {kind}, the largest with {sizes.max():,}"),
             highlight=False,
         )
-        found = train_probes(source, answers, groups, gain)
+        found = train_probes(source, weigh_answers(source, answers), groups, gain)
         write_labels(labels_out, make_label_set(source.labels, found))
         for one in found[:SHOWN]:
             compared = (

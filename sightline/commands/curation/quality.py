@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHOWN = 40
 _SHOWN_SUSPECTS = {"model": 10, "near-identical": 5, "outlier": 5}
 """How many suspect answers of each kind are printed. `--json` has up to a hundred of each."""
+_MAX_NAMES = 5
 _TABLE_WIDTH = 130
 """Columns of a terminal that the table of an evaluation takes at least: its intervals are hard to read when broken."""
 OUTPUT = typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.", show_default=False)
@@ -91,6 +92,8 @@ def calibrate(
                 result = "not calibrated: these answers trained its probe, and fit it too well: draw another sample"
             elif best_f1:
                 result = "not calibrated: no answer is right"
+            elif one.crowded_out:
+                result = "not calibrated: the target is not shown for the images on which top_k leaves the label"
             elif one.forecast is None:
                 result = f"not calibrated: no threshold can be shown to reach the target, {one.answers:,} answers"
             else:
@@ -102,8 +105,7 @@ def calibrate(
         print_omitted(len(shown))
         without = [one.label for one in found if not one.answers]
         if without:
-            names = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-            text = f"{len(without):,} labels without an answer right or wrong stay as they are: {names}"
+            text = f"{len(without):,} labels without an answer right or wrong stay as they are: {name_some(without)}"
             out.print(escape(text), highlight=False)
         if not best_f1 and any(one.forecast for one in found):
             given = [*(f"--exclude {quote(str(path))}" for path in truth)]
@@ -136,8 +138,7 @@ def evaluate(
         from curation.quality import evaluation
 
         metrics = evaluation.evaluate(source, answers, wrong_answers, curves=as_json)
-        for notice in metrics.notices[len(answers.notices) :]:
-            err.print(escape(notice), highlight=False)
+        print_notices(metrics.notices[len(answers.notices) :])
         if as_json:
             print(json.dumps(metrics.as_dict(), ensure_ascii=False))
         else:
@@ -186,7 +187,6 @@ def open_truth(
 ) -> Iterator[tuple[TaggedOutput, Truth]]:
     """Open the output and read the answers about it. Errors inside the block end the command with a message."""
     with report_errors():
-        from curation.estimates.cells import weigh_answers
         from curation.quality.truth import read_truth
 
         source = open_reported(output)
@@ -195,9 +195,19 @@ def open_truth(
         if len(answers.unsure_image):
             counted += f", and {len(answers.unsure_image):,} unsure"
         err.print(counted, highlight=False)
-        for notice in answers.notices:
-            err.print(escape(notice), highlight=False)
-        yield source, weigh_answers(source, answers)
+        print_notices(answers.notices)
+        yield source, answers
+
+
+def print_notices(notices: Sequence[str]) -> None:
+    """Print warnings about answers, a line each."""
+    for notice in notices:
+        err.print(escape(notice), highlight=False)
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names, and ", ..." if there are more."""
+    return ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
 
 
 def print_omitted(count: int) -> None:

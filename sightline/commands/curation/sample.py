@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from sightline.commands.curation.quality import SAMPLE, WRONG_ANSWERS, WRONG_SHARE
+from sightline.commands.curation.quality import SAMPLE, WRONG_ANSWERS, WRONG_SHARE, name_some, print_notices
 from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
     from curation.sampling.sample import Exclusion, Goal, Sample
     from curation.tagged_output import TaggedOutput
-
-
-_MAX_NAMES = 5
-"""How many labels a notice names."""
 
 
 class ReviewTool(StrEnum):
@@ -135,8 +131,7 @@ def _print_audit(source: TaggedOutput, folder: Path, wrong_answers: float) -> No
     from curation.quality.truth import read_truth
 
     truth = read_truth(folder, source)
-    for notice in truth.notices:
-        err.print(escape(notice), highlight=False)
+    print_notices(truth.notices)
     for one in audit_labels(source, truth, wrong_answers):
         out.print(escape(str(one)), highlight=False)
 
@@ -159,7 +154,6 @@ def _read_exclusion(
     """Read the questions that are answered, and with a goal the score from which each label needs answers."""
     import numpy as np
 
-    from curation.estimates.cells import weigh_answers
     from curation.quality.calibration import plan_round
     from curation.quality.truth import read_truth
     from curation.sampling.sample import NOTHING, Exclusion
@@ -167,21 +161,19 @@ def _read_exclusion(
     if not paths:
         return NOTHING, None
     truth = read_truth(paths, source, samples=samples)
-    for notice in truth.notices:
-        err.print(escape(notice), highlight=False)
+    print_notices(truth.notices)
     images = np.concatenate([truth.image, truth.unsure_image])
     excluded = Exclusion(truth.positions[images], np.concatenate([truth.label, truth.unsure_label]))
     if goal is None:
         return excluded, None
-    plan = plan_round(source, weigh_answers(source, truth), goal.target, wrong_answers)
+    plan = plan_round(source, truth, goal.target, wrong_answers)
     for names, what in (
         (plan.reached, f"reach {goal.target:.0%} and are not asked about again"),
         (plan.hopeless, f"cannot reach {goal.target:.0%} with a threshold, and are not asked about again"),
         (plan.unanswered, "have no answers to plan by: sample them without --more"),
     ):
         if names:
-            shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
-            err.print(escape(f"{len(names):,} labels {what}: {shown}"), highlight=False)
+            err.print(escape(f"{len(names):,} labels {what}: {name_some(names)}"), highlight=False)
     return excluded, plan.from_scores
 
 

@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 from benchmarks.outputs import SyntheticOutput, write_output
 from benchmarks.truths import make_binormal
 from curation.estimates.cells import weigh_answers
+from curation.quality.audit import audit_labels
 from curation.quality.calibration import _round_down, calibrate, count_workload, make_label_set, plan_round
 from curation.quality.independence import separate
 from curation.quality.platt import effective_weights, fit_platt
@@ -236,6 +237,19 @@ def test_the_precision_is_that_of_the_labels_that_top_k_leaves(made: tuple[Tagge
             assert right[image[accepted], row].mean() >= 0.45  # without this check, all of label 0 would be wrong
 
 
+def test_a_label_that_top_k_crowds_out_says_so(made: tuple[TaggedOutput, Floats]) -> None:
+    output, vectors = made
+    right = make_right(made, 6)
+    right[:, 0] &= output.head.logits(vectors).argmax(axis=1) != 0  # wrong wherever top_k keeps the label
+    narrow = replace(output, table=replace(output.table, labels=output.labels.model_copy(update={"top_k": 1})))
+    truth = answer(made, draw_sample(output, 1500, 6), right)
+    wide = replace(output, table=replace(output.table, labels=output.labels.model_copy(update={"top_k": None})))
+    assert calibrate(wide, truth, 0.1, wrong_answers=0)[0].accept is not None
+    sure = calibrate(narrow, truth, 0.1, wrong_answers=0)[0]
+    assert sure.accept is None
+    assert sure.crowded_out
+
+
 def test_the_scores_of_a_group_stay_probabilities(made: tuple[TaggedOutput, Floats]) -> None:
     output, _ = made
     grouped = output.labels.model_copy(update={"groups": {"two": ("sure", "unsure")}})
@@ -272,6 +286,8 @@ def test_answers_of_no_sample_are_refused(made: tuple[TaggedOutput, Floats]) -> 
     truth = answer(made, draw_sample(made[0], 50, 9), make_right(made, 9))
     with pytest.raises(ConfigError, match="no sample of the output"):
         calibrate(made[0], replace(truth, designs=()))
+    with pytest.raises(ConfigError, match="no sample of the output"):
+        audit_labels(made[0], replace(truth, designs=()))
 
 
 def test_a_calibrated_label_set_survives_yaml(made: tuple[TaggedOutput, Floats], tmp_path: Path) -> None:

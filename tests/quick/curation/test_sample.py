@@ -64,7 +64,7 @@ def test_a_labels_questions_are_as_many_as_asked_for_and_fit_into_their_strata(g
         population = random.integers(0, 10 ** random.integers(1, 7), 22) * random.integers(0, 2, 22)
         available = np.minimum(population, random.integers(0, 10**6, 22))
         count = int(random.integers(1, 300))
-        strata = choose_strata(population, available, 13, count, goal)
+        strata = choose_strata(available, 13, count, goal)
         sizes = [stratum.size for stratum in strata]
         rooms = [int(available[stratum.first : stratum.end].sum()) for stratum in strata]
         assert all(0 <= size <= room for size, room in zip(sizes, rooms, strict=True))

@@ -196,3 +196,15 @@ def test_the_last_file_counts_and_unsure_answers_are_kept_apart(output: TaggedOu
     assert describe(truth) == {("0003", "cat", False, 1.0)}
     assert [truth.keys[image] for image in truth.unsure_image] == ["0004"]
     assert describe(read_truth([two, one], output)) == {("0003", "cat", True, 1.0)}
+
+
+def test_contradictions_of_two_files_are_counted_and_unsure_contradicts_nothing(
+    output: TaggedOutput, tmp_path: Path
+) -> None:
+    one: list[dict[str, object]] = [{"key": f"{row:04d}", "label": "cat", "answer": "right"} for row in (3, 4, 5)]
+    two: list[dict[str, object]] = [
+        {"key": f"{row:04d}", "label": "cat", "answer": said} for row, said in ((3, "wrong"), (4, "unsure"))
+    ]
+    truth = read_truth([write(tmp_path / "one.jsonl", one), write(tmp_path / "two.jsonl", two)], output)
+    assert describe(truth) == {("0003", "cat", False, 1.0), ("0005", "cat", True, 1.0)}
+    assert any(notice.startswith("1 questions have other answers in another file") for notice in truth.notices)
