@@ -17,7 +17,7 @@ from storage.settings import ConfigError
 _FIELDS = {"output", "digest", "labels", "accepted", "review", "micro_precision", "micro_recall", "suspects"}
 _LABEL_FIELDS = {"label", "answers", "accepted", "review", "precision", "recall", "independent", "curve"}
 NOT_KNOWN = Markup('<span class="unknown">not known</span>')
-STAR = Markup('<span class="star" title="The answers chose the threshold">*</span>')
+STAR = Markup('<span class="star" title="The answers chose the threshold, or trained the probe">*</span>')
 
 
 def read_evaluation(path: Path, output: TaggedOutput) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def describe_band(
 def judges_fairly(label: dict[str, Any], *bands: str) -> bool:
     """Whether the answers about a label may judge these of its bands, or its whole scores if no band is named.
 
-    Answers that chose the threshold make the figures too good, unless they are about all images of the band.
+    Answers that chose the threshold or trained the probe make the figures too good, unless they are about all images of the band.
     """
     looked_at = bool(bands) and all(label[band]["answers"] == label[band]["images"] for band in bands)
     return bool(label["independent"]) or looked_at
