@@ -29,8 +29,8 @@ from pipelines.output.fingerprint import claim_output, describe_labels
 from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
 from pipelines.output.output import Output
-from pipelines.output.plan import ShardRef, list_shards
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.plan import ShardRef, list_shards
 from pipelines.progress import Progress
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig

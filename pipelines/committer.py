@@ -11,12 +11,12 @@ from typing import Any
 import ray
 
 from pipelines.cluster import COMMIT_CPUS, RETRIES
-from pipelines.inputs.listing import Waiting
 from pipelines.inputs.rows import WaitReason
 from pipelines.output.commit import commit_shard
 from pipelines.output.parts import ShardSummary, covers
-from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.listing import Waiting
+from pipelines.planning.plan import ShardRef
 from pipelines.progress import Progress
 from pipelines.run_report import RunReport
 from storage.store import StoreError

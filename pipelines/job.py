@@ -12,10 +12,10 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, connect, data_context, iterate_rows
 from pipelines.committer import Committer
 from pipelines.config import JobConfig
-from pipelines.inputs.listing import PlanReport, Waiting
 from pipelines.output.output import MANIFEST
-from pipelines.output.plan import ShardRef
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.listing import PlanReport, Waiting
+from pipelines.planning.plan import ShardRef
 from pipelines.preparation import Work, find_work, prepare_readers, prepare_tagger
 from pipelines.progress import Progress
 from pipelines.ray_internals import READER_ENVIRONMENT

@@ -14,7 +14,6 @@ import ray
 from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.listing import PlanReport
 from pipelines.inputs.rows import Reading
 from pipelines.output.fingerprint import (
     check_fingerprint,
@@ -25,10 +24,11 @@ from pipelines.output.fingerprint import (
 )
 from pipelines.output.labels import LabelTable, claim_labels, make_label_table, read_label_table
 from pipelines.output.output import Output
-from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.output.retry import list_retries
 from pipelines.output.schema import OutputFormat
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.listing import PlanReport
+from pipelines.planning.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.progress import Progress
 from pipelines.ray_internals import READER_ENVIRONMENT
 from pipelines.sizing import Cluster

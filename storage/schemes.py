@@ -17,7 +17,7 @@ def _open_local(options: StoreOptions) -> Store:
 
 
 def _open_s3(options: StoreOptions) -> Store:
-    from storage.s3 import open_s3  # boto3 takes half a second to import
+    from storage.s3.store import open_s3  # boto3 takes half a second to import
 
     return open_s3(options)
 

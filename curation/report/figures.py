@@ -79,7 +79,8 @@ def describe_band(
 def judges_fairly(label: dict[str, Any], *bands: str) -> bool:
     """Whether the answers about a label may judge these of its bands, or its whole scores if no band is named.
 
-    Answers that chose the threshold or trained the probe make the figures too good, unless they are about all images of the band.
+    Answers that chose the threshold or trained the probe make the figures too good, unless they are about all images of
+    the band.
     """
     looked_at = bool(bands) and all(label[band]["answers"] == label[band]["images"] for band in bands)
     return bool(label["independent"]) or looked_at

@@ -24,7 +24,7 @@ from pipelines.inputs.formats import ARCHIVES, read_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.inputs.samples import split_name
 from pipelines.output.output import Output
-from pipelines.output.plan import ShardRef
+from pipelines.planning.plan import ShardRef
 from storage.store import Changed, StoreError
 
 STAY = "rejected rows that were not found again (they stay rejected)"

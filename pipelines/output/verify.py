@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.output.output import FINGERPRINT, MANIFEST, Output, owner_of
-from pipelines.output.plan import list_shards
 from pipelines.output.writer import FINGERPRINT_KEY
+from pipelines.planning.plan import list_shards
 from storage.files import download
 from storage.settings import ConfigError
 from storage.store import NotFound, StoreError

@@ -23,9 +23,9 @@ from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, wait_reason
 from pipelines.output.output import Output
 from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
-from pipelines.output.plan import ShardRef, read_shard_inputs
 from pipelines.output.retry import find_retry, read_retried
 from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
+from pipelines.planning.plan import ShardRef, read_shard_inputs
 from pipelines.ray_internals import count_retries
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected

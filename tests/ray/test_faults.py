@@ -22,7 +22,7 @@ import yaml
 
 from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
-from storage.s3 import S3Store
+from storage.s3.store import S3Store
 from storage.store import StoreOptions, join
 from tests.support import tars
 from tests.support.jobs import run_sightline

@@ -11,10 +11,10 @@ from itertools import islice
 
 import pytest
 
-from storage import s3 as s3_module
-from storage import s3_uploads
 from storage.files import StoreFile
-from storage.s3 import S3Store
+from storage.s3 import store as s3_module
+from storage.s3 import uploads as s3_uploads
+from storage.s3.store import S3Store
 from storage.store import ATTEMPTS, Changed, Forbidden, NotFound, StoreError, StoreOptions, Unreachable, join
 from tests.support.stores import fault_proxy as faults
 from tests.support.stores.fault_proxy import (
@@ -48,7 +48,7 @@ def running(s3: Radosgw) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def proxy(running: FaultProxy, s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    monkeypatch.setattr("storage.s3.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0.01)
     running.clear()
     return running
 
@@ -61,7 +61,7 @@ def store(proxy: FaultProxy) -> S3Store:
 @pytest.fixture
 def impatient(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     """A store that ends an attempt after one second of silence."""
-    monkeypatch.setattr("storage.s3.READ_SECONDS", 1.0)
+    monkeypatch.setattr("storage.s3.store.READ_SECONDS", 1.0)
     return S3Store(StoreOptions(proxy.endpoint, "us-east-1"))
 
 

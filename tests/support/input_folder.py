@@ -11,10 +11,10 @@ import pyarrow as pa
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.listing import PlanReport
 from pipelines.inputs.rows import Reading, Row, Skipped
 from pipelines.output.output import Output
-from pipelines.output.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from pipelines.planning.listing import PlanReport
+from pipelines.planning.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
 from storage.store import StoreOptions
 
 OPTIONS = StoreOptions()

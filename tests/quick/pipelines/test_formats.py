@@ -17,7 +17,7 @@ import pytest
 from pipelines.inputs import tar
 from pipelines.inputs.rows import Input
 from pipelines.output.output import Output
-from pipelines.output.plan import list_shards
+from pipelines.planning.plan import list_shards
 from storage.settings import ConfigError
 from storage.store import Changed, NotFound, Store
 from tests.support.images import encode, make_rgb
@@ -185,7 +185,7 @@ def test_odd_files_in_a_folder(folder: Folder) -> None:
 
 
 def test_a_plan_has_as_many_files_as_it_needs(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.output.plan.SEGMENT_SHARDS", 3)
+    monkeypatch.setattr("pipelines.planning.plan.SEGMENT_SHARDS", 3)
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": [JPEG] * 20}), buffer, row_group_size=2)
     folder.write("a.parquet", buffer.getvalue())

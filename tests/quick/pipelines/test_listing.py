@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.listing import InputLister, KnownInputs, PlanReport
 from pipelines.inputs.rows import Input
+from pipelines.planning.listing import InputLister, KnownInputs, PlanReport
 from storage.hidden_names import is_hidden
 from storage.settings import ConfigError
 from storage.store import Entry, Forbidden, Store, StoreError, StoreOptions
@@ -367,7 +367,7 @@ class Objects:
 def test_hidden_names_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prefix itself is not looked at."""
     store: Store = Objects(*(f".in/_temporary/{name}" for name in [*HIDDEN, *VISIBLE]))  # type: ignore[assignment]
-    monkeypatch.setattr("pipelines.inputs.listing.open_store", lambda uri, options: store)
+    monkeypatch.setattr("pipelines.planning.listing.open_store", lambda uri, options: store)
     found, report = list_inputs(tmp_path, "s3://bucket/.in/_temporary")
     assert found == VISIBLE
     assert report.skipped.counts == {"hidden files": len(HIDDEN)}

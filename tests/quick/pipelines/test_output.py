@@ -23,11 +23,11 @@ from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
 from pipelines.output.output import Output, owner_of
 from pipelines.output.parts import ShardSummary, covers, encode_rows, read_parts
-from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.output.retry import find_retry
 from pipelines.output.schema import OutputFormat
 from pipelines.output.verify import verify_output
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.stages.sink import RECEIPT_SCHEMA
 from siglip.checkpoint import pin_model
 from storage.local import LocalStore

@@ -24,7 +24,7 @@ from pipelines.inputs.parquet import rows as parquet_rows
 from pipelines.inputs.parquet.footer import read_bounds
 from pipelines.inputs.rows import Reading, Row, Skipped
 from pipelines.output.output import Output
-from pipelines.output.plan import list_shards, read_shard_inputs
+from pipelines.planning.plan import list_shards, read_shard_inputs
 from storage.files import StoreFile
 from storage.local import LocalStore
 from storage.settings import ConfigError

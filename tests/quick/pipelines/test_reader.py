@@ -17,8 +17,8 @@ from pipelines.inputs import tar
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.output.output import Output
-from pipelines.output.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.output.schema import OutputFormat
+from pipelines.planning.plan import ShardRef, draft_plan, list_shards, publish_plan
 from pipelines.stages import reader
 from pipelines.stages.reader import ReaderConfig, read_shard
 from siglip.config import ImageSpec, Limits

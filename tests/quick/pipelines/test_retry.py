@@ -20,11 +20,11 @@ from pipelines.output import retry as retry_module
 from pipelines.output.commit import commit_shard
 from pipelines.output.output import Output
 from pipelines.output.parts import ShardSummary, encode_rows
-from pipelines.output.plan import ShardRef, list_shards, read_shard_inputs
 from pipelines.output.retry import STAY, Retry, _Aligner, _digest, find_retry, read_retried
 from pipelines.output.schema import OutputFormat
 from pipelines.output.verify import verify_output
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.plan import ShardRef, list_shards, read_shard_inputs
 from siglip.images.decode import ImageRejected
 from storage.store import Changed
 from tests.support.input_folder import OPTIONS, Folder

@@ -18,10 +18,10 @@ from benchmarks.outputs import SyntheticOutput, write_output
 from curation.retag import RetagConfig, find_texts, retag_shard
 from curation.tagged_output import open_output, read_embeddings
 from pipelines.output.output import Output, commit_path
-from pipelines.output.plan import list_shards
 from pipelines.output.schema import COLUMN_PREFIX, MODEL_COLUMNS, OutputFormat, parquet_options
 from pipelines.output.verify import verify_output
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.plan import list_shards
 from siglip.heads import build_head
 from siglip.labels import LabelSet
 

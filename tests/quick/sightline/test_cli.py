@@ -150,7 +150,7 @@ def test_an_input_that_is_a_link_to_itself_ends_before_any_work(job: Callable[..
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The object store's endpoint refuses connections."""
-    monkeypatch.setattr("storage.s3.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{held.getsockname()[1]}"

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from urllib3.response import HTTPResponse
 
-from storage.s3 import S3Store
-from storage.s3_names import split_object
+from storage.s3.names import split_object
+from storage.s3.store import S3Store
 from storage.schemes import open_store
 from storage.store import (
     Changed,
@@ -48,7 +48,7 @@ NAMES = st.lists(PIECES, max_size=6).map("/".join)
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> StoreOptions:
     """Options of an S3 endpoint that refuses connections."""
-    monkeypatch.setattr("storage.s3.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",

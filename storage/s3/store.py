@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO, Any, TypeVar
 
-from storage.s3_errors import PastTheEnd, translate_errors
-from storage.s3_names import split_object, split_prefix
-from storage.s3_uploads import UPLOAD_BYTES, upload_parts
+from storage.s3.errors import PastTheEnd, translate_errors
+from storage.s3.names import split_object, split_prefix
+from storage.s3.uploads import UPLOAD_BYTES, upload_parts
 from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, show
 
 CONNECT_SECONDS = 10.0

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.listing import InputLister, KnownInputs, PlanReport
 from pipelines.inputs.rows import Input
 from pipelines.output.output import Output, shard_name
+from pipelines.planning.listing import InputLister, KnownInputs, PlanReport
 from storage.files import StoreFile
 from storage.settings import ConfigError
 from storage.store import Entry, Store
