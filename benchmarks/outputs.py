@@ -19,9 +19,9 @@ from pipelines.output.fingerprint import claim_output, describe_labels
 from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
 from pipelines.output.output import Output
-from pipelines.output.plan import SEGMENT_SHARDS, Segment, list_shards
 from pipelines.output.schema import DATA_SCHEMA_VERSION, OutputFormat
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.plan import SEGMENT_SHARDS, Segment, list_shards
 from siglip.config import ModelConfig
 from siglip.families import siglip
 from siglip.heads import LinearHead, build_head, tag_embeddings

@@ -28,10 +28,10 @@ from curation.tagged_output import open_output
 from pipelines.output.commit import commit_shard
 from pipelines.output.output import Output
 from pipelines.output.parts import ShardSummary
-from pipelines.output.plan import ShardRef, list_shards
 from pipelines.output.retry import find_retry
 from pipelines.output.verify import verify_output
 from pipelines.output.writer import OutputWriter
+from pipelines.planning.plan import ShardRef, list_shards
 from siglip.labels import LabelSet
 
 WIDTH = 768

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import JobConfig, load_config
-from pipelines.inputs.listing import Waiting
+from pipelines.planning.listing import Waiting
 from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
 from siglip.images.rejection import REASONS, RENAMED
