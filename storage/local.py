@@ -106,6 +106,19 @@ class LocalStore:
             elif status or os.path.islink(path):
                 yield Entry(path, -1, "")
 
+    def names(self, folder: str, start: str = "") -> Iterator[str]:
+        path = _local(folder)
+        with _translate(path):
+            try:
+                found = os.scandir(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            with found:
+                for one in found:
+                    # A link is not followed: the file system would have to look at what it leads to.
+                    if one.name.startswith(start) and not one.is_dir(follow_symlinks=False):
+                        yield one.name
+
     def stat(self, uri: str) -> Entry | None:
         path = _local(uri)
         with _translate(path):

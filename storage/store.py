@@ -95,6 +95,13 @@ class Store(Protocol):
         no such paths.
         """
 
+    def names(self, folder: str, start: str = "") -> Iterator[str]:
+        """The last path components of the objects directly in a folder that begin with `start`, in no particular order.
+
+        Streamed, and empty when there is no such folder. The objects are not looked at, so a disk's temporary files,
+        pipes and links are named too, whatever a link leads to. Folders are not named. Raises as `list` does.
+        """
+
     def stat(self, uri: str) -> Entry | None:
         """The object with exactly this name, or None. A folder, a pipe or a device is not an object."""
 

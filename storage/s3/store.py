@@ -28,7 +28,7 @@ from typing import IO, Any, TypeVar
 from storage.s3.errors import PastTheEnd, translate_errors
 from storage.s3.names import split_object, split_prefix
 from storage.s3.uploads import UPLOAD_BYTES, upload_parts
-from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, show
+from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, join, show
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 20.0
@@ -73,17 +73,22 @@ class S3Store:
     def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         bucket, key = split_prefix(prefix)
         key = f"{key}/" if key and not key.endswith("/") else key
-        # botocore requests URL-encoded names and decodes them, because XML cannot hold every character of a key.
-        arguments = {"Bucket": bucket, "Prefix": key}
-        while True:
-            page = self._retry(prefix, lambda: self._page(prefix, arguments))
+        for page in self._pages(prefix, Bucket=bucket, Prefix=key):
             for item in page.get("Contents", []):
                 # Consoles create an empty object to show a folder.
                 if not item["Key"].endswith("/") or item["Size"]:
                     yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
-            if not page["IsTruncated"]:
-                return
-            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def names(self, folder: str, start: str = "") -> Iterator[str]:
+        bucket, key = split_prefix(folder)
+        key = f"{key}/" if key and not key.endswith("/") else key
+        if "/" in start:
+            return
+        split_prefix(f"s3://{bucket}/{key}{start}")
+        for page in self._pages(join(folder, start), Bucket=bucket, Prefix=key + start, Delimiter="/"):
+            for item in page.get("Contents", []):
+                if name := item["Key"][len(key) :]:  # the folder's own object has no name in it
+                    yield name
 
     def stat(self, uri: str) -> Entry | None:
         bucket, key = split_prefix(uri)
@@ -139,6 +144,16 @@ class S3Store:
         bucket, key = split_object(uri)
         with contextlib.suppress(NotFound):
             self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
+    def _pages(self, prefix: str, **arguments: str) -> Iterator[dict[str, Any]]:
+        """The pages of a listing, one after the other. `prefix` is for the messages of errors."""
+        # botocore requests URL-encoded names and decodes them, because XML cannot hold every character of a key.
+        while True:
+            page = self._retry(prefix, lambda: self._page(prefix, arguments))
+            yield page
+            if not page["IsTruncated"]:
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def _page(self, prefix: str, arguments: dict[str, str]) -> dict[str, Any]:
         page: dict[str, Any] = self._client.list_objects_v2(**arguments)

@@ -102,6 +102,45 @@ def test_a_prefix_is_a_folder(place: tuple[Store, str]) -> None:
     assert [entry.uri for entry in store.list(join(root, "images"))] == [join(root, "images/a.jpg")]
 
 
+def test_names_are_those_directly_in_a_folder(place: tuple[Store, str]) -> None:
+    store, root = place
+    for name in ("a-1.json", "a-2.json", "b %.json", "deeper/a-3.json"):
+        store.put(join(root, name), b"x")
+    assert sorted(store.names(root)) == sorted(store.names(f"{root}/")) == ["a-1.json", "a-2.json", "b %.json"]
+    assert sorted(store.names(root, "a-")) == ["a-1.json", "a-2.json"]
+    assert list(store.names(root, "b %")) == ["b %.json"]
+    assert list(store.names(join(root, "deeper"))) == ["a-3.json"]
+    for folder, start in (
+        (root, "deeper/"),
+        (root, "deeper/a"),
+        (join(root, "none"), ""),
+        (join(root, "a-1.json"), ""),
+    ):
+        assert list(store.names(folder, start)) == []
+
+
+@pytest.mark.s3
+def test_names_of_many_objects_and_of_no_bucket(s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = f"s3://{s3_env.new_bucket()}/root"
+    store = open_store(root, StoreOptions(s3_env.endpoint, "us-east-1"))
+    names = {f"{number}.json" for number in range(1003)}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: store.put(join(root, name), b""), names))
+    s3_env.client().put_object(Bucket=root.split("/")[2], Key="root/", Body=b"")  # as consoles show a folder
+    assert sorted(store.names(root)) == sorted(names)
+    with pytest.raises(NotFound, match="no such bucket"):
+        list(store.names("s3://no-such-bucket-here/prefix"))
+
+
+def test_names_on_a_disk_include_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ".a.tmp").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "linked").symlink_to(tmp_path / "folder")
+    assert sorted(LocalStore().names(str(tmp_path))) == [".a.tmp", "dangling", "linked", "pipe"]
+
+
 def test_a_stored_file_reads_and_seeks(place: tuple[Store, str]) -> None:
     store, root = place
     content = bytes(n % 251 for n in range(100_000))

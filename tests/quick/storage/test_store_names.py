@@ -74,6 +74,8 @@ def every_method(store: Store, uri: str) -> Iterator[Callable[[], Any]]:
     yield lambda: store.put_if_absent(uri, b"data")
     yield lambda: store.put_if_absent(uri, b"other")
     yield lambda: list(store.list(uri))
+    yield lambda: list(store.names(uri))
+    yield lambda: list(store.names("s3://bucket", uri))
     yield lambda: store.delete(uri)
 
 
