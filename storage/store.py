@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, NamedTuple, Protocol
 
 ATTEMPTS = 5
 _SHOWN = 400
@@ -71,8 +71,7 @@ class StoreOptions:
         )
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One object of a listing. `size` is in bytes. `etag` is the store's, or size and modification time on a disk.
 
     A name that is listed but cannot be read (a link to nothing, a pipe, a socket, a device) has size -1 and no ETag.

@@ -23,10 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import repeat
 from typing import IO, Any, TypeVar
 
 from storage.s3.errors import PastTheEnd, translate_errors
+from storage.s3.listing import list_pages
 from storage.s3.names import split_object, split_prefix
+from storage.s3.pages import Page, request_page, watch_pages
 from storage.s3.uploads import UPLOAD_BYTES, upload_parts
 from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, join, show
 
@@ -69,15 +72,19 @@ class S3Store:
                     response_checksum_validation="when_required",
                 ),
             )
+        watch_pages(self._client)
 
     def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
         bucket, key = split_prefix(prefix)
         key = f"{key}/" if key and not key.endswith("/") else key
-        for page in self._pages(prefix, Bucket=bucket, Prefix=key):
-            for item in page.get("Contents", []):
+        root = f"s3://{bucket}/"
+        for page in list_pages(partial(self._page, prefix), bucket, key):
+            entries = map(Entry, [root + name for name in page.keys], page.sizes, page.etags)
+            if any(map(str.endswith, page.keys, repeat("/"))):
                 # Consoles create an empty object to show a folder.
-                if not item["Key"].endswith("/") or item["Size"]:
-                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+                yield from (entry for entry in entries if entry.size or not entry.uri.endswith("/"))
+            else:
+                yield from entries
 
     def names(self, folder: str, start: str = "") -> Iterator[str]:
         bucket, key = split_prefix(folder)
@@ -85,10 +92,14 @@ class S3Store:
         if "/" in start:
             return
         split_prefix(f"s3://{bucket}/{key}{start}")
-        for page in self._pages(join(folder, start), Bucket=bucket, Prefix=key + start, Delimiter="/"):
-            for item in page.get("Contents", []):
-                if name := item["Key"][len(key) :]:  # the folder's own object has no name in it
-                    yield name
+        arguments = {"Bucket": bucket, "Prefix": key + start, "Delimiter": "/"}
+        while True:
+            page = self._page(join(folder, start), arguments)
+            # The folder's own object has no name in it.
+            yield from (name[len(key) :] for name in page.keys if len(name) > len(key))
+            if page.token is None:
+                return
+            arguments["ContinuationToken"] = page.token
 
     def stat(self, uri: str) -> Entry | None:
         bucket, key = split_prefix(uri)
@@ -145,22 +156,9 @@ class S3Store:
         with contextlib.suppress(NotFound):
             self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
-    def _pages(self, prefix: str, **arguments: str) -> Iterator[dict[str, Any]]:
-        """The pages of a listing, one after the other. `prefix` is for the messages of errors."""
-        # botocore requests URL-encoded names and decodes them, because XML cannot hold every character of a key.
-        while True:
-            page = self._retry(prefix, lambda: self._page(prefix, arguments))
-            yield page
-            if not page["IsTruncated"]:
-                return
-            arguments["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _page(self, prefix: str, arguments: dict[str, str]) -> dict[str, Any]:
-        page: dict[str, Any] = self._client.list_objects_v2(**arguments)
-        # A response whose body was lost is parsed as an empty listing.
-        if "IsTruncated" not in page or (page["IsTruncated"] and "NextContinuationToken" not in page):
-            raise Unreachable(f"{show(prefix)}: S3 responded with an incomplete page of a listing")
-        return page
+    def _page(self, uri: str, arguments: dict[str, str]) -> Page:
+        """A page of a listing. `uri` is for the messages of errors."""
+        return self._retry(uri, lambda: request_page(self._client, uri, arguments))
 
     def _retry(self, uri: str, once: Callable[[], T]) -> T:
         for attempt in range(ATTEMPTS):
