@@ -79,32 +79,41 @@ class LocalStore:
                 return
         while open_folders:
             folder, outside, names = open_folders[-1]
-            name = next(names, None)
-            if name is None:
+            start = folder if folder.endswith("/") else f"{folder}/"
+            for name in names:
+                path = start + name
+                # Nearly every name is a file's, so nothing else is prepared for one.
+                try:
+                    status: os.stat_result | None = os.stat(path)
+                except (OSError, ValueError):
+                    status = None
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    yield Entry(path, status.st_size, _etag(status))
+                    continue
+                try:
+                    with _translate(path):
+                        try:
+                            status = os.stat(path)
+                        except FileNotFoundError:
+                            status = None
+                        if status and stat.S_ISDIR(status.st_mode):
+                            enter(path, outside and f"{outside}/{name}", status)
+                            break
+                except StoreError as error:
+                    if unreadable is None:
+                        raise
+                    if isinstance(error, Forbidden) and not _may_look(path):
+                        open_folders.pop()  # none of the folder's names may be looked at, so it is reported once
+                        unreadable(folder, error)
+                        break
+                    unreadable(path, error)
+                    continue
+                if status and stat.S_ISREG(status.st_mode):
+                    yield Entry(path, status.st_size, _etag(status))
+                elif status or os.path.islink(path):
+                    yield Entry(path, -1, "")
+            else:
                 open_folders.pop()
-                continue
-            path = f"{folder}{name}" if folder.endswith("/") else f"{folder}/{name}"
-            try:
-                with _translate(path):
-                    try:
-                        status: os.stat_result | None = os.stat(path)
-                    except FileNotFoundError:
-                        status = None
-                    if status and stat.S_ISDIR(status.st_mode):
-                        enter(path, outside and f"{outside}/{name}", status)
-                        continue
-            except StoreError as error:
-                if unreadable is None:
-                    raise
-                if isinstance(error, Forbidden) and not _may_look(path):
-                    open_folders.pop()  # none of the folder's names may be looked at, so it is reported once
-                    path = folder
-                unreadable(path, error)
-                continue
-            if status and stat.S_ISREG(status.st_mode):
-                yield Entry(path, status.st_size, _etag(status))
-            elif status or os.path.islink(path):
-                yield Entry(path, -1, "")
 
     def names(self, folder: str, start: str = "") -> Iterator[str]:
         path = _local(folder)
