@@ -3,7 +3,8 @@
 S3 returns 1,000 keys for each request, and a page can be requested only when the one before is there. So a listing that
 is longer than `SPLIT_PAGES` pages looks for common prefixes behind its last key (`Delimiter=/`). Each of them begins a
 range, which is listed with `StartAfter`. A range that turns out to be long is split in the same way. Prefixes with few
-objects share a range, so that they do not cost a request each.
+objects share a range, so that they do not cost a request each. A long folder of files, or of tiny folders, is split by
+the next characters of the names instead.
 
 The keys come in the order of their UTF-8 bytes, which is also the order of Python's strings: both sort by code points,
 those beyond the basic multilingual plane included. At most `HELD_PAGES` pages wait for the caller.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from operator import lt
+from typing import Any
 
 from storage.s3.pages import Page
 from storage.store import Forbidden, StoreError, show
@@ -26,6 +28,10 @@ SPLIT_PAGES = 4
 """The pages of a range that are listed before the range is split. A shorter listing makes no other requests."""
 RANGE_PAGES = 8
 """The pages that a range of several prefixes should have, by the size of the prefixes before it."""
+NAMES_PAGES = 16
+"""The pages of a range that are listed before it is split by the characters of names, which costs more requests."""
+PROBES = 24
+"""The most characters of a name that are tried as the one in which the names behind it differ."""
 BOUNDARIES = 64
 """The most ranges that a range is split into at once."""
 THREADS = 16
@@ -36,8 +42,8 @@ HELD_PAGES = 128
 _DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
 # How names of S3 Express's buckets and of their access points end. They list in no order, and have no StartAfter.
 
-Fetch = Callable[[dict[str, str]], Page]
-"""Requests one page, with retries. Raises `StoreError`."""
+Fetch = Callable[[dict[str, Any]], Page]
+"""Requests the page with these arguments of `list_objects_v2`, with retries. Raises `StoreError`."""
 
 
 def list_pages(fetch: Fetch, bucket: str, prefix: str) -> Iterator[Page]:
@@ -66,14 +72,16 @@ def list_pages(fetch: Fetch, bucket: str, prefix: str) -> Iterator[Page]:
 class _Range:
     """The keys after `last` until `until`, that key included. None means the end of the listing.
 
-    `last` moves on with each page. `folder` is the prefix whose common prefixes may split the range, and `inner` are
-    those of them that are known already.
+    `last` moves on with each page, from `begun`. `folder` is the prefix whose common prefixes may split the range, and
+    `inner` are those of them that are known already. A range `by_names` is split by the characters of names after
+    `folder`.
     """
 
     last: str
     until: str | None
     folder: str
     inner: list[str] = field(default_factory=list)
+    by_names: bool = False
     token: str | None = None
     pages: deque[Page] = field(default_factory=deque)
     listed: int = 0
@@ -81,6 +89,11 @@ class _Range:
     busy: bool = False
     done: bool = False
     error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.begun = self.last
+        if self.by_names:
+            self.split_at = RANGE_PAGES
 
     def accept(self, page: Page) -> None:
         """Add the next page, up to the end of the range."""
@@ -195,30 +208,34 @@ class _Listing:
 
     def _split_range(self, one: _Range, page: Page) -> list[_Range]:
         """The ranges behind the first boundary after the range's last key. Empty if it is not to be split."""
-        try:
-            folders, more = self._find_folders(one)
-        except Forbidden:  # a policy may permit only some prefixes or delimiters; the listing itself is permitted
-            return []
-        depth = len(one.folder)
-        seen = len({key[: key.find("/", depth) + 1] for key in page.keys})
-        # A page in which one prefix begins after the other tells their size. One that is all of a prefix tells nothing.
-        stride = max(1, RANGE_PAGES * (seen - 1), -(-len(folders) // BOUNDARIES))
-        if stride >= len(folders) > 1 or not folders:
+        boundaries: list[str] = []
+        more, stride = False, 0
+        if not one.by_names:
+            boundaries, more = self._find_folders(one)
+            depth = len(one.folder)
+            seen = {key[: key.find("/", depth) + 1] for key in page.keys}
+            # If a prefix begins in a page, that tells the size of the one before. If none does, nothing is known.
+            stride = _choose_stride(boundaries, RANGE_PAGES * (len(seen) - 1))
+        if not stride and (one.by_names or one.listed >= NAMES_PAGES):
+            boundaries, passed = self._probe_names(one, page)
+            stride = _choose_stride(boundaries, -(-RANGE_PAGES * passed // one.listed))
+            one.by_names = bool(stride) or one.by_names
+        if not stride:
             return []
         ranges = []
-        for start in range(0, len(folders), stride):
-            inner = folders[start + 1 : start + stride]
-            is_last = start + stride >= len(folders)
-            until = one.until if is_last else folders[start + stride]
-            folder = one.folder if inner or (is_last and more) else folders[start]
-            ranges.append(_Range(folders[start], until, folder, inner))
-        if one.last.startswith(one.folder):
-            one.folder = one.last[: one.last.find("/", depth) + 1] or one.folder
+        for start in range(0, len(boundaries), stride):
+            inner = boundaries[start + 1 : start + stride]
+            is_last = start + stride >= len(boundaries)
+            until = one.until if is_last else boundaries[start + stride]
+            folder = one.folder if one.by_names or inner or (is_last and more) else boundaries[start]
+            ranges.append(_Range(boundaries[start], until, folder, inner, one.by_names))
+        if one.last.startswith(one.folder) and not one.by_names:
+            one.folder = one.last[: one.last.find("/", len(one.folder)) + 1] or one.folder
         if not self._split and not self._starts_after(ranges[0]):
             self._splits = False
             return []
         self._split = True
-        one.until, one.inner = folders[0], []
+        one.until, one.inner = boundaries[0], []
         return ranges
 
     def _find_folders(self, one: _Range) -> tuple[list[str], bool]:
@@ -233,18 +250,46 @@ class _Listing:
                 return [], False
             start = "".join(takewhile(str.isprintable, one.last))
             arguments = {"Prefix": one.folder, "Delimiter": "/"} | ({"StartAfter": start} if start else {})
-            found = self._fetch(self._arguments | arguments)
+            try:
+                found = self._fetch(self._arguments | arguments)
+            except Forbidden:  # a policy may permit only some prefixes or delimiters; the listing itself is permitted
+                return [], False
             folders = sorted(folder for folder in found.folders if self._is_boundary(folder, one))
             slash = one.last.find("/", len(one.folder)) if one.last.startswith(one.folder) else -1
             if folders or slash < 0:
                 return folders, found.token is not None
             one.folder = one.last[: slash + 1]
 
-    def _is_boundary(self, folder: str, one: _Range) -> bool:
+    def _probe_names(self, one: _Range, page: Page) -> tuple[list[str], int]:
+        """Boundaries in the rest of a folder, by the first character in which its next names differ from the last key.
+
+        They have the characters that the names of a page have. Also returns how many of these boundaries would have
+        been passed in the range until now, which tells how much lies between two of them.
+        """
+        last, until, probes = one.last, one.until, 0
+        for place in range(len(one.folder), len(last)) if last.startswith(one.folder) else ():
+            start = last[:place]
+            after = start + chr(ord(last[place]) + 1)
+            if probes == PROBES or not self._is_boundary(after, one):
+                continue
+            probes += 1
+            found = self._fetch(self._arguments | {"StartAfter": after, "MaxKeys": 1})
+            first = found.keys[0] if found.keys else ""
+            if len(first) <= place or not first.startswith(start) or (until is not None and first > until):
+                continue
+            names = (key[place:].partition("/")[0] for key in page.keys)
+            characters = sorted({first[place], *"".join(name.rpartition(".")[0] or name for name in names)})
+            begun = one.begun[place : place + 1] if one.begun.startswith(start) else ""
+            boundaries = [start + character for character in characters if character >= first[place]]
+            passed = sum(begun <= character < last[place] for character in characters)
+            return [boundary for boundary in boundaries if self._is_boundary(boundary, one)], passed
+        return [], 0
+
+    def _is_boundary(self, text: str, one: _Range) -> bool:
         # Ceph 16.2 repeats StartAfter and Prefix in its response without encoding, so a character that XML cannot hold
         # would break it. A character that stands for bytes that are not UTF-8 sorts elsewhere than those bytes.
-        usable = folder.isprintable() and "\ufffd" not in folder
-        return usable and one.last < folder and (one.until is None or folder < one.until)
+        usable = text.isprintable() and "\ufffd" not in text
+        return usable and one.last < text and (one.until is None or text < one.until)
 
     def _starts_after(self, second: _Range) -> bool:
         """Whether the server heeds StartAfter. The page that shows it becomes the range's first page."""
@@ -256,6 +301,12 @@ class _Listing:
 
     def _uri(self) -> str:
         return show(f"s3://{self._arguments['Bucket']}/{self._arguments['Prefix']}")
+
+
+def _choose_stride(boundaries: list[str], least: int) -> int:
+    """How many boundaries a range should span, at least `least`. 0 if too little lies behind the boundaries."""
+    stride = max(1, least, -(-len(boundaries) // BOUNDARIES))
+    return stride if boundaries and (stride < len(boundaries) or len(boundaries) == 1) else 0
 
 
 def _is_ordered(keys: list[str], last: str) -> bool:

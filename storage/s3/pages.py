@@ -38,7 +38,7 @@ def watch_pages(client: Any) -> None:
     client.meta.events.register(_EVENT, _take_objects)
 
 
-def request_page(client: Any, uri: str, arguments: dict[str, str]) -> Page:
+def request_page(client: Any, uri: str, arguments: dict[str, Any]) -> Page:
     """Request a page with these arguments of `list_objects_v2`. `uri` is for the message.
 
     Raises `Unreachable` for a response that is no complete page, and the errors of botocore.

@@ -156,7 +156,7 @@ class S3Store:
         with contextlib.suppress(NotFound):
             self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
-    def _page(self, uri: str, arguments: dict[str, str]) -> Page:
+    def _page(self, uri: str, arguments: dict[str, Any]) -> Page:
         """A page of a listing. `uri` is for the messages of errors."""
         return self._retry(uri, lambda: request_page(self._client, uri, arguments))
 

@@ -74,7 +74,7 @@ class MemoryBucket:
                 continue
             slash = key.find(delimiter, len(prefix)) if delimiter else -1
             if slash < 0 or key[: slash + 1] != folder:
-                if len(items) == self._page:
+                if len(items) == min(self._page, int(asked.get("max-keys", self._page))):
                     break
                 folder = key[: slash + 1] if slash >= 0 else None
                 name = quote(folder or key, safe="/")
