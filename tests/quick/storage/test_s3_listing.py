@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from storage.s3 import listing
 from storage.s3.pages import Page
-from storage.store import Entry, Forbidden, StoreError, Unreachable
+from storage.store import ATTEMPTS, Entry, Forbidden, StoreError, Unreachable
 from tests.support.stores.memory_bucket import MemoryBucket
 
 PAGE = 10
@@ -199,3 +199,49 @@ def test_an_incomplete_object_is_an_incomplete_page(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bucket, "_list", lambda asked: real(asked).replace("<Size>1</Size>", ""))
     with pytest.raises(Unreachable, match="incomplete page"):
         list_keys(bucket)
+
+
+def answer_with(text: str) -> MemoryBucket:
+    """A bucket that answers every request with the same text."""
+
+    class Fixed(MemoryBucket):
+        def _list(self, asked: dict[str, str]) -> str:
+            return text
+
+    return Fixed([])
+
+
+OBJECT = (
+    "<Contents><Owner><ID>Key</ID><DisplayName>Size</DisplayName></Owner><Size>3</Size><StorageClass>X</StorageClass>"
+    "<ETag>&quot;e-2&quot;</ETag><LastModified>never</LastModified><Key>{}</Key></Contents>"
+)
+
+
+@pytest.mark.parametrize("space", ["", ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', ' xmlns="http://other/"'])
+@pytest.mark.parametrize("encoding", ["", "<EncodingType>url</EncodingType>"])
+def test_fields_may_have_any_order(space: str, encoding: str) -> None:
+    names = ["a%2Fb+c.jpg", "x%0Ay", "&lt;&amp;", "%25 %C3%BC"]
+    objects = "".join(map(OBJECT.format, names))
+    text = f"<ListBucketResult{space}>{objects}{encoding}<IsTruncated>false</IsTruncated></ListBucketResult>"
+    plain = ["a%2Fb+c.jpg", "x%0Ay", "<&", "%25 %C3%BC"]
+    keys = ["a/b c.jpg", "x\ny", "<&", "% \u00fc"] if encoding else plain
+    found = list(answer_with(text).open().list("s3://bucket"))
+    assert found == [Entry(f"s3://bucket/{key}", 3, "e-2") for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "incomplete page"),
+        ("<ListBucketResult></ListBucketResult>", "incomplete page"),
+        ("<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>", "incomplete page"),
+        ("<ListBucketResult><Contents><Key>a</Key>", "S3 answered 500"),
+        ("<Error><Code>SlowDown</Code></Error>", "S3 answered SlowDown"),
+        ("<Error><Code>InternalError</Code></Error>", "S3 answered InternalError"),
+    ],
+)
+def test_what_is_no_page_is_an_error(text: str, message: str) -> None:
+    bucket = answer_with(text)
+    with pytest.raises(Unreachable, match=message):
+        list(bucket.open().list("s3://bucket"))
+    assert len(bucket.requests) == ATTEMPTS
