@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +18,9 @@ from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
 from pipelines.output.output import Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION, OutputFormat
+from pipelines.output.state import read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import SEGMENT_SHARDS, Segment, list_shards
+from pipelines.planning.plan import SEGMENT_SHARDS, SegmentWriter, read_plan
 from siglip.config import ModelConfig
 from siglip.families import siglip
 from siglip.heads import LinearHead, build_head, tag_embeddings
@@ -85,7 +84,8 @@ def write_output(root: str, made: SyntheticOutput) -> LinearHead:
         bands=made.labels.has_bands(),
     )
     writer = OutputWriter(output, format_, text)
-    refs = list(list_shards(output))
+    state = read_state(output, read_plan(output))
+    refs = list(state.list_pending())
     first = 0
     for number, ref in enumerate(refs):
         data = _make_rows(made, head, format_, number, first)
@@ -110,9 +110,9 @@ def write_output(root: str, made: SyntheticOutput) -> LinearHead:
             rejected.add(rejects)
         files = [*tagged.entries, *rejected.entries]
         told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
-        put_commit(writer, ref, data.num_rows + len(reasons), files, told)
+        state.add(put_commit(writer, ref, data.num_rows + len(reasons), files, told))
     run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}
-    output.finish(fingerprint, [ref.shard for ref in refs], run, [])
+    state.finish(fingerprint, run, [])
     return head
 
 
@@ -139,10 +139,9 @@ def _make_rows(made: SyntheticOutput, head: LinearHead, format_: OutputFormat, s
 
 
 def _write_plan(output: Output, counts: Sequence[tuple[int, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(-(-len(counts) // SEGMENT_SHARDS)):
-            segment = Segment(Path(folder), number)
-            for shard in range(number * SEGMENT_SHARDS, min(len(counts), (number + 1) * SEGMENT_SHARDS)):
-                uri = f"made/{shard:06d}.tar"
-                segment.add([Input("tar", uri, uri, 1, "made-up", rows=sum(counts[shard]))])
-            output.put_if_absent(f"plan/{number:06d}.parquet", segment.close().read_bytes())
+    for number in range(-(-len(counts) // SEGMENT_SHARDS)):
+        segment = SegmentWriter(number)
+        for shard in range(number * SEGMENT_SHARDS, min(len(counts), (number + 1) * SEGMENT_SHARDS)):
+            uri = f"made/{shard:06d}.tar"
+            segment.add([Input("tar", uri, uri, 1, "made-up", rows=sum(counts[shard]))])
+        output.put_if_absent(f"plan/{number:06d}.parquet", segment.close())

@@ -1,11 +1,14 @@
-"""A job with millions of rows and thousands of shards: seconds and the driver's memory for two runs and `verify`.
+"""What a night costs in an output with up to a million committed shards, and what very many inputs cost.
 
-    python -m benchmarks.scale --loose 500000 --listed 1500000 --rows-per-shard 200
+    python -m benchmarks.scale night --shards 1000 100000 1000000
+    python -m benchmarks.scale known --inputs 10000000
+    python -m benchmarks.scale pending --shards 20000
 
-The input is loose files, of which one in ten is a tiny image and the others are empty, and a list of names that do not
-exist. Such rows take little time, but each is planned, read, rejected or tagged, written and committed like any other.
-Runs `sightline tag` twice, where the second run must find nothing to do, and `sightline verify`. Does not measure
-decoding.
+`night` makes inputs of one tar for each shard, and an output in which all of them are committed, by the project's own
+writers of plans and ledgers; its data files are empty. It measures a run that finds nothing new, and one that finds a
+tar of 100 images, and tells planning from the listing of the inputs, the start of Ray and the work on the tar. `known`
+compares listed objects with as many planned ones. `pending` runs a job of shards with one image, and measures the CPU
+time and the growth of the driver's memory for each shard.
 """
 
 from __future__ import annotations
@@ -13,82 +16,279 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import random
 import subprocess
 import sys
+import tarfile
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import yaml
 from PIL import Image
 
-DISTINCT = 100
+from pipelines.config import load_config
+from pipelines.inputs.rows import Input
+from pipelines.output.ledger import Ledger
+from pipelines.output.output import Output, commit_path, shard_id
+from pipelines.output.state import SEAL_SHARDS
+from pipelines.planning.known import KnownInputs
+from pipelines.planning.plan import SEGMENT_SHARDS, SegmentWriter
+from storage.schemes import open_store
+from storage.store import Entry, StoreOptions
+
+LABELS = ["red", "green"]
+A_FOLDER = 1000
+LINKS = 30_000
+"""Names of one file. ext4 allows 65,000."""
 
 
-def write_input(folder: Path, loose: int, listed: int) -> None:
-    """Write the loose files, a thousand in each folder and all hard links to a few files, and the list."""
-    rng = random.Random(0)
-    sources = []
-    (folder / "sources").mkdir(parents=True)
-    for number in range(DISTINCT):
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), tuple(rng.randrange(256) for _ in range(3))).save(buffer, "PNG")
-        sources.append(folder / f"sources/{number}")
-        sources[-1].write_bytes(buffer.getvalue() if number % 10 == 0 else b"")
-    for number in range(loose):
-        path = folder / f"loose/{number // 1000:04}/{number:07}.png"
-        if number % 1000 == 0:
-            path.parent.mkdir(parents=True)
-        path.hardlink_to(sources[number % DISTINCT])
-    with open(folder / "list.txt", "w") as file:
-        file.writelines(f"/nowhere/{number:07}.jpg\n" for number in range(listed))
+class Times:
+    """A progress display that records when each step began, and the number of committed shards over time."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, float]] = [("start", time.perf_counter())]
+        self.shards = 0
+
+    def start(self, shards: int, rows: int) -> None:
+        self.say("work")
+
+    def say(self, message: str) -> None:
+        self.steps.append((message, time.perf_counter()))
+
+    def update(self, *, shards: int = 0, **_: Any) -> None:
+        self.shards += shards
 
 
-def run(*arguments: str) -> dict[str, object]:
-    """Run a command. Return its exit code, seconds, last lines, and the peak memory of its process in MiB."""
-    start, peak = time.monotonic(), 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sightline", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    driver = psutil.Process(process.pid)
-    lines: list[str] = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line.strip())
-        try:
-            peak = max(peak, driver.memory_info().rss)
-        except psutil.Error:
-            break
-    code = process.wait()
-    seconds = time.monotonic() - start
-    return {"exit": code, "seconds": round(seconds, 1), "driver_mib": peak >> 20, "said": lines[-3:]}
+def make_tar(path: Path, images: int) -> None:
+    """Write a tar of small images of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(images)
+    with tarfile.open(path, "w") as tar:
+        for number in range(images):
+            buffer = io.BytesIO()
+            Image.new("RGB", (32, 32), tuple(rng.randrange(256) for _ in range(3))).save(buffer, "PNG")
+            member = tarfile.TarInfo(f"{number:04}.png")
+            member.size = buffer.tell()
+            buffer.seek(0)
+            tar.addfile(member, buffer)
+
+
+def write_inputs(folder: Path, count: int) -> list[str]:
+    """Write `count` tars of one image, which are names of a few files, a thousand in each folder. Returns the paths."""
+    paths = []
+    for number in range(count):
+        path = folder / f"{number // A_FOLDER:05}" / f"{number % A_FOLDER:03}.tar"
+        if number % LINKS == 0:
+            make_tar(path, 1)
+            source = path
+        else:
+            if number % A_FOLDER == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(source)
+        paths.append(str(path))
+    return paths
+
+
+def write_output(output: Output, folder: Path, paths: list[str]) -> None:
+    """Add one committed shard for each input to an output that a run has begun, whose first segment is its own."""
+    first = len(output.segments())
+    ledger = Ledger.read(output)
+    for kind in ("commits", "data"):
+        (folder / kind).mkdir(exist_ok=True)
+    for start in range(0, len(paths), SEGMENT_SHARDS):
+        number = first + start // SEGMENT_SHARDS
+        segment = SegmentWriter(number)
+        for index, path in enumerate(paths[start : start + SEGMENT_SHARDS]):
+            status = os.stat(path)
+            etag = f"{status.st_size:x}-{status.st_mtime_ns:x}"
+            segment.add([Input("tar", path, path, status.st_size, etag, rows=1)])
+            ledger.add(_write_commit(folder, shard_id(number, index)))
+        assert output.put_if_absent(f"plan/{number:06d}.parquet", segment.close())
+        if ledger.waiting >= SEAL_SHARDS:
+            ledger.seal()
+    ledger.seal()
+
+
+def _write_commit(folder: Path, shard: str) -> dict[str, Any]:
+    """Write a shard's commit record and its data file, which is empty. Returns the record."""
+    path = f"data/{shard}-{'0' * 12}.parquet"
+    record = {
+        "shard": shard,
+        "generation": 0,
+        "rows_in": 1,
+        "rows_tagged": 1,
+        "rows_rejected": 0,
+        "reasons": {},
+        "labels": {LABELS[0]: 1},
+        "skipped": {},
+        "files": [{"path": path, "rows": 1, "bytes": 9000, "sha256": shard.replace("-", "0") * 5}],
+    }
+    (folder / commit_path(shard)).write_text(json.dumps(record))
+    (folder / path).touch()
+    return record
+
+
+def run_job(config: Path, sample: float | None = None) -> dict[str, Any]:
+    """Run a job in a process of its own. Returns what `_run` prints, with the CPU time of all its processes."""
+    arguments = [sys.executable, "-m", "benchmarks.scale", "run", str(config), str(sample or 0)]
+    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _run(config: Path, sample: float) -> None:
+    """Run a job in this process. Prints its steps in seconds, and the peak of its memory in MiB."""
+    from pipelines.job import run_job
+
+    times, process = Times(), psutil.Process()
+    memory: list[tuple[int, int]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(sample or 0.02):
+            memory.append((times.shards, process.memory_info().rss))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = time.process_time()
+    outcome = run_job(load_config(config), times)
+    times.say("end")
+    ended.set()
+    watcher.join()
+    steps = {name: round(after - at, 2) for (name, at), (_, after) in zip(times.steps, times.steps[1:], strict=False)}
+    said = {
+        "shards": outcome.new_shards,
+        "steps": steps,
+        "cpu": round(time.process_time() - before, 2),
+        "mib": max(rss for _, rss in memory) >> 20,
+        "slope": _fit_slope(memory),
+    }
+    print(json.dumps(said))
+
+
+def _fit_slope(memory: list[tuple[int, int]]) -> float | None:
+    """Bytes of memory for each committed shard, by least squares over the second half of the shards."""
+    points = np.array([point for point in memory if point[0] > memory[-1][0] / 2], float)
+    return round(float(np.polyfit(points[:, 0], points[:, 1], 1)[0]), 1) if len(points) > 20 else None
+
+
+def measure_night(shards: int, root: Path) -> Iterator[str]:
+    """Yield a line for each measurement of an output of this size."""
+    inputs, folder = root / "input", root / "output"
+    paths = write_inputs(inputs, shards)
+    seed = root / "seed"
+    make_tar(seed / "seed.tar", 1)
+    config = root / "job.yaml"
+
+    def configure(*where: Path) -> None:
+        job = {"input": [str(path) for path in where], "output": str(folder), "labels": LABELS, "rows_per_shard": 100}
+        config.write_text(yaml.safe_dump(job))
+
+    configure(seed)
+    run_job(config)
+    write_output(Output(str(folder)), folder, paths)
+    configure(seed, inputs)
+    start = time.perf_counter()
+    listed = sum(1 for _ in open_store(str(inputs), StoreOptions()).list(str(inputs)))
+    listing = time.perf_counter() - start
+    yield f"  listing {listed:,} objects alone: {listing:.2f} s"
+    run_job(config)  # writes the manifest of all shards, as the run would have that committed them
+    for name in ("nothing new", "one new tar of 100 images"):
+        if name != "nothing new":
+            make_tar(inputs / "new.tar", 100)
+        found = run_job(config)
+        steps = found["steps"]
+        ray = steps.get("starting Ray", 0) + steps.get("loading the model", 0)
+        planning = steps["start"] + steps["listing the inputs"]
+        work = steps.get("work", 0)
+        yield (
+            f"  {name}: planning {planning:.2f} s (with the listing), Ray and the model {ray:.2f} s, the tar and the "
+            f"end {work:.2f} s; driver {found['cpu']:.1f} s of CPU, {found['mib']} MiB"
+        )
+
+
+def measure_known(count: int) -> Iterator[str]:
+    """Yield lines about the comparison of listed objects with as many planned ones."""
+    step = 500_000
+    known, start = KnownInputs(), time.perf_counter()
+    process = psutil.Process()
+    base = process.memory_info().rss
+    for first in range(0, count, step):
+        rows = min(step, count - first)
+        uris = [f"s3://bucket/images/{number // 1000:06}/{number:09}.jpg" for number in range(first, first + rows)]
+        columns = {
+            "kind": ["image"] * rows,
+            "uri": uris,
+            "size": pa.array([120_000] * rows, pa.int64()),
+            "etag": [f"{number:032x}" for number in range(first, first + rows)],
+            "metadata": pa.nulls(rows, pa.string()),
+        }
+        known.add(pa.table(columns))
+    peak = process.memory_info().rss
+    yield f"  {count:,} planned inputs: {time.perf_counter() - start:.1f} s to add"
+    start, found = time.perf_counter(), 0
+    for first in range(0, count, 4096):
+        numbers = range(first, min(first + 4096, count))
+        entries = [
+            Entry(f"s3://bucket/images/{number // 1000:06}/{number:09}.jpg", 120_000, f"{number:032x}")
+            for number in numbers
+        ]
+        found += int((known.find(entries) == 1).sum())
+        peak = max(peak, process.memory_info().rss)
+    assert found == count
+    yield f"  {count:,} listed objects: {time.perf_counter() - start:.1f} s to compare"
+    yield f"  peak {peak >> 20} MiB, of which {base >> 20} MiB are the interpreter and its libraries"
+
+
+def measure_pending(shards: int, root: Path) -> Iterator[str]:
+    """Yield lines about a job of many shards with one image each."""
+    write_inputs(root / "input", shards)
+    config = root / "job.yaml"
+    job = {"input": str(root / "input"), "output": str(root / "output"), "labels": LABELS, "rows_per_shard": 1}
+    config.write_text(yaml.safe_dump(job))
+    start = time.perf_counter()
+    before = psutil.cpu_times()
+    found = run_job(config, 0.5)
+    after = psutil.cpu_times()
+    busy = sum(getattr(after, name) - getattr(before, name) for name in ("user", "system", "nice"))
+    yield f"  {shards:,} shards in {time.perf_counter() - start:.0f} s; steps {found['steps']}"
+    machine, driver = 1000 * busy / shards, 1000 * found["cpu"] / shards
+    yield f"  {machine:.1f} ms of CPU a shard on the whole machine, {driver:.1f} ms in the driver"
+    yield f"  driver {found['mib']} MiB, {found['slope']} bytes a shard"
 
 
 def main() -> None:
-    """Make the input, run the commands, and print a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loose", type=int, default=50_000)
-    parser.add_argument("--listed", type=int, default=150_000)
-    parser.add_argument("--rows-per-shard", type=int, default=200)
+    """Run a benchmark, and print its lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, default in (("night", [1000, 100_000]), ("pending", [20_000])):
+        command = commands.add_parser(name)
+        command.add_argument("--shards", type=int, nargs="+", default=default)
+        command.add_argument("--folder", default=None, help="Folder for the inputs and outputs.")
+    commands.add_parser("known").add_argument("--inputs", type=int, default=10_000_000)
+    run = commands.add_parser("run")
+    run.add_argument("config", type=Path)
+    run.add_argument("sample", type=float)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_input(folder / "input", arguments.loose, arguments.listed)
-        job = {
-            "input": [str(folder / "input/loose"), str(folder / "input/list.txt")],
-            "output": str(folder / "output"),
-            "labels": ["red", "green"],
-            "rows_per_shard": arguments.rows_per_shard,
-            "max_reject_fraction": 1,
-        }
-        config = folder / "job.yaml"
-        config.write_text(yaml.safe_dump(job))
-        for step in (["tag", str(config)], ["tag", str(config)], ["verify", str(folder / "output")]):
-            print(step[0], json.dumps(run(*step)), flush=True)
-        manifest = json.loads((folder / "output/manifest.json").read_text())
-        print({key: manifest[key] for key in ("planned_shards", "shards", "rows_in", "rows_tagged", "rows_rejected")})
+    if arguments.command == "run":
+        _run(arguments.config, arguments.sample)
+    elif arguments.command == "known":
+        for line in measure_known(arguments.inputs):
+            print(line, flush=True)
+    else:
+        measure = measure_night if arguments.command == "night" else measure_pending
+        for shards in arguments.shards:
+            print(f"{shards:,} shards", flush=True)
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
+                for line in measure(shards, Path(root)):
+                    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,14 @@ from curation.sampling.files import write_sample
 from curation.sampling.sample import Goal, draw_sample
 from curation.tagged_output import open_output
 from pipelines.output.commit import commit_shard
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
 from pipelines.output.parts import ShardSummary
-from pipelines.output.retry import find_retry
-from pipelines.output.verify import verify_output
+from pipelines.output.row_files import dump_files, read_rows
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, list_shards
+from pipelines.upkeep.retry import find_retry
+from pipelines.upkeep.verify import verify_output
 from siglip.labels import LabelSet
 
 WIDTH = 768
@@ -64,8 +66,8 @@ def make(root: str, rows: int, thumbnail_bytes: int) -> None:
     [ref] = list_shards(output)
     schema = writer.format.part_schema()
     runs: dict[str, list[int]] = {}
-    for file in output.read_commit(ref.shard)["files"]:
-        for batch in output.read_batches(file):
+    for file in Ledger.read(output).find_files([ref.shard])[ref.shard]:
+        for batch in read_rows(output, file):
             for start in range(0, len(batch), PART_ROWS):
                 found = batch.slice(start, PART_ROWS)
                 numbers = found["row"]
@@ -85,8 +87,9 @@ def _writer(root: str, target: Output) -> OutputWriter:
 
 
 def _only_shard(root: str) -> ShardRef:
-    [ref] = list_shards(Output(root))
-    return ref
+    output = Output(root)
+    [ref] = list_shards(output)
+    return replace(ref, files=dump_files(Ledger.read(output).find_files([ref.shard])[ref.shard]))
 
 
 def _commit(root: str) -> None:

@@ -38,7 +38,7 @@ class MemoryOutput(TaggedOutput):
     def load(cls, output: TaggedOutput) -> MemoryOutput:
         """Read an output into memory."""
         content = output.to_arrow([ID, "key", "embedding"]).combine_chunks()
-        return cls(output.uri, output.store, output.manifest, output.fingerprint, output.table, content)
+        return cls(output.output, output.ledger, output.manifest, output.fingerprint, output.table, content)
 
     def batches(self, columns: Sequence[str], rows: int = SHARD_ROWS) -> Iterator[pa.RecordBatch]:
         """See `TaggedOutput`."""

@@ -6,6 +6,7 @@ that `sightline tag` would give it with the new label set: a nightly job can con
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +23,18 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from curation.tagged_output import TaggedOutput, read_embeddings
-from pipelines.cluster import RETRIES, connect, data_context, iterate_rows
+from pipelines.cluster import RETRIES, WAVE_SHARDS, connect, data_context, iterate_rows
 from pipelines.config import RayConfig, absolute
 from pipelines.output.commit import put_commit
 from pipelines.output.fingerprint import claim_output, describe_labels
 from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
+from pipelines.output.row_files import RowFile, dump_files, load_files, read_slices
+from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import ShardRef, list_shards
+from pipelines.planning.plan import ShardRef, read_plan
 from pipelines.progress import Progress
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
@@ -146,9 +150,8 @@ def retag_output(
     for segment in source.segments():
         path = source.path_of(segment.uri)
         new.put_if_absent(path, source.read(path))
-    done, wanted = new.commits(), source.commits()
-    planned = [replace(ref, generation=wanted[ref.shard]) for ref in list_shards(new) if ref.shard in wanted]
-    pending = [ref for ref in planned if done.get(ref.shard, -1) < ref.generation]
+    state = read_state(new, read_plan(new))
+    planned, pending = _list_pending(output.ledger, state)
     rows = changed = 0
     if pending:
         progress.say("starting Ray")
@@ -156,16 +159,35 @@ def retag_output(
         task = RetagConfig(source, OutputWriter(new, format_, text), table)
         with connect(RayConfig(address=address)) as cluster, data_context(cluster):
             progress.start(len(pending), sum(ref.rows for ref in pending))
-            for receipt in iterate_rows(_build_dataset(pending, task, cluster.count_tasks(len(pending)))):
-                rows, changed = rows + receipt["rows"], changed + receipt["changed"]
-                progress.update(rows=receipt["rows"], shards=1)
+            state.announce({int(ref.shard[:6]) for ref in pending})
+            for start in range(0, len(pending), WAVE_SHARDS):
+                wave = _add_files(pending[start : start + WAVE_SHARDS], output.ledger)
+                for receipt in iterate_rows(_build_dataset(wave, task, cluster.count_tasks(len(wave)))):
+                    state.add(json.loads(receipt["record"]))
+                    rows, changed = rows + receipt["rows"], changed + receipt["changed"]
+                    progress.update(rows=receipt["rows"], shards=1)
     run = {"retagged_from": output.uri, "rows": rows, "changed": changed}
-    names = [ref.shard for ref in planned]
-    return Retagged(len(pending), rows, changed, new.finish(fingerprint, names, run, []))
+    return Retagged(len(pending), rows, changed, state.finish(fingerprint, run, [], planned))
 
 
-def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
-    """Retag and commit one shard. Return its number of tagged rows, and how many of them changed.
+def _list_pending(source: Ledger, state: OutputState) -> tuple[int, list[ShardRef]]:
+    """Return the number of shards of the source, and those of them that the new output does not have."""
+    planned, pending = 0, []
+    for segment in state.plan.segments:
+        wanted, done = (ledger.generations(segment.number, len(segment)) for ledger in (source, state.ledger))
+        planned += int((wanted >= 0).sum())
+        for index in np.flatnonzero(done < wanted).tolist():
+            pending.append(replace(segment.ref(index), generation=int(wanted[index])))
+    return planned, pending
+
+
+def _add_files(refs: list[ShardRef], source: Ledger) -> list[ShardRef]:
+    found = source.find_files(ref.shard for ref in refs)
+    return [replace(ref, files=dump_files(found[ref.shard])) for ref in refs]
+
+
+def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int, dict[str, Any]]:
+    """Retag and commit one shard. Return its number of tagged rows, how many of them changed, and its commit record.
 
     Memory holds one row group, and the stored file if it is small; a larger file is downloaded to the local disk. May
     be repeated at any time: the first commit is kept. Raises `StoreError` if a file is not the one that the shard's
@@ -175,18 +197,17 @@ def retag_shard(ref: ShardRef, config: RetagConfig) -> tuple[int, int]:
     counts = _Counts()
     writer = config.writer
     with writer.open_files("data", ref.name) as data, writer.open_files("rejects", ref.name) as rejects:
-        for file in record["files"]:
+        for file in load_files(ref.files):
             with _open_checked(config.source, file) as stored:
-                if file["path"].startswith("data/"):
-                    for group in _retag_groups(stored, config, counts):
-                        data.add(group)
-                else:
-                    for batch in stored.iter_batches():
-                        rejects.add(pa.Table.from_batches([batch]).cast(rejects.schema))
+                for _, batch in read_slices(stored, [(ref.shard, file)]):
+                    rows = pa.Table.from_batches([batch])
+                    if file.kind == "data":
+                        data.add(_retag_group(rows, config, counts))
+                    else:
+                        rejects.add(rows.cast(rejects.schema))
     written = [*data.entries, *rejects.entries]
     told = {"reasons": record["reasons"], "labels": dict(counts.labels), "skipped": record.get("skipped", {})}
-    put_commit(config.writer, ref, record["rows_in"], written, told)
-    return counts.rows, counts.changed
+    return counts.rows, counts.changed, put_commit(config.writer, ref, record["rows_in"], written, told)
 
 
 @dataclass
@@ -198,15 +219,13 @@ class _Counts:
     labels: Counter[str] = field(default_factory=Counter)
 
 
-def _retag_groups(file: pq.ParquetFile, config: RetagConfig, counts: _Counts) -> Iterator[pa.Table]:
-    """Yield the row groups of a data file with new labels, scores and bands. Adds to `counts`."""
-    for group in range(file.num_row_groups):
-        before = file.read_row_group(group)
-        after = _retag_rows(before, config)
-        counts.rows += after.num_rows
-        counts.changed += count_changes(before, after)
-        counts.labels.update(count_labels(after["labels"]))
-        yield after
+def _retag_group(before: pa.Table, config: RetagConfig, counts: _Counts) -> pa.Table:
+    """Return rows of a data file with new labels, scores and bands. Adds to `counts`."""
+    after = _retag_rows(before, config)
+    counts.rows += after.num_rows
+    counts.changed += count_changes(before, after)
+    counts.labels.update(count_labels(after["labels"]))
+    return after
 
 
 def _retag_rows(before: pa.Table, config: RetagConfig) -> pa.Table:
@@ -249,13 +268,20 @@ def _differ(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
 
 
 @contextmanager
-def _open_checked(output: Output, file: dict[str, Any]) -> Iterator[pq.ParquetFile]:
-    """Open a file of a shard, given by its entry in the commit record. Raises `StoreError` if its SHA-256 differs."""
-    with download(output.store, output.uri_of(file["path"])) as stored:
-        if stored.sha256 != file["sha256"]:
+def _open_checked(output: Output, file: RowFile) -> Iterator[pq.ParquetFile]:
+    """Open a file of a shard. Raises `StoreError` if its SHA-256 is not that of the ledger.
+
+    Of a file that holds the rows of several shards, only some are read, so that its SHA-256 is not known.
+    """
+    with output.open_rows(file.path, file.bytes) as parquet:
+        if parquet.metadata.num_rows > file.rows:
+            yield parquet
+            return
+    with download(output.store, output.uri_of(file.path)) as stored:
+        if stored.sha256 != file.sha256:
             raise StoreError(
-                f"{output.uri_of(file['path'])} is not the file that its shard's commit record names: it was "
-                "overwritten, or is damaged"
+                f"{output.uri_of(file.path)} is not the file that its shard's commit names: it was overwritten, or is "
+                "damaged"
             )
         with pq.ParquetFile(stored.file) as parquet:
             yield parquet
@@ -270,8 +296,8 @@ def _build_dataset(pending: list[ShardRef], config: RetagConfig, tasks: int) -> 
     def retag(block: pa.Table) -> Iterator[pa.Table]:
         refs = [ShardRef(**row) for row in block.to_pylist()]
         with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-            for rows, changed in pool.map(retag_shard, refs, repeat(config)):
-                yield pa.table({"rows": [rows], "changed": [changed]})
+            for rows, changed, record in pool.map(retag_shard, refs, repeat(config)):
+                yield pa.table({"rows": [rows], "changed": [changed], "record": [json.dumps(record)]})
 
     blocks = min(len(pending), max(4 * tasks, len(pending) // SHARDS_A_TASK))
     return ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=blocks).map_batches(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -15,15 +16,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.config import absolute
-from pipelines.output.fingerprint import read_columns
-from pipelines.output.labels import LabelTable, read_label_table
-from pipelines.output.output import FINGERPRINT, MANIFEST, Output, open_row_file
+from pipelines.output.labels import LabelTable, make_format, read_label_table
+from pipelines.output.ledger import Ledger
+from pipelines.output.output import FINGERPRINT, MANIFEST, MANIFEST_VERSION, Output
+from pipelines.output.row_files import RowFile, read_slices
 from pipelines.output.schema import OutputFormat
 from siglip.heads import LinearHead
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.settings import ConfigError
-from storage.store import NotFound, Store, StoreError, StoreOptions, Unreachable, join
+from storage.store import NotFound, Store, StoreError, StoreOptions, Unreachable
 
 ID = "id"
 """Name of the column that `TaggedOutput` adds when it is requested: `<shard>/<row>`, unique within the output."""
@@ -31,29 +33,32 @@ ID = "id"
 
 @dataclass(frozen=True)
 class TaggedOutput:
-    """A finished output, read-only: the files that the manifest of its last run names.
+    """A finished output, read-only: the shards in the ledgers that the manifest of its last run names.
 
-    Files that a later run writes are not seen: open the output again to see them. A row's *position* is its index in
+    What a later run writes is not seen: open the output again to see it. A row's *position* is its index in
     the order of `batches`, which is always the same order for the same manifest.
     """
 
-    uri: str
-    store: Store
+    output: Output
+    ledger: Ledger
     manifest: dict[str, Any]
     fingerprint: dict[str, Any]
     table: LabelTable
 
     @property
+    def uri(self) -> str:
+        """The folder or s3:// prefix of the output."""
+        return self.output.uri
+
+    @property
+    def store(self) -> Store:
+        """The store that holds the output."""
+        return self.output.store
+
+    @property
     def format(self) -> OutputFormat:
         """The schema of the output's data and reject files."""
-        made = self.fingerprint
-        return OutputFormat(
-            self.width,
-            made["embedding_dtype"],
-            bool(made["thumbnails"]),
-            read_columns(made),
-            bands=self.labels.has_bands(),
-        )
+        return make_format(self.fingerprint, self.table)
 
     @property
     def columns(self) -> list[str]:
@@ -111,8 +116,8 @@ class TaggedOutput:
 
         `columns` may include `id`. Memory holds the requested columns of one row group at a time. Raises `StoreError`.
         """
-        for file in self._files("data"):
-            yield from self._read(file, columns, rows)
+        for slices in self._files("data"):
+            yield from self._read(slices, columns, rows)
 
     def scores(self, head: LinearHead | None = None) -> Iterator[Floats]:
         """Yield the scores of all labels for all images, float32 (N, L) for each batch, in one pass.
@@ -124,8 +129,8 @@ class TaggedOutput:
 
     def rejects(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
         """Yield the rejected rows, as `batches` does. Columns: key, source, row, stage, reason, detail, id."""
-        for file in self._files("rejects"):
-            yield from self._read(file, columns, rows)
+        for slices in self._files("rejects"):
+            yield from self._read(slices, columns, rows)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all tagged rows into one table, in the order of `batches`.
@@ -142,7 +147,7 @@ class TaggedOutput:
             raise ConfigError(f"{self.uri} has no column {unknown[0]!r}: its columns are {known}")
         if ID in self.columns:  # a passed-through column of this name is the user's own
             return pa.Table.from_batches(
-                batch for file in self._files("data") for batch in self._read(file, wanted, 8192, with_id=False)
+                batch for slices in self._files("data") for batch in self._read(slices, wanted, 8192, with_id=False)
             )
         return pa.Table.from_batches(self.batches(wanted))
 
@@ -156,41 +161,50 @@ class TaggedOutput:
         order = np.argsort(wanted, kind="stable")
         found: list[pa.Table] = []
         first = 0
-        for file in self._files("data"):
-            inside = wanted[
-                order[np.searchsorted(wanted[order], first) : np.searchsorted(wanted[order], first + file["rows"])]
-            ]
+        for slices in self._files("data"):
+            stop = first + sum(file.rows for _, file in slices)
+            inside = wanted[order[np.searchsorted(wanted[order], first) : np.searchsorted(wanted[order], stop)]]
             if len(inside):
-                found.append(self._take(file, inside - first, columns))
-            first += file["rows"]
+                found.append(self._take(slices, inside - first, columns))
+            first = stop
         if not found:
             return pa.table({name: [] for name in columns})
         return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
 
-    def _files(self, kind: Literal["data", "rejects"]) -> Iterator[dict[str, Any]]:
-        return (file for file in self.manifest["files"] if file["path"].startswith(f"{kind}/"))
+    def _files(self, kind: Literal["data", "rejects"]) -> Iterator[list[tuple[str, RowFile]]]:
+        """Yield the files of this kind, each as the shards whose rows it holds, in the order of the file."""
+        files = self.ledger.list_files([kind])
+        for _, slices in groupby(files, key=lambda pair: pair[1].path):
+            yield sorted(slices, key=lambda pair: pair[1].first)
 
-    def _take(self, file: dict[str, Any], rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    def _take(self, slices: list[tuple[str, RowFile]], rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Read some rows, given by their index in the slices one after the other, in ascending order."""
         stored = _stored(columns)
-        with self._open(file) as parquet:
+        starts = np.cumsum([0, *(file.rows for _, file in slices)])
+        part = np.searchsorted(starts, rows, side="right") - 1
+        places = rows - starts[part] + np.asarray([file.first for _, file in slices])[part]
+        with self._open(slices) as parquet:
             tables, first = [], 0
             for group in range(parquet.num_row_groups):
                 count = parquet.metadata.row_group(group).num_rows
-                inside = rows[(rows >= first) & (rows < first + count)]
-                if len(inside):
-                    tables.append(parquet.read_row_group(group, columns=stored).take(pa.array(inside - first)))
+                inside = (places >= first) & (places < first + count)
+                if inside.any():
+                    table = parquet.read_row_group(group, columns=stored).take(pa.array(places[inside] - first))
+                    shards = pa.array([slices[number][0] for number in part[inside].tolist()])
+                    tables.append(_with_id(table, shards, columns))
                 first += count
-            return _with_id(pa.concat_tables(tables), file, columns)
+            return pa.concat_tables(tables)
 
-    def _open(self, file: dict[str, Any]) -> AbstractContextManager[pq.ParquetFile]:
-        return open_row_file(self.store, join(self.uri, file["path"]), file["bytes"])
+    def _open(self, slices: list[tuple[str, RowFile]]) -> AbstractContextManager[pq.ParquetFile]:
+        return self.output.open_rows(slices[0][1].path, slices[0][1].bytes)
 
     def _read(
-        self, file: dict[str, Any], columns: Sequence[str], rows: int, *, with_id: bool = True
+        self, slices: list[tuple[str, RowFile]], columns: Sequence[str], rows: int, *, with_id: bool = True
     ) -> Iterator[pa.RecordBatch]:
-        with self._open(file) as parquet:
-            for batch in parquet.iter_batches(rows, columns=_stored(columns) if with_id else list(columns)):
-                yield _with_id(batch, file, columns) if with_id else batch.select(list(columns))
+        with self._open(slices) as parquet:
+            stored = _stored(columns) if with_id else list(columns)
+            for shard, batch in read_slices(parquet, slices, stored, rows):
+                yield _with_id(batch, shard, columns) if with_id else batch.select(list(columns))
 
 
 def _stored(columns: Sequence[str]) -> list[str]:
@@ -198,9 +212,10 @@ def _stored(columns: Sequence[str]) -> list[str]:
     return [*stored, "row"] if ID in columns and "row" not in stored else stored
 
 
-def _with_id(rows: Any, file: dict[str, Any], columns: Sequence[str]) -> Any:
+def _with_id(rows: Any, shard: Any, columns: Sequence[str]) -> Any:
+    """Add the column `id` if it is wanted. `shard` is the name of the rows' shard, or an array of names."""
     if ID in columns:
-        ids = pc.binary_join_element_wise(shard_of(file["path"]), pc.cast(rows["row"], pa.string()), "/")
+        ids = pc.binary_join_element_wise(shard, pc.cast(rows["row"], pa.string()), "/")
         rows = rows.append_column(ID, ids)
     return rows.select(list(columns))
 
@@ -216,6 +231,7 @@ def open_output(uri: str) -> TaggedOutput:
     try:
         output = Output(root, StoreOptions.from_environment())
         manifest, fingerprint = _read_state(output)
+        ledger = Ledger.read(output, manifest["ledgers"])
         table = read_label_table(output)
     except Unreachable:
         raise
@@ -225,9 +241,9 @@ def open_output(uri: str) -> TaggedOutput:
         raise ConfigError(str(error)) from error
     if table.weights != fingerprint.get("model.weights"):
         raise ConfigError(f"{root}: labels.parquet and fingerprint.json name different models")
-    if not any(file["path"].startswith("data/") for file in manifest["files"]):
+    if not manifest["rows_tagged"]:
         raise ConfigError(f"{root} contains no tagged image")
-    return TaggedOutput(root, output.store, manifest, fingerprint, table)
+    return TaggedOutput(output, ledger, manifest, fingerprint, table)
 
 
 def read_embeddings(batch: pa.RecordBatch) -> Floats:
@@ -244,25 +260,20 @@ def read_embeddings(batch: pa.RecordBatch) -> Floats:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-def shard_of(path: str) -> str:
-    """The name of the shard that a data or reject file belongs to, taken from its path in the output."""
-    return path.rpartition("/")[2].rpartition("-")[0].partition(".")[0]
-
-
 def _read_state(output: Output) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = output.read_json(MANIFEST)
+    if manifest.get("schema_version") != MANIFEST_VERSION:
+        raise ConfigError(
+            f"{output.uri} was written by another version of Sightline: if it was an earlier one, run `sightline "
+            f"upgrade {output.uri}`, which takes seconds; otherwise install that version"
+        )
     fingerprint = output.read_json(FINGERPRINT)
-    commits = output.commits()
     planned, shards = manifest["planned_shards"], manifest["shards"]
     if planned != shards:
         waits = _count_reasons(manifest["waiting"])
         why = f" ({waits})" if waits else ""
         raise ConfigError(
             f"{output.uri} is not finished: {shards} of {planned} shards are committed{why}: run `sightline tag` again"
-        )
-    if (len(commits), sum(commits.values())) != (shards, manifest["generations"]):
-        raise ConfigError(
-            f"{output.uri} is not finished: a run is under way or ended early: run `sightline tag` again to finish it"
         )
     return manifest, fingerprint
 

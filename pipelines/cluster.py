@@ -33,6 +33,9 @@ ACTOR_START_SECONDS = 3600
 BLOCK_BYTES, BLOCK_ROWS = 64 * 2**20, 1024
 """Ray Data's target size of a block: 341 images of 256 x 256 pixels, or up to 1,024 smaller ones. Smaller blocks have
 more overhead. Larger ones delay receipts, and leave the actors without work until the first block is full."""
+WAVE_SHARDS = 1000
+"""Shards of one dataset. Ray keeps an object and statistics for each input block as long as the dataset runs: with
+100,000 blocks, it took 93 s to build the dataset, and 1.2 GiB."""
 RETRIES = 5
 """How often Ray may repeat a task or restart an actor whose process died. Ray's default has no limit."""
 

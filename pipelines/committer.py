@@ -14,6 +14,7 @@ from pipelines.cluster import COMMIT_CPUS, RETRIES
 from pipelines.inputs.rows import WaitReason
 from pipelines.output.commit import commit_shard
 from pipelines.output.parts import ShardSummary, covers
+from pipelines.output.state import OutputState
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import Waiting
 from pipelines.planning.plan import ShardRef
@@ -75,23 +76,28 @@ class Committer:
 
     def __init__(
         self,
-        pending: Iterable[ShardRef],
+        state: OutputState,
         writer: OutputWriter,
         report: RunReport,
         progress: Progress,
         count_at_once: Callable[[], int],
     ) -> None:
         self.waiting: list[Waiting] = []
-        self._tracker = ShardTracker({ref.name: ref for ref in pending})
+        self._state = state
+        self._tracker = ShardTracker({})
         self._writer = writer
         self._remote_writer = ray.put(writer)
         self._report = report
         self._progress = progress
         self._count_at_once = count_at_once
         self._complete: deque[tuple[ShardRef, Parts, ShardSummary]] = deque()
-        self._in_flight: dict[ray.ObjectRef[str | None], tuple[ShardRef, Parts]] = {}
+        self._in_flight: dict[ray.ObjectRef[dict[str, Any] | str], tuple[ShardRef, Parts]] = {}
         self._set_aside: set[str] = set()
         self._unused_parts: list[str] = []
+
+    def expect(self, shards: Iterable[ShardRef]) -> None:
+        """Tell of shards whose receipts will come."""
+        self._tracker.pending.update({ref.name: ref for ref in shards})
 
     def receive(self, receipt: dict[str, Any]) -> None:
         """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`), and start a commit if a shard is complete now."""
@@ -107,13 +113,17 @@ class Committer:
             if summary.wait is None:
                 self._report.lost += summary.lost
                 self._complete.append((ref, parts, summary))
-            else:
+            elif summary.wait != "stopped":
                 self._set_aside.add(shard)
                 self._wait(ref, parts, summary.wait, summary.detail)
         if self._in_flight:
             done, _ = ray.wait([*self._in_flight], num_returns=len(self._in_flight), timeout=0)
             self._count(done)
         self._start_commits()
+
+    def count_missing(self) -> int:
+        """Return the number of shards whose receipts did not all come."""
+        return len(self._tracker.pending)
 
     def finish(self) -> None:
         """Wait until all complete shards are committed, then delete the parts of shards that wait."""
@@ -129,14 +139,15 @@ class Committer:
             ref, parts, summary = self._complete.popleft()
             self._in_flight[_commit.remote(self._remote_writer, ref, parts, summary)] = ref, parts
 
-    def _count(self, done: list[ray.ObjectRef[str | None]]) -> None:
-        for commit, error in zip(done, ray.get(done), strict=True):
+    def _count(self, done: list[ray.ObjectRef[dict[str, Any] | str]]) -> None:
+        for commit, result in zip(done, ray.get(done), strict=True):
             ref, parts = self._in_flight.pop(commit)
-            if error is None:
+            if isinstance(result, dict):
+                self._state.add(result)
                 self._report.add_commit()
                 self._progress.update(shards=1, rate=self._report.rate())
             else:
-                self._wait(ref, parts, "error", f"shard {ref.shard}: {error}")
+                self._wait(ref, parts, "error", f"shard {ref.shard}: {result}")
 
     def _wait(self, ref: ShardRef, parts: Parts, reason: WaitReason, detail: str) -> None:
         self._unused_parts += parts
@@ -145,13 +156,12 @@ class Committer:
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=RETRIES)
-def _commit(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> str | None:
-    """Commit a shard. Return the text of an unexpected exception, which must not stop the other shards, or None."""
+def _commit(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> dict[str, Any] | str:
+    """Commit a shard, and return its record, or the text of an unexpected exception, which must not stop others."""
     try:
-        commit_shard(writer, ref, parts, summary)
+        return commit_shard(writer, ref, parts, summary)
     except StoreError:
         raise
     except Exception as error:
         logger.exception("shard %s", ref.shard)
         return f"{type(error).__name__}: {error}"
-    return None

@@ -117,6 +117,16 @@ class S3Config(BaseModel):
     region: str | None = Field(None, description="Region; null is AWS_REGION or the profile's.")
 
 
+class CostConfig(BaseModel):
+    """What the machines cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_hour: float | None = Field(
+        None, ge=0, description="Price of an hour of the machines that a run uses, for `status` and `plan`."
+    )
+
+
 class RayConfig(BaseModel):
     """The Ray cluster to run on."""
 
@@ -158,6 +168,7 @@ class JobConfig(BaseModel):
     limits: Limits = Field(Limits(), description="Limits for one image; larger images are rejected.")
     s3: S3Config = Field(S3Config(), description="The object store.")
     ray: RayConfig = Field(RayConfig(), description="The Ray cluster to run on.")
+    cost: CostConfig = Field(CostConfig(), description="What the machines cost.")
     rows_per_shard: int = Field(
         4096,
         gt=0,

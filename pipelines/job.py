@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, connect, data_context, iterate_rows
+from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, WAVE_SHARDS, connect, data_context, iterate_rows
 from pipelines.committer import Committer
 from pipelines.config import JobConfig
+from pipelines.limit import NO_LIMIT, Limit
 from pipelines.output.output import MANIFEST
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import PlanReport, Waiting
 from pipelines.planning.plan import ShardRef
 from pipelines.preparation import Work, find_work, prepare_readers, prepare_tagger
 from pipelines.progress import Progress
-from pipelines.ray_internals import READER_ENVIRONMENT
+from pipelines.ray_internals import READER_ENVIRONMENT, keep_actors
 from pipelines.run_report import RunReport
 from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, read_shard
@@ -37,6 +40,7 @@ class Outcome:
     """The result of a run. `new_shards` and `rejected_fraction` are of this run, `manifest` is of the whole output.
 
     `waiting` are shards that were not committed and inputs that were not planned, because they could not be read now.
+    `left` is the number of planned shards that a run with a `Limit` left to later runs.
     """
 
     plan: PlanReport
@@ -44,10 +48,15 @@ class Outcome:
     new_shards: int
     rejected_fraction: float
     waiting: list[Waiting]
+    left: int = 0
 
 
-def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None = None) -> Outcome:
+def run_job(
+    config: JobConfig, progress: Progress, retry: Collection[str] | None = None, limit: Limit = NO_LIMIT
+) -> Outcome:
     """Tag all images that are not yet committed. With `retry`, also retry rows rejected for these reasons (none: any).
+
+    With a `limit`, do a part of the work.
 
     Every run compares the inputs with the plan and the plan with the commits, and does what is missing. So a run that
     is killed at any moment loses and duplicates nothing: start it again.
@@ -56,34 +65,46 @@ def run_job(config: JobConfig, progress: Progress, retry: Collection[str] | None
     the run could not finish.
     """
     report = RunReport()
-    work = find_work(config, progress, retry)
+    work = find_work(config, progress, retry, limit)
     waiting = list(work.plan.waiting)
-    if not work.pending:
+    if not work.shards:
         return Outcome(work.plan, _current_manifest(work, waiting), 0, 0.0, waiting)
+    work.state.announce(work.segments())
     progress.say("starting Ray")
     image_bytes = 3 * work.model.spec.size**2
     with (
         connect(config.ray, config.actors, config.rows_per_shard, work.model.is_small) as cluster,
         data_context(cluster, image_bytes),
+        keep_actors(),
     ):
         progress.say("loading the model")
-        reader = prepare_readers(config, work, cluster, retry)
+        reader = prepare_readers(config, work, cluster, report.started, retry)
         tagger = prepare_tagger(config, work, cluster)
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None
-        progress.start(len(work.pending), work.rows)
-        committer = Committer(work.pending, work.writer, report, progress, cluster.count_readers)
-        for receipt in iterate_rows(build_dataset(work.pending, cluster, reader, tagger, work.writer, batch_rows)):
-            committer.receive(receipt)
+        progress.start(work.shards, work.rows)
+        committer = Committer(work.state, work.writer, report, progress, cluster.count_readers)
+        for wave in work.waves():
+            if reader.deadline is not None and time.time() >= reader.deadline:
+                break
+            committer.expect(wave)
+            rows = sum(ref.rows for ref in wave)
+            reader = replace(reader, rows_per_decoder=max(1, rows // cluster.count_decoders()))
+            for receipt in iterate_rows(build_dataset(wave, cluster, reader, tagger, work.writer, batch_rows)):
+                committer.receive(receipt)
         committer.finish()
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
-        tasks = cluster.count_tasks(len(work.pending))
+        tasks = cluster.count_tasks(min(work.shards, WAVE_SHARDS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
     waiting += committer.waiting
-    left = len(work.pending) - report.shards - len(committer.waiting)
-    if left > 0:
-        raise StoreError(f"{left} shards did not complete; run the same command again")
-    manifest = _finish(work, summary, waiting)
-    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), waiting)
+    missing = committer.count_missing()
+    if missing:
+        raise StoreError(f"{missing} shards did not complete; run the same command again")
+    left = work.shards - report.shards - len(committer.waiting) + work.beyond
+    hours = (time.time() - report.started) / 3600
+    cost = None if config.cost.per_hour is None else round(hours * config.cost.per_hour, 4)
+    about = {"started_at": _format_time(report.started), "hours": round(hours, 4), "cost": cost, "stopped": left > 0}
+    manifest = _finish(work, {**summary, **about}, waiting)
+    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), waiting, left)
 
 
 def build_dataset(
@@ -148,9 +169,13 @@ def build_dataset(
     )
 
 
+def _format_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _finish(work: Work, run: dict[str, Any], waiting: list[Waiting]) -> dict[str, Any]:
     listed = [asdict(item) for item in waiting[:_WAITING_LISTED]]
-    return work.writer.output.finish(work.fingerprint, work.shards, run, listed)
+    return work.state.finish(work.fingerprint, run, listed)
 
 
 def _current_manifest(work: Work, waiting: list[Waiting]) -> dict[str, Any]:
@@ -159,8 +184,6 @@ def _current_manifest(work: Work, waiting: list[Waiting]) -> dict[str, Any]:
         manifest = work.writer.output.read_json(MANIFEST)
     except NotFound:
         return _finish(work, {}, waiting)
-    counts = (manifest.get("shards"), manifest.get("generations", 0))
-    current = counts == (len(work.shards), sum(work.commits.values()))
-    if current and not waiting and not manifest.get("waiting"):
+    if work.state.is_current(manifest) and not waiting and not manifest.get("waiting"):
         return manifest
     return _finish(work, manifest.get("run", {}), waiting)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import ray
 
-from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES
+from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES, WAVE_SHARDS
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Reading
+from pipelines.limit import NO_LIMIT, Limit
 from pipelines.output.fingerprint import (
     check_fingerprint,
     claim_output,
@@ -24,16 +24,17 @@ from pipelines.output.fingerprint import (
 )
 from pipelines.output.labels import LabelTable, claim_labels, make_label_table, read_label_table
 from pipelines.output.output import Output
-from pipelines.output.retry import list_retries
 from pipelines.output.schema import OutputFormat
+from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import PlanReport
-from pipelines.planning.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.planning.plan import Plan, ShardRef, append_inputs, read_plan
 from pipelines.progress import Progress
 from pipelines.ray_internals import READER_ENVIRONMENT
 from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, prepare_reader
 from pipelines.stages.tagger import TaggerConfig
+from pipelines.upkeep.retry import list_retries
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
 from siglip.config import ModelConfig
 from siglip.families.tokenizer import load_tokenizer
@@ -53,32 +54,60 @@ on a GPU. With less work, the minute that torch.compile takes is not earned back
 class Work:
     """What a run has to do, and what it does it with.
 
-    `shards` are the names of all planned shards, `commits` those that are committed with their generations, and
-    `pending` the shards to process in this run.
+    `shards` is the number of shards to process in this run, `rows` the expected number of their images, and `retries`
+    those of them that are committed and have rejected rows to retry. `beyond` shards are beyond the run's limit.
     """
 
     model: PinnedModel
     writer: OutputWriter
     fingerprint: dict[str, Any]
     plan: PlanReport
-    shards: list[str]
-    commits: Mapping[str, int]
-    pending: list[ShardRef]
+    state: OutputState
+    shards: int
+    rows: int
+    retries: list[ShardRef] = field(default_factory=list)
+    limit: Limit = NO_LIMIT
+    beyond: int = 0
 
-    @property
-    def rows(self) -> int:
-        """The expected number of images in the pending shards."""
-        return sum(ref.rows for ref in self.pending)
+    def waves(self) -> Iterator[list[ShardRef]]:
+        """Yield the shards to process, up to `WAVE_SHARDS` at a time."""
+        pending = islice(_list_pending(self.state, self.retries, self.limit), self.shards)
+        while wave := list(islice(pending, WAVE_SHARDS)):
+            yield self.state.ledger.with_files(wave)
+
+    def segments(self) -> set[int]:
+        """The numbers of the plan files that have shards to process."""
+        pending = {int(ref.shard[:6]) for ref in self.retries}
+        for segment in self.state.plan.segments:
+            if (self.state.ledger.generations(segment.number, len(segment)) < 0).any():
+                pending.add(segment.number)
+        return pending
 
 
-def find_work(config: JobConfig, progress: Progress, retry: Collection[str] | None = None) -> Work:
+def _list_pending(state: OutputState, retries: Iterable[ShardRef], limit: Limit) -> Iterator[ShardRef]:
+    return chain(state.list_pending(newest_first=limit.newest_first), retries)
+
+
+def _apply(limit: Limit, pending: Iterable[ShardRef]) -> tuple[int, int]:
+    """Return how many shards are within a limit, and their expected images."""
+    shards = images = 0
+    for ref in pending:
+        if limit.images is not None and images >= limit.images:
+            break
+        shards, images = shards + 1, images + ref.rows
+    return shards, images
+
+
+def find_work(
+    config: JobConfig, progress: Progress, retry: Collection[str] | None = None, limit: Limit = NO_LIMIT
+) -> Work:
     """Load the model's configuration, plan new inputs, and compare the plan with the commits.
 
     With `retry`, committed shards with rows rejected for one of these reasons (any reason, if empty) are pending too.
     Raises `ConfigError` for everything that the user must change, `Unreachable` if the store does not answer.
     """
     options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
-    with _as_config_errors():
+    with as_config_errors():
         output = Output(config.output, options)
         model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
         config.labels.check(model.rule)
@@ -86,15 +115,17 @@ def find_work(config: JobConfig, progress: Progress, retry: Collection[str] | No
         if _find_labels(output) is None:  # a later run has the labels' embeddings
             check_readings(config.labels, model, progress)
         progress.say("listing the inputs")
-        plan, writer, fingerprint = extend_plan(config, output, model)
+        planned, plan, writer, fingerprint = extend_plan(config, output, model)
         for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:
             progress.say(line)
-        planned = list(list_shards(output))
-        commits = output.commits()
-        pending = [ref for ref in planned if ref.shard not in commits]
-        if retry is not None:
-            pending += list_retries(output, planned, commits, retry)
-    return Work(model, writer, fingerprint, plan, [ref.shard for ref in planned], commits, pending)
+        state = read_state(output, planned)
+        shards, rows = state.count_pending()
+        retries = [] if retry is None else list(list_retries(state.ledger, planned, retry))
+    shards, rows = shards + len(retries), rows + sum(ref.rows for ref in retries)
+    within = shards, rows
+    if limit.images is not None:
+        within = _apply(limit, _list_pending(state, retries, limit))
+    return Work(model, writer, fingerprint, plan, state, *within, retries, limit, shards - within[0])
 
 
 def check_readings(labels: LabelSet, model: PinnedModel, progress: Progress) -> None:
@@ -111,11 +142,11 @@ def check_readings(labels: LabelSet, model: PinnedModel, progress: Progress) -> 
 
 def extend_plan(
     config: JobConfig, output: Output, model: PinnedModel
-) -> tuple[PlanReport, OutputWriter, dict[str, Any]]:
+) -> tuple[Plan, PlanReport, OutputWriter, dict[str, Any]]:
     """Plan the new inputs, in an output with the fingerprint of this configuration.
 
-    Also returns the output's writer and the fingerprint. Raises `ConfigError` if the output was made with other
-    settings.
+    Also returns the output's whole plan, its writer and the fingerprint. Raises `ConfigError` if the output was made
+    with other settings.
     """
     wanted = config.parquet.columns
     while True:
@@ -128,14 +159,18 @@ def extend_plan(
         columns = PassedColumns(wanted, fixed)
         if found and fixed is not None:  # checked before the listing, which may take long
             check_fingerprint(found, make_fingerprint(config, model, fixed), output.uri)
-        with tempfile.TemporaryDirectory(prefix="sightline-plan-") as folder:
-            draft = draft_plan(config, output, columns, Path(folder))
-            fingerprint = make_fingerprint(config, model, columns.schema())
-            # An output without planned inputs is not claimed: another configuration may still use it.
-            text = claim_output(output, fingerprint) if found or draft.files else ""
-            if publish_plan(draft, output):
-                break
-            # Another run has appended to the plan meanwhile, perhaps the same inputs: compare again.
+        plan = read_plan(output)
+
+        def claim(columns: PassedColumns = columns) -> str:
+            return claim_output(output, make_fingerprint(config, model, columns.schema()))
+
+        report = append_inputs(config, output, plan, columns, claim)
+        if report is not None:
+            break
+        # Another run has appended to the plan meanwhile, perhaps the same inputs: compare again.
+    fingerprint = make_fingerprint(config, model, columns.schema())
+    # An output without planned inputs is not claimed: another configuration may still use it.
+    text = claim() if found or plan.segments else ""
     format_ = OutputFormat(
         model.width,
         config.embedding_dtype,
@@ -143,13 +178,15 @@ def extend_plan(
         columns.schema(),
         bands=config.labels.has_bands(),
     )
-    return draft.report, OutputWriter(output, format_, text), fingerprint
+    return plan, report, OutputWriter(output, format_, text), fingerprint
 
 
 def prepare_readers(
-    config: JobConfig, work: Work, cluster: Cluster, retry: Collection[str] | None = None
+    config: JobConfig, work: Work, cluster: Cluster, started: float, retry: Collection[str] | None = None
 ) -> ReaderConfig:
     """Return the readers' configuration, and start decoder processes while the model is loaded.
+
+    `started` is when the run started, in Unix time.
 
     Decoders are only started ahead if the number of readers is known, and if readers do not start at once anyway.
     """
@@ -172,10 +209,10 @@ def prepare_readers(
         config.thumbnails,
         frozenset(retry or ()),
         decoders=cluster.decoders,
-        rows_per_decoder=max(1, work.rows // cluster.count_decoders()),
+        deadline=None if work.limit.seconds is None else started + work.limit.seconds,
     )
     if cluster.readers and not cluster.reads_early:
-        for _ in range(cluster.count_tasks(len(work.pending))):
+        for _ in range(cluster.count_tasks(work.shards)):
             _prepare_reader.remote(reader)
     return reader
 
@@ -195,7 +232,7 @@ def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerCon
         _run_like_actor(_check_machine, cluster, model.config, gpus, seconds=ACTOR_START_SECONDS)
     if table is None:
         texts, scale = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
-        with _as_config_errors():
+        with as_config_errors():
             made = make_label_table(config.labels, texts, scale, model)
         table = claim_labels(output, made)
     if model.config.compile == "auto":
@@ -206,7 +243,7 @@ def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerCon
 
 
 @contextmanager
-def _as_config_errors() -> Iterator[None]:
+def as_config_errors() -> Iterator[None]:
     """Turn errors of the store, the checkpoint and the labels into `ConfigError`, except `Unreachable`.
 
     Before any work these are for the user to correct. A store that does not answer is not.
@@ -220,7 +257,7 @@ def _as_config_errors() -> Iterator[None]:
 
 
 def _find_labels(output: Output) -> LabelTable | None:
-    with _as_config_errors():
+    with as_config_errors():
         try:
             return read_label_table(output)
         except NotFound:

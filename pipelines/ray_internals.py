@@ -175,6 +175,57 @@ def data_settings(settings: dict[str, Any]) -> Iterator[None]:
             setattr(context, name, value)
 
 
+@contextmanager
+def keep_actors() -> Iterator[None]:
+    """Let the actors of one dataset go on in the next, for the length of a `with` block.
+
+    Ray Data starts a pool of actors for each dataset, and drops them at its end. To load the model takes seconds, and
+    minutes if it is compiled. So the handles are kept when a dataset ends, and given to the next dataset that starts a
+    pool with the same stage, in place of new actors. Actors that Ray Data drops because it scales a pool down are not
+    kept. At the end of the block all of them end.
+
+    Two internals of `ActorPoolMapOperator` are replaced meanwhile: the attribute `_actor_cls`, from which it starts
+    actors, and `_do_shutdown`.
+    """
+    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator as Pool
+
+    kept: dict[str, list[Any]] = {}
+    shut_down = Pool._do_shutdown
+
+    def shut_down_and_keep(pool: Any, force: bool = False) -> None:
+        if not force:
+            kept.setdefault(pool.name, []).extend(pool._actor_pool._running_actors)
+        shut_down(pool, force)
+
+    def get_class(pool: Any) -> Any:
+        made = pool.__dict__.get("_actor_cls")
+        return made and _KeptActors(kept.setdefault(pool.name, []), made)
+
+    def set_class(pool: Any, made: Any) -> None:
+        pool.__dict__["_actor_cls"] = made
+
+    Pool._do_shutdown, Pool._actor_cls = shut_down_and_keep, property(get_class, set_class)
+    try:
+        yield
+    finally:
+        Pool._do_shutdown = shut_down
+        del Pool._actor_cls
+        kept.clear()
+
+
+class _KeptActors:
+    """Has the interface of an actor class, and returns a kept actor instead of a new one while there is one."""
+
+    def __init__(self, kept: list[Any], made: Any) -> None:
+        self._kept, self._made = kept, made
+
+    def options(self, **options: Any) -> _KeptActors:
+        return _KeptActors(self._kept, self._made.options(**options))
+
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        return self._kept.pop() if self._kept else self._made.remote(*arguments, **named)
+
+
 def own_code_first() -> JobConfig:
     """Return the `job_config` for `ray.init` with which workers import Sightline's packages, and none of the user's.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import date
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,13 @@ from storage.store import Forbidden, InvalidUri, NotFound, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.job import Outcome
-    from pipelines.output.verify import Report
+    from pipelines.limit import Limit
+    from pipelines.output.output import Output
+    from pipelines.preview import Preview
+    from pipelines.progress import Progress
+    from pipelines.upkeep.compaction import Compaction
+    from pipelines.upkeep.status import Status
+    from pipelines.upkeep.verify import Report
 
 CONFIG_NAME = Path("config")
 """The name of a configuration that does not come from a file, in error messages."""
@@ -24,6 +32,7 @@ def tag(
     config: JobConfig | str | PathLike[str] | None = None,
     *,
     retry_rejects: Collection[str] | None = None,
+    limit: Limit | None = None,
     quiet: bool = False,
     **keys: Any,
 ) -> Outcome:
@@ -33,7 +42,7 @@ def tag(
     configuration when there is none: `tag(input="photos", output="tagged", labels=["cat", "dog"])`. A key of a section
     is written as `model={"source": "tiny"}`, which replaces the whole section, or `**{"model.source": "tiny"}`. A
     `JobConfig` takes no keys. `retry_rejects` also takes up rejected rows: those with one of these reasons, or all of
-    them when it is empty. Progress goes to stderr, unless `quiet`.
+    them when it is empty. With a `limit`, a part of the work is done. Progress goes to stderr, unless `quiet`.
 
     Ray is started for the run, or joined if `ray.address` or RAY_ADDRESS names a cluster. A Ray that this process has
     already initialised is used as it is.
@@ -48,28 +57,99 @@ def tag(
     from rich.console import Console
 
     from pipelines.job import run_job
+    from pipelines.limit import NO_LIMIT
     from sightline.progress import RunProgress
 
     job = _make_config(config, keys)
     with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
-        return run_job(job, progress, retry_rejects)
+        return run_job(job, progress, retry_rejects, limit or NO_LIMIT)
 
 
-def verify(output: str | PathLike[str], *, remove_orphans: bool = False) -> Report:
+def plan(config: JobConfig | str | PathLike[str] | None = None, *, quiet: bool = False, **keys: Any) -> Preview:
+    """Say what `tag` would do with this configuration, as `sightline plan` does, without writing anything.
+
+    Raises `ConfigError` for what must be changed before a run.
+    """
+    from rich.console import Console
+
+    from pipelines.preview import preview_run
+    from sightline.progress import RunProgress
+
+    job = _make_config(config, keys)
+    with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
+        return preview_run(job, progress)
+
+
+def verify(output: str | PathLike[str], *, remove_orphans: bool = False, since: date | None = None) -> Report:
     """Verify an output, as `sightline verify` does: read all its files, and check that every row is there once.
 
     Returns the report: `ok`, the counts, and `problems` in words. `remove_orphans` deletes files that no commit names;
-    do not use it while a run writes to the output. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
+    do not use it while a run writes to the output. With `since`, only the shards that were committed on that day or
+    later (UTC) are checked. An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
 
     Raises `ConfigError`, in one line, when there is no output or the credentials do not allow to read it. Raises
     `storage.store.Unreachable` when the store does not answer, and `StoreError` when the plan is damaged.
     """
-    from pipelines.output.output import Output
-    from pipelines.output.verify import verify_output
+    from pipelines.upkeep.verify import verify_output
 
-    root = absolute(str(output)).rstrip("/")
+    with _open(output) as opened:
+        return verify_output(opened, remove_orphans=remove_orphans, since=since)
+
+
+def status(output: str | PathLike[str]) -> Status:
+    """Read the status of an output, as `sightline status` shows it: what is committed and waiting, and the latest runs.
+
+    Raises `ConfigError` when there is no output, and `storage.store.Unreachable` when the store does not answer.
+    """
+    from pipelines.upkeep.status import read_status
+
+    with _open(output) as opened:
+        return read_status(opened)
+
+
+def compact(output: str | PathLike[str], progress: Progress | None = None) -> Compaction:
+    """Merge the small files of an output, as `sightline compact` does. Returns how many files there were and are.
+
+    Raises `ConfigError` when there is no finished output, and `StoreError`.
+    """
+    from rich.console import Console
+
+    from pipelines.upkeep.compaction import compact_output
+    from sightline.progress import RunProgress
+
+    with _open(output) as opened, RunProgress(Console(file=sys.stderr, quiet=True)) as quiet:
+        return compact_output(opened, progress or quiet)
+
+
+def upgrade(output: str | PathLike[str]) -> int:
+    """Bring an output of an earlier version to this one, as `sightline upgrade` does. Returns its number of shards.
+
+    Raises `ConfigError` when there is no output, and `StoreError` when a commit record is damaged.
+    """
+    from pipelines.output.fingerprint import read_fingerprint
+    from pipelines.output.state import read_state
+    from pipelines.planning.plan import read_plan
+
+    with _open(output) as opened:
+        plan, fingerprint = read_plan(opened), read_fingerprint(opened)
+        if not plan.segments or fingerprint is None:
+            raise ConfigError(f"{opened.uri}: there is no plan here, so this is no output of `sightline tag`")
+        state = read_state(opened, plan)
+        try:
+            manifest = opened.read_json("manifest.json")
+        except NotFound:
+            manifest = {}
+        state.finish(fingerprint, manifest.get("run", {}), manifest.get("waiting", []))
+        return state.ledger.totals.shards
+
+
+@contextmanager
+def _open(output: str | PathLike[str]) -> Iterator[Output]:
+    """Open an output for the length of a `with` block, in which some errors of the store are the user's."""
+    from pipelines.output.output import Output
+
     try:
-        return verify_output(Output(root, StoreOptions.from_environment()), remove_orphans=remove_orphans)
+        yield Output(absolute(str(output)).rstrip("/"), StoreOptions.from_environment())
     except (NotFound, Forbidden, InvalidUri) as error:
         raise ConfigError(str(error)) from error
 

@@ -21,8 +21,9 @@ from sightline.commands.curation.retag import retag
 from sightline.commands.curation.review import review
 from sightline.commands.curation.sample import audit, sample
 from sightline.commands.demo import demo
+from sightline.commands.plan import plan
 from sightline.commands.tag import SCHEMA_HELP, describe_keys, tag
-from sightline.commands.verify import verify
+from sightline.commands.upkeep import compact, status, upgrade, verify
 from sightline.exits import err, out, report_errors
 from storage.key_table import list_settings
 from storage.settings import ConfigError
@@ -53,7 +54,11 @@ def main() -> None:
 
 
 app.command(epilog=SCHEMA_HELP)(tag)
+app.command()(plan)
+app.command()(status)
 app.command()(verify)
+app.command()(compact)
+app.command()(upgrade)
 
 
 class ServeCommand(TyperCommand):

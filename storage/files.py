@@ -6,7 +6,7 @@ import hashlib
 import io
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ LEAST_BYTES = 64 * 2**10
 SPOOLED_BYTES = 64 * 2**20
 """Files up to this size are held in memory while they are written or downloaded, larger ones on the local disk."""
 _THREADS = 4
+_AHEAD = 16
+"""Objects that `read_ahead` reads at the same time."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,30 @@ class Download:
     file: IO[bytes]
     size: int
     sha256: str
+
+
+def read_ahead(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, bytes]]:
+    """Read whole objects, given by their listed entries, and yield them with their content, in order.
+
+    Up to `_AHEAD` objects are read at the same time, together of about `SPOOLED_BYTES`: for many small files.
+    """
+    waiting: deque[tuple[Entry, Future[bytes]]] = deque()
+    held = 0
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        try:
+            for entry in entries:
+                while waiting and (len(waiting) >= _AHEAD or held + entry.size > SPOOLED_BYTES):
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+                    held -= first.size
+                waiting.append((entry, pool.submit(store.read, entry.uri)))
+                held += entry.size
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from storage.store import Changed, Entry, Forbidden, NotFound, StoreError, Store
 
 Kind = Literal["image", "tar", "parquet", "uri"]
 
-WaitReason = Literal["missing", "forbidden", "changed", "unreachable", "error"]
-"""Why a planned object could not be read. At the next run it may be readable again. `error` is not of the store:
-reading or committing the shard raised an exception, or ended its process."""
+WaitReason = Literal["missing", "forbidden", "changed", "unreachable", "error", "stopped"]
+"""Why a planned object was not read. At the next run it may be readable again. `error` is not of the store: reading or
+committing the shard raised an exception, or ended its process. `stopped` shards were not begun before the end of the
+run's time."""
 
 _EXAMPLES = 3
 """The number of names that are kept for each reason of `Skipped`."""

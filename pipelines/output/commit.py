@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from pipelines.output.label_columns import count_labels, count_values
 from pipelines.output.output import Output, commit_path
 from pipelines.output.parts import ShardSummary, decode_rows, read_parts
+from pipelines.output.row_files import RowFile, load_files, read_rows
 from pipelines.output.schema import COLUMN_PREFIX
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef
@@ -109,13 +111,13 @@ def _write_commit(
     # Both kinds are written in one pass. If rows are missing at its end, no file stays.
     with writer.open_files("data", ref.name) as data, writer.open_files("rejects", ref.name) as rejects:
         if ref.generation:
-            before = writer.output.read_commit(ref.shard, ref.generation - 1)
-            kept = [file for file in before["files"] if file["path"].startswith("data/")]
+            before, files = writer.output.read_commit(ref.shard, ref.generation - 1), load_files(ref.files)
+            kept = [asdict(file) for file in files if file.kind == "data"]
             # Of the members only some were read again; the retry counts only rows that it did not find.
             counted = {**before.get("skipped", {}), **summary.skipped}
             skipped = {phrase: number for phrase, number in counted.items() if number}
             labels.update(before["labels"])
-            for earlier in _read_rejects(writer.output, before, rejects.schema):
+            for earlier in _read_rejects(writer.output, files, rejects.schema):
                 remaining = earlier.filter(pc.invert(pc.is_in(earlier["row"], pa.array(wanted))))
                 reasons.update(count_values(remaining["reason"]))
                 rejects.add(remaining)
@@ -142,8 +144,8 @@ def _select(table: pa.Table, schema: pa.Schema, passed: Collection[str] = ()) ->
     return table.select(sources).rename_columns(schema.names).cast(schema)
 
 
-def _read_rejects(output: Output, record: dict[str, Any], schema: pa.Schema) -> Iterator[pa.Table]:
-    for file in record["files"]:
-        if file["path"].startswith("rejects/"):
-            for batch in output.read_batches(file):
+def _read_rejects(output: Output, files: Iterable[RowFile], schema: pa.Schema) -> Iterator[pa.Table]:
+    for file in files:
+        if file.kind == "rejects":
+            for batch in read_rows(output, file):
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None).cast(schema)

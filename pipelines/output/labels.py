@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipelines.output.fingerprint import read_columns
 from pipelines.output.output import LABELS, Output
+from pipelines.output.schema import OutputFormat
 from siglip.checkpoint import PinnedModel
 from siglip.config import ModelConfig
 from siglip.heads import LinearHead, build_head
@@ -43,6 +46,17 @@ class LabelTable:
     weights: str
     family: str
     scale: Scale
+
+
+def make_format(fingerprint: Mapping[str, Any], table: LabelTable) -> OutputFormat:
+    """Return the schema of the data and reject files of an output with this fingerprint and label table."""
+    return OutputFormat(
+        int(table.head.vectors.shape[1]),
+        fingerprint["embedding_dtype"],
+        bool(fingerprint["thumbnails"]),
+        read_columns(dict(fingerprint)),
+        bands=table.labels.has_bands(),
+    )
 
 
 def make_label_table(labels: LabelSet, texts: Floats, scale: Scale, model: PinnedModel) -> LabelTable:

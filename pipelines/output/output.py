@@ -9,7 +9,9 @@ Its files:
     data/<shard>-<id>.parquet      tagged rows of a committed shard
     rejects/<shard>-<id>.parquet   rejected rows of a committed shard
     commits/<shard>.json           the commit record: it makes a shard committed, and names its files
-    manifest.json                  totals and files, as of the last run that finished
+    ledger/000000.parquet          the committed shards with their files, many in one file
+    runs/<id>.json                 the segments that a run works on, until it ends
+    manifest.json                  totals, and the number of ledgers, as of the last run that finished
 
 A shard whose rejected rows were retried has a commit record for each generation: `commits/<shard>.1.json` and so on.
 The record of the highest generation is the valid one. It also names the files that earlier generations left valid.
@@ -19,38 +21,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.inputs.rows import fold_suffixes
 from storage.files import StoreFile
-from storage.schemes import open_store
+from storage.schemes import is_remote, open_store
 from storage.store import Entry, Store, StoreError, StoreOptions, join
 
 FINGERPRINT = "fingerprint.json"
 LABELS = "labels.parquet"
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 """Version of the keys of `manifest.json`."""
 
 _THREADS = 16
 """Commit records that are fetched at the same time."""
-_TOP_LABELS = 100
-"""Labels that the manifest counts."""
+_PREFIXES = 16
+"""The most segments whose files are listed one by one. The files of more are found in a listing of the folder."""
 
 
 _SHARD = re.compile(r"(?P<shard>\d{6}-\d{6})(\.(?P<generation>\d+))?")
 _FILE = re.compile(rf"\.?{_SHARD.pattern}-[0-9a-f]{{12}}\.parquet(\.[0-9a-f]{{32}}\.tmp)?")
 _OWN_NAMES = (
-    (re.compile(rf"(.*)/(?:labels\.parquet|plan/\d{{6}}\.parquet|(?:data|rejects)/{_FILE.pattern})"), FINGERPRINT),
+    (
+        re.compile(rf"(.*)/(?:labels\.parquet|(?:plan|ledger)/\d{{6}}\.parquet|(?:data|rejects)/{_FILE.pattern})"),
+        FINGERPRINT,
+    ),
     (re.compile(r"(.*)/sample\.parquet"), "sample.json"),
 )
 """Names of the Parquet files of outputs and of samples, each with a file that lies in the folder of the first group."""
@@ -99,14 +103,19 @@ class Output:
             raise StoreError(f"{uri} is not a JSON object")
         return value
 
-    def read_batches(self, file: Mapping[str, Any], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a data or reject file, given by its entry in a commit record.
+    @contextmanager
+    def open_rows(self, path: str, size: int) -> Iterator[pq.ParquetFile]:
+        """Open a data or reject file of `size` bytes.
 
-        `columns` are all columns by default. Memory holds at most 65,536 rows of them, so this is for columns with
-        small values. Raises `StoreError`, also if the file cannot be read as Parquet.
+        Raises `StoreError`, also if the file cannot be opened or read as Parquet.
         """
-        with open_row_file(self.store, self.uri_of(file["path"]), file["bytes"]) as parquet:
-            yield from parquet.iter_batches(columns=columns)
+        uri = self.uri_of(path)
+        # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
+        try:
+            with StoreFile(self.store, Entry(uri, size, "")) as raw, pq.ParquetFile(raw) as parquet:
+                yield parquet
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{uri} cannot be read: {error}") from error
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file at this path."""
@@ -131,14 +140,22 @@ class Output:
             for entry in self.store.list(self.uri_of(kind)):
                 yield self.path_of(entry.uri)
 
-    def commits(self) -> dict[str, int]:
-        """Return the committed shards, each with its highest generation."""
-        found: dict[str, int] = {}
-        for entry in self.store.list(self.uri_of("commits")):
-            if parsed := parse_commit_path(entry.uri):
-                shard, generation = parsed
-                found[shard] = max(generation, found.get(shard, 0))
-        return found
+    def list_commits(self, segments: Collection[int]) -> Iterator[tuple[str, int]]:
+        """Yield the committed shards of some segments with their generations, one for each record."""
+        for name in self.list_names("commits", segments):
+            if parsed := parse_commit_path(name):
+                yield parsed
+
+    def list_names(self, folder: str, segments: Collection[int]) -> Iterator[str]:
+        """Yield the names of the files in `commits`, `data` or `rejects` that belong to shards of some segments."""
+        # A disk reads the whole folder each time.
+        if len(segments) <= (_PREFIXES if is_remote(self.uri) else 1):
+            for segment in sorted(segments):
+                yield from self.store.names(self.uri_of(folder), f"{segment:06d}-")
+            return
+        for name in self.store.names(self.uri_of(folder)):
+            if name[:6].isdigit() and int(name[:6]) in segments:
+                yield name
 
     def read_commit(self, shard: str, generation: int = 0) -> dict[str, Any]:
         """Read a commit record. Raises `NotFound`, or `StoreError` if the record is damaged or another shard's."""
@@ -156,85 +173,28 @@ class Output:
             raise StoreError(f"{self.uri_of(path)} is damaged: it is no commit record of shard {shard}")
         return record
 
-    def read_commits(self, commits: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    def read_commits(self, commits: Iterable[tuple[str, int]]) -> Iterator[dict[str, Any]]:
         """Yield the commit records of shards at given generations, in order. A few are fetched ahead."""
-        shards = list(commits)
+        pairs = iter(commits)
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(shards), 4 * _THREADS):
-                group = shards[start : start + 4 * _THREADS]
-                yield from pool.map(lambda shard: self.read_commit(shard, commits[shard]), group)
-
-    def finish(
-        self,
-        fingerprint: dict[str, Any],
-        planned: Iterable[str],
-        run: dict[str, Any],
-        waiting: list[dict[str, Any]],
-    ) -> dict[str, Any]:
-        """Add up the commit records of the planned shards, delete leftover files, write `manifest.json` and return it.
-
-        Leftover files are those of a committed shard that its commit record does not name, of this or an earlier
-        generation. No later commit can name them, because each generation is committed once. All other files may
-        belong to a run in progress and are kept.
-
-        `run` is the report of this run, `waiting` the shards and inputs that could not be read now. Raises `StoreError`
-        when a commit record is damaged; then nothing is deleted.
-        """
-        shards = list(planned)
-        found = self.commits()
-        commits = {shard: found[shard] for shard in shards if shard in found}
-        totals: Counter[str] = Counter(rows_in=0, rows_tagged=0, rows_rejected=0)
-        reasons: Counter[str] = Counter()
-        labels: Counter[str] = Counter()
-        skipped: Counter[str] = Counter()
-        files: list[dict[str, Any]] = []
-        for record in self.read_commits(commits):
-            for name in totals:
-                totals[name] += record[name]
-            reasons.update(record["reasons"])
-            labels.update(record["labels"])
-            skipped.update(record.get("skipped", {}))
-            files += record["files"]
-        named = {file["path"] for file in files}
-        for path in self.files():
-            owner = owner_of(path)
-            if path not in named and owner is not None and owner[1] <= commits.get(owner[0], -1):
-                self.delete(path)
-        manifest = {
-            "schema_version": MANIFEST_VERSION,
-            "fingerprint": fingerprint,
-            "planned_shards": len(shards),
-            "shards": len(commits),
-            "generations": sum(commits.values()),
-            **totals,
-            "reasons": dict(reasons.most_common()),
-            "skipped_members": fold_suffixes(skipped),
-            "top_labels": dict(labels.most_common(_TOP_LABELS)),
-            "waiting": waiting,
-            "run": run,
-            "files": files,
-        }
-        self.store.put(self.uri_of(MANIFEST), json.dumps(manifest, ensure_ascii=False, indent=1).encode())
-        return manifest
-
-
-@contextmanager
-def open_row_file(store: Store, uri: str, size: int) -> Iterator[pq.ParquetFile]:
-    """Open a data or reject file, whose size is that of its entry in a commit record.
-
-    Raises `StoreError`, also if the file cannot be opened or read as Parquet.
-    """
-    # No ETag, only the size: file names are never reused, and the files of a copied output have other ETags.
-    try:
-        with StoreFile(store, Entry(uri, size, "")) as raw, pq.ParquetFile(raw) as parquet:
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{uri} cannot be read: {error}") from error
+            while group := list(islice(pairs, 4 * _THREADS)):
+                yield from pool.map(lambda pair: self.read_commit(*pair), group)
 
 
 def shard_name(shard: str, generation: int = 0) -> str:
     """Return the name of one generation of a shard, as file names, blocks and receipts have it."""
     return shard if generation == 0 else f"{shard}.{generation}"
+
+
+def shard_id(segment: int, number: int) -> str:
+    """Return the name of a shard from the number of its segment and its number in the segment."""
+    return f"{segment:06d}-{number:06d}"
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """Return the numbers of a shard's segment and of the shard in it."""
+    segment, _, number = shard.partition("-")
+    return int(segment), int(number)
 
 
 def commit_path(shard: str, generation: int = 0) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
-from pipelines.config import JobConfig, absolute
+from pipelines.config import JobConfig
 from pipelines.inputs import images, lists
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import ARCHIVES, archive_of
-from pipelines.inputs.rows import ROW_VERSION, Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
+from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
 from pipelines.output.output import find_marker
+from pipelines.planning.known import CHANGED, KNOWN, KnownInputs
 from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
@@ -27,6 +29,10 @@ _TARS_SAMPLED = 16
 """Tars of a folder that are inspected before the others' images are estimated from their size."""
 _QUEUE = 10_000
 """The most inputs that wait for an earlier archive's inspection, so that inputs stay in order."""
+_BATCH = 4096
+"""Listed objects, or rows of a list, that are compared with the plan at once."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,71 +67,33 @@ class PlanReport:
     columns: ReadColumns = field(default_factory=ReadColumns)
 
 
-class KnownInputs:
-    """The planned inputs, in a SQLite file: as Python objects, ten million of them would need gigabytes of memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path)
-        # The file is deleted after one planning, so nothing in it needs to survive a crash.
-        self._database.execute("pragma journal_mode = off")
-        self._database.execute("pragma synchronous = off")
-        self._database.execute(
-            "create table known (uri text, version text, planned integer, seen integer, primary key (uri, version)) "
-            "without rowid"
-        )
-
-    def add(self, rows: Iterator[tuple[str, str]]) -> None:
-        """Add pairs of a URI and its version (`Input.version`)."""
-        add = "insert into known values (?, ?, 1, 0) on conflict do update set planned = planned + 1"
-        self._database.executemany(add, ((_normalize(uri), version) for uri, version in rows))
-
-    def meet(self, uri: str, version: str) -> bool:
-        """Tell whether a list's row that is met now was planned before: as many equal rows as were met until now.
-
-        A row without other columns says no more than the object itself, so one such row is known if the object is.
-        """
-        meet = "insert into known values (?, ?, 0, 1) on conflict do update set seen = seen + 1 returning planned, seen"
-        uri = _normalize(uri)
-        planned, seen = self._database.execute(meet, (uri, version)).fetchone()
-        if seen > planned and not version:
-            objects = "select 1 from known where uri = ? and version <> '' and version not like ? limit 1"
-            planned += self._database.execute(objects, (uri, f"{ROW_VERSION}%")).fetchone() is not None
-        return bool(seen <= planned)
-
-    def versions(self, uri: str) -> list[str]:
-        """Return the planned versions of a URI."""
-        found = self._database.execute("select version from known where uri = ?", (_normalize(uri),))
-        return [row[0] for row in found]
-
-    def holds(self, uri: str) -> bool:
-        """Tell whether this URI, or an object below it, is planned. For a list, which no row names: any object."""
-        below = ("", "\U0010ffff") if lists.recognizes(uri.lower()) else (f"{uri}/", f"{uri}0")  # "0" comes after "/"
-        query = "select 1 from known where planned > 0 and (uri = ? or (uri > ? and uri < ?)) limit 1"
-        return bool(self._database.execute(query, (uri, *below)).fetchone())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
-
-
 class InputLister:
     """Lists the inputs that are not planned yet.
 
-    `known` are the planned inputs. Listing adds to `known`, to `report`, and the types of passed-through columns to
-    `columns`.
+    `known` are the planned inputs, and `holds` tells whether a URI, or an object below it, is planned. Listing adds to
+    `report`, and the types of passed-through columns to `columns`.
     """
 
     def __init__(
-        self, config: JobConfig, options: StoreOptions, known: KnownInputs, columns: PassedColumns, report: PlanReport
+        self,
+        config: JobConfig,
+        options: StoreOptions,
+        known: KnownInputs,
+        holds: Callable[[str], bool],
+        columns: PassedColumns,
+        report: PlanReport,
     ) -> None:
         self._config = config
         self._options = options
-        self._known = known
+        self._known, self._holds = known, holds
         self._columns = columns
         self._report = report
         self._changed: set[str] = set()
         self._roots = [root.rstrip("/") + "/" for root in config.input]
         self._markers: dict[str, bool] = {}
+        # An object is met twice only if one configured input is below another.
+        nested = any(one != other and one.startswith(other) for one in self._roots for other in self._roots)
+        self._met: set[int] | None = set() if nested or len(set(self._roots)) < len(self._roots) else None
 
     def list_new(self) -> Iterator[Input]:
         """Yield the new inputs in listing order, archives split into parts.
@@ -179,89 +147,104 @@ class InputLister:
         yield from found.parts
 
     def _list_unknown(self) -> Iterator[Input]:
-        for planned in self._list_inputs():
-            version = planned.version
-            if planned.kind == "uri":
-                if self._known.meet(planned.uri, version):
-                    self._report.known += 1
-                else:
+        expanded = set[str]()
+        for entry in self._list_objects():
+            if not (lists.recognizes(entry.uri.lower()) and entry.uri in self._config.input):
+                planned = self._classify(entry)
+                if planned is not None:
                     yield planned
-                continue
-            versions = self._known.versions(planned.uri)
-            objects = [one for one in versions if one and not one.startswith(ROW_VERSION)]
-            # A row of a list has no version of its object, so an image that only a list has named cannot be compared.
-            if version in objects or (versions and not objects):
-                self._report.known += 1
-                continue
-            if versions and self._config.on_changed == "error":
-                self._report.known += 1
-                detail = (
-                    f"{planned.uri} changed since it was planned: give it a new name, or set on_changed: retag to tag "
-                    "it once more"
-                )
-                self._report.waiting.append(Waiting(planned.uri, "changed", detail, planned.rows))
-                continue
-            if versions:
-                self._changed.add(planned.uri)
-            self._known.add(iter([(planned.uri, version)]))
-            yield planned
+            elif entry.uri not in expanded:
+                expanded.add(entry.uri)
+                yield from self._expand(entry)
 
-    def _list_inputs(self) -> Iterator[Input]:
-        """Yield every object that is an input by its name, and the images that lists name. Counts all others."""
-        configured, expanded = set(self._config.input), set[str]()
+    def _list_objects(self) -> Iterator[Entry]:
+        """Yield the listed objects that are not planned. Of a changed one, report it, or yield it too."""
+        for entries in self._list_entries():
+            for group in _batch(entries):
+                for entry, status in zip(group, self._known.find(group).tolist(), strict=True):
+                    if self._met is not None:
+                        identity = hash((entry.uri, entry.etag))
+                        if identity in self._met:
+                            continue
+                        self._met.add(identity)
+                    if status == KNOWN:
+                        self._report.known += 1
+                    elif status != CHANGED or self._classify(entry) is None:
+                        yield entry
+                    elif self._config.on_changed == "retag":
+                        self._changed.add(entry.uri)
+                        yield entry
+                    else:
+                        self._report.known += 1
+                        detail = (
+                            f"{entry.uri} changed since it was planned: give it a new name, or set on_changed: retag "
+                            "to tag it once more"
+                        )
+                        self._report.waiting.append(Waiting(entry.uri, "changed", detail, 1))
+
+    def _expand(self, entry: Entry) -> Iterator[Input]:
+        """Yield the rows of a list that are not planned."""
+        rows = lists.expand(entry, self._config.lists.column, self._options, self._report.skipped, self._report.columns)
+        for group in _batch(rows):
+            known = self._known.meet(group).tolist()
+            self._report.known += sum(known)
+            yield from (row for row, is_known in zip(group, known, strict=True) if not is_known)
+
+    def _classify(self, entry: Entry) -> Input | None:
+        """Return the input that an object is by its name, or None. Counts what is no input."""
         skipped = self._report.skipped
-        for entry in self._list_entries():
-            key = next(self._relative_paths(entry.uri), None) or entry.uri.rpartition("/")[2]
-            name = entry.uri.lower().rpartition("/")[2]
-            if entry.uri not in configured and self._is_hidden(entry.uri):
-                skipped.add(entry.uri, "hidden files")
-            elif (output := self._find_output(entry.uri)) is not None:
-                if output != self._config.output:  # its own files are there at each run, and no news
-                    skipped.add(entry.uri, "files of outputs and samples of Sightline")
-            elif entry.size < 0:
-                skipped.add(entry.uri, "broken links and special files")
-            elif not _is_utf8(entry.uri):
-                skipped.add(entry.uri, "names that are not UTF-8")
-            elif lists.recognizes(name) and entry.uri in configured:
-                if entry.uri not in expanded:
-                    expanded.add(entry.uri)
-                    column = self._config.lists.column
-                    yield from lists.expand(entry, column, self._options, skipped, self._report.columns)
-            elif (archive := archive_of(name)) is not None:
-                yield _plan_input(archive.KIND, entry, key)
-            elif images.recognizes(name):
-                yield _plan_input("image", entry, key)
-            elif entry.uri in configured:
-                known = f"image, tar, Parquet file or list ({', '.join(lists.SUFFIXES)})"
-                raise ConfigError(f"input: {show(entry.uri)} is no {known}, by the suffix of its name")
-            else:
-                skipped.add_suffix(entry.uri)
+        key = next(self._relative_paths(entry.uri), None) or entry.uri.rpartition("/")[2]
+        name = entry.uri.lower().rpartition("/")[2]
+        configured = entry.uri in self._config.input
+        if not configured and self._is_hidden(entry.uri):
+            skipped.add(entry.uri, "hidden files")
+        elif (output := self._find_output(entry.uri)) is not None:
+            if output != self._config.output:  # its own files are there at each run, and no news
+                skipped.add(entry.uri, "files of outputs and samples of Sightline")
+        elif entry.size < 0:
+            skipped.add(entry.uri, "broken links and special files")
+        elif not _is_utf8(entry.uri):
+            skipped.add(entry.uri, "names that are not UTF-8")
+        elif (archive := archive_of(name)) is not None:
+            return _plan_input(archive.KIND, entry, key)
+        elif images.recognizes(name):
+            return _plan_input("image", entry, key)
+        elif configured:
+            known = f"image, tar, Parquet file or list ({', '.join(lists.SUFFIXES)})"
+            raise ConfigError(f"input: {show(entry.uri)} is no {known}, by the suffix of its name")
+        else:
+            skipped.add_suffix(entry.uri)
+        return None
 
-    def _list_entries(self) -> Iterator[Entry]:
-        """Yield every object under the configured inputs. Raises `ConfigError`."""
+    def _list_entries(self) -> Iterator[Iterable[Entry]]:
+        """Yield the objects of each configured input. Raises `ConfigError`."""
         # Lists come first: an image that a list names too is not planned once more for the folder that it is in.
         for uri in sorted(self._config.input, key=lambda uri: not lists.recognizes(uri.lower())):
             store = open_store(uri, self._options)
             single = store.stat(uri)
             if single is not None:
-                yield single
+                yield [single]
                 continue
-            empty = True
             seen = len(self._report.waiting), self._report.skipped.counts.total()
-            for entry in store.list(uri, self._note_unreadable):
-                empty = False
-                yield entry
-            if not empty or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
+            listed = iter(store.list(uri, self._note_unreadable))
+            first = list(islice(listed, 1))
+            if first:
+                yield chain(first, listed)
+            if first or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
                 continue
             there = not lists.recognizes(uri.lower()) if is_remote(uri) else Path(uri).is_dir()
-            if not there and not self._known.holds(uri):
+            if not there and not self._was_planned(uri):
                 raise ConfigError(f"input: {uri} does not exist")
             # If something was there at an earlier run, a mount may be missing, which leaves an empty folder.
-            if self._config.on_missing == "wait" and not (there and is_remote(uri)) and self._known.holds(uri):
+            if self._config.on_missing == "wait" and not (there and is_remote(uri)) and self._was_planned(uri):
                 what = "is empty now" if there else "does not exist now"
                 self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} {what}", 0))
             else:
                 self._report.skipped.add(uri, f"inputs {'with nothing under them' if there else 'that do not exist'}")
+
+    def _was_planned(self, uri: str) -> bool:
+        """Tell whether this URI, or an object below it, is planned. For a list, which no row names: any object."""
+        return bool(self._known) and (lists.recognizes(uri.lower()) or self._holds(uri))
 
     def _note_unreadable(self, path: str, error: StoreError) -> None:
         """Count a path that cannot be looked at. Inputs may be below a closed folder, so the run has to say so."""
@@ -330,14 +313,11 @@ def _plan_input(kind: Kind, entry: Entry, key: str) -> Input:
     return Input(kind, entry.uri, key, entry.size, entry.etag)
 
 
-def _normalize(uri: str) -> str:
-    """Return a local path without `file://`, `.` and `..`, as `find .` writes them into lists. Others are unchanged.
-
-    Names in an object store are literal. Only comparisons use the result; a plan has the URI as the list has it.
-    """
-    if ("/." not in uri and "//" not in uri) or not uri.removeprefix("file://").strip():
-        return uri
-    return absolute(uri)
+def _batch(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield the items in lists of up to `_BATCH`."""
+    iterator = iter(items)
+    while group := list(islice(iterator, _BATCH)):
+        yield group
 
 
 def _is_utf8(name: str) -> bool:

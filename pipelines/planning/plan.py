@@ -1,33 +1,41 @@
 """The plan: inputs packed into shards. It is written before any work, and later runs only append to it.
 
-Each run that finds new inputs appends plan files (`plan/000000.parquet` and so on) with one row group for each shard. A
-reader fetches only the row group of its shard, and no process holds the whole plan in memory. The number of shards in a
-plan file is bounded, because a reader of one row group must read the file's footer, which describes all of them.
+Each run that finds new inputs appends plan files (*segments*): `plan/000000.parquet` and so on. A shard is a number of
+rows in a row: the column `shard` has its name. Row groups end where a shard ends and have at least `GROUP_INPUTS`
+inputs, so that a reader fetches little more than its shard, and a million shards need few row groups.
+
+A segment is published when it is full, while the listing goes on. A run that is killed while it lists has lost at most
+the inputs of one segment, and the next run goes on behind them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import io
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input
 from pipelines.output.output import Output, shard_name
-from pipelines.planning.listing import InputLister, KnownInputs, PlanReport
-from storage.files import StoreFile
+from pipelines.planning.known import PLAN_COLUMNS, KnownInputs
+from pipelines.planning.listing import InputLister, PlanReport
+from storage.files import StoreFile, read_ahead
 from storage.settings import ConfigError
-from storage.store import Entry, Store
 
-SEGMENT_SHARDS, SEGMENT_INPUTS, SEGMENT_BYTES = 256, 500_000, 64 * 2**20
-"""The most shards, inputs and bytes in a plan file, besides its last shard. A full one has a footer of about 0.3 MB and
-a content of about 30 MB. The metadata of images from lists is in it too."""
+SEGMENT_SHARDS, SEGMENT_INPUTS, SEGMENT_BYTES = 10_000, 500_000, 64 * 2**20
+"""The most shards, inputs and bytes in a segment, besides its last shard. The metadata of images from lists counts."""
+GROUP_INPUTS = 4096
+"""The fewest inputs in a row group, besides the last one."""
 SHARD_METADATA = 64 << 20
 """A shard whose inputs have more characters of metadata gets no further input: a list's rows may have long texts."""
 
@@ -41,20 +49,23 @@ _SCHEMA = pa.schema(
         ("etag", pa.string()),
         ("start", pa.int32()),
         ("stop", pa.int32()),
-        ("rows", pa.int64()),
+        ("images", pa.int64()),
         ("metadata", pa.string()),
         ("column", pa.string()),
     ]
 )
+_OLD_IMAGES = "rows"
+"""The name of the column `images` in plans of versions that had a row group for each shard. Those versions cannot read
+a plan of this version: the other name makes them fail, where they would take a row group for a shard."""
 
 
 @dataclass(frozen=True)
 class ShardRef:
-    """A shard to process: the row group `group` of the plan file `segment` holds its inputs.
+    """A shard to process: its inputs are in the row group `group` of the plan file `segment`.
 
-    The driver holds nothing else of a shard. `rows` is the expected number of images, an estimate if tars are among the
-    inputs. `generation` is the generation that the commit will have: 0 at first, and one more each time that rejected
-    rows are retried.
+    `rows` is the expected number of images, an estimate if tars are among the inputs. `generation` is the generation
+    that the commit will have: 0 at first, and one more each time that rejected rows are retried. For a generation
+    above 0, `files` are the shard's files before, as `pipelines.output.ledger.dump_files` writes them.
     """
 
     shard: str
@@ -62,6 +73,7 @@ class ShardRef:
     group: int
     rows: int
     generation: int = 0
+    files: str = ""
 
     @property
     def name(self) -> str:
@@ -69,103 +81,168 @@ class ShardRef:
         return shard_name(self.shard, self.generation)
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A plan file: its number and URI, and for each of its S shards the expected `images` and the row `group`."""
+
+    number: int
+    uri: str
+    images: NDArray[np.int64]
+    group: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def ref(self, index: int) -> ShardRef:
+        """The reference of the segment's shard with this index."""
+        return ShardRef(f"{self.number:06d}-{index:06d}", self.uri, int(self.group[index]), int(self.images[index]))
+
+
 @dataclass
-class Draft:
-    """Plan files in a local folder, not yet part of the output. `first` is the number of the first file."""
+class Plan:
+    """The plan of an output: its segments, by number. `known` are the planned inputs.
 
-    report: PlanReport
-    columns: PassedColumns
-    first: int
-    files: list[Path]
-
-
-def draft_plan(config: JobConfig, output: Output, columns: PassedColumns, folder: Path) -> Draft:
-    """List the inputs, and pack those that are not planned into new shards. Writes only local files, in `folder`.
-
-    Adds the passed-through columns of new inputs to `columns`. Raises `ConfigError` when the configuration does not fit
-    an input, or when there is no input at all.
+    `columns` are the image columns of the planned Parquet files.
     """
-    report = PlanReport()
-    segments = output.segments()
-    known = KnownInputs(folder / "known.sqlite")
-    try:
-        columns_planned: set[str] = set()
-        for segment in segments:
-            known.add(_read_versions(output.store, segment, columns_planned))
-        wanted = config.parquet.image_column
-        if wanted is not None and (others := columns_planned - {wanted}):
-            report.notes.append(
-                f"Parquet files of earlier runs are read from column {', '.join(sorted(others))} as planned, new ones "
-                f"from {wanted} (parquet.image_column): give a new output to read all from {wanted}"
-            )
-        inputs = InputLister(config, output.options, known, columns, report).list_new()
-        draft = Draft(report, columns, len(segments), [])
-        draft.files += _write_segments(config, folder, len(segments), inputs, report)
-    finally:
-        known.close()
-    if not (report.inputs or report.known or report.waiting or segments):
-        counts = ", ".join(f"{count} {why}" for why, count in report.skipped.counts.most_common(4))
-        skipped = f" ({counts} skipped)" if counts else ""
-        raise ConfigError(f"input: no image, tar or Parquet file under {', '.join(config.input)}{skipped}")
-    return draft
+
+    output: Output
+    segments: list[Segment] = field(default_factory=list)
+    known: KnownInputs = field(default_factory=KnownInputs)
+    columns: set[str] = field(default_factory=set)
+
+    @property
+    def shards(self) -> int:
+        """The number of planned shards."""
+        return sum(map(len, self.segments))
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next segment."""
+        return self.segments[-1].number + 1 if self.segments else 0
+
+    def holds(self, uri: str) -> bool:
+        """Tell whether this URI, or an object below it, is planned. Reads the plan until it finds one."""
+        for _, data in read_ahead(self.output.store, self.output.segments()):
+            uris = pq.read_table(pa.BufferReader(data), columns=["uri"])["uri"]
+            if pc.any(pc.or_(pc.equal(uris, uri), pc.starts_with(uris, f"{uri}/"))).as_py():
+                return True
+        return False
 
 
-def publish_plan(draft: Draft, output: Output) -> bool:
-    """Append a draft to the output's plan. Return False if another run has appended to the plan since the draft.
-
-    That run may have planned the same inputs, so the caller must make a new draft. Files of this draft that were
-    appended before stay in the plan, and the new draft takes them into account.
-    """
-    for number, path in enumerate(draft.files, draft.first):
-        if not output.put_if_absent(f"plan/{number:06d}.parquet", path.read_bytes()):
-            return False
-    return True
+def read_plan(output: Output) -> Plan:
+    """Read an output's plan: the numbers of each shard, and hashes of all inputs. Files are read a few at a time."""
+    plan = Plan(output)
+    for entry, data in read_ahead(output.store, output.segments()):
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            number = int(entry.uri.rpartition("/")[2].removesuffix(".parquet"))
+            plan.segments.append(_read_segment(number, entry.uri, file))
+            plan.known.add(file.read(columns=list(PLAN_COLUMNS)))
+            # Plans of earlier versions have no image column; a column that a file does not have is not read.
+            columns = file.read(columns=["column"])
+            if columns.num_columns:
+                plan.columns.update(pc.unique(columns["column"]).drop_null().to_pylist())
+    return plan
 
 
 def list_shards(output: Output) -> Iterator[ShardRef]:
     """Yield all planned shards, in order."""
-    for segment in output.segments():
-        with StoreFile(output.store, segment) as raw, pq.ParquetFile(raw) as file:
-            groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            rows = file.read(columns=["rows"])["rows"].combine_chunks()
-        number, start = segment.uri.rpartition("/")[2].removesuffix(".parquet"), 0
-        for group, count in enumerate(groups):
-            yield ShardRef(f"{number}-{group:06d}", segment.uri, group, pc.sum(rows.slice(start, count)).as_py() or 0)
-            start += count
+    for segment in read_plan(output).segments:
+        for index in range(len(segment)):
+            yield segment.ref(index)
 
 
-def read_shard_inputs(store: Store, ref: ShardRef) -> Iterator[Input]:
+def read_shard_inputs(output: Output, ref: ShardRef) -> Iterator[Input]:
     """Yield the inputs of a shard. Raises `ConfigError` if the plan file is missing."""
-    segment = store.stat(ref.segment)
-    if segment is None:
+    entry = output.store.stat(ref.segment)
+    if entry is None:
         raise ConfigError(f"{ref.segment} is gone: the plan is part of the output and must stay with it")
-    with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
+    with StoreFile(output.store, entry) as raw, pq.ParquetFile(raw) as file:
         for batch in file.iter_batches(1024, row_groups=[ref.group]):
-            for record in batch.drop_columns(["shard"]).to_pylist():
-                yield Input(**record)
+            rows = batch.filter(pc.equal(batch["shard"], ref.shard))
+            for record in rows.drop_columns(["shard"]).to_pylist():
+                images = record.pop("images" if "images" in record else _OLD_IMAGES)
+                yield Input(**record, rows=images)
 
 
-def _read_versions(store: Store, segment: Entry, columns: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the URI and version of each input in a plan file. Adds the image columns of Parquet files to `columns`."""
-    with StoreFile(store, segment) as raw, pq.ParquetFile(raw) as file:
-        # Plans of earlier versions have no image column; a column that a file does not have is not read.
-        for batch in file.iter_batches(4096, columns=["kind", "uri", "size", "etag", "metadata", "column"]):
-            for record in batch.to_pylist():
-                planned = Input(key="", **record)
-                if planned.column is not None:
-                    columns.add(planned.column)
-                yield planned.uri, planned.version
+def append_inputs(
+    config: JobConfig, output: Output, plan: Plan, columns: PassedColumns, claim: Callable[[], object] | None
+) -> PlanReport | None:
+    """List the inputs, and append those that are not planned to the plan, as new shards.
+
+    Adds the passed-through columns of new inputs to `columns`, and the new segments to `plan`. Calls `claim` before
+    anything is written. If it is None, nothing is written, and the report says what would be. Returns None if another
+    run has appended to the plan meanwhile: it may have planned the same inputs, so the caller must read the plan again.
+    What was appended until then stays in the plan.
+
+    Raises `ConfigError` when the configuration does not fit an input, or when there is no input at all.
+    """
+    report = PlanReport()
+    wanted = config.parquet.image_column
+    if wanted is not None and (others := plan.columns - {wanted}):
+        report.notes.append(
+            f"Parquet files of earlier runs are read from column {', '.join(sorted(others))} as planned, new ones "
+            f"from {wanted} (parquet.image_column): give a new output to read all from {wanted}"
+        )
+    planned_before = bool(plan.segments)
+    # The types of passed-through columns are part of the claim. They are known when all inputs are listed.
+    early = columns.fixed is not None or not columns.wanted
+    with ExitStack() as stack:
+        waiting: list[tuple[int, Any]] = []
+        inputs = InputLister(config, output.options, plan.known, plan.holds, columns, report).list_new()
+        for number, data in _write_segments(config, plan.next_number, inputs, report):
+            if claim is None:
+                continue
+            if early:
+                claim()
+                if not _publish(output, plan, number, data):
+                    return None
+            else:
+                file = stack.enter_context(tempfile.TemporaryFile())
+                file.write(data)
+                waiting.append((number, file))
+        if not (report.inputs or report.known or report.waiting or planned_before):
+            counts = ", ".join(f"{count} {why}" for why, count in report.skipped.counts.most_common(4))
+            skipped = f" ({counts} skipped)" if counts else ""
+            raise ConfigError(f"input: no image, tar or Parquet file under {', '.join(config.input)}{skipped}")
+        if claim is not None and waiting:
+            claim()
+        for number, file in waiting:
+            file.seek(0)
+            if not _publish(output, plan, number, file.read()):
+                return None
+    return report
+
+
+def _publish(output: Output, plan: Plan, number: int, data: bytes) -> bool:
+    path = f"plan/{number:06d}.parquet"
+    if not output.put_if_absent(path, data):
+        return False
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        plan.segments.append(_read_segment(number, output.uri_of(path), file))
+    return True
+
+
+def _read_segment(number: int, uri: str, file: pq.ParquetFile) -> Segment:
+    images = "images" if "images" in file.schema_arrow.names else _OLD_IMAGES
+    table = file.read(columns=["shard", images]).combine_chunks()
+    if not table.num_rows:
+        return Segment(number, uri, np.zeros(0, np.int64), np.zeros(0, np.int32))
+    shard, counts = table["shard"], table[images].to_numpy()
+    starts = np.flatnonzero(np.r_[True, pc.not_equal(shard[1:], shard[:-1]).to_numpy()])
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    group = np.searchsorted(ends, starts, side="right").astype(np.int32)
+    return Segment(number, uri, np.add.reduceat(counts, starts).astype(np.int64), group)
 
 
 def _write_segments(
-    config: JobConfig, folder: Path, first: int, inputs: Iterable[Input], report: PlanReport
-) -> Iterator[Path]:
-    """Pack inputs into shards of about `rows_per_shard` rows, and shards into plan files. Adds to `report`.
+    config: JobConfig, first: int, inputs: Iterable[Input], report: PlanReport
+) -> Iterator[tuple[int, bytes]]:
+    """Pack inputs into shards of about `rows_per_shard` rows, and shards into segments. Adds to `report`.
 
-    All parts of one input are in one plan file: a run that is killed between two files would lose the later parts,
-    because the next run takes the input for planned. Rows of a list are counted, so they may be in several files.
+    All parts of one input are in one segment: a run that is killed between two segments would lose the later parts,
+    because the next run takes the input for planned. Rows of a list are counted, so they may be in several segments.
     """
-    segment = Segment(folder, first)
+    segment = SegmentWriter(first)
     pending: list[Input] = []
     rows, held, last = 0, 0, ""
     for planned in inputs:
@@ -175,8 +252,8 @@ def _write_segments(
             report.shards += 1
             pending, rows, held = [], 0, 0
             if segment.is_full() and (planned.uri != last or planned.kind == "uri"):
-                yield segment.close()
-                segment = Segment(folder, segment.number + 1)
+                yield segment.number, segment.close()
+                segment = SegmentWriter(segment.number + 1)
         pending.append(planned)
         rows += planned.rows
         held += len(planned.metadata or "")
@@ -185,41 +262,48 @@ def _write_segments(
     if pending:
         segment.add(pending)
         report.shards += 1
-    path = segment.close()
+    data = segment.close()
     if segment.shards:
-        yield path
+        yield segment.number, data
 
 
-class Segment:
-    """A plan file that is being written to a local folder."""
+class SegmentWriter:
+    """Writes a plan file, in memory."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.shards = self._inputs = 0
-        self._path = folder / f"{number:06d}.parquet"
-        # No reader filters by value, so statistics would only make the footer longer.
-        self._writer = pq.ParquetWriter(self._path, _SCHEMA, compression="zstd", write_statistics=False)
+        self.shards = self._inputs = self._bytes = 0
+        self._buffer = io.BytesIO()
+        self._waiting: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        # Statistics of the shard let other readers skip row groups; those of other columns only make the footer longer.
+        self._writer = pq.ParquetWriter(self._buffer, _SCHEMA, compression="zstd", write_statistics=["shard"])
 
     def add(self, inputs: list[Input]) -> None:
-        """Write a shard as the next row group."""
-        columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        """Add the next shard."""
+        name = f"{self.number:06d}-{self.shards:06d}"
         for planned in inputs:
-            columns["shard"].append(f"{self.number:06d}-{self.shards:06d}")
-            for name, value in vars(planned).items():
-                columns[name].append(value)
-        self._writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(inputs))
+            values = vars(planned)
+            for column in _SCHEMA.names:
+                value = name if column == "shard" else values["rows" if column == "images" else column]
+                self._waiting[column].append(value)
+            self._bytes += len(planned.metadata or "")
         self.shards += 1
         self._inputs += len(inputs)
+        if len(self._waiting["shard"]) >= GROUP_INPUTS or self._bytes >= SHARD_METADATA:
+            self._write_group()
 
     def is_full(self) -> bool:
         """Tell whether the next shard belongs in a new file."""
-        return (
-            self.shards >= SEGMENT_SHARDS
-            or self._inputs >= SEGMENT_INPUTS
-            or self._path.stat().st_size >= SEGMENT_BYTES
-        )
+        return self.shards >= SEGMENT_SHARDS or self._inputs >= SEGMENT_INPUTS or self._buffer.tell() >= SEGMENT_BYTES
 
-    def close(self) -> Path:
-        """Finish the file and return its path."""
+    def close(self) -> bytes:
+        """Finish the file and return its content."""
+        if self._waiting["shard"]:
+            self._write_group()
         self._writer.close()
-        return self._path
+        return self._buffer.getvalue()
+
+    def _write_group(self) -> None:
+        rows = len(self._waiting["shard"])
+        self._writer.write_table(pa.table(self._waiting, schema=_SCHEMA), row_group_size=rows)
+        self._waiting, self._bytes = {name: [] for name in _SCHEMA.names}, 0

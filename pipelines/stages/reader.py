@@ -23,10 +23,10 @@ from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, wait_reason
 from pipelines.output.output import Output
 from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
-from pipelines.output.retry import find_retry, read_retried
 from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
 from pipelines.planning.plan import ShardRef, read_shard_inputs
 from pipelines.ray_internals import count_retries
+from pipelines.upkeep.retry import find_retry, read_retried
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder import DecoderRing
@@ -48,7 +48,8 @@ class ReaderConfig:
     `spec` and `mode` say how to resize and decode images, `thumbnail` is the longer side of thumbnails or None. A shard
     has `decoders` decoder processes, or one for each `rows_per_decoder` rows if that is more, up to the number of
     cores. So a large tar, which one task reads, is decoded by as many processes as its share of the job. `retry` are
-    the reasons of the rejected rows that a shard of a later generation retries; if empty, all rejected rows.
+    the reasons of the rejected rows that a shard of a later generation retries; if empty, all rejected rows. No shard
+    is begun after `deadline`, a Unix time.
     """
 
     output: Output
@@ -61,6 +62,7 @@ class ReaderConfig:
     retry: frozenset[str] = frozenset()
     decoders: int = 1
     rows_per_decoder: int = 2**31
+    deadline: float | None = None
 
     def count_decoders(self, rows: int) -> int:
         """Return the number of decoder processes for a shard of about `rows` rows on this machine."""
@@ -90,8 +92,16 @@ def prepare_reader(config: ReaderConfig) -> None:
 def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
     schema = config.format.block_schema()
     per_table = max(1, BLOCK_PIXEL_BYTES // (3 * config.spec.size**2))
+
+    def summary_line(summary: ShardSummary) -> dict[str, Any]:
+        return {"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()}
+
+    if config.deadline is not None and time.time() >= config.deadline:
+        summary = ShardSummary(wait="stopped", detail="the time that --for gives was over")
+        yield _Block(schema, 1, config.spec.size).flush(summary_line(summary))
+        return
     # Outside of the `try`: a plan or a commit record that cannot be read ends the run, and not only this shard.
-    inputs = list(read_shard_inputs(config.output.store, ref))
+    inputs = list(read_shard_inputs(config.output, ref))
     numbers: list[int] = []
     lost = 0
     skipped = Skipped()
@@ -103,9 +113,6 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
     else:
         rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
     block = _Block(schema, per_table, config.spec.size)
-
-    def summary_line(summary: ShardSummary) -> dict[str, Any]:
-        return {"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()}
 
     try:
         if count_retries() >= RETRIES:  # if this attempt died too, Ray would end the whole run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import JobConfig, load_config
+from pipelines.limit import NO_LIMIT, Limit
 from pipelines.planning.listing import Waiting
 from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
@@ -53,11 +55,25 @@ def tag(
         bool,
         typer.Option("--retry-rejects", help="Also retry rejected rows: all, or those of the REASONs given."),
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="IMAGES", min=1, help="Begin no further shard after about so many images."),
+    ] = None,
+    for_: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="Begin no further shard after this time: 90m, 6h or 2d."),
+    ] = None,
+    newest_first: Annotated[
+        bool, typer.Option("--newest-first", help="Do the shards first that were planned last.")
+    ] = False,
 ) -> None:
     """Tag and embed every image under the input that is not yet in the output.
 
     Run it again after a kill, a crash, or when there are new images: it does what is not yet committed, and nothing
     twice.
+
+    --limit and --for do a part of the work, for a backfill that goes on night by night. Exit code 0 then says that the
+    part is done; a line says what is left.
 
     Exit codes: 0 all shards are committed; 1 run it again: the run failed, or some inputs could not be read now and
     their shards wait; 2 nothing was done: change the usage, the config, the input or the credentials; 3 all shards are
@@ -68,17 +84,32 @@ def tag(
             raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
         if unknown := [reason for reason in reasons or [] if reason not in {**REASONS, **RENAMED}]:
             raise ConfigError(f"--retry-rejects {unknown[0]}: no such reason (known: {', '.join(REASONS)})")
-        overrides = dict(parse_override(text, JobConfig) for text in set_ or [])
-        if input:
-            overrides["input"] = input
-        if output:
-            overrides["output"] = output
-        job = load_config(config, overrides)
+        job = read_job(config, input, output, set_)
         old_names = [old for old, new in RENAMED.items() if new in (reasons or [])]
-        raise typer.Exit(run_and_summarize(job, [*(reasons or []), *old_names] if retry_rejects else None))
+        retry = [*(reasons or []), *old_names] if retry_rejects else None
+        part = Limit(limit, None if for_ is None else parse_time(for_), newest_first)
+        raise typer.Exit(run_and_summarize(job, retry, part))
 
 
-def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
+def read_job(config: Path, input: list[str] | None, output: str | None, settings: list[str] | None) -> JobConfig:
+    """Read a job's YAML file with the keys that options replace. Raises `ConfigError`."""
+    overrides = dict(parse_override(text, JobConfig) for text in settings or [])
+    if input:
+        overrides["input"] = input
+    if output:
+        overrides["output"] = output
+    return load_config(config, overrides)
+
+
+def parse_time(text: str) -> float:
+    """Parse a length of time such as `90m`, `6h` or `2d`, in seconds. Raises `ConfigError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if not found or not float(found[1]):
+        raise ConfigError(f"--for {text}: write a time such as 90m, 6h or 2d")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Limit = NO_LIMIT) -> int:
     """Run a job, show its progress on stderr and a summary on stdout, and return the exit code.
 
     With `retry`, rows rejected for these reasons are retried; for all reasons when it is empty.
@@ -87,7 +118,7 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
     from sightline.metrics import RunMetrics
 
     with RunProgress(err) as progress:
-        outcome = run_job(job, RunMetrics(progress), retry)
+        outcome = run_job(job, RunMetrics(progress), retry, limit)
     plan, manifest = outcome.plan, outcome.manifest
     _print_skipped(plan.skipped.counts + Counter(manifest.get("skipped_members", {})), plan.skipped.examples)
     if plan.changed:
@@ -98,7 +129,7 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
         )
     if outcome.new_shards:
         _print_summary(job, manifest)
-    elif not outcome.waiting:
+    elif not outcome.waiting and not outcome.left:
         if not plan.inputs and not plan.known:
             err.print(f"nothing is under {escape(', '.join(job.input))} now", highlight=False)
         done = f"all {manifest['shards']} shards with {manifest['rows_in']:,} images are in {job.output}"
@@ -106,6 +137,8 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None) -> int:
         out.print(escape(f"{none}: {done}"), highlight=False)
     if outcome.waiting:
         _print_waiting(outcome.waiting)
+    if outcome.left:
+        out.print(f"{outcome.left:,} shards are left: run the same command again", highlight=False)
     if outcome.rejected_fraction > job.max_reject_fraction:
         total = manifest["rows_rejected"] / max(1, manifest["rows_in"])
         err.print(

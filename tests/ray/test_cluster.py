@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow.dataset
 
 from pipelines.output.output import Output
-from pipelines.output.verify import verify_output
+from pipelines.upkeep.verify import verify_output
 from sightline.demo.dataset import CONFIG, encode_image
 from sightline.demo.shapes import LABELS
 from tests.support.ray_cluster import SIGHTLINE, Node, RayCluster

@@ -32,9 +32,10 @@ from curation.tagged_output import open_output
 from pipelines.cluster import connect
 from pipelines.config import JobConfig, load_config
 from pipelines.job import Outcome, run_job
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
-from pipelines.output.verify import Report, verify_output
 from pipelines.sizing import Cluster
+from pipelines.upkeep.verify import Report, verify_output
 from sightline.demo.dataset import CONFIG, encode_image, render_dataset
 from sightline.demo.shapes import LABELS
 from siglip.checkpoint import TINY
@@ -157,8 +158,10 @@ def test_the_manifest_contains_the_runs_report(demo: tuple[JobConfig, Outcome]) 
     assert report["limited_by"] is None  # too short to know
     assert set(report["busy"]) == {"read", "decode", "model", "write"}
     assert manifest["shards"] == 6
-    assert len(manifest["files"]) == 6 + len(list(Path(config.output, "rejects").iterdir()))
-    assert sum(file["rows"] for file in manifest["files"]) == 612
+    files = [file for _, file in Ledger.read(Output(config.output)).list_files()]
+    assert len(files) == 6 + len(list(Path(config.output, "rejects").iterdir()))
+    assert sum(file.rows for file in files) == 612
+    assert len((Path(config.output) / "manifest.json").read_bytes()) < 8000
 
 
 def test_a_later_run_tags_only_new_inputs(
@@ -210,8 +213,8 @@ def test_verify_detects_every_kind_of_damage(tmp_path: Path, demo: tuple[JobConf
         shutil.copytree(original, tmp_path / name)
         return tmp_path / name
 
-    def check(path: Path, **options: bool) -> Report:
-        return verify_output(Output(str(path)), **options)
+    def check(path: Path, remove_orphans: bool = False) -> Report:
+        return verify_output(Output(str(path)), remove_orphans=remove_orphans)
 
     assert check(broken("copy")).ok
     victim = broken("deleted file")
@@ -221,6 +224,10 @@ def test_verify_detects_every_kind_of_damage(tmp_path: Path, demo: tuple[JobConf
     assert report.missing > 50
     victim = broken("deleted commit")
     next(victim.glob("commits/*.json")).unlink()
+    assert any("commit record" in problem and "is gone" in problem for problem in check(victim).problems)
+    victim = broken("deleted commit of a run that was killed")
+    next(victim.glob("commits/*.json")).unlink()
+    shutil.rmtree(victim / "ledger")
     report = check(victim)
     assert not report.ok
     assert report.missing > 50
@@ -232,6 +239,7 @@ def test_verify_detects_every_kind_of_damage(tmp_path: Path, demo: tuple[JobConf
     path.write_bytes(content)
     assert any("SHA-256 differs" in problem for problem in check(victim).problems)
     victim = broken("doubled rows")
+    shutil.rmtree(victim / "ledger")
     commit = next(victim.glob("commits/*.json"))
     record = json.loads(commit.read_text())
     record["files"].append(record["files"][0])

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from pipelines.output.output import Output
-from pipelines.output.verify import verify_output
+from pipelines.upkeep.verify import verify_output
 from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS
 from storage.schemes import open_store

@@ -24,7 +24,7 @@ from curation.tagged_output import open_output, read_embeddings
 from pipelines.config import JobConfig, load_config
 from pipelines.job import run_job
 from pipelines.output.output import Output
-from pipelines.output.verify import verify_output
+from pipelines.upkeep.verify import verify_output
 from sightline.cli import app
 from sightline.demo.dataset import CONFIG, render_dataset
 from siglip.checkpoints.architectures import init_checkpoint
@@ -168,8 +168,8 @@ def test_two_concurrent_retags_write_each_row_once(tagged: Path, tmp_path: Path)
     assert [run.returncode for run in runs] == [0, 0], errors
     assert rows(target).num_rows == 607
     check_verified(target)
-    named = {file["path"] for file in open_output(str(target)).manifest["files"]}
-    assert {str(path.relative_to(target)) for path in target.glob("*/*.parquet")} - named <= {"plan/000000.parquet"}
+    named = {file.path for _, file in open_output(str(target)).ledger.list_files()}
+    assert {str(path.relative_to(target)) for path in target.glob("[dr]*/*.parquet")} == named
 
 
 def test_a_copied_output_can_be_retagged_and_a_damaged_one_cannot(tagged: Path, tmp_path: Path) -> None:
@@ -180,11 +180,11 @@ def test_a_copied_output_can_be_retagged_and_a_damaged_one_cannot(tagged: Path, 
     assert retag(copy, tmp_path / "same", DEMO) == (6, 607, 0)
     output = open_output(str(copy))
     assert sum(len(batch) for batch in output.batches(["key"])) == output.take(range(607), ["key"]).num_rows == 607
-    damaged = copy / next(file["path"] for file in output.manifest["files"] if file["path"].startswith("data/"))
+    damaged = copy / next(file.path for _, file in output.ledger.list_files(["data"]))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(Exception, match=r"is not the file that its shard's commit record names"):
+    with pytest.raises(Exception, match=r"is not the file that its shard's commit names"):
         retag(copy, tmp_path / "other", OTHER)
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipelines.output.output import Output
-from pipelines.output.verify import verify_output
+from pipelines.upkeep.verify import verify_output
 from sightline.demo.dataset import CONFIG
 from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.support.ray_cluster import SIGHTLINE, RayCluster

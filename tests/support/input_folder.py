@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.rows import Reading, Row, Skipped
 from pipelines.output.output import Output
 from pipelines.planning.listing import PlanReport
-from pipelines.planning.plan import draft_plan, list_shards, publish_plan, read_shard_inputs
+from pipelines.planning.plan import append_inputs, list_shards, read_plan, read_shard_inputs
 from storage.store import StoreOptions
 
 OPTIONS = StoreOptions()
@@ -23,11 +22,10 @@ OPTIONS = StoreOptions()
 def extend_plan(config: JobConfig, options: StoreOptions) -> tuple[PlanReport, pa.Schema]:
     """What a run does before it reads: the report, and the types of the passed columns."""
     columns = PassedColumns(config.parquet.columns)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Output(config.output, options)
-        draft = draft_plan(config, output, columns, Path(folder))
-        assert publish_plan(draft, output)
-    return draft.report, columns.schema()
+    output = Output(config.output, options)
+    report = append_inputs(config, output, read_plan(output), columns, lambda: None)
+    assert report is not None
+    return report, columns.schema()
 
 
 def read_all(config: JobConfig, options: StoreOptions, skipped: Skipped) -> list[Row]:
@@ -42,7 +40,7 @@ def read_planned(config: JobConfig, options: StoreOptions, columns: pa.Schema, s
     limit = config.limits.max_bytes
     reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing)
     refs = list_shards(output)
-    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(output.store, ref), reading, skipped)]
+    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(output, ref), reading, skipped)]
 
 
 class Folder:

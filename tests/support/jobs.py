@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from pipelines.config import JobConfig, load_config
 from pipelines.output.output import Output
-from pipelines.output.verify import Report, verify_output
 from pipelines.preparation import extend_plan
+from pipelines.upkeep.verify import Report, verify_output
 from sightline.cli import app
 from sightline.demo.dataset import encode_image
 from sightline.demo.shapes import LABELS

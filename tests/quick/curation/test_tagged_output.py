@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.tagged_output import TaggedOutput, open_output
+from pipelines.output.output import Output
+from pipelines.output.state import read_state
+from pipelines.planning.plan import read_plan
 from sightline.cli import app
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
@@ -60,14 +63,17 @@ def test_to_arrow_has_the_requested_columns_in_their_order(output: TaggedOutput)
 def test_a_passed_through_column_called_id_is_the_users_own(output: TaggedOutput, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(output.uri, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    for file in manifest["files"]:
-        if file["path"].startswith("data/"):
-            table = pq.read_table(copy / file["path"])
-            ids = pa.array([f"mine {row}" for row in range(table.num_rows)])
-            pq.write_table(table.append_column("id", ids), copy / file["path"])
-            file["bytes"] = (copy / file["path"]).stat().st_size
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for path in (copy / "commits").iterdir():
+        record = json.loads(path.read_text())
+        for file in record["files"]:
+            if file["path"].startswith("data/"):
+                table = pq.read_table(copy / file["path"])
+                ids = pa.array([f"mine {row}" for row in range(table.num_rows)])
+                pq.write_table(table.append_column("id", ids), copy / file["path"])
+                file["bytes"] = (copy / file["path"]).stat().st_size
+        path.write_text(json.dumps(record))
+    shutil.rmtree(copy / "ledger")
+    read_state(Output(str(copy)), read_plan(Output(str(copy)))).finish({}, {}, [])
     fingerprint = json.loads((copy / "fingerprint.json").read_text())
     passed = pa.schema([("id", pa.string())])
     fingerprint["parquet.schema"] = base64.b64encode(passed.serialize()).decode()
@@ -96,7 +102,7 @@ def test_unfinished_and_damaged_outputs_are_refused(output: TaggedOutput, tmp_pa
         open_output(str(tmp_path))
     copy = tmp_path / "copy"
     copy.mkdir()
-    for folder in ("commits", "data", "plan", "rejects"):
+    for folder in ("commits", "data", "ledger", "plan", "rejects"):
         (copy / folder).symlink_to(root / folder)
     manifest = json.loads((root / "manifest.json").read_text())
     (copy / "fingerprint.json").write_bytes((root / "fingerprint.json").read_bytes())
@@ -107,8 +113,9 @@ def test_unfinished_and_damaged_outputs_are_refused(output: TaggedOutput, tmp_pa
             {"planned_shards": 4, "waiting": [{"reason": "missing", "detail": "/in/a.tar: no such file"}]},
             r"3 of 4 shards are committed \(1 missing\)",
         ),
-        ({"generations": 1}, "is not finished"),
-        ({"files": []}, "no tagged image"),
+        ({"ledgers": 2}, "names 2 ledgers, and there are 1"),
+        ({"schema_version": 1}, "sightline upgrade"),
+        ({"rows_tagged": 0}, "no tagged image"),
     ):
         (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(ConfigError, match=message):

@@ -14,7 +14,9 @@ import pytest
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input
-from pipelines.planning.listing import InputLister, KnownInputs, PlanReport
+from pipelines.output.output import Output
+from pipelines.planning.listing import InputLister, PlanReport
+from pipelines.planning.plan import SegmentWriter, read_plan
 from storage.hidden_names import is_hidden
 from storage.settings import ConfigError
 from storage.store import Entry, Forbidden, Store, StoreError, StoreOptions
@@ -28,13 +30,13 @@ def list_inputs(
 ) -> tuple[list[str], PlanReport]:
     """The keys of new inputs, and the report."""
     config = JobConfig(**{"input": input, "output": str(tmp_path / "output"), "labels": ["a"], **keys})
-    (tmp_path / "known.sqlite").unlink(missing_ok=True)
-    planned, report = KnownInputs(tmp_path / "known.sqlite"), PlanReport()
-    planned.add((one.uri, one.version) for one in known or [])
-    lister = InputLister(config, StoreOptions(), planned, PassedColumns({}), report)
-    found = [item.key for item in lister.list_new()]
-    planned.close()
-    return found, report
+    output, report = Output(str(tmp_path / "known")), PlanReport()
+    segment = SegmentWriter(0)
+    segment.add(known or [])
+    output.store.put(output.uri_of("plan/000000.parquet"), segment.close())
+    plan = read_plan(output)
+    lister = InputLister(config, StoreOptions(), plan.known, plan.holds, PassedColumns({}), report)
+    return [item.key for item in lister.list_new()], report
 
 
 def write(root: Path, *names: str) -> None:

@@ -21,14 +21,16 @@ from pipelines.inputs.columns import PassedColumns
 from pipelines.output import writer
 from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output, owner_of
 from pipelines.output.parts import ShardSummary, covers, encode_rows, read_parts
-from pipelines.output.retry import find_retry
 from pipelines.output.schema import OutputFormat
-from pipelines.output.verify import verify_output
+from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.planning.plan import ShardRef, append_inputs, list_shards, read_plan
 from pipelines.stages.sink import RECEIPT_SCHEMA
+from pipelines.upkeep.retry import find_retry
+from pipelines.upkeep.verify import verify_output
 from siglip.checkpoint import pin_model
 from storage.local import LocalStore
 from storage.settings import ConfigError
@@ -51,9 +53,7 @@ class Place:
             (root / f"input/{number}.png").write_bytes(encode(make_rgb(9, 9, number)))
         self.config = JobConfig(input=str(root / "input"), output=str(self.root), labels=["a"], rows_per_shard=2)
         self.claim(FINGERPRINT)
-        (root / "draft").mkdir()
-        draft = draft_plan(self.config, self.output, PassedColumns({}), root / "draft")
-        assert publish_plan(draft, self.output)
+        assert append_inputs(self.config, self.output, read_plan(self.output), PassedColumns({}), lambda: None)
         self.refs = list(list_shards(self.output))
         self.writer = OutputWriter(self.output, FORMAT, FINGERPRINT)
         self.runs: dict[str, list[int]] = {}
@@ -87,8 +87,20 @@ class Place:
         return commit_shard(self.writer, ref, runs, ShardSummary([0, rows_in], rows_in))
 
     def finish(self) -> dict[str, Any]:
-        names = [ref.shard for ref in self.refs]
-        return self.output.finish({}, names, {}, [])
+        """What a run does at its end, which has done the same before as a run that was killed."""
+        state = OutputState(self.output, read_plan(self.output), Ledger.read(self.output))
+        state.announce({0})
+        state.catch_up()
+        return state.finish({}, {}, [])
+
+    def commits(self) -> dict[str, int]:
+        return dict(self.output.list_commits({0}))
+
+    def retry(self, ref: ShardRef, generation: int = 1) -> ShardRef:
+        """The next generation of a committed shard, as a run makes it."""
+        read_state(self.output, read_plan(self.output))
+        [found] = Ledger.read(self.output).with_files([replace(ref, generation=generation)])
+        return found
 
     def files(self, kind: str) -> list[str]:
         return sorted(path.name for path in (self.root / kind).rglob("*") if path.is_file())
@@ -144,7 +156,7 @@ def test_a_run_that_finishes_leaves_others_what_they_need(place: Place) -> None:
     assert Path(retried).exists()  # of the next generation, perhaps under way
     assert place.commit(one, late)["shard"] == one.shard
     assert place.commit(two, pending)["rows_tagged"] == 2
-    assert place.output.commits() == {one.shard: 0, two.shard: 0}
+    assert place.commits() == {one.shard: 0, two.shard: 0}
     with pytest.raises(StoreError):  # parts that are gone without a commit: the run must not go on as if
         place.commit(three, str(place.root / "parts" / three.shard / f"{'0' * 32}.arrow"))
 
@@ -152,13 +164,13 @@ def test_a_run_that_finishes_leaves_others_what_they_need(place: Place) -> None:
 def test_a_later_generation_replaces_rejects_and_keeps_the_rest(place: Place) -> None:
     [ref, *_] = place.refs
     place.commit(ref, place.part(ref, [0, 1, 2], rejected=(0, 2)), rows_in=3)
-    again = ShardRef(ref.shard, ref.segment, ref.group, 1, 1)
+    again = place.retry(ref)
     part = place.part(ShardRef(f"{ref.shard}.1", "", 0, 0), [2, 3, 4], rejected=(4,))
     record = commit_shard(place.writer, again, {part: [2, 5]}, ShardSummary([2, 5], 5))
     assert (record["rows_in"], record["rows_tagged"], record["rows_rejected"]) == (5, 3, 2)
     assert record["labels"] == {"a": 3}
     assert record["reasons"] == {"corrupt": 2}
-    assert place.output.commits() == {ref.shard: 1}
+    assert {generation for _, generation in place.output.list_commits({0})} == {0, 1}
     assert len(place.files("rejects")) == 2
     for other in place.refs[1:]:
         place.commit(other, place.part(other, [0, 1]))
@@ -169,37 +181,49 @@ def test_a_later_generation_replaces_rejects_and_keeps_the_rest(place: Place) ->
     assert report.ok, report.problems
     part = place.part(ShardRef(f"{ref.shard}.2", "", 0, 0), [4])
     with pytest.raises(RuntimeError, match="would lose rows"):
-        commit_shard(place.writer, ShardRef(ref.shard, "", 0, 1, 2), {part: [4, 5]}, ShardSummary([4, 5], 7))
+        commit_shard(place.writer, place.retry(ref, 2), {part: [4, 5]}, ShardSummary([4, 5], 7))
 
 
-@pytest.mark.parametrize("damage", ["not json", "{}", '{"shard": "000000-000000", "files": []}', "", "gone"])
-def test_nothing_is_removed_while_a_commit_cannot_be_read(place: Place, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["not json", "{}", '{"shard": "000000-000000", "files": []}', ""])
+@pytest.mark.parametrize("victim", ["commits/000000-000000.json", "ledger/000000.parquet"])
+def test_nothing_is_removed_while_what_is_committed_cannot_be_read(place: Place, damage: str, victim: str) -> None:
     for ref in place.refs:
         place.commit(ref, place.part(ref, [0, 1], rejected=(1,)))
-    place.finish()
+    if victim.startswith("ledger"):  # a commit record counts until its shard is in a ledger
+        place.finish()
     (place.root / "data/notes of mine.parquet").write_bytes(b"mine")
     (place.root / "data/000000-000000-0123456789ab.parquet").write_bytes(b"left over")
     (place.root / "parts/mine").mkdir(parents=True)
     (place.root / "parts/mine/file.arrow").write_bytes(b"mine")
-    commit = place.root / "commits" / f"{place.refs[0].shard}.json"
-    whole = commit.read_bytes()
-    commit.unlink() if damage == "gone" else commit.write_text(damage)
+    whole = (place.root / victim).read_bytes()
+    (place.root / victim).write_text(damage)
     before = {str(path) for path in place.root.rglob("*") if path.is_file()}
-    report = verify_output(place.output, remove_orphans=True)
-    assert not report.ok
-    assert report.orphans_removed == 0
-    assert any("nothing is removed" in problem for problem in report.problems)
+    if victim.startswith("commits"):
+        report = verify_output(place.output, remove_orphans=True)
+        assert not report.ok
+        assert report.orphans_removed == 0
+        assert any("nothing is removed" in problem for problem in report.problems)
+    else:
+        with pytest.raises(StoreError, match=r"ledger/000000\.parquet is damaged"):
+            verify_output(place.output, remove_orphans=True)
     assert {str(path) for path in place.root.rglob("*") if path.is_file()} == before
-    if damage != "gone":
-        with pytest.raises(StoreError, match=r"000000-000000\.json"):
-            place.finish()
-        assert {str(path) for path in place.root.rglob("*") if path.is_file()} == before
-    commit.write_bytes(whole)
+    with pytest.raises(StoreError, match=victim):
+        place.finish()
+    assert {str(path) for path in place.root.rglob("*") if path.is_file() and "runs" not in str(path)} == before
+    (place.root / victim).write_bytes(whole)
     report = verify_output(place.output, remove_orphans=True)
     assert report.orphans_removed == 1
     assert (place.root / "data/notes of mine.parquet").exists()
     assert (place.root / "parts/mine/file.arrow").exists()
     assert [problem for problem in report.problems if "written by no run" in problem]
+
+
+def test_verify_names_commit_records_that_are_gone(place: Place) -> None:
+    for ref in place.refs:
+        place.commit(ref, place.part(ref, [0, 1]))
+    place.finish()
+    (place.root / "commits" / f"{place.refs[1].shard}.json").unlink()
+    assert verify_output(place.output).problems == [f"the commit record of shard {place.refs[1].shard} is gone"]
 
 
 @pytest.mark.parametrize(
@@ -372,13 +396,13 @@ def test_a_large_shard_has_several_files_each_of_bounded_row_groups(
         assert pa.concat_tables(tables)["row"].to_pylist() == list(range(first, 9_000, 2))
     place.finish()
     assert verify_output(place.output).problems == []
-    retry = find_retry(place.output, replace(ref, generation=1), ["corrupt"])
+    again = place.retry(ref)
+    retry = find_retry(place.output, again, ["corrupt"])
     assert (retry.rows_in, retry.uris) == (9_000, {"x"})
     assert np.flatnonzero(retry.wanted).tolist() == list(rejected)
     assert np.flatnonzero(retry.contents == 0).tolist() == list(rejected)
     # A retry of some rejected rows, of which one is rejected again. The others stay rejected.
-    again = replace(ref, generation=1)
-    part = place.part(ref, [1, 3, 5], (3,))
+    part = place.part(again, [1, 3, 5], (3,))
     record = commit_shard(place.writer, again, {part: [1, 2, 3, 4, 5, 6]}, ShardSummary([1, 2, 3, 4, 5, 6], 9_000))
     assert (record["rows_tagged"], record["reasons"]) == (4_502, {"corrupt": 4_498})
     place.finish()
@@ -422,8 +446,8 @@ def test_a_commit_record_that_is_another_shards_is_damaged(place: Place) -> None
 
 
 def test_an_output_is_pickled_without_its_store(place: Place) -> None:
-    place.output.commits()  # opens the store
+    assert place.commits() == {}  # opens the store
     copy = pickle.loads(pickle.dumps(place.output))
     assert copy == place.output
     assert "store" not in vars(copy)
-    assert copy.commits() == {}
+    assert list(copy.list_commits({0})) == []

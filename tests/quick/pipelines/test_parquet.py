@@ -280,7 +280,7 @@ def reading(folder: Folder) -> Callable[[], Iterator[Row]]:
         output = Output(config.output, OPTIONS)
         settings = Reading(OPTIONS, config.limits.max_bytes, config.parquet)
         for ref in list_shards(output):
-            for _, row in read_inputs(read_shard_inputs(output.store, ref), settings, Skipped()):
+            for _, row in read_inputs(read_shard_inputs(output, ref), settings, Skipped()):
                 yield row
 
     return read
@@ -375,7 +375,7 @@ def test_what_is_planned_is_read(folder: Folder) -> None:
     path = write(folder, pa.table({"x": GOOD, "y": BAD}))
     folder.plan(parquet={"image_column": "y"})
     output = Output(str(folder.output), OPTIONS)
-    [planned] = [item for ref in list_shards(output) for item in read_shard_inputs(output.store, ref)]
+    [planned] = [item for ref in list_shards(output) for item in read_shard_inputs(output, ref)]
     assert planned.column == "y"
     assert [row.data for row in folder.rows()] == BAD.to_pylist()
     assert [row.data for row in folder.rows(parquet={"image_column": "x"})] == BAD.to_pylist()  # one output, one column

@@ -18,7 +18,7 @@ from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.output.output import Output
 from pipelines.output.schema import OutputFormat
-from pipelines.planning.plan import ShardRef, draft_plan, list_shards, publish_plan
+from pipelines.planning.plan import ShardRef, append_inputs, list_shards, read_plan
 from pipelines.stages import reader
 from pipelines.stages.reader import ReaderConfig, read_shard
 from siglip.config import ImageSpec, Limits
@@ -53,8 +53,7 @@ def plan(root: Path) -> tuple[list[ShardRef], ReaderConfig]:
         (root / "input" / f"{name}.tar").write_bytes(make_tar((f"{name}{n}.jpg", make_image(n)) for n in range(2)))
     config = JobConfig(input=str(root / "input"), output=str(root / "output"), labels=["x"], rows_per_shard=2)
     output = Output(config.output)
-    draft = draft_plan(config, output, PassedColumns({}), root)
-    assert publish_plan(draft, output)
+    assert append_inputs(config, output, read_plan(output), PassedColumns({}), lambda: None)
     reading = Reading(StoreOptions(), config.limits.max_bytes, config.parquet)
     format_ = OutputFormat(4, "float32", False, pa.schema([]))
     return list(list_shards(output)), ReaderConfig(output, format_, reading, ImageSpec(size=32), Limits(), "auto", None)

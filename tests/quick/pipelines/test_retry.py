@@ -16,15 +16,18 @@ from hypothesis import strategies as st
 
 from pipelines.inputs import formats
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
-from pipelines.output import retry as retry_module
 from pipelines.output.commit import commit_shard
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
 from pipelines.output.parts import ShardSummary, encode_rows
-from pipelines.output.retry import STAY, Retry, _Aligner, _digest, find_retry, read_retried
+from pipelines.output.row_files import read_rows
 from pipelines.output.schema import OutputFormat
-from pipelines.output.verify import verify_output
+from pipelines.output.state import read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import ShardRef, list_shards, read_shard_inputs
+from pipelines.planning.plan import ShardRef, list_shards, read_plan, read_shard_inputs
+from pipelines.upkeep import retry as retry_module
+from pipelines.upkeep.retry import STAY, Retry, _Aligner, _digest, find_retry, read_retried
+from pipelines.upkeep.verify import verify_output
 from siglip.images.decode import ImageRejected
 from storage.store import Changed
 from tests.support.input_folder import OPTIONS, Folder
@@ -92,13 +95,15 @@ class Shard:
         if rows:
             parts[self.writer.write_part(ref.name, pa.table(columns, schema=schema))] = runs
         self.record = commit_shard(self.writer, ref, parts, ShardSummary(runs, rows_in, dict(skipped.counts)))
-        self.output.finish({}, [ref.shard], {}, [])
+        state = read_state(self.output, read_plan(self.output))
+        state.add(self.record)
+        state.finish({}, {}, [])
         assert verify_output(self.output).problems == []
         return self.rows()
 
     def first(self, found: Found) -> Counter[str]:
         self.found = found
-        inputs = list(read_shard_inputs(self.output.store, self.ref))
+        inputs = list(read_shard_inputs(self.output, self.ref))
         skipped = Skipped()
         reading = Reading(OPTIONS, 2**20, self.folder.config().parquet)
         rows = [(number, row) for number, (_, row) in enumerate(self.read_inputs(inputs, reading, skipped))]
@@ -107,9 +112,10 @@ class Shard:
     def again(self, found: Found, *reasons: str) -> Counter[str]:
         """Retry with another reading."""
         self.found = found
-        self.ref = replace(self.ref, generation=self.ref.generation + 1)
+        refs = [replace(self.ref, generation=self.ref.generation + 1)]
+        [self.ref] = Ledger.read(self.output).with_files(refs)
         retry, skipped = find_retry(self.output, self.ref, reasons), Skipped()
-        inputs = list(read_shard_inputs(self.output.store, self.ref))
+        inputs = list(read_shard_inputs(self.output, self.ref))
         reading = Reading(OPTIONS, 2**20, self.folder.config().parquet)
         rows = list(read_retried(inputs, retry, reading, skipped))
         return self.commit(self.ref, rows, retry.rows_in, skipped)
@@ -117,9 +123,9 @@ class Shard:
     def rows(self) -> Counter[str]:
         """Count the rows: the key, and for a tagged one the beginning of its image's digest, else the reason."""
         found: Counter[str] = Counter()
-        for file in self.record["files"]:
-            value = "reason" if file["path"].startswith("rejects") else "sha256"
-            for batch in self.output.read_batches(file, ["key", value]):
+        for file in Ledger.read(self.output).find_files([self.ref.shard])[self.ref.shard]:
+            value = "reason" if file.kind == "rejects" else "sha256"
+            for batch in read_rows(self.output, file, ["key", value]):
                 found.update(f"{row['key']}={row[value][:18]}" for row in batch.to_pylist())
         return found
 

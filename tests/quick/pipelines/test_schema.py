@@ -17,11 +17,14 @@ import pytest
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.retag import RetagConfig, find_texts, retag_shard
 from curation.tagged_output import open_output, read_embeddings
+from pipelines.output.ledger import Ledger, ledger_path
 from pipelines.output.output import Output, commit_path
+from pipelines.output.row_files import dump_files
 from pipelines.output.schema import COLUMN_PREFIX, MODEL_COLUMNS, OutputFormat, parquet_options
-from pipelines.output.verify import verify_output
+from pipelines.output.state import read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import list_shards
+from pipelines.planning.plan import list_shards, read_plan
+from pipelines.upkeep.verify import verify_output
 from siglip.heads import build_head
 from siglip.labels import LabelSet
 
@@ -78,14 +81,14 @@ def old_output(tmp_path: Path) -> Output:
     output = Output(str(tmp_path / "old"))
     manifest = output.read_json("manifest.json")
     record = output.read_commit("000000-000000")
-    for files in (manifest["files"], record["files"]):
-        for file in files:
-            path = tmp_path / "old" / file["path"]
-            pq.write_table(pq.read_table(path), path, compression="zstd", use_dictionary=["source"])
-            data = path.read_bytes()
-            file |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for file in record["files"]:
+        path = tmp_path / "old" / file["path"]
+        pq.write_table(pq.read_table(path), path, compression="zstd", use_dictionary=["source"])
+        data = path.read_bytes()
+        file |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     put_json(output, commit_path("000000-000000"), record)
-    put_json(output, "manifest.json", manifest)
+    output.delete(ledger_path(0))
+    read_state(output, read_plan(output)).finish(manifest["fingerprint"], {}, [])
     return output
 
 
@@ -94,8 +97,8 @@ def put_json(output: Output, path: str, value: dict[str, Any]) -> None:
 
 
 def test_an_output_with_compressed_embeddings_is_read_and_verified(old_output: Output) -> None:
-    [file] = [file for file in old_output.read_json("manifest.json")["files"] if file["path"].startswith("data/")]
-    metadata = pq.read_metadata(io.BytesIO(old_output.read(file["path"])))
+    [(_, file)] = Ledger.read(old_output).list_files(["data"])
+    metadata = pq.read_metadata(io.BytesIO(old_output.read(file.path)))
     assert metadata.row_group(0).column(metadata.num_columns - 2).compression == "ZSTD"
     report = verify_output(old_output)
     assert report.ok, report.problems
@@ -111,14 +114,16 @@ def test_an_output_with_compressed_embeddings_is_retagged(old_output: Output, tm
     table = replace(source.table, labels=labels, head=build_head(labels, texts, source.table.scale, source.weights))
     new = Output(str(tmp_path / "new"))
     [ref] = list_shards(old_output)
-    assert retag_shard(ref, RetagConfig(old_output, OutputWriter(new, source.format, "{}"), table)) == (40, 40)
+    ref = replace(ref, files=dump_files(source.ledger.find_files([ref.shard])[ref.shard]))
+    done = retag_shard(ref, RetagConfig(old_output, OutputWriter(new, source.format, "{}"), table))
+    assert done[:2] == (40, 40)
     record = new.read_commit(ref.shard)
     assert (record["rows_tagged"], record["rows_rejected"], record["reasons"]) == (40, 1, {"corrupt": 1})
     assert record["labels"] == {"dog": 40}
     rows = pq.read_table(io.BytesIO(new.read(record["files"][0]["path"])))
     assert rows["labels"].to_pylist() == [["dog"]] * 40
-    [file] = [file for file in source.manifest["files"] if file["path"].startswith("data/")]
-    before = pq.read_table(io.BytesIO(old_output.read(file["path"])))
+    [(_, file)] = source.ledger.list_files(["data"])
+    before = pq.read_table(io.BytesIO(old_output.read(file.path)))
     kept = [name for name in before.column_names if name not in ("labels", "scores")]
     assert rows.select(kept).equals(before.select(kept))
     rejects = [pq.read_table(io.BytesIO(output.read(path))) for output, path in rejects_of(old_output, new)]

@@ -205,7 +205,7 @@ def test_rows_rejected_under_a_renamed_reason_are_retried(
 ) -> None:
     retried: list[list[str]] = []
 
-    def record(job: object, retry: list[str]) -> int:
+    def record(job: object, retry: list[str], limit: object) -> int:
         retried.append(retry)
         return 0
 

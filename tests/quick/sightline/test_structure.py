@@ -27,7 +27,12 @@ MAY_IMPORT = {
 """For each package the other packages and modules that it may import."""
 
 EXCEPTIONS = {
-    "curation.retag": ("pipelines.cluster", "pipelines.config", "pipelines.progress"),  # it runs on Ray, like the job
+    "curation.retag": (
+        "pipelines.cluster",
+        "pipelines.config",
+        "pipelines.planning",
+        "pipelines.progress",
+    ),  # a job on Ray
     "curation.tagged_output": ("pipelines.config",),
     "curation.review.originals": ("pipelines.config", "pipelines.inputs"),  # it reads originals with the job's readers
 }

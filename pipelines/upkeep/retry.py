@@ -10,6 +10,7 @@ after all others. The first of them gets the number of the archive's own reject 
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 from pipelines.inputs.formats import ARCHIVES, read_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.inputs.samples import split_name
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
-from pipelines.planning.plan import ShardRef
+from pipelines.output.row_files import load_files, read_rows
+from pipelines.planning.plan import Plan, ShardRef
 from storage.store import Changed, StoreError
 
 STAY = "rejected rows that were not found again (they stay rejected)"
@@ -74,19 +77,22 @@ class Retry:
     skipped: Mapping[str, int]
 
 
-def list_retries(
-    output: Output, planned: Sequence[ShardRef], commits: Mapping[str, int], reasons: Collection[str]
-) -> Iterator[ShardRef]:
-    """Yield the committed shards that have rows rejected for one of the reasons, as shards to process.
+def list_retries(ledger: Ledger, plan: Plan, reasons: Collection[str]) -> Iterator[ShardRef]:
+    """Yield the sealed shards that have rows rejected for one of the reasons, as shards to process.
 
-    Without reasons, every rejected row counts. Each shard has the generation after its commit's.
+    Without reasons, every rejected row counts. Each shard has the generation after the sealed one. Its `files` are not
+    filled in: see `Ledger.with_files`.
     """
-    refs = {ref.shard: ref for ref in planned if ref.shard in commits}
-    for record in output.read_commits({shard: commits[shard] for shard in refs}):
-        rows = sum(count for reason, count in record["reasons"].items() if not reasons or reason in reasons)
-        if rows:
-            shard = record["shard"]
-            yield replace(refs[shard], rows=rows, generation=commits[shard] + 1)
+    segments = {segment.number: segment for segment in plan.segments}
+    for table in ledger.read_tables(["rejects"]):
+        told: dict[tuple[int, int], tuple[int, str]] = {}  # a shard may have several reject files
+        for row in table.to_pylist():
+            told[row["segment"], row["number"]] = row["generation"], row["reasons"]
+        for (segment, number), (generation, text) in told.items():
+            counts: dict[str, int] = json.loads(text)
+            rows = sum(count for reason, count in counts.items() if not reasons or reason in reasons)
+            if rows and segment in segments:
+                yield replace(segments[segment].ref(number), rows=rows, generation=generation + 1)
 
 
 def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry:
@@ -96,15 +102,16 @@ def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry
     """
     record = output.read_commit(ref.shard, ref.generation - 1)
     count = record["rows_in"]
+    files = load_files(ref.files)
     keys, sources, contents = (np.zeros(count, np.uint64) for _ in range(3))
     wanted, known = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     uris: set[str] = set()
-    for file in record["files"]:
-        rejects = file["path"].startswith("rejects/")
-        for rows in output.read_batches(file, ["row", "source", "key", "reason" if rejects else "sha256"]):
+    for file in files:
+        rejects = file.kind == "rejects"
+        for rows in read_rows(output, file, ["row", "source", "key", "reason" if rejects else "sha256"]):
             numbers = rows["row"].to_numpy()
             if len(numbers) and not 0 <= numbers.min() <= numbers.max() < count:
-                raise StoreError(f"{output.uri_of(file['path'])} has rows beyond the {count} of its shard: run verify")
+                raise StoreError(f"{output.uri_of(file.path)} has rows beyond the {count} of its shard: run verify")
             named = rows["source"].to_pylist()
             known[numbers] = True
             sources[numbers] = [_digest(source) for source in named]

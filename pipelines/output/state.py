@@ -1,0 +1,238 @@
+"""The state of an output as a run finds it and changes it: the plan, what is committed, and the runs under way."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from pipelines.inputs.rows import fold_suffixes
+from pipelines.output.ledger import Ledger
+from pipelines.output.output import MANIFEST, MANIFEST_VERSION, Output, owner_of, parse_shard
+from pipelines.planning.plan import Plan, ShardRef
+from storage.files import read_ahead
+from storage.store import StoreError
+
+SEAL_SHARDS = 10_000
+"""Committed shards that are sealed at once, if the run does not end before. A killed run leaves at most so many records
+that the next run reads one by one."""
+_TOP_LABELS = 100
+"""Labels that the manifest counts."""
+_RUNS = 30
+"""Runs that the manifest remembers."""
+_REMEMBERED = (
+    "started_at",
+    "hours",
+    "shards",
+    "rows",
+    "rows_rejected",
+    "images_per_second",
+    "limited_by",
+    "cost",
+    "stopped",
+)
+"""What the manifest remembers of a run."""
+_CLEANED_TOGETHER = 8
+"""Segments whose files are held in memory at once to find leftovers."""
+_FORGOTTEN = timedelta(days=2)
+"""A run that has sealed nothing for so long is taken for dead: its marker is deleted."""
+
+
+@dataclass
+class OutputState:
+    """An output with its plan and its ledger. All committed shards that were found are sealed.
+
+    A run announces itself by a marker, `runs/<id>.json`, with the segments that it works on. The marker of a run that
+    was killed tells later runs where it may have left commits that are not sealed, and files that belong to no commit.
+    """
+
+    output: Output
+    plan: Plan
+    ledger: Ledger
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    replaced: list[str] = field(default_factory=list)
+    """Files that no ledger names any more, and that belong to no shard. They are deleted at the end."""
+    _touched: set[int] = field(default_factory=set)
+    _announced: set[int] = field(default_factory=set)
+
+    def catch_up(self) -> None:
+        """Seal the shards that earlier runs committed and did not seal. Raises `StoreError`."""
+        for record in self.output.read_commits(sorted(self.find_unsealed().items())):
+            self.add(record)
+        self.ledger.seal()
+
+    def find_unsealed(self) -> dict[str, int]:
+        """Return the committed shards that no ledger has, or in an earlier generation, with their generations."""
+        for about in read_markers(self.output):
+            self._touched.update(about["segments"])
+        open_segments = {
+            segment.number
+            for segment in self.plan.segments
+            if (self.ledger.generations(segment.number, len(segment)) < 0).any()
+        }
+        # A segment without a sealed shard may be all new. Then its listing is short.
+        found: dict[str, int] = {}
+        for shard, generation in self.output.list_commits(open_segments | self._touched):
+            if generation > max(found.get(shard, -1), self.ledger.generation_of(shard)):
+                found[shard] = generation
+        return found
+
+    def count_pending(self) -> tuple[int, int]:
+        """The number of planned shards that are not committed, and of their expected images."""
+        shards = images = 0
+        for segment in self.plan.segments:
+            open_ = self.ledger.generations(segment.number, len(segment)) < 0
+            shards, images = shards + int(open_.sum()), images + int(segment.images[open_].sum())
+        return shards, images
+
+    def list_pending(self, *, newest_first: bool = False) -> Iterator[ShardRef]:
+        """Yield the planned shards that are not committed, in the order of the plan, or in the opposite order."""
+        step = -1 if newest_first else 1
+        for segment in self.plan.segments[::step]:
+            open_ = np.flatnonzero(self.ledger.generations(segment.number, len(segment)) < 0)
+            for index in open_[::step].tolist():
+                yield segment.ref(index)
+
+    def announce(self, segments: Iterable[int]) -> None:
+        """Write this run's marker: from now on it works on these segments."""
+        self._announced.update(segments)
+        self._touched.update(self._announced)
+        about = {"segments": sorted(self._announced), "updated_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.output.store.put(self.output.uri_of(f"runs/{self.run}.json"), json.dumps(about).encode())
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take up the record of a shard that is committed now. Seals what was added, when there is enough."""
+        self._touched.add(parse_shard(record["shard"])[0])
+        self.ledger.add(record)
+        if self.ledger.waiting >= SEAL_SHARDS:
+            self.ledger.seal()
+            if self._announced:
+                self.announce(())
+
+    def finish(
+        self,
+        fingerprint: dict[str, Any],
+        run: dict[str, Any],
+        waiting: list[dict[str, Any]],
+        planned: int | None = None,
+    ) -> dict[str, Any]:
+        """Seal what was added, write `manifest.json`, delete leftover files, and return the manifest.
+
+        `run` is the report of this run, `waiting` the shards and inputs that could not be read now. `planned` is the
+        number of shards that the output is to have, by default that of the plan. Raises `StoreError`
+        when a ledger or a commit record is damaged; then nothing is deleted.
+        """
+        self.ledger.seal()
+        self.ledger.refresh()
+        manifest = self._make_manifest(fingerprint, run, waiting, self.plan.shards if planned is None else planned)
+        manifest["runs"] = self._remember(run)
+        content = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
+        # Before files are deleted that an earlier manifest names.
+        self.output.store.put(self.output.uri_of(MANIFEST), content)
+        self._delete_leftovers()
+        for path in self.replaced:
+            self.output.delete(path)
+        self._delete_markers()
+        return manifest
+
+    def is_current(self, manifest: dict[str, Any]) -> bool:
+        """Tell whether a manifest describes this state."""
+        counts = manifest.get("ledgers"), manifest.get("planned_shards")
+        return counts == (self.ledger.count, self.plan.shards) and not self._touched
+
+    def _make_manifest(
+        self, fingerprint: dict[str, Any], run: dict[str, Any], waiting: list[dict[str, Any]], planned: int
+    ) -> dict[str, Any]:
+        totals = self.ledger.totals
+        return {
+            "schema_version": MANIFEST_VERSION,
+            "fingerprint": fingerprint,
+            "planned_shards": planned,
+            "shards": totals.shards,
+            "generations": totals.generations,
+            "ledgers": self.ledger.count,
+            "rows_in": totals.rows_in,
+            "rows_tagged": totals.rows_tagged,
+            "rows_rejected": totals.rows_rejected,
+            "reasons": {name: count for name, count in totals.reasons.most_common() if count},
+            "skipped_members": fold_suffixes(totals.skipped),
+            "top_labels": {name: count for name, count in totals.labels.most_common(_TOP_LABELS) if count},
+            "waiting": waiting,
+            "run": run,
+        }
+
+    def _remember(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what the manifest tells of the latest runs, the last one first."""
+        try:
+            earlier = self.output.read_json(MANIFEST).get("runs", [])
+        except StoreError:  # there is none, or it is damaged: it is written anew
+            earlier = []
+        told = {name: run[name] for name in _REMEMBERED if name in run}
+        runs = [told, *earlier] if told.get("rows") else earlier
+        times = [one.get("started_at") for one in runs]
+        return [one for number, one in enumerate(runs) if times.index(times[number]) == number][:_RUNS]
+
+    def _delete_leftovers(self) -> None:
+        """Delete the files that were written for a sealed shard and that no ledger names, of the segments touched.
+
+        No later commit can name them, because each generation is committed once. All other files may belong to a run
+        in progress and are kept.
+        """
+        touched = sorted(self._touched)
+        for start in range(0, len(touched), _CLEANED_TOGETHER):
+            segments = set(touched[start : start + _CLEANED_TOGETHER])
+            named = self._name_files(segments)
+            for kind in ("data", "rejects"):
+                for name in self.output.list_names(kind, segments):
+                    path = f"{kind}/{name}"
+                    if path not in named and self._is_sealed(path):
+                        self.output.delete(path)
+        for entry in self.output.store.list(self.output.uri_of("parts")):
+            if self._is_sealed(path := self.output.path_of(entry.uri)):
+                self.output.delete(path)
+
+    def _is_sealed(self, path: str) -> bool:
+        owner = owner_of(path)
+        return owner is not None and owner[1] <= self.ledger.generation_of(owner[0])
+
+    def _name_files(self, segments: Collection[int]) -> set[str]:
+        named: set[str] = set()
+        for table in self.ledger.read_tables(segments=segments):
+            named.update(table["path"].to_pylist())
+        return named
+
+    def _delete_markers(self) -> None:
+        """Delete this run's marker, and those of runs that have been silent for long."""
+        self.output.delete(f"runs/{self.run}.json")
+        for about in read_markers(self.output):
+            if datetime.now(UTC) - about["updated_at"] > _FORGOTTEN and set(about["segments"]) <= self._touched:
+                self.output.store.delete(about["uri"])
+
+
+def read_markers(output: Output) -> Iterator[dict[str, Any]]:
+    """Yield the markers of runs: `uri`, `segments` and `updated_at`. One that cannot be read has no segments."""
+    for entry, data in read_ahead(output.store, output.store.list(output.uri_of("runs"))):
+        yield {**_parse_marker(data), "uri": entry.uri}
+
+
+def _parse_marker(data: bytes) -> dict[str, Any]:
+    try:
+        about = json.loads(data)
+        return {
+            "segments": [int(segment) for segment in about["segments"]],
+            "updated_at": datetime.fromisoformat(about["updated_at"]),
+        }
+    except (ValueError, KeyError, TypeError):
+        return {"segments": [], "updated_at": datetime.fromtimestamp(0, UTC)}
+
+
+def read_state(output: Output, plan: Plan) -> OutputState:
+    """Read an output's ledgers, and seal what earlier runs committed and did not seal."""
+    state = OutputState(output, plan, Ledger.read(output))
+    state.catch_up()
+    return state

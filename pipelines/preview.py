@@ -1,0 +1,97 @@
+"""Preview of a run: what it would do, about how long it would take, and what that would cost. Writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.config import JobConfig
+from pipelines.inputs.columns import PassedColumns
+from pipelines.output.fingerprint import check_fingerprint, make_fingerprint, read_columns, read_fingerprint
+from pipelines.output.ledger import Ledger
+from pipelines.output.output import MANIFEST, Output
+from pipelines.output.state import OutputState
+from pipelines.planning.listing import Waiting
+from pipelines.planning.plan import append_inputs, read_plan
+from pipelines.preparation import as_config_errors
+from pipelines.progress import Progress
+from siglip.checkpoint import pin_model
+from storage.mirror import Mirror
+from storage.store import NotFound, StoreOptions
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    `new_inputs` would be planned, as `new_shards` with about `new_images`. `shards` and `images` are all that are to be
+    processed, with those of earlier runs that are not committed. `hours`, `cost` and `limited_by` are from the rate of
+    the last run of this output; None if there was none, or if `cost.per_hour` is not set.
+    """
+
+    new_inputs: int
+    new_shards: int
+    new_images: int
+    known_inputs: int
+    shards: int
+    images: int
+    images_per_second: float | None
+    hours: float | None
+    cost: float | None
+    limited_by: str | None
+    waiting: list[Waiting] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the preview as a dictionary that JSON can hold."""
+        return asdict(self)
+
+
+def preview_run(config: JobConfig, progress: Progress) -> Preview:
+    """List the inputs, and compare them with the plan and the plan with the ledgers. The model is not loaded.
+
+    Raises `ConfigError` for what the user must change before a run, `Unreachable` if the store does not answer.
+    """
+    options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
+    with as_config_errors():
+        output = Output(config.output, options)
+        model = pin_model(config.model, Mirror(options))
+        config.labels.check(model.rule)
+        found = read_fingerprint(output)
+        columns = PassedColumns(config.parquet.columns, read_columns(found) if found else None)
+        if found and columns.fixed is not None:
+            check_fingerprint(found, make_fingerprint(config, model, columns.fixed), output.uri)
+        progress.say("listing the inputs")
+        plan = read_plan(output)
+        state = OutputState(output, plan, Ledger.read(output))
+        unsealed = state.find_unsealed()
+        shards, images = state.count_pending()
+        done = [shard for shard in unsealed if state.ledger.generation_of(shard) < 0]
+        rows = {ref.shard: ref.rows for ref in state.list_pending()} if done else {}
+        report = append_inputs(config, output, plan, columns, None)
+        assert report is not None
+        runs = _read_runs(output)
+    shards += report.shards - len(done)
+    images += report.rows - sum(rows[shard] for shard in done)
+    rate = next((run["images_per_second"] for run in runs if run.get("images_per_second")), None)
+    hours = None if rate is None else round(images / rate / 3600, 3)
+    per_hour = config.cost.per_hour
+    return Preview(
+        report.inputs,
+        report.shards,
+        report.rows,
+        report.known,
+        shards,
+        images,
+        rate,
+        hours,
+        None if hours is None or per_hour is None else round(hours * per_hour, 2),
+        runs[0].get("limited_by") if runs else None,
+        report.waiting,
+    )
+
+
+def _read_runs(output: Output) -> list[dict[str, Any]]:
+    try:
+        return list(output.read_json(MANIFEST).get("runs", []))
+    except NotFound:
+        return []

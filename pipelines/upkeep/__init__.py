@@ -1,0 +1,1 @@
+"""Upkeep of an output: verify it, retry rejected rows, merge small files."""
