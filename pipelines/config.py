@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipelines.output.schema import OWN_COLUMNS
+from pipelines.planning.dates import default_dates, expand_dates
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
@@ -154,8 +156,12 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: tuple[str, ...] = Field(
-        description="A folder, s3:// prefix or file, or several: tars, Parquet, images, or lists of URIs (.txt, .csv, "
-        ".tsv, .jsonl)."
+        description="A folder, s3:// prefix or file, or several: tars, Parquet, images, lists of URIs (.txt, .csv, "
+        ".tsv, .jsonl), or the manifest.json of an S3 Inventory. {date} stands for a day, {date:%Y/%m/%d} for another "
+        "way to write it."
+    )
+    dates: tuple[date, ...] | None = Field(
+        None, description="The days that {date} in input stands for; null is today and yesterday, in UTC."
     )
     output: str = Field(description="A folder or s3:// prefix. A run continues the work of earlier runs there.")
     labels: LabelSet = Field(
@@ -230,6 +236,22 @@ class JobConfig(BaseModel):
         if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in ("s3", "model")):
             return value
         return {**value, "model": {"endpoint": value["s3"].get("endpoint"), **value["model"]}}
+
+    @model_validator(mode="after")
+    def _check_dates(self) -> JobConfig:
+        try:
+            dated = expand_dates(self.input, [date.min]) != list(dict.fromkeys(self.input))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if self.dates is not None and not dated:
+            raise ValueError("dates: no input has {date}: leave the dates out, or write {date} in input")
+        if self.dates is not None and not self.dates:
+            raise ValueError("dates: give at least one day, or null")
+        return self
+
+    def list_inputs(self) -> list[str]:
+        """Return the inputs, with the days of `dates` in the place of `{date}`."""
+        return expand_dates(self.input, self.dates or default_dates(datetime.now(UTC)))
 
     @field_validator("thumbnails", mode="before")
     @classmethod

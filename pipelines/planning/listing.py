@@ -17,6 +17,7 @@ from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.formats import ARCHIVES, archive_of
 from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
 from pipelines.output.output import find_marker
+from pipelines.planning import inventory
 from pipelines.planning.known import CHANGED, KNOWN, KnownInputs
 from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
@@ -89,11 +90,13 @@ class InputLister:
         self._columns = columns
         self._report = report
         self._changed: set[str] = set()
-        self._roots = [root.rstrip("/") + "/" for root in config.input]
+        self._inputs = config.list_inputs()
+        self._roots = [root.rstrip("/") + "/" for root in self._inputs]
         self._markers: dict[str, bool] = {}
-        # An object is met twice only if one configured input is below another.
+        # An object is met twice only if one configured input is below another, or in an inventory.
         nested = any(one != other and one.startswith(other) for one in self._roots for other in self._roots)
-        self._met: set[int] | None = set() if nested or len(set(self._roots)) < len(self._roots) else None
+        several = len(self._inputs) > 1 and any(map(inventory.recognizes, self._inputs))
+        self._met: set[int] | None = set() if nested or several else None
 
     def list_new(self) -> Iterator[Input]:
         """Yield the new inputs in listing order, archives split into parts.
@@ -149,7 +152,7 @@ class InputLister:
     def _list_unknown(self) -> Iterator[Input]:
         expanded = set[str]()
         for entry in self._list_objects():
-            if not (lists.recognizes(entry.uri.lower()) and entry.uri in self._config.input):
+            if not (lists.recognizes(entry.uri.lower()) and entry.uri in self._inputs):
                 planned = self._classify(entry)
                 if planned is not None:
                     yield planned
@@ -195,7 +198,7 @@ class InputLister:
         skipped = self._report.skipped
         key = next(self._relative_paths(entry.uri), None) or entry.uri.rpartition("/")[2]
         name = entry.uri.lower().rpartition("/")[2]
-        configured = entry.uri in self._config.input
+        configured = entry.uri in self._inputs
         if not configured and self._is_hidden(entry.uri):
             skipped.add(entry.uri, "hidden files")
         elif (output := self._find_output(entry.uri)) is not None:
@@ -219,9 +222,12 @@ class InputLister:
     def _list_entries(self) -> Iterator[Iterable[Entry]]:
         """Yield the objects of each configured input. Raises `ConfigError`."""
         # Lists come first: an image that a list names too is not planned once more for the folder that it is in.
-        for uri in sorted(self._config.input, key=lambda uri: not lists.recognizes(uri.lower())):
+        for uri in sorted(self._inputs, key=lambda uri: not lists.recognizes(uri.lower())):
             store = open_store(uri, self._options)
             single = store.stat(uri)
+            if single is not None and inventory.recognizes(uri):
+                yield self._list_inventory(single)
+                continue
             if single is not None:
                 yield [single]
                 continue
@@ -233,7 +239,7 @@ class InputLister:
             if first or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
                 continue
             there = not lists.recognizes(uri.lower()) if is_remote(uri) else Path(uri).is_dir()
-            if not there and not self._was_planned(uri):
+            if not there and not self._was_planned(uri) and uri in self._config.input:
                 raise ConfigError(f"input: {uri} does not exist")
             # If something was there at an earlier run, a mount may be missing, which leaves an empty folder.
             if self._config.on_missing == "wait" and not (there and is_remote(uri)) and self._was_planned(uri):
@@ -241,6 +247,14 @@ class InputLister:
                 self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} {what}", 0))
             else:
                 self._report.skipped.add(uri, f"inputs {'with nothing under them' if there else 'that do not exist'}")
+
+    def _list_inventory(self, manifest: Entry) -> Iterator[Entry]:
+        """Yield the objects of an inventory. Their keys are relative to the bucket."""
+        for entry in inventory.list_inventory(manifest, self._options, self._report.skipped):
+            bucket = entry.uri[: entry.uri.index("/", len("s3://")) + 1]
+            if bucket not in self._roots:
+                self._roots.append(bucket)
+            yield entry
 
     def _was_planned(self, uri: str) -> bool:
         """Tell whether this URI, or an object below it, is planned. For a list, which no row names: any object."""

@@ -24,6 +24,10 @@ def plan(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replaces one key; may be repeated.")
     ] = None,
+    dates: Annotated[
+        list[str] | None,
+        typer.Option("--date", metavar="DAY", help="A day that {date} in input stands for; may be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the preview as JSON.")] = False,
 ) -> None:
     """Show what `sightline tag CONFIG` would do: new images, shards, and about how long it would take. Writes nothing.
@@ -31,7 +35,7 @@ def plan(
     The time is from the rate of the last run of the same output, and the price from `cost.per_hour`.
     """
     with report_errors():
-        found = api.plan(read_job(config, input, output, set_))
+        found = api.plan(read_job(config, input, output, set_, dates))
     if as_json:
         print(json.dumps(found.as_dict()))
         return

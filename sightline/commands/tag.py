@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,16 @@ def tag(
         bool,
         typer.Option("--retry-rejects", help="Also retry rejected rows: all, or those of the REASONs given."),
     ] = False,
+    dates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--date",
+            metavar="DAY",
+            help="A day that {date} in input stands for: today, yesterday (UTC) or YYYY-MM-DD; may be repeated. "
+            "Default: today and yesterday.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(metavar="IMAGES", min=1, help="Begin no further shard after about so many images."),
@@ -84,21 +95,40 @@ def tag(
             raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
         if unknown := [reason for reason in reasons or [] if reason not in {**REASONS, **RENAMED}]:
             raise ConfigError(f"--retry-rejects {unknown[0]}: no such reason (known: {', '.join(REASONS)})")
-        job = read_job(config, input, output, set_)
+        job = read_job(config, input, output, set_, dates)
         old_names = [old for old, new in RENAMED.items() if new in (reasons or [])]
         retry = [*(reasons or []), *old_names] if retry_rejects else None
         part = Limit(limit, None if for_ is None else parse_time(for_), newest_first)
         raise typer.Exit(run_and_summarize(job, retry, part))
 
 
-def read_job(config: Path, input: list[str] | None, output: str | None, settings: list[str] | None) -> JobConfig:
+def read_job(
+    config: Path,
+    input: list[str] | None,
+    output: str | None,
+    settings: list[str] | None,
+    days: list[str] | None = None,
+) -> JobConfig:
     """Read a job's YAML file with the keys that options replace. Raises `ConfigError`."""
     overrides = dict(parse_override(text, JobConfig) for text in settings or [])
     if input:
         overrides["input"] = input
     if output:
         overrides["output"] = output
+    if days:
+        overrides["dates"] = [parse_day(day) for day in days]
     return load_config(config, overrides)
+
+
+def parse_day(text: str) -> date:
+    """Parse `today`, `yesterday` or a date as YYYY-MM-DD, in UTC. Raises `ConfigError`."""
+    today = datetime.now(UTC).date()
+    if text in ("today", "yesterday"):
+        return today - timedelta(days=text == "yesterday")
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").date()
+    except ValueError:
+        raise ConfigError(f"{text} is no day: write today, yesterday, or a date such as 2026-11-30") from None
 
 
 def parse_time(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sightline import api
+from sightline.commands.tag import parse_day
 from sightline.exits import FAILED, err, out, report_errors
 from sightline.progress import RunProgress
 from storage.settings import ConfigError
@@ -143,14 +143,3 @@ def upgrade(
     with report_errors():
         shards = api.upgrade(output)
         out.print(escape(f"{output} has {shards:,} committed shards in its ledgers"), highlight=False)
-
-
-def parse_day(text: str) -> date:
-    """Parse `today`, `yesterday` or a date as YYYY-MM-DD, in UTC. Raises `ConfigError`."""
-    today = datetime.now(UTC).date()
-    if text in ("today", "yesterday"):
-        return today - timedelta(days=text == "yesterday")
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{text} is no day: write today, yesterday, or a date such as 2026-11-30") from None

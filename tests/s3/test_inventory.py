@@ -6,11 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipelines.config import JobConfig
 from pipelines.inputs.rows import Skipped
+from pipelines.output.output import Output
 from pipelines.planning.inventory import list_inventory
+from pipelines.planning.plan import list_shards, read_shard_inputs
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import Changed, Entry, NotFound, Store, StoreOptions
+from tests.support.input_folder import extend_plan
 from tests.support.inventories import Version, dump, make_file, make_manifest
 from tests.support.stores.radosgw import Radosgw
 
@@ -80,3 +84,23 @@ def test_a_large_object_is_no_manifest(options: StoreOptions, images: str) -> No
     entry = Entry(f"s3://{images}/manifest.json", 1 << 30, "e")
     with pytest.raises(ConfigError, match="1,073,741,824 bytes, so it is no manifest"):
         list(list_inventory(entry, options, Skipped()))
+
+
+def test_a_job_takes_its_inputs_from_an_inventory(s3_env: Radosgw, options: StoreOptions, images: str) -> None:
+    """With the same keys as from the bucket, each object once, and an object of the bucket is known afterwards."""
+    store = open_store(f"s3://{images}", options)
+    manifests = [write_inventory(s3_env, store, images, kind).uri for kind in ("CSV", "Parquet")]
+    lists = s3_env.new_bucket()
+
+    def plan(output: str, *inputs: str) -> tuple[int, int, set[str]]:
+        config = JobConfig(input=inputs, output=f"s3://{lists}/{output}", labels=["a"])
+        report, _ = extend_plan(config, options)
+        made = Output(config.output, options)
+        keys = {one.key for ref in list_shards(made) for one in read_shard_inputs(made, ref)}
+        return report.inputs, report.known, keys
+
+    pictures = {key for key in KEYS if key.endswith(".jpg")}
+    assert plan("bucket", f"s3://{images}") == (len(pictures), 0, pictures)
+    assert plan("one", manifests[0]) == (len(pictures), 0, pictures)
+    assert plan("both", *manifests, f"s3://{images}/in")[0] == len(pictures)
+    assert plan("one", f"s3://{images}") == (0, len(pictures), pictures)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input
 from pipelines.output.output import Output
+from pipelines.planning.dates import default_dates
 from pipelines.planning.listing import InputLister, PlanReport
 from pipelines.planning.plan import SegmentWriter, read_plan
 from storage.hidden_names import is_hidden
@@ -373,3 +375,33 @@ def test_hidden_names_in_an_object_store(tmp_path: Path, monkeypatch: pytest.Mon
     found, report = list_inputs(tmp_path, "s3://bucket/.in/_temporary")
     assert found == VISIBLE
     assert report.skipped.counts == {"hidden files": len(HIDDEN)}
+
+
+def test_dated_inputs_are_the_folders_of_the_days(tmp_path: Path) -> None:
+    """A day without a folder is no error, and is told. What else does not exist still is one."""
+    write(tmp_path / "in", "dt=2026-01-01/a.jpg", "dt=2026-01-02/b.jpg", "dt=2026-01-03/c.jpg")
+    template = str(tmp_path / "in/dt={date}")
+    found, _ = list_inputs(tmp_path, template, dates=["2026-01-01", "2026-01-03"])
+    assert found == ["a.jpg", "c.jpg"]
+    found, report = list_inputs(tmp_path, template, dates=["2026-01-02", "2026-01-09"])
+    assert found == ["b.jpg"]
+    assert report.skipped.counts == {"inputs that do not exist": 1}
+    today, yesterday = (default_dates(datetime.now(UTC))[number].isoformat() for number in (1, 0))
+    write(tmp_path / "in", f"dt={today}/today.jpg", f"dt={yesterday}/yesterday.jpg")
+    assert sorted(list_inputs(tmp_path, template)[0]) == ["today.jpg", "yesterday.jpg"]
+    with pytest.raises(ConfigError, match="does not exist"):
+        list_inputs(tmp_path, [template, str(tmp_path / "nowhere")], dates=["2026-01-01"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"input": "in", "dates": ["2026-01-01"]}, "no input has {date}"),
+        ({"input": "in/{date}", "dates": []}, "at least one day"),
+        ({"input": "in/{date}", "dates": ["2026-13-01"]}, "dates"),
+        ({"input": "in/{date:%H}"}, "has the directive %H"),
+    ],
+)
+def test_mistakes_in_dates_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JobConfig(**{"output": "out", "labels": ["a"], **keys})
