@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,7 +93,7 @@ def data_context(cluster: Cluster, image_bytes: int = BLOCK_BYTES) -> Iterator[N
         yield
 
 
-def iterate_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def iterate_rows(dataset: Dataset) -> Generator[dict[str, Any]]:
     """Yield a dataset's rows, those of each block as soon as the block is there.
 
     `Dataset.iter_rows` fetches one block ahead, and returns a block's rows only when the next block has come.

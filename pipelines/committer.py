@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +19,17 @@ from pipelines.output.parts import ShardSummary, covers
 from pipelines.output.state import OutputState
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import Waiting
-from pipelines.planning.plan import ShardRef
+from pipelines.planning.plan import ShardRef, read_shard_inputs
 from pipelines.progress import Progress
 from pipelines.run_report import RunReport
-from storage.store import StoreError
+from storage.schemes import open_store
+from storage.settings import ConfigError
+from storage.store import StoreError, Unreachable
 
 logger = logging.getLogger(__name__)
+
+_AWAY_SHARDS, _LOOKED_AT = 4, 3
+"""After so many shards in a row that could not be reached, so many of the others are looked at."""
 
 Parts = dict[str, list[int]]
 """The URIs of a shard's parts, each with the runs of the rows that the part holds."""
@@ -83,6 +90,9 @@ class Committer:
         count_at_once: Callable[[], int],
     ) -> None:
         self.waiting: list[Waiting] = []
+        self.expected = self.stopped = 0
+        """Shards whose receipts were to come, and those of them that were not begun before the run's deadline."""
+        self._unreachable, self._look_at = 0, _AWAY_SHARDS  # shards in a row whose input's store did not answer
         self._state = state
         self._tracker = ShardTracker({})
         self._writer = writer
@@ -97,10 +107,15 @@ class Committer:
 
     def expect(self, shards: Iterable[ShardRef]) -> None:
         """Tell of shards whose receipts will come."""
-        self._tracker.pending.update({ref.name: ref for ref in shards})
+        added = {ref.name: ref for ref in shards}
+        self._tracker.pending.update(added)
+        self.expected += len(added)
 
-    def receive(self, receipt: dict[str, Any]) -> None:
-        """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`), and start a commit if a shard is complete now."""
+    def receive(self, receipt: dict[str, Any]) -> bool:
+        """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`), and start a commit if a shard is complete now.
+
+        Returns True if the store of the inputs seems to be away, so that the run should end.
+        """
         self._report.add(receipt)
         rows, rejects = receipt["tagged"] + receipt["rejected"], receipt["rejected"]
         self._progress.update(rows=rows, rejects=rejects, rate=self._report.rate())
@@ -110,16 +125,54 @@ class Committer:
         summary = self._tracker.add(receipt)
         if summary is not None:
             ref, parts = self._tracker.take(shard)
+            if summary.wait == "unreachable":
+                self._unreachable += 1
+            else:
+                self._unreachable, self._look_at = 0, _AWAY_SHARDS
             if summary.wait is None:
                 self._report.lost += summary.lost
                 self._complete.append((ref, parts, summary))
-            elif summary.wait != "stopped":
+            elif summary.wait == "stopped":
+                self.stopped += 1
+            else:
                 self._set_aside.add(shard)
                 self._wait(ref, parts, summary.wait, summary.detail)
         if self._in_flight:
             done, _ = ray.wait([*self._in_flight], num_returns=len(self._in_flight), timeout=0)
             self._count(done)
         self._start_commits()
+        return self._is_input_away()
+
+    def _is_input_away(self) -> bool:
+        """Tell whether the store of the inputs is away, once several shards in a row could not be reached.
+
+        Each shard takes minutes then, because every request is tried several times. So a few others are looked at.
+        """
+        if self._unreachable < self._look_at or not self._tracker.pending:
+            return False
+        self._look_at = self._unreachable + _AWAY_SHARDS
+        refs = random.sample([*self._tracker.pending.values()], min(_LOOKED_AT, len(self._tracker.pending)))
+        with ThreadPoolExecutor(_LOOKED_AT) as pool:
+            return all(pool.map(self._is_unreachable, refs))
+
+    def _is_unreachable(self, ref: ShardRef) -> bool:
+        """Look up the first input of a shard."""
+        output = self._writer.output
+        try:
+            for planned in read_shard_inputs(output, ref):
+                open_store(planned.uri, output.options).stat(planned.uri)
+                return False
+        except Unreachable:
+            return True
+        except (StoreError, ConfigError):
+            pass
+        return False
+
+    def give_up(self, shards: int, images: int) -> None:
+        """Let all shards wait that are not complete: `shards` of them, with about `images` images."""
+        self._tracker.pending.clear()
+        detail = f"{shards:,} shards were not tried, because {self._unreachable:,} in a row could not be reached"
+        self.waiting.insert(0, Waiting("input", "unreachable", detail, images, shards))
 
     def count_missing(self) -> int:
         """Return the number of shards whose receipts did not all come."""

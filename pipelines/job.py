@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -83,23 +84,30 @@ def run_job(
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None
         progress.start(work.shards, work.rows)
         committer = Committer(work.state, work.writer, report, progress, cluster.count_readers)
+        away = False
         for wave in work.waves():
             if reader.deadline is not None and time.time() >= reader.deadline:
                 break
             committer.expect(wave)
             rows = sum(ref.rows for ref in wave)
             reader = replace(reader, rows_per_decoder=max(1, rows // cluster.count_decoders()))
-            for receipt in iterate_rows(build_dataset(wave, cluster, reader, tagger, work.writer, batch_rows)):
-                committer.receive(receipt)
+            receipts = iterate_rows(build_dataset(wave, cluster, reader, tagger, work.writer, batch_rows))
+            with closing(receipts):
+                away = any(committer.receive(receipt) for receipt in receipts)
+            if away:
+                break
         committer.finish()
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
         tasks = cluster.count_tasks(min(work.shards, WAVE_SHARDS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
+    left = committer.stopped + work.shards - committer.expected + work.beyond
+    if away:
+        committer.give_up(work.shards - report.shards - len(committer.waiting), max(0, work.rows - report.rows))
+        left = work.beyond
     waiting += committer.waiting
     missing = committer.count_missing()
     if missing:
         raise StoreError(f"{missing} shards did not complete; run the same command again")
-    left = work.shards - report.shards - len(committer.waiting) + work.beyond
     hours = (time.time() - report.started) / 3600
     cost = None if config.cost.per_hour is None else round(hours * config.cost.per_hour, 4)
     about = {"started_at": _format_time(report.started), "hours": round(hours, 4), "cost": cost, "stopped": left > 0}

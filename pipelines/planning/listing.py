@@ -38,12 +38,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Waiting:
-    """A shard, or an input that is not yet planned, that cannot be read now. `rows` estimates its images."""
+    """A shard, or an input that is not yet planned, that cannot be read now. `rows` estimates its images.
+
+    `shards` is more than 1 if it stands for several shards, which were not tried.
+    """
 
     name: str
     reason: WaitReason
     detail: str
     rows: int
+    shards: int = 1
 
 
 @dataclass

@@ -56,7 +56,7 @@ def read_status(output: Output) -> Status:
     waiting: dict[str, int] = {}
     examples: dict[str, list[str]] = {}
     for item in manifest.get("waiting", []):
-        waiting[item["reason"]] = waiting.get(item["reason"], 0) + 1
+        waiting[item["reason"]] = waiting.get(item["reason"], 0) + item.get("shards", 1)
         if len(told := examples.setdefault(item["reason"], [])) < EXAMPLES:
             told.append(item["detail"])
     return Status(

@@ -208,14 +208,19 @@ def _print_waiting(waiting: list[Waiting]) -> None:
     """Print what could not be read now, by reason, with a few examples of each reason."""
     images = sum(item.rows for item in waiting)
     holding = f" with about {images:,} images" if images else ""  # what is in a closed folder is not known
+    shards = sum(item.shards for item in waiting)
     err.print(
-        f"[red]{len(waiting):,} shards or inputs{holding} wait[/red]: the rest is committed; run "
-        "the same command again when the reasons below are gone",
+        f"[red]{shards:,} shards or inputs{holding} wait[/red]: the rest is committed; run the same command again when "
+        "the reasons below are gone",
         highlight=False,
     )
-    for reason, count in Counter(item.reason for item in waiting).most_common():
-        details = [item.detail for item in waiting if item.reason == reason][:_EXAMPLES]
-        more = f"; and {count - len(details):,} more" if count > len(details) else ""
+    counts: Counter[str] = Counter()
+    for item in waiting:
+        counts[item.reason] += item.shards
+    for reason, count in counts.most_common():
+        details = [item.detail for item in waiting if item.reason == reason]
+        more = f"; and {len(details) - _EXAMPLES:,} more" if len(details) > _EXAMPLES else ""
+        details = details[:_EXAMPLES]
         err.print(escape(f"  {reason} {count:,}: {'; '.join(details)}{more}"), highlight=False)
     if any(item.reason == "missing" for item in waiting):
         err.print("  set on_missing: reject if these inputs were deleted on purpose", highlight=False)
