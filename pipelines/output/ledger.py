@@ -92,10 +92,13 @@ class Ledger:
         self.count = 0
         self.times: list[str] = []
         """When each ledger was sealed, in UTC, as ISO 8601."""
+        self.replaced: set[str] = set()
+        """Files that the ledgers of this run replaced. Manifests that were written before lead to them."""
         self._output = output
         self._segments: dict[int, _SegmentState] = {}
         self._waiting: dict[str, _Commit] = {}
         self._added = Totals()
+        self._replaced: set[str] = set()
 
     @classmethod
     def read(cls, output: Output, count: int | None = None) -> Ledger:
@@ -160,6 +163,7 @@ class Ledger:
         while self._waiting:
             data = _encode(list(self._make_rows()), self._added)
             if self._output.put_if_absent(ledger_path(self.count), data):
+                self.replaced |= self._replaced
                 self._waiting, self._added = {}, Totals()
                 self._apply(data)
                 break
@@ -192,6 +196,7 @@ class Ledger:
             if any(self._ledger_of(shard) != number for shard, number in ledgers.items()):
                 return False
         self._apply(data)
+        self.replaced |= set(replaced)
         return True
 
     def list_files(self, kinds: Sequence[str] = ("data", "rejects"), first: int = 0) -> Iterator[tuple[str, RowFile]]:
@@ -263,6 +268,7 @@ class Ledger:
     def _make_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of the next ledger."""
         kept = self.find_files(shard for shard, commit in self._waiting.items() if commit.keeps)
+        self._replaced = {file.path for files in kept.values() for file in files if file.kind == "rejects"}
         for shard, commit in sorted(self._waiting.items()):
             segment, number = parse_shard(shard)
             about = {"segment": segment, "number": number, "generation": commit.generation}

@@ -55,8 +55,6 @@ class OutputState:
     plan: Plan
     ledger: Ledger
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
-    replaced: list[str] = field(default_factory=list)
-    """Files that no ledger names any more, and that belong to no shard. They are deleted at the end."""
     _touched: set[int] = field(default_factory=set)
     _announced: set[int] = field(default_factory=set)
 
@@ -121,7 +119,7 @@ class OutputState:
         waiting: list[dict[str, Any]],
         planned: int | None = None,
     ) -> dict[str, Any]:
-        """Seal what was added, write `manifest.json`, delete leftover files, and return the manifest.
+        """Seal what was added, delete leftover files, write `manifest.json` and return it.
 
         `run` is the report of this run, `waiting` the shards and inputs that could not be read now. `planned` is the
         number of shards that the output is to have, by default that of the plan. Raises `StoreError`
@@ -132,10 +130,9 @@ class OutputState:
         manifest = self._make_manifest(fingerprint, run, waiting, self.plan.shards if planned is None else planned)
         manifest["runs"] = self._remember(run)
         content = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
-        # Before files are deleted that an earlier manifest names.
-        self.output.store.put(self.output.uri_of(MANIFEST), content)
         self._delete_leftovers()
-        for path in self.replaced:
+        self.output.store.put(self.output.uri_of(MANIFEST), content)
+        for path in sorted(self.ledger.replaced):  # only now, because the manifest before leads to them
             self.output.delete(path)
         self._delete_markers()
         return manifest
@@ -190,7 +187,7 @@ class OutputState:
             for kind in ("data", "rejects"):
                 for name in self.output.list_names(kind, segments):
                     path = f"{kind}/{name}"
-                    if path not in named and self._is_sealed(path):
+                    if path not in named and path not in self.ledger.replaced and self._is_sealed(path):
                         self.output.delete(path)
         for entry in self.output.store.list(self.output.uri_of("parts")):
             if self._is_sealed(path := self.output.path_of(entry.uri)):

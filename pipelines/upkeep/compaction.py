@@ -140,8 +140,6 @@ def _merge(
         return
     result.after += len(written) - len(wanted)
     result.bytes += sum(written.values())
-    # The files of a shard are deleted with the leftovers. A file that was merged before belongs to no shard.
-    state.replaced += [path for path in wanted if _MERGED.fullmatch(path.rpartition("/")[2])]
 
 
 def _write_merged(writer: OutputWriter, kind: Kind, source: Mapping[str, Slices]) -> Slices:

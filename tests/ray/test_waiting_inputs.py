@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -165,10 +166,10 @@ def test_a_shard_that_cannot_be_committed_waits(local: Place, monkeypatch: pytes
     for name, data in tars(2, 3).items():
         local.put(name, data)
 
-    def commit_or_fail(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> str | None:
-        return (
-            "KeyError: 'key'" if ref.shard.endswith("000000") else (commit_shard(writer, ref, parts, summary), None)[1]
-        )
+    def commit_or_fail(
+        writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary
+    ) -> dict[str, Any] | str:
+        return "KeyError: 'key'" if ref.shard.endswith("000000") else commit_shard(writer, ref, parts, summary)
 
     monkeypatch.setattr(committer, "_commit", ray.remote(num_cpus=COMMIT_CPUS)(commit_or_fail))
     done = local.tag(rows_per_shard=3)

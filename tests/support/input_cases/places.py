@@ -33,6 +33,14 @@ object if its ETag has. An input that changes is not tagged again, and the run e
 rows of both versions, also the reject of a file that was repaired; the later ones are in the shard with the higher
 number, with which the names of files in `data/` and `rejects/` begin. `--retry-rejects` reads the planned version only.
 
+An input may name days: `s3://bucket/images/dt={date}` is `dt=2026-11-30`, and `{date:%Y/%m/%d}` writes the day in
+another way. The days are today and yesterday in UTC, or those of the key `dates` and of the option `--date`. A day
+without a folder is counted, and no error.
+
+The `manifest.json` of an S3 Inventory, itself configured as an input, takes the place of a listing of its bucket. The
+inventory needs the fields Size and ETag, in CSV or Parquet. It is as old as its files: what was stored since then comes
+with the next one. Keys are relative to the bucket.
+
 In S3, the bucket may be an access point: its alias, or its ARN as in
 `s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/prefix`."""
 
