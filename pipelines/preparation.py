@@ -109,7 +109,7 @@ def find_work(
     options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
     with as_config_errors():
         output = Output(config.output, options)
-        model = pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
+        model = find_model(config, options)
         config.labels.check(model.rule)
         check_probes(config.labels, model.identity, model.width)
         if _find_labels(output) is None:  # a later run has the labels' embeddings
@@ -126,6 +126,11 @@ def find_work(
     if limit.images is not None:
         within = _apply(limit, _list_pending(state, retries, limit))
     return Work(model, writer, fingerprint, plan, state, *within, retries, limit, shards - within[0])
+
+
+def find_model(config: JobConfig, options: StoreOptions) -> PinnedModel:
+    """Pin the configuration's model. Raises `CheckpointError` and `StoreError`."""
+    return pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
 
 
 def check_readings(labels: LabelSet, model: PinnedModel, progress: Progress) -> None:
@@ -148,17 +153,8 @@ def extend_plan(
     Also returns the output's whole plan, its writer and the fingerprint. Raises `ConfigError` if the output was made
     with other settings.
     """
-    wanted = config.parquet.columns
     while True:
-        found = read_fingerprint(output)
-        # The first run fixes the types of the columns. Another set of columns is refused as a different fingerprint.
-        fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
-        if found and fixed is None:  # before the new columns are looked for: new inputs need not have them
-            key = "parquet.columns"
-            check_fingerprint({key: found.get(key)}, {key: wanted}, output.uri)
-        columns = PassedColumns(wanted, fixed)
-        if found and fixed is not None:  # checked before the listing, which may take long
-            check_fingerprint(found, make_fingerprint(config, model, fixed), output.uri)
+        columns = check_settings(config, output, model)
         plan = read_plan(output)
 
         def claim(columns: PassedColumns = columns) -> str:
@@ -170,7 +166,7 @@ def extend_plan(
         # Another run has appended to the plan meanwhile, perhaps the same inputs: compare again.
     fingerprint = make_fingerprint(config, model, columns.schema())
     # An output without planned inputs is not claimed: another configuration may still use it.
-    text = claim() if found or plan.segments else ""
+    text = claim() if columns.fixed is not None or plan.segments else ""
     format_ = OutputFormat(
         model.width,
         config.embedding_dtype,
@@ -179,6 +175,23 @@ def extend_plan(
         bands=config.labels.has_bands(),
     )
     return plan, report, OutputWriter(output, format_, text), fingerprint
+
+
+def check_settings(config: JobConfig, output: Output, model: PinnedModel) -> PassedColumns:
+    """Check that the output was made with the settings of this configuration, if there is one.
+
+    Return the passed-through columns, with the types that the first run has fixed. This is checked before the listing,
+    which may take long. Raises `ConfigError`.
+    """
+    found, wanted = read_fingerprint(output), config.parquet.columns
+    # Another set of columns is refused as a different fingerprint.
+    fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
+    if found and fixed is None:  # before the new columns are looked for: new inputs need not have them
+        key = "parquet.columns"
+        check_fingerprint({key: found.get(key)}, {key: wanted}, output.uri)
+    if found and fixed is not None:
+        check_fingerprint(found, make_fingerprint(config, model, fixed), output.uri)
+    return PassedColumns(wanted, fixed)
 
 
 def prepare_readers(

@@ -6,17 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.config import JobConfig
-from pipelines.inputs.columns import PassedColumns
-from pipelines.output.fingerprint import check_fingerprint, make_fingerprint, read_columns, read_fingerprint
 from pipelines.output.ledger import Ledger
 from pipelines.output.output import MANIFEST, Output
 from pipelines.output.state import OutputState
 from pipelines.planning.listing import Waiting
 from pipelines.planning.plan import append_inputs, read_plan
-from pipelines.preparation import as_config_errors
+from pipelines.preparation import as_config_errors, check_settings, find_model
 from pipelines.progress import Progress
-from siglip.checkpoint import pin_model
-from storage.mirror import Mirror
 from storage.store import NotFound, StoreOptions
 
 
@@ -54,12 +50,9 @@ def preview_run(config: JobConfig, progress: Progress) -> Preview:
     options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
     with as_config_errors():
         output = Output(config.output, options)
-        model = pin_model(config.model, Mirror(options))
+        model = find_model(config, options)
         config.labels.check(model.rule)
-        found = read_fingerprint(output)
-        columns = PassedColumns(config.parquet.columns, read_columns(found) if found else None)
-        if found and columns.fixed is not None:
-            check_fingerprint(found, make_fingerprint(config, model, columns.fixed), output.uri)
+        columns = check_settings(config, output, model)
         progress.say("listing the inputs")
         plan = read_plan(output)
         state = OutputState(output, plan, Ledger.read(output))

@@ -135,11 +135,7 @@ def upgrade(output: str | PathLike[str]) -> int:
         if not plan.segments or fingerprint is None:
             raise ConfigError(f"{opened.uri}: there is no plan here, so this is no output of `sightline tag`")
         state = read_state(opened, plan)
-        try:
-            manifest = opened.read_json("manifest.json")
-        except NotFound:
-            manifest = {}
-        state.finish(fingerprint, manifest.get("run", {}), manifest.get("waiting", []))
+        state.renew(fingerprint)
         return state.ledger.totals.shards
 
 

@@ -16,7 +16,6 @@ import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,15 +26,13 @@ from numpy.typing import NDArray
 
 from pipelines.output.output import Output, owner_of, parse_shard, shard_id
 from pipelines.output.row_files import RowFile, dump_files, list_files, make_row_file
-from pipelines.output.totals import Totals
+from pipelines.output.totals import Totals, damage_of, describe_ledger, read_about
 from storage.files import read_ahead
 from storage.store import Entry, StoreError
 
 if TYPE_CHECKING:
     from pipelines.planning.plan import ShardRef
 
-LEDGER_VERSION = 1
-_KEY = b"sightline.ledger"
 _SCHEMA = pa.schema(
     [
         ("segment", pa.int32()),
@@ -93,7 +90,7 @@ class Ledger:
         self.times: list[str] = []
         """When each ledger was sealed, in UTC, as ISO 8601."""
         self.replaced: set[str] = set()
-        """Files that the ledgers of this run replaced. Manifests that were written before lead to them."""
+        """Files of which a ledger of this run replaced rows. Manifests that were written before lead to them."""
         self._output = output
         self._segments: dict[int, _SegmentState] = {}
         self._waiting: dict[str, _Commit] = {}
@@ -140,13 +137,34 @@ class Ledger:
         before = self._waiting[shard].generation if shard in self._waiting else sealed
         if generation <= before:
             return
+        before_record = self._output.read_commit(shard, before) if before >= 0 else None
         self._added.add(record)
-        if before >= 0:
-            self._added.add(self._output.read_commit(shard, before), -1)
-        # Data files of the sealed generation stay, and the ledger has them: they may have been merged since.
-        files = [file for file in list_files(record) if (owner_of(file.path) or (shard, generation))[1] > sealed]
+        if before_record is not None:
+            self._added.add(before_record, -1)
+        files, keeps = self._split_files(record)
         reasons = json.dumps(record["reasons"], ensure_ascii=False) if record["reasons"] else None
-        self._waiting[shard] = _Commit(generation, files, reasons, sealed >= 0)
+        self._waiting[shard] = _Commit(generation, files, reasons, keeps)
+
+    def files_of(self, record: Mapping[str, Any]) -> list[RowFile]:
+        """Return the files of a shard whose commit record is not sealed: those that the next ledger will name."""
+        files, keeps = self._split_files(record)
+        kept = self.find_files([record["shard"]])[record["shard"]] if keeps else []
+        return [*(file for file in kept if file.kind == "data"), *files]
+
+    def _split_files(self, record: Mapping[str, Any]) -> tuple[list[RowFile], bool]:
+        """Return the files of a record that are new, and whether the data files of the sealed generation stay.
+
+        The ledger has those, which may have been merged since. They stay if the record names some of them: a retry
+        keeps them, and a retagging writes all rows anew.
+        """
+        sealed = self.generation_of(record["shard"])
+        new, keeps = [], False
+        for file in list_files(record):
+            if sealed < 0 or ((owner := owner_of(file.path)) is not None and owner[1] > sealed):
+                new.append(file)
+            else:
+                keeps |= file.kind == "data"
+        return new, keeps
 
     @property
     def waiting(self) -> int:
@@ -267,12 +285,12 @@ class Ledger:
 
     def _make_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of the next ledger."""
-        kept = self.find_files(shard for shard, commit in self._waiting.items() if commit.keeps)
-        self._replaced = {file.path for files in kept.values() for file in files if file.kind == "rejects"}
+        kept = self.find_files(shard for shard in self._waiting if self.generation_of(shard) >= 0)
+        self._replaced = {file.path for files in kept.values() for file in files}
         for shard, commit in sorted(self._waiting.items()):
             segment, number = parse_shard(shard)
             about = {"segment": segment, "number": number, "generation": commit.generation}
-            files = [*(file for file in kept.get(shard, ()) if file.kind == "data"), *commit.files]
+            files = [*(file for file in kept.get(shard, ()) if commit.keeps and file.kind == "data"), *commit.files]
             for file in files:
                 reasons = commit.reasons if file.kind == "rejects" else None
                 yield {**about, "kind": file.kind, **asdict(file), "reasons": reasons}
@@ -287,36 +305,18 @@ class Ledger:
             self.add(self._output.read_commit(shard, commit.generation))
 
     def _apply(self, data: bytes) -> None:
-        try:
-            about, table = _read_about(data), pq.read_table(pa.BufferReader(data), columns=_STATE)
-            if about["version"] != LEDGER_VERSION:
-                raise StoreError(
-                    f"{self._output.uri_of(ledger_path(self.count))} was written by another version of Sightline: "
-                    "install that version or a later one"
-                )
-            self.totals.merge(about["totals"])
-            self.times.append(about["sealed_at"])
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self._output.uri_of(ledger_path(self.count))} is damaged: {error}") from error
-        segments, numbers, generations = (table[name].to_numpy() for name in _STATE)
+        uri = self._output.uri_of(ledger_path(self.count))
+        about = read_about(uri, data)
+        with damage_of(uri):
+            table = pq.read_table(pa.BufferReader(data), columns=_STATE)
+            segments, numbers, generations = (table[name].to_numpy() for name in _STATE)
+        self.totals.merge(about["totals"])
+        self.times.append(about["sealed_at"])
         for segment in np.unique(segments):
             rows = segments == segment
             state = self._segments.setdefault(int(segment), _SegmentState())
             state.set(numbers[rows], generations[rows], self.count)
         self.count += 1
-
-
-def read_totals(output: Output, entries: Iterable[Entry]) -> Totals:
-    """Add up what some ledgers add to the totals of an output."""
-    totals = Totals()
-    for _, data in read_ahead(output.store, entries):
-        totals.merge(_read_about(data)["totals"])
-    return totals
-
-
-def _read_about(data: bytes) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads(pq.read_schema(pa.BufferReader(data)).metadata[_KEY])
-    return about
 
 
 def ledger_path(number: int) -> str:
@@ -331,12 +331,7 @@ def list_ledgers(output: Output) -> list[Entry]:
 
 
 def _encode(rows: Sequence[Mapping[str, Any]], totals: Totals) -> bytes:
-    about = {
-        "version": LEDGER_VERSION,
-        "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "totals": totals.as_dict(),
-    }
-    schema = _SCHEMA.with_metadata({_KEY: json.dumps(about, ensure_ascii=False).encode()})
+    schema = _SCHEMA.with_metadata(describe_ledger(totals))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), buffer, compression="zstd")
     return buffer.getvalue()

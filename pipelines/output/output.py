@@ -8,6 +8,7 @@ Its files:
     parts/<shard>/<id>.arrow       rows of a shard in progress
     data/<shard>-<id>.parquet      tagged rows of a committed shard
     rejects/<shard>-<id>.parquet   rejected rows of a committed shard
+    data/merged-<time>-<id>.parquet   rows of several shards, from a compaction; in `rejects/` too
     commits/<shard>.json           the commit record: it makes a shard committed, and names its files
     ledger/000000.parquet          the committed shards with their files, many in one file
     runs/<id>.json                 the segments that a run works on, until it ends
@@ -25,6 +26,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -50,9 +52,14 @@ _PREFIXES = 16
 
 _SHARD = re.compile(r"(?P<shard>\d{6}-\d{6})(\.(?P<generation>\d+))?")
 _FILE = re.compile(rf"\.?{_SHARD.pattern}-[0-9a-f]{{12}}\.parquet(\.[0-9a-f]{{32}}\.tmp)?")
+_MERGED = re.compile(r"\.?merged-(?P<time>\d{8}T\d{6})-[0-9a-f]{12}\.parquet(\.[0-9a-f]{32}\.tmp)?")
+_MERGED_TIME = "%Y%m%dT%H%M%S"
 _OWN_NAMES = (
     (
-        re.compile(rf"(.*)/(?:labels\.parquet|(?:plan|ledger)/\d{{6}}\.parquet|(?:data|rejects)/{_FILE.pattern})"),
+        re.compile(
+            r"(.*)/(?:labels\.parquet|(?:plan|ledger)/\d{6}\.parquet|"
+            rf"(?:data|rejects)/(?:{_FILE.pattern}|\.?merged-\d{{8}}T\d{{6}}-[0-9a-f]{{12}}\.parquet))"
+        ),
         FINGERPRINT,
     ),
     (re.compile(r"(.*)/sample\.parquet"), "sample.json"),
@@ -147,14 +154,18 @@ class Output:
                 yield parsed
 
     def list_names(self, folder: str, segments: Collection[int]) -> Iterator[str]:
-        """Yield the names of the files in `commits`, `data` or `rejects` that belong to shards of some segments."""
+        """Yield the names of the files in `commits`, `data` or `rejects` that belong to shards of some segments.
+
+        On a disk, temporary files are named too: a killed run leaves them.
+        """
         # A disk reads the whole folder each time.
-        if len(segments) <= (_PREFIXES if is_remote(self.uri) else 1):
+        if is_remote(self.uri) and len(segments) <= _PREFIXES:
             for segment in sorted(segments):
                 yield from self.store.names(self.uri_of(folder), f"{segment:06d}-")
             return
-        for name in self.store.names(self.uri_of(folder)):
-            if name[:6].isdigit() and int(name[:6]) in segments:
+        for name in self.store.names(self.uri_of(folder)) if segments else ():
+            number = name.removeprefix(".")[:6]
+            if number.isdecimal() and int(number) in segments:
                 yield name
 
     def read_commit(self, shard: str, generation: int = 0) -> dict[str, Any]:
@@ -220,6 +231,24 @@ def owner_of(path: str) -> tuple[str, int] | None:
     elif kind == "parts" and _PART.fullmatch(name):
         match = _SHARD.fullmatch(folder)
     return _parse(match)
+
+
+def merged_at(path: str) -> datetime | None:
+    """Return when a merged data or reject file was written, by its path in the output. None for other files.
+
+    Temporary files of local disks count as well.
+    """
+    kind, _, name = path.partition("/")
+    found = _MERGED.fullmatch(name) if kind in ("data", "rejects") else None
+    try:
+        return datetime.strptime(found["time"], _MERGED_TIME).replace(tzinfo=UTC) if found else None
+    except ValueError:  # not a time, so no compaction wrote it
+        return None
+
+
+def name_merged() -> str:
+    """Return the beginning of the name of a merged file that is written now."""
+    return f"merged-{datetime.now(UTC).strftime(_MERGED_TIME)}"
 
 
 def find_marker(uri: str) -> str | None:

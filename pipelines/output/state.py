@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipelines.inputs.rows import fold_suffixes
 from pipelines.output.ledger import Ledger
-from pipelines.output.output import MANIFEST, MANIFEST_VERSION, Output, owner_of, parse_shard
-from pipelines.planning.plan import Plan, ShardRef
-from storage.files import read_ahead
-from storage.store import StoreError
+from pipelines.output.output import MANIFEST, MANIFEST_VERSION, Output, merged_at, owner_of, parse_shard
+from pipelines.planning.plan import Plan, ShardRef, count_shards
+from storage.store import NotFound, StoreError
 
 SEAL_SHARDS = 10_000
 """Committed shards that are sealed at once, if the run does not end before. A killed run leaves at most so many records
@@ -119,7 +119,7 @@ class OutputState:
         waiting: list[dict[str, Any]],
         planned: int | None = None,
     ) -> dict[str, Any]:
-        """Seal what was added, delete leftover files, write `manifest.json` and return it.
+        """Seal what was added, write `manifest.json`, delete leftover files, and return the manifest.
 
         `run` is the report of this run, `waiting` the shards and inputs that could not be read now. `planned` is the
         number of shards that the output is to have, by default that of the plan. Raises `StoreError`
@@ -127,15 +127,31 @@ class OutputState:
         """
         self.ledger.seal()
         self.ledger.refresh()
-        manifest = self._make_manifest(fingerprint, run, waiting, self.plan.shards if planned is None else planned)
-        manifest["runs"] = self._remember(run)
-        content = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
+        count = -1
+        while count < self.ledger.count:  # other runs may write ledgers, and end before this one
+            count = self.ledger.count
+            shards = count_shards(self.output, self.plan) if planned is None else planned
+            manifest = self._make_manifest(fingerprint, run, waiting, shards)
+            manifest["runs"] = self._remember(run)
+            # Before files are deleted that an earlier manifest leads to.
+            content = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
+            self.output.store.put(self.output.uri_of(MANIFEST), content)
+            self.ledger.refresh()
         self._delete_leftovers()
-        self.output.store.put(self.output.uri_of(MANIFEST), content)
-        for path in sorted(self.ledger.replaced):  # only now, because the manifest before leads to them
-            self.output.delete(path)
+        self._delete_replaced()
         self._delete_markers()
         return manifest
+
+    def renew(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """Do what `finish` does without a run: what the manifest says of the last run and of what waits stays."""
+        try:
+            manifest = self.output.read_json(MANIFEST)
+        except NotFound:
+            manifest = {}
+        run = manifest.get("run", {})
+        # A retagged output has the whole plan of its source, and may have only the shards that were finished there.
+        planned = manifest.get("planned_shards") if "retagged_from" in run else None
+        return self.finish(fingerprint, run, manifest.get("waiting", []), planned)
 
     def is_current(self, manifest: dict[str, Any]) -> bool:
         """Tell whether a manifest describes this state."""
@@ -187,10 +203,21 @@ class OutputState:
             for kind in ("data", "rejects"):
                 for name in self.output.list_names(kind, segments):
                     path = f"{kind}/{name}"
-                    if path not in named and path not in self.ledger.replaced and self._is_sealed(path):
+                    if path not in named and self._is_sealed(path):
                         self.output.delete(path)
         for entry in self.output.store.list(self.output.uri_of("parts")):
             if self._is_sealed(path := self.output.path_of(entry.uri)):
+                self.output.delete(path)
+
+    def _delete_replaced(self) -> None:
+        """Delete the merged files in which this run has replaced rows, if no shard has rows there any more.
+
+        Files of one shard are among the leftovers.
+        """
+        if merged := {path for path in self.ledger.replaced if merged_at(path)}:
+            for table in self.ledger.read_tables():
+                merged.difference_update(pc.unique(table["path"]).to_pylist())
+            for path in sorted(merged):
                 self.output.delete(path)
 
     def _is_sealed(self, path: str) -> bool:
@@ -213,16 +240,23 @@ class OutputState:
 
 def read_markers(output: Output) -> Iterator[dict[str, Any]]:
     """Yield the markers of runs: `uri`, `segments` and `updated_at`. One that cannot be read has no segments."""
-    for entry, data in read_ahead(output.store, output.store.list(output.uri_of("runs"))):
-        yield {**_parse_marker(data), "uri": entry.uri}
+    for name in output.store.names(output.uri_of("runs")):
+        if name.endswith(".json"):  # a disk may have temporary files
+            uri = output.uri_of(f"runs/{name}")
+            try:
+                data = output.store.read(uri)
+            except NotFound:  # the run has ended meanwhile
+                continue
+            yield {**_parse_marker(data), "uri": uri}
 
 
 def _parse_marker(data: bytes) -> dict[str, Any]:
     try:
         about = json.loads(data)
+        time = datetime.fromisoformat(about["updated_at"])
         return {
             "segments": [int(segment) for segment in about["segments"]],
-            "updated_at": datetime.fromisoformat(about["updated_at"]),
+            "updated_at": time if time.tzinfo else time.replace(tzinfo=UTC),
         }
     except (ValueError, KeyError, TypeError):
         return {"segments": [], "updated_at": datetime.fromtimestamp(0, UTC)}

@@ -1,11 +1,24 @@
-"""Totals: the counts of an output's shards, which its ledgers add up."""
+"""Totals: the counts of an output's shards. The metadata of each ledger has what the ledger adds to them."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.output.output import Output
+from storage.files import read_ahead
+from storage.store import Entry, StoreError
+
+LEDGER_VERSION = 1
+_KEY = b"sightline.ledger"
 
 
 @dataclass
@@ -51,3 +64,38 @@ class Totals:
             name: {key: count for key, count in value.items() if count} if isinstance(value, dict) else value
             for name, value in vars(self).items()
         }
+
+
+def describe_ledger(totals: Totals) -> dict[bytes, bytes]:
+    """Return the metadata of a ledger that is written now and adds these totals."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"version": LEDGER_VERSION, "sealed_at": time, "totals": totals.as_dict()}
+    return {_KEY: json.dumps(about, ensure_ascii=False).encode()}
+
+
+def read_totals(output: Output, entries: Iterable[Entry]) -> Totals:
+    """Add up what some ledgers add to the totals of an output."""
+    totals = Totals()
+    for entry, data in read_ahead(output.store, entries):
+        totals.merge(read_about(entry.uri, data)["totals"])
+    return totals
+
+
+def read_about(uri: str, data: bytes) -> dict[str, Any]:
+    """Return a ledger's metadata. Raises `StoreError` if it is damaged, or of another version."""
+    with damage_of(uri):
+        about: dict[str, Any] = json.loads(pq.read_schema(pa.BufferReader(data)).metadata[_KEY])
+        if about["version"] == LEDGER_VERSION:
+            Totals().merge(about["totals"])
+            datetime.fromisoformat(about["sealed_at"])
+            return about
+    raise StoreError(f"{uri} was written by another version of Sightline: install that version or a later one")
+
+
+@contextmanager
+def damage_of(uri: str) -> Iterator[None]:
+    """Raise what reading a damaged ledger raises as `StoreError`."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{uri} is damaged: {error}") from error

@@ -134,14 +134,24 @@ def read_plan(output: Output) -> Plan:
     plan = Plan(output)
     for entry, data in read_ahead(output.store, output.segments()):
         with pq.ParquetFile(pa.BufferReader(data)) as file:
-            number = int(entry.uri.rpartition("/")[2].removesuffix(".parquet"))
-            plan.segments.append(_read_segment(number, entry.uri, file))
+            plan.segments.append(_read_segment(_number_of(entry.uri), entry.uri, file))
             plan.known.add(file.read(columns=list(PLAN_COLUMNS)))
             # Plans of earlier versions have no image column; a column that a file does not have is not read.
             columns = file.read(columns=["column"])
             if columns.num_columns:
                 plan.columns.update(pc.unique(columns["column"]).drop_null().to_pylist())
     return plan
+
+
+def count_shards(output: Output, plan: Plan) -> int:
+    """Return the number of shards that are planned now. Other runs may have appended to the plan since it was read."""
+    known = {segment.number for segment in plan.segments}
+    new = [entry for entry in output.segments() if _number_of(entry.uri) not in known]
+    shards = plan.shards
+    for entry, data in read_ahead(output.store, new):
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            shards += len(_read_segment(_number_of(entry.uri), entry.uri, file))
+    return shards
 
 
 def list_shards(output: Output) -> Iterator[ShardRef]:
@@ -211,6 +221,10 @@ def append_inputs(
             if not _publish(output, plan, number, file.read()):
                 return None
     return report
+
+
+def _number_of(uri: str) -> int:
+    return int(uri.rpartition("/")[2].removesuffix(".parquet"))
 
 
 def _publish(output: Output, plan: Plan, number: int, data: bytes) -> bool:

@@ -11,8 +11,8 @@ the next one deletes them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from pipelines.output.fingerprint import read_fingerprint
 from pipelines.output.labels import make_format, read_label_table
-from pipelines.output.output import FINGERPRINT, MANIFEST, Output, parse_shard
+from pipelines.output.output import FINGERPRINT, MANIFEST, Output, merged_at, name_merged, parse_shard
 from pipelines.output.row_files import RowFile, read_slices
 from pipelines.output.schema import FILE_BYTES
 from pipelines.output.state import OutputState, read_state
@@ -31,6 +31,7 @@ from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import read_plan
 from pipelines.progress import Progress
 from storage.files import read_ahead
+from storage.schemes import is_remote
 from storage.settings import ConfigError
 from storage.store import Entry, NotFound, StoreError
 
@@ -44,8 +45,6 @@ LEAST_FILES = 8
 the rows of the nights before once more."""
 SEAL_BYTES = 4 * 2**30
 """About so many bytes are merged before they are made to count, and the files they replace are deleted."""
-_MERGED = re.compile(r"merged-(?P<time>\d{8}T\d{6})-[0-9a-f]{12}\.parquet")
-_TIME = "%Y%m%dT%H%M%S"
 _ABANDONED = timedelta(days=1)
 """A merged file of this age that no ledger names is of a compaction that was killed."""
 
@@ -75,7 +74,8 @@ def compact_output(output: Output, progress: Progress) -> Compaction:
         raise ConfigError(f"{output.uri}: there is no plan here, so this is no output of `sightline tag`")
     state = read_state(output, plan)
     try:
-        manifest, table = output.read_json(MANIFEST), read_label_table(output)
+        output.read_json(MANIFEST)
+        table = read_label_table(output)
     except NotFound as error:
         raise ConfigError(f"{error}: finish the output with `sightline tag` first") from None
     writer = OutputWriter(output, make_format(fingerprint, table), output.read(FINGERPRINT).decode())
@@ -93,7 +93,7 @@ def compact_output(output: Output, progress: Progress) -> Compaction:
                 groups = []
         if groups:
             _merge(state, writer, kind, groups, result, progress)
-    state.finish(fingerprint, manifest.get("run", {}), manifest["waiting"], manifest["planned_shards"])
+    state.renew(fingerprint)
     return result
 
 
@@ -128,18 +128,39 @@ def _merge(
     state.announce({parse_shard(shard)[0] for source in sources for slices in source.values() for shard, _ in slices})
     merged: dict[str, list[RowFile]] = {}
     written: dict[str, int] = {}
-    for number, source in enumerate(sources, 1):
-        progress.say(f"merging {len(source):,} files of {kind} ({number} of {len(sources)})")
-        for shard, file in _write_merged(writer, kind, source):
-            merged.setdefault(shard, []).append(file)
-            written[file.path] = file.bytes
+    count = state.ledger.count
+    try:
+        for number, source in enumerate(sources, 1):
+            progress.say(f"merging {len(source):,} files of {kind} ({number} of {len(sources)})")
+            for shard, file in _write_merged(writer, kind, source):
+                merged.setdefault(shard, []).append(file)
+                written[file.path] = file.bytes
+        # A compaction on a machine whose clock is ahead may take them for abandoned.
+        if gone := [path for path in written if not state.output.exists(path)]:
+            raise NotFound(f"{state.output.uri_of(gone[0])} was deleted before it counted: run the command again")
+    except Exception as error:
+        _discard(state.output, written)
+        if not isinstance(error, NotFound):
+            raise
+        state.ledger.refresh()
+        if state.ledger.count == count:
+            raise
+        result.kept += len(groups)  # another compaction, or a run, has replaced a file and deleted it
+        return
+    # If this raises an exception, the ledger may be written all the same: the merged files stay.
     if not state.ledger.replace_files(kind, merged, set(wanted)):
-        for path in written:
-            state.output.delete(path)
+        _discard(state.output, written)
         result.kept += len(groups)
         return
     result.after += len(written) - len(wanted)
     result.bytes += sum(written.values())
+
+
+def _discard(output: Output, paths: Iterable[str]) -> None:
+    """Delete merged files that do not count. If the store fails, they stay until a later compaction deletes them."""
+    with suppress(StoreError):
+        for path in paths:
+            output.delete(path)
 
 
 def _write_merged(writer: OutputWriter, kind: Kind, source: Mapping[str, Slices]) -> Slices:
@@ -148,8 +169,8 @@ def _write_merged(writer: OutputWriter, kind: Kind, source: Mapping[str, Slices]
     Raises `StoreError` if a file does not have the rows that the ledger says.
     """
     found: list[tuple[str, int]] = []
-    name = f"merged-{datetime.now(UTC).strftime(_TIME)}"
-    with writer.open_files(kind, name) as files:
+    rows = sum(file.rows for slices in source.values() for _, file in slices)
+    with writer.open_files(kind, name_merged()) as files:
         entries = [Entry(writer.output.uri_of(path), slices[0][1].bytes, "") for path, slices in source.items()]
         for (entry, data), slices in zip(read_ahead(writer.output.store, entries), source.values(), strict=True):
             try:
@@ -159,9 +180,10 @@ def _write_merged(writer: OutputWriter, kind: Kind, source: Mapping[str, Slices]
                         found.append((shard, len(batch)))
             except (pa.ArrowException, OSError) as error:
                 raise StoreError(f"{entry.uri} cannot be read: {error}") from error
-    rows = sum(file.rows for slices in source.values() for _, file in slices)
-    if rows != sum(count for _, count in found) or rows != sum(entry["rows"] for entry in files.entries):
-        raise StoreError(f"{len(source)} files of {kind} do not have the {rows} rows that were committed: run verify")
+        if rows != sum(count for _, count in found):
+            raise StoreError(
+                f"{len(source)} files of {kind} lack some of the {rows} rows that were committed: run verify"
+            )
     return list(_cut(found, files.entries))
 
 
@@ -181,11 +203,17 @@ def _cut(found: list[tuple[str, int]], entries: list[dict[str, Any]]) -> Iterato
 
 def _delete_abandoned(state: OutputState) -> None:
     """Delete the merged files of compactions that were killed, once they are old enough."""
-    named = {file.path for _, file in state.ledger.list_files()}
+    old: list[str] = []
     for kind in KINDS:
-        for name in state.output.store.names(state.output.uri_of(kind), "merged-"):
-            found = _MERGED.fullmatch(name)
-            if found and f"{kind}/{name}" not in named:
-                time = datetime.strptime(found["time"], _TIME).replace(tzinfo=UTC)
-                if datetime.now(UTC) - time > _ABANDONED:
-                    state.output.delete(f"{kind}/{name}")
+        # A disk may have temporary files, whose names begin with a dot.
+        for start in ("merged-",) if is_remote(state.output.uri) else ("merged-", ".merged-"):
+            for name in state.output.store.names(state.output.uri_of(kind), start):
+                time = merged_at(f"{kind}/{name}")
+                if time is not None and datetime.now(UTC) - time > _ABANDONED:
+                    old.append(f"{kind}/{name}")
+    if old:
+        state.ledger.refresh()
+        named = {file.path for _, file in state.ledger.list_files()}
+        for path in old:
+            if path not in named:
+                state.output.delete(path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.output.ledger import list_ledgers, read_totals
+from pipelines.output.ledger import list_ledgers
 from pipelines.output.output import MANIFEST, Output
 from pipelines.output.state import read_markers
+from pipelines.output.totals import Totals, read_totals
 from storage.settings import ConfigError
 from storage.store import NotFound
 
@@ -51,8 +52,12 @@ def read_status(output: Output) -> Status:
             raise ConfigError(f"{output.uri} is no output of `sightline tag`: {error}") from None
         manifest = {}  # the first run is under way, or was killed
     totals = read_totals(output, list_ledgers(output)[manifest.get("ledgers", 0) :])
-    totals.merge({name: manifest.get(name, 0) for name in ("shards", "rows_in", "rows_tagged", "rows_rejected")})
-    totals.reasons.update(manifest.get("reasons", {}))
+    # The manifest of an earlier version counts no ledgers. An upgrade that was killed may have written some.
+    if "ledgers" in manifest or totals.shards < manifest.get("shards", 0):
+        if "ledgers" not in manifest:
+            totals = Totals()
+        totals.merge({name: manifest.get(name, 0) for name in ("shards", "rows_in", "rows_tagged", "rows_rejected")})
+        totals.reasons.update(manifest.get("reasons", {}))
     waiting: dict[str, int] = {}
     examples: dict[str, list[str]] = {}
     for item in manifest.get("waiting", []):
@@ -65,7 +70,7 @@ def read_status(output: Output) -> Status:
         totals.rows_in,
         totals.rows_tagged,
         totals.rows_rejected,
-        dict(totals.reasons.most_common()),
+        {reason: count for reason, count in totals.reasons.most_common() if count},
         waiting,
         examples,
         manifest.get("runs", []),

@@ -17,8 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.output.ledger import Ledger
-from pipelines.output.output import FINGERPRINT, MANIFEST, Output, owner_of, parse_shard, shard_id
-from pipelines.output.row_files import RowFile, list_files, make_row_file
+from pipelines.output.output import (
+    FINGERPRINT,
+    MANIFEST,
+    MANIFEST_VERSION,
+    Output,
+    merged_at,
+    owner_of,
+    parse_shard,
+    shard_id,
+)
+from pipelines.output.row_files import RowFile, make_row_file
 from pipelines.output.writer import FINGERPRINT_KEY
 from pipelines.planning.plan import Plan, read_plan
 from storage.files import download
@@ -80,7 +89,9 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     fingerprint = output.read(FINGERPRINT)
     unsealed = _find_unsealed(output, plan, ledger, report, quickly=since is not None)
     _compare_plan(plan, ledger, unsealed, report)
-    first = 0 if since is None else sum(time < since.isoformat() for time in ledger.times)
+    first = 0
+    if since is not None:  # not all ledgers before: a clock may have been wrong
+        first = next((n for n, time in enumerate(ledger.times) if time >= since.isoformat()), ledger.count)
     named: set[str] = set()
     for files in _list_shards(output, ledger, unsealed, first):
         _check_shards(output, files, fingerprint, report)
@@ -152,7 +163,7 @@ def _list_shards(
     group: list[tuple[str, RowFile]] = []
     rows = 0
     sealed = ((shard, file) for shard, file in _list_by_shard(ledger, first) if shard not in again)
-    others = ((record["shard"], file) for record in unsealed for file in list_files(record))
+    others = ((record["shard"], file) for record in unsealed for file in ledger.files_of(record))
     for _, files in groupby(chain(sealed, others), key=lambda pair: pair[0]):
         new = list(files)
         group += new
@@ -220,7 +231,7 @@ def _check_orphans(output: Output, report: Report, named: set[str], *, remove: b
     for path in output.files():
         if path in named:
             continue
-        if owner_of(path) is None:
+        if owner_of(path) is None and merged_at(path) is None:
             # Readers of Parquet folders skip names that begin with a dot or an underscore.
             if path.endswith(".parquet") and not path.rpartition("/")[2].startswith((".", "_")):
                 report.note(
@@ -259,7 +270,7 @@ def _check_file(
         return [], [f"{uri} cannot be read: {error}"]
     if metadata.get(FINGERPRINT_KEY) != fingerprint:
         problems.append(f"{uri} carries another fingerprint")
-    if len(slices) == 1 and not file.first and len(numbers) != file.rows:
+    if merged_at(file.path) is None and len(numbers) != file.rows:
         problems.append(f"{uri} has {len(numbers)} rows, and {file.rows} were committed")
         return [(slices[0][0], file.kind, np.asarray(numbers))], problems
     rows = [(shard, one.kind, np.asarray(numbers[one.first : one.first + one.rows])) for shard, one in slices]
@@ -273,8 +284,11 @@ def _check_manifest(output: Output, ledger: Ledger, report: Report, unsealed: li
         return True
     try:
         manifest = json.loads(output.read(MANIFEST))
+        if manifest.get("schema_version", 0) < MANIFEST_VERSION:
+            report.note(f"manifest.json is of an earlier version: run `sightline upgrade {output.uri}`")
+            return bool(unsealed)
         said = {name: manifest[name] for name in ("ledgers", "shards", "rows_in", "rows_tagged", "rows_rejected")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         report.note(f"manifest.json is broken: {error}")
         return False
     counted = {name: getattr(ledger.totals, name) for name in said if name != "ledgers"} | {"ledgers": ledger.count}
