@@ -170,4 +170,7 @@ def _normalize(uri: str) -> str:
     """
     if ("/." not in uri and "//" not in uri) or not uri.removeprefix("file://").strip():
         return uri
-    return absolute(uri)
+    try:
+        return absolute(uri)
+    except ValueError:  # a NUL, or half of a character, as JSON may have it: no file has this name
+        return uri

@@ -160,9 +160,9 @@ class Run:
     def _commit(
         self, ref: ShardRef, rows: Sequence[int], rejected: Collection[int], rows_in: int, add: bool
     ) -> dict[str, Any]:
-        part = self.writer.write_part(ref.name, self._make_rows(ref, rows, rejected))
         runs = encode_rows(np.array(rows, np.int64))
-        record = commit_shard(self.writer, ref, {part: runs}, ShardSummary(runs, rows_in))
+        parts = {self.writer.write_part(ref.name, self._make_rows(ref, rows, rejected)): runs} if rows else {}
+        record = commit_shard(self.writer, ref, parts, ShardSummary(runs, rows_in))
         if add:
             self.state.add(record)
         return record
