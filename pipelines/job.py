@@ -108,7 +108,7 @@ def run_job(
     missing = committer.count_missing()
     if missing:
         raise StoreError(f"{missing} shards did not complete; run the same command again")
-    hours = (time.time() - report.started) / 3600
+    hours = report.elapsed() / 3600
     cost = None if config.cost.per_hour is None else round(hours * config.cost.per_hour, 4)
     about = {"started_at": _format_time(report.started), "hours": round(hours, 4), "cost": cost, "stopped": left > 0}
     manifest = _finish(work, {**summary, **about}, waiting)

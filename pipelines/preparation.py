@@ -43,7 +43,7 @@ from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale
 from storage.mirror import Mirror
 from storage.settings import ConfigError
-from storage.store import NotFound, StoreError, StoreOptions, Unreachable
+from storage.store import NoSpace, NotFound, StoreError, StoreOptions, Unreachable
 
 COMPILE_FLOPS = {"cpu": 1e14, "cuda": 3e16}
 """Amounts of work for which `compile: auto` compiles the model: about 2,300 images of the base model on a CPU, 700,000
@@ -257,13 +257,14 @@ def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerCon
 
 @contextmanager
 def as_config_errors() -> Iterator[None]:
-    """Turn errors of the store, the checkpoint and the labels into `ConfigError`, except `Unreachable`.
+    """Turn errors of the store, the checkpoint and the labels into `ConfigError`, except `Unreachable` and `NoSpace`.
 
-    Before any work these are for the user to correct. A store that does not answer is not.
+    Before any work these are for the user to correct. With a store that does not answer, or that is full, the same
+    command is run again.
     """
     try:
         yield
-    except Unreachable:
+    except (Unreachable, NoSpace):
         raise
     except (StoreError, CheckpointError, LabelError) as error:
         raise ConfigError(str(error)) from error

@@ -39,6 +39,10 @@ all workers had the same environment, 300 shards left seven decoders of 240 MiB 
 CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 """The environment variable with the log level of Ray's core, which `ray.init` reads once."""
 
+IGNORE_UNHANDLED = "RAY_IGNORE_UNHANDLED_ERRORS"
+"""The environment variable without which Ray prints the traceback of a failed task whose result nobody fetches. When a
+disk is full, several commits fail, and the run ends with the first."""
+
 DATA_LOGGER = "ray.data"
 """Ray Data's logger. Before it raises the exception that ends a run, it logs the exception with its stack."""
 
@@ -125,6 +129,7 @@ def quiet_core() -> Iterator[None]:
     level that prevents it is announced on the standard error, which is therefore closed meanwhile.
     """
     os.environ.setdefault(CORE_LOG_LEVEL, "fatal")
+    os.environ.setdefault(IGNORE_UNHANDLED, "1")
     with silence_stderr():
         yield
 

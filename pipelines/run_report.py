@@ -19,9 +19,10 @@ class RunReport:
     """The counts and times of one run.
 
     `started`, `working` and `received` are the Unix times of the start, of the first decoded image and of the first
-    receipt, and `ended` is the time of the latest receipt or commit. `rows` are images read, `tagged` and `rejected` of
-    them. `lost` estimates the images that broken archives held beyond their reject row. `shards` counts commits, and
-    `receipts` counts receipts. `seconds` are the seconds of work by stage, over all workers.
+    receipt, and `ended` is the time of the latest receipt or commit. All are by the clock of this machine at the start
+    of the run: it may be set during the run, and the clocks of the workers may differ. `rows` are images read, `tagged`
+    and `rejected` of them. `lost` estimates the images that broken archives held beyond their reject row. `shards`
+    counts commits, and `receipts` counts receipts. `seconds` are the seconds of work by stage, over all workers.
     """
 
     started: float = field(default_factory=time.time)
@@ -36,6 +37,7 @@ class RunReport:
     receipts: int = 0
     seconds: Counter[str] = field(default_factory=Counter)
     actors: set[str] = field(default_factory=set)
+    _began: float = field(default_factory=lambda: time.monotonic())
     _early: Counter[str] = field(default_factory=Counter)
     """The seconds of the first receipt's work, which was done before it was received."""
 
@@ -45,10 +47,11 @@ class RunReport:
         self.rejected += receipt["rejected"]
         self.rows += receipt["tagged"] + receipt["rejected"]
         self.actors.update(receipt["actors"])
-        self.working = min(self.working, receipt["started_at"] or self.working)
         for stage in STAGES:
             self.seconds[stage] += receipt[f"{stage}_s"]
-        self.ended = time.time()
+        self.ended = self.started + self.elapsed()
+        if receipt["started_at"]:
+            self.working = min(self.working, max(self.started, min(receipt["started_at"], self.ended)))
         if not self.receipts:
             self.received, self._early = self.ended, self.seconds.copy()
         self.receipts += 1
@@ -56,7 +59,11 @@ class RunReport:
     def add_commit(self) -> None:
         """Count a shard that is committed now."""
         self.shards += 1
-        self.ended = time.time()
+        self.ended = self.started + self.elapsed()
+
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._began
 
     def rate(self) -> float:
         """Return the images per second from the first decoded image to the latest receipt or commit.

@@ -28,6 +28,9 @@ RAY_DATA_HINTS = re.compile(r"^Failed to .+ after \d+/\d+ attempts", re.MULTILIN
 """The first line of the advice that Ray Data adds to an exception's message. The advice is for programmers."""
 RAY_DATA_WRAPPER = "UDF failed to process a data block."
 """The message of the exception that Ray Data raises from the original one, which only the traceback then shows."""
+_CAUSE = "The above exception was the direct cause of the following exception:"
+_OWN_TYPE = re.compile(r"^storage\.\w+\.\w+: ")
+"""The type before the message of an exception of a store, in a traceback."""
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -84,10 +87,11 @@ def summarize_error(error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
     message = _without_hints(str(cause))
     if message.strip() == RAY_DATA_WRAPPER:
-        original = str(error).partition("The above exception was the direct cause")[0]
-        message = original if original != str(error) else message
+        # The exception before the last one: what is before that may be a cause that a store has explained.
+        _, *originals = reversed(str(error).split(_CAUSE))
+        message = originals[0] if originals else message
     lines = [line for line in message.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__
+    return _OWN_TYPE.sub("", lines[-1].strip()) if lines else type(cause).__name__
 
 
 def _without_hints(message: str) -> str:

@@ -13,7 +13,18 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from storage.store import ATTEMPTS, Changed, Entry, Forbidden, InvalidUri, NotFound, StoreError, Unreachable, show
+from storage.store import (
+    ATTEMPTS,
+    Changed,
+    Entry,
+    Forbidden,
+    InvalidUri,
+    NoSpace,
+    NotFound,
+    StoreError,
+    Unreachable,
+    show,
+)
 
 _INVALID = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ))
 _FORBIDDEN = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
@@ -272,7 +283,7 @@ def _explain(path: str, error: OSError, writing: bool) -> StoreError:
     if number in _UNREACHABLE:
         return Unreachable(f"{show(path)}: {what}")
     if number in _FULL:
-        return StoreError(f"{show(path)}: no space left on the disk ({what})")
+        return NoSpace(f"{show(path)}: no space left on the disk ({what})")
     if number == errno.ENOENT or (number == errno.ENOTDIR and not writing):
         return NotFound(f"{show(path)}: no such file")
     if number == errno.EISDIR and not writing:

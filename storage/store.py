@@ -2,7 +2,7 @@
 
 Paths are literal: a `#`, a `%20` or a space in a name is that character. Nothing is percent-decoded.
 
-Every method raises `StoreError` or one of its five subclasses and nothing else, for every possible name. Errors that
+Every method raises `StoreError` or one of its six subclasses and nothing else, for every possible name. Errors that
 may pass (a refused connection, a silent one, 5xx, a body that breaks off) are raised after `ATTEMPTS` attempts in all.
 A store's module says how long that takes at most.
 """
@@ -19,7 +19,7 @@ _SHOWN = 400
 
 
 class StoreError(Exception):
-    """An operation of the store failed. Raised itself for causes without a subclass, such as no space left.
+    """An operation of the store failed. Raised itself for causes without a subclass, such as a damaged file.
 
     The message is one line that names the URI.
     """
@@ -43,6 +43,10 @@ class InvalidUri(StoreError):
 
 class Unreachable(StoreError):
     """The store does not respond, or responds that it cannot now (5xx, SlowDown), also after retries."""
+
+
+class NoSpace(StoreError):
+    """The disk is full, or a quota is used up."""
 
 
 def show(uri: str) -> str:

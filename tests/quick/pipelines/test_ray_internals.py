@@ -19,6 +19,7 @@ from pipelines.ray_internals import (
     CORE_LOG_LEVEL,
     DATA_LOGGER,
     DATA_SETTINGS,
+    IGNORE_UNHANDLED,
     IGNORED_WARNINGS,
     TESTED_RAY,
     data_settings,
@@ -88,6 +89,12 @@ def test_rays_core_reads_its_log_level() -> None:
         assert core.find(CORE_LOG_LEVEL.encode()) >= 0, (
             f"Ray's core no longer reads {CORE_LOG_LEVEL}: quiet_core does not silence it"
         )
+
+
+def test_ray_reads_whether_to_print_errors_that_nobody_fetched() -> None:
+    assert IGNORE_UNHANDLED in inspect.getsource(ray._private.worker.Worker.raise_errors), (
+        f"Ray no longer reads {IGNORE_UNHANDLED}: quiet_core does not silence it"
+    )
 
 
 def test_ray_installs_a_handler_for_sigterm() -> None:

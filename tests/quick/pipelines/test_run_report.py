@@ -16,12 +16,16 @@ READERS, DECODERS, ACTORS, WRITERS = 4, 8, 2, 4
 
 
 class Clock:
-    """A clock that stands, unless it is moved."""
+    """A clock that stands, unless it is moved. `jumped` are the seconds by which it was set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.jumped = 0.0
 
     def time(self) -> float:
+        return self.now + self.jumped
+
+    def monotonic(self) -> float:
         return self.now
 
 
@@ -103,6 +107,20 @@ def test_no_stage_is_named_for_a_run_that_was_too_short(clock: Clock) -> None:
 def test_the_time_in_which_the_model_is_loaded_is_not_the_models_waiting(clock: Clock) -> None:
     """Images are decoded meanwhile, until the buffers are full."""
     assert limit(run(clock, 60, {"model": 0.97, "decode": 0.5}, loading=60)) == "model"
+
+
+@pytest.mark.parametrize("wrong", [-86_400.0, -2.0, 0.0, 2.0, 86_400.0])
+def test_a_clock_that_is_set_and_workers_with_other_clocks_change_no_throughput(clock: Clock, wrong: float) -> None:
+    report = RunReport(started=clock.now)
+    clock.jumped = wrong
+    clock.now += 10
+    for _ in range(10):
+        report.add(receipt(0, clock.now - 1 + wrong))
+        clock.now += 10
+    report.add_commit()
+    assert report.elapsed() == 110
+    assert report.summarize(1, 1, 1)["seconds"] == pytest.approx(105, abs=5)
+    assert 0 <= report.summarize(1, 1, 1)["startup_seconds"] <= 10
 
 
 def test_a_run_without_an_image_has_a_report(clock: Clock) -> None:

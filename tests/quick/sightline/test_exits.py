@@ -17,6 +17,17 @@ the real message
 The above exception was the direct cause of the following exception:
 
 ray.exceptions.UserCodeException: """
+EXPLAINED = """ray::MapBatches(write)() (pid=1)
+botocore.exceptions.ClientError: An error occurred (SlowDown)
+
+The above exception was the direct cause of the following exception:
+
+ray::MapBatches(write)() (pid=1)
+storage.store.Unreachable: s3://a/b: S3 answered SlowDown
+
+The above exception was the direct cause of the following exception:
+
+ray.exceptions.UserCodeException: """
 
 
 class TaskError(Exception):
@@ -36,6 +47,7 @@ class TaskError(Exception):
         (TaskError("a traceback", OSError("the disk is full")), "the disk is full"),
         (TaskError("a traceback", ValueError(f"what is wrong{HINTS}")), "what is wrong"),
         (TaskError(TRACEBACK, ValueError(RAY_DATA_WRAPPER + HINTS)), "the real message"),
+        (TaskError(EXPLAINED, ValueError(RAY_DATA_WRAPPER + HINTS)), "s3://a/b: S3 answered SlowDown"),
         (TaskError("a traceback", ValueError(RAY_DATA_WRAPPER)), RAY_DATA_WRAPPER),
     ],
 )

@@ -26,6 +26,7 @@ from storage.store import (
     Entry,
     Forbidden,
     InvalidUri,
+    NoSpace,
     NotFound,
     Store,
     StoreError,
@@ -245,7 +246,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("storage.local.os.fsync", full)
-    with pytest.raises(StoreError, match="no space left"):
+    with pytest.raises(NoSpace, match="no space left"):
         open_store(str(tmp_path)).put(str(tmp_path / "a"), b"data")
     assert list(tmp_path.iterdir()) == []
 

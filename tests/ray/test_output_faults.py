@@ -1,0 +1,127 @@
+"""`sightline tag` when its output fails: on an S3 server with faults. `docs/faults.md` has these cases too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+import storage.s3.store
+from storage.store import join
+from tests.support.faulty_jobs import FINISHES, LIST_REJECTS, Bucket, Case
+from tests.support.stores import fault_proxy as faults
+from tests.support.stores.fault_proxy import CutShort, FaultProxy, Reset, Rule, fault_proxy
+from tests.support.stores.radosgw import Radosgw
+
+STATE = r"/out/(plan|ledger|runs)/|/out/manifest"
+EVERY_METHOD = "GET|HEAD|PUT|DELETE|LIST|POST"
+COMMITTED = r"PUT .*/out/commits/"
+ENDS, NO_WORK, ALL_COMMITTED = (
+    "ends with an error",
+    "ends before any work",
+    "ends with an error, all shards are committed",
+)
+REFUSED = "check the credentials and their permissions"
+
+PASSING = [
+    Case("state-put", "connection reset, 500, 503 SlowDown, then done, but the response is 500",
+         "writing a plan file, a run's marker, a ledger, the manifest", Reset(),
+         "writes it again, or finds its own file", key=STATE, rule={"method": "PUT", "each": True},
+         more=(faults.FAILS, faults.SLOW_DOWN, faults.DONE_BUT_FAILS)),
+    Case("state-get", "connection reset, 500, 503 SlowDown, then a body cut short",
+         "reading a plan file, a run's marker, a ledger, the manifest", Reset(), "reads it again", key=STATE,
+         rule={"each": True}, more=(faults.FAILS, faults.SLOW_DOWN, CutShort(40))),
+]  # fmt: skip
+
+LASTING = [
+    Case("plan", "500, permanently", "writing the plan", faults.FAILS, ENDS, key="/out/plan/",
+         rule={"method": "PUT", "times": None}, code=1, then=FINISHES, says="InternalError"),
+    Case("plan-get", "500, permanently", "reading the plan", faults.FAILS, NO_WORK, key="/out/plan/",
+         rule={"times": None}, code=1, then=FINISHES, says="InternalError"),
+    Case("plan-403", "403", "reading the plan", faults.FORBIDDEN, NO_WORK, key="/out/plan/",
+         rule={"times": None}, code=2, then=FINISHES, says=REFUSED),
+    Case("runs", "500, permanently", "writing a run's marker", faults.FAILS, NO_WORK, key="/out/runs/",
+         rule={"method": "PUT", "times": None}, code=1, then=FINISHES, says="InternalError"),
+    Case("runs-get", "503 SlowDown, permanently", "reading a run's marker", faults.SLOW_DOWN, NO_WORK,
+         key="/out/runs/", rule={"times": None}, code=1, then=FINISHES, says="SlowDown"),
+    Case("parts", "503, permanently", "writing a part", faults.SLOW_DOWN, ENDS, key="/out/parts/",
+         rule={"method": "PUT", "times": None, "skip": 2}, code=1, then=FINISHES, says="SlowDown"),
+    Case("commits", "403", "committing, after the credentials expired", faults.FORBIDDEN, ENDS, key="/out/commits/",
+         rule={"method": "PUT", "times": None, "skip": 2}, code=1, then=FINISHES, says=REFUSED),
+    Case("expired", "403", "everything, after the credentials expired in the middle of a run", faults.FORBIDDEN, ENDS,
+         key="", rule={"method": EVERY_METHOD, "times": None, "once": COMMITTED}, code=1, then=FINISHES, says=REFUSED),
+    Case("away", "connection reset, for a minute in the middle of a run", "the output", Reset(), ENDS, key="/out/",
+         rule={"method": EVERY_METHOD, "times": None, "once": COMMITTED}, code=1, then=FINISHES, says="broke off"),
+    Case("ledger-get", "500, permanently", "reading a ledger", faults.FAILS, NO_WORK, key="/out/ledger/",
+         rule={"times": None}, code=1, then=FINISHES, says="InternalError"),
+    Case("ledger-403", "403", "reading a ledger", faults.FORBIDDEN, NO_WORK, key="/out/ledger/",
+         rule={"times": None}, code=2, then=FINISHES, says=REFUSED),
+    Case("ledger", "500, permanently", "writing a ledger", faults.FAILS, ALL_COMMITTED, key="/out/ledger/",
+         rule={"method": "PUT", "times": None}, code=1, then="writes the ledger", says="InternalError"),
+    Case("manifest", "500, permanently", "writing the manifest", faults.FAILS, ALL_COMMITTED, key="/out/manifest",
+         rule={"method": "PUT", "times": None}, code=1, then="writes the manifest", says="InternalError"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def proxy(s3: Radosgw, local_ray: None) -> Iterator[FaultProxy]:
+    with fault_proxy(s3.endpoint) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: Radosgw, proxy: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
+    """A bucket with an output that a run finished."""
+    bucket = Bucket(s3, tmp_path_factory.mktemp("output"), [Case("small", "", "", faults.FAILS, "")])
+    proxy.clear()
+    finish(bucket, proxy)
+    return bucket
+
+
+def prepare(bucket: Bucket, proxy: FaultProxy, case: Case) -> Rule:
+    """Write new inputs, and the marker of a run that was killed. Return the rule of the case."""
+    for number in range(3):
+        bucket.add_tar(f"{case.name} {number}")
+    marker = {"segments": [0], "updated_at": "2026-01-02T03:04:05+00:00"}
+    bucket.store.put(join(bucket.root, "out/runs/0123456789abcdef0123456789abcdef.json"), json.dumps(marker).encode())
+    proxy.clear()
+    return case.add(proxy)
+
+
+def finish(bucket: Bucket, proxy: FaultProxy) -> None:
+    """Run the job without faults, and check its output."""
+    proxy.clear()
+    done = bucket.run(proxy.endpoint)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bucket.tagged() == bucket.expected()
+    assert bucket.rejects() == LIST_REJECTS
+    bucket.verify()
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("case", PASSING, ids=lambda case: case.name)
+def test_a_passing_fault_of_the_output_costs_nothing(
+    bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    monkeypatch.setattr(storage.s3.store, "PAUSE_SECONDS", 0.02)  # most of these requests are this process's
+    prepare(bucket, proxy, case)
+    done = bucket.run(proxy.endpoint)
+    assert done.returncode == case.code, done.stdout + done.stderr
+    for rule in proxy.rules:
+        assert {key.split("/out/")[1][:4] for key in rule.matched} == {"plan", "runs", "ledg", "mani"}
+    finish(bucket, proxy)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("case", LASTING, ids=lambda case: case.name)
+def test_a_run_whose_output_fails_is_finished_by_the_next(bucket: Bucket, proxy: FaultProxy, case: Case) -> None:
+    rule = prepare(bucket, proxy, case)
+    done = bucket.run(proxy.endpoint)
+    assert done.returncode == case.code, done.stdout + done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert case.says in last, done.stderr
+    assert len(last) < 1000
+    assert rule.done > 0
+    assert bucket.count_duplicates() == 0
+    finish(bucket, proxy)
