@@ -67,7 +67,12 @@ class GrowingOutput:
 
     def run(self) -> Run:
         """Start a run."""
-        return Run(self)
+        output = self.output
+        fingerprint = read_fingerprint(output)
+        assert fingerprint is not None
+        format_ = make_format(fingerprint, read_label_table(output))
+        writer = OutputWriter(output, format_, output.read("fingerprint.json").decode())
+        return Run(read_state(output, read_plan(output)), writer, fingerprint)
 
     def retry(self, reasons: Collection[str] = (), still: Collection[int] = ()) -> dict[str, Any]:
         """Retry rejected rows, of which those numbered `still` are rejected once more. Return the manifest."""
@@ -118,15 +123,9 @@ class GrowingOutput:
 class Run:
     """A run that works on all planned shards. It commits and seals them when the test says so."""
 
-    def __init__(self, growing: GrowingOutput) -> None:
-        output = growing.output
-        self.state: OutputState = read_state(output, read_plan(output))
-        fingerprint = read_fingerprint(output)
-        assert fingerprint is not None
-        self.fingerprint = fingerprint
-        format_ = make_format(fingerprint, read_label_table(output))
-        self.writer = OutputWriter(output, format_, output.read("fingerprint.json").decode())
-        self.state.announce({segment.number for segment in self.state.plan.segments})
+    def __init__(self, state: OutputState, writer: OutputWriter, fingerprint: dict[str, Any]) -> None:
+        self.state, self.writer, self.fingerprint = state, writer, fingerprint
+        state.announce({segment.number for segment in state.plan.segments})
 
     def commit(self, ref: ShardRef, rejected: Collection[int] = (), *, add: bool = True) -> dict[str, Any]:
         """Commit a shard with these rows rejected. Without `add`, the run is killed before it knows of the commit."""
@@ -171,7 +170,8 @@ class Run:
         count = len(rows)
         keys = [f"{ref.shard}/{row}" for row in rows]
         seed = int(ref.shard.replace("-", ""))
-        vectors = [draw_vectors(1, WIDTH, 100 * seed + row)[0].tolist() for row in rows]
+        width = self.writer.format.width
+        vectors = [draw_vectors(1, width, 100 * seed + row)[0].tolist() for row in rows]
         values: Mapping[str, list[Any]] = {
             "key": keys,
             "source": [f"made/{ref.shard}.tar"] * count,
