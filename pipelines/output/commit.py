@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.output.label_columns import count_labels, count_values
+from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output, commit_path
 from pipelines.output.parts import ShardSummary, decode_rows, read_parts
 from pipelines.output.row_files import RowFile, load_files, read_rows
@@ -49,10 +50,25 @@ def commit_shard(
             # Another run has finished meanwhile, and deleted the parts of all committed shards.
             record = _find_commit(output, ref)
             if record is None:
-                raise
+                current = with_current_files(output, ref)
+                if current is None:
+                    raise
+                record = _write_commit(writer, current, read_parts(output.store, parts), summary)
     for part in parts:
         output.store.delete(part)
     return record
+
+
+def with_current_files(output: Output, ref: ShardRef) -> ShardRef | None:
+    """Return a shard that is retried with the files that it has now, if a compaction has merged them meanwhile.
+
+    Returns None if it has the files of `ref`, or if another run has retried it.
+    """
+    ledger = Ledger.read(output)
+    if not ref.generation or ledger.generation_of(ref.shard) != ref.generation - 1:
+        return None
+    current = ledger.with_files([ref])[0]
+    return None if current == ref else current
 
 
 def put_commit(

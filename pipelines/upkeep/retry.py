@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from pipelines.inputs.formats import ARCHIVES, read_inputs
 from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.inputs.samples import split_name
+from pipelines.output.commit import with_current_files
 from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
 from pipelines.output.row_files import load_files, read_rows
 from pipelines.planning.plan import Plan, ShardRef
-from storage.store import Changed, StoreError
+from storage.store import Changed, NotFound, StoreError
 
 STAY = "rejected rows that were not found again (they stay rejected)"
 """The phrase of `Skipped` for rows that were to be retried, and were not among the rows that were read."""
@@ -100,6 +101,16 @@ def find_retry(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry
 
     Raises `StoreError` if the shard's files do not hold each of its rows once.
     """
+    try:
+        return _look_up(output, ref, reasons)
+    except NotFound:
+        current = with_current_files(output, ref)
+        if current is None:
+            raise
+        return _look_up(output, current, reasons)
+
+
+def _look_up(output: Output, ref: ShardRef, reasons: Collection[str]) -> Retry:
     record = output.read_commit(ref.shard, ref.generation - 1)
     count = record["rows_in"]
     files = load_files(ref.files)
