@@ -70,12 +70,15 @@ class _SegmentState:
         self.generation = np.zeros(0, np.int16)
         self.ledger = np.zeros(0, np.int32)
 
-    def set(self, numbers: NDArray[np.int32], generations: NDArray[np.int16], ledger: int) -> None:
+    def set(self, numbers: NDArray[np.int32], generations: NDArray[np.int16], ledger: int) -> bool:
+        """Take up rows of a ledger. Return whether one of the shards was sealed before."""
         if len(numbers) and numbers.max() >= len(self.generation):
             more = max(int(numbers.max()) + 1, 2 * len(self.generation)) - len(self.generation)
             self.generation = np.r_[self.generation, np.full(more, -1, np.int16)]
             self.ledger = np.r_[self.ledger, np.full(more, -1, np.int32)]
+        sealed = bool((self.generation[numbers] >= 0).any())
         self.generation[numbers], self.ledger[numbers] = generations, ledger
+        return sealed
 
 
 class Ledger:
@@ -89,6 +92,8 @@ class Ledger:
         self.count = 0
         self.times: list[str] = []
         """When each ledger was sealed, in UTC, as ISO 8601."""
+        self.replacing = -1
+        """The number of the last ledger with a row about a shard that an earlier ledger has too, or -1."""
         self.replaced: set[str] = set()
         """Files of which a ledger of this run replaced rows. Manifests that were written before lead to them."""
         self._output = output
@@ -315,7 +320,8 @@ class Ledger:
         for segment in np.unique(segments):
             rows = segments == segment
             state = self._segments.setdefault(int(segment), _SegmentState())
-            state.set(numbers[rows], generations[rows], self.count)
+            if state.set(numbers[rows], generations[rows], self.count):
+                self.replacing = self.count
         self.count += 1
 
 

@@ -119,7 +119,7 @@ class OutputState:
         waiting: list[dict[str, Any]],
         planned: int | None = None,
     ) -> dict[str, Any]:
-        """Seal what was added, write `manifest.json`, delete leftover files, and return the manifest.
+        """Seal what was added, delete leftover files, write `manifest.json` and return it.
 
         `run` is the report of this run, `waiting` the shards and inputs that could not be read now. `planned` is the
         number of shards that the output is to have, by default that of the plan. Raises `StoreError`
@@ -127,17 +127,19 @@ class OutputState:
         """
         self.ledger.seal()
         self.ledger.refresh()
+        kept = self._list_led_to()
+        self._delete_leftovers(kept)
         count = -1
         while count < self.ledger.count:  # other runs may write ledgers, and end before this one
             count = self.ledger.count
             shards = count_shards(self.output, self.plan) if planned is None else planned
             manifest = self._make_manifest(fingerprint, run, waiting, shards)
             manifest["runs"] = self._remember(run)
-            # Before files are deleted that an earlier manifest leads to.
             content = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
             self.output.store.put(self.output.uri_of(MANIFEST), content)
             self.ledger.refresh()
-        self._delete_leftovers()
+        if kept:  # until now, the manifest before led to them
+            self._delete_leftovers(frozenset())
         self._delete_replaced()
         self._delete_markers()
         return manifest
@@ -190,7 +192,18 @@ class OutputState:
         times = [one.get("started_at") for one in runs]
         return [one for number, one in enumerate(runs) if times.index(times[number]) == number][:_RUNS]
 
-    def _delete_leftovers(self) -> None:
+    def _list_led_to(self) -> Collection[str]:
+        """Return the files of the segments touched that the manifest leads to, if ledgers have replaced rows since."""
+        try:
+            count = int(self.output.read_json(MANIFEST).get("ledgers", 0))
+        except (StoreError, TypeError, ValueError):
+            return frozenset()
+        if not count or self.ledger.replacing < count:
+            return frozenset()
+        before = Ledger.read(self.output, count)
+        return self._name_files(self._touched, before)
+
+    def _delete_leftovers(self, kept: Collection[str]) -> None:
         """Delete the files that were written for a sealed shard and that no ledger names, of the segments touched.
 
         No later commit can name them, because each generation is committed once. All other files may belong to a run
@@ -199,11 +212,11 @@ class OutputState:
         touched = sorted(self._touched)
         for start in range(0, len(touched), _CLEANED_TOGETHER):
             segments = set(touched[start : start + _CLEANED_TOGETHER])
-            named = self._name_files(segments)
+            named = self._name_files(segments, self.ledger)
             for kind in ("data", "rejects"):
                 for name in self.output.list_names(kind, segments):
                     path = f"{kind}/{name}"
-                    if path not in named and self._is_sealed(path):
+                    if path not in named and path not in kept and self._is_sealed(path):
                         self.output.delete(path)
         for entry in self.output.store.list(self.output.uri_of("parts")):
             if self._is_sealed(path := self.output.path_of(entry.uri)):
@@ -224,9 +237,9 @@ class OutputState:
         owner = owner_of(path)
         return owner is not None and owner[1] <= self.ledger.generation_of(owner[0])
 
-    def _name_files(self, segments: Collection[int]) -> set[str]:
+    def _name_files(self, segments: Collection[int], ledger: Ledger) -> set[str]:
         named: set[str] = set()
-        for table in self.ledger.read_tables(segments=segments):
+        for table in ledger.read_tables(segments=segments):
             named.update(table["path"].to_pylist())
         return named
 
