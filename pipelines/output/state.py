@@ -16,7 +16,7 @@ from pipelines.inputs.rows import fold_suffixes
 from pipelines.output.ledger import Ledger
 from pipelines.output.output import MANIFEST, MANIFEST_VERSION, Output, merged_at, owner_of, parse_shard
 from pipelines.planning.plan import Plan, ShardRef, count_shards
-from storage.store import NotFound, StoreError
+from storage.store import Forbidden, NotFound, StoreError, Unreachable
 
 SEAL_SHARDS = 10_000
 """Committed shards that are sealed at once, if the run does not end before. A killed run leaves at most so many records
@@ -185,6 +185,8 @@ class OutputState:
         """Return what the manifest tells of the latest runs, the last one first."""
         try:
             earlier = self.output.read_json(MANIFEST).get("runs", [])
+        except (Forbidden, Unreachable):
+            raise
         except StoreError:  # there is none, or it is damaged: it is written anew
             earlier = []
         told = {name: run[name] for name in _REMEMBERED if name in run}

@@ -128,6 +128,11 @@ def make_page() -> str:
         "",
         "A run that leaves shards for the next run finishes all others. Its last lines say how many shards wait, about",
         "how many images they contain, and for which reasons, with an example for each reason.",
+        "",
+        "A full disk ends a run with exit code 1 and one line, whichever file is written; the same command finishes",
+        "when there is space (`tests/ray/test_full_disk.py`). A clock that is set by days changes the times that are",
+        "told, and nothing else (`tests/ray/test_clock.py`). `python -m benchmarks.kills` kills the processes of runs,",
+        "retries and compactions at random moments, and counts what was lost or doubled.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -59,6 +59,8 @@ LASTING = [
          rule={"times": None}, code=2, then=FINISHES, says=REFUSED),
     Case("ledger", "500, permanently", "writing a ledger", faults.FAILS, ALL_COMMITTED, key="/out/ledger/",
          rule={"method": "PUT", "times": None}, code=1, then="writes the ledger", says="InternalError"),
+    Case("manifest-get", "500, permanently", "reading the manifest", faults.FAILS, ALL_COMMITTED, key="/out/manifest",
+         rule={"times": None}, code=1, then="writes the manifest", says="InternalError"),
     Case("manifest", "500, permanently", "writing the manifest", faults.FAILS, ALL_COMMITTED, key="/out/manifest",
          rule={"method": "PUT", "times": None}, code=1, then="writes the manifest", says="InternalError"),
 ]  # fmt: skip
