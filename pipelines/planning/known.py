@@ -64,11 +64,18 @@ class KnownInputs:
         """
         self._sort()
         uris = _hash_uris(entry.uri for entry in entries)
-        planned, matches = _look_up(self._objects, uris, _hash(f"{entry.size} {entry.etag}" for entry in entries))
-        found = np.where(planned, np.where(matches, KNOWN, CHANGED), NEW).astype(np.int8)
+        # Sorted, so that the places that are looked at lie beside each other in memory.
+        order = np.argsort(uris)
+        uris = uris[order]
+        versions = _hash(f"{entry.size} {entry.etag}" for entry in entries)[order]
+        planned, matches = _look_up(self._objects, uris, versions)
+        sorted_ = np.where(planned, np.where(matches, KNOWN, CHANGED), NEW).astype(np.int8)
         if self._met:
             self._named, self._met = np.unique(np.concatenate([self._named, *self._met])), []
-        found[~planned & _contains(self._named, uris)] = KNOWN
+        if len(self._named):
+            sorted_[~planned & _contains(self._named, uris)] = KNOWN
+        found = np.empty_like(sorted_)
+        found[order] = sorted_
         return found
 
     def meet(self, rows: Sequence[Input]) -> NDArray[np.bool_]:
@@ -145,7 +152,10 @@ def _find_pair(pairs: tuple[Hashes, Hashes], uris: Hashes, versions: Hashes) -> 
 
 def _look_up(pairs: tuple[Hashes, Hashes], uris: Hashes, versions: Hashes) -> tuple[NDArray[np.bool_], ...]:
     """Tell for each URI whether it is there, and whether it is there with this version."""
-    return _contains(pairs[0], uris), _find_pair(pairs, uris, versions) >= 0
+    place = _find_pair(pairs, uris, versions)
+    there = place >= 0
+    there[~there] = _contains(pairs[0], uris[~there])
+    return there, place >= 0
 
 
 def _contains(values: Hashes, wanted: Hashes) -> NDArray[np.bool_]:

@@ -30,7 +30,7 @@ _TARS_SAMPLED = 16
 """Tars of a folder that are inspected before the others' images are estimated from their size."""
 _QUEUE = 10_000
 """The most inputs that wait for an earlier archive's inspection, so that inputs stay in order."""
-_BATCH = 4096
+_BATCH = 65_536
 """Listed objects, or rows of a list, that are compared with the plan at once."""
 
 T = TypeVar("T")
