@@ -190,12 +190,14 @@ def keep_actors() -> Iterator[None]:
     kept. At the end of the block all of them end.
 
     Two internals of `ActorPoolMapOperator` are replaced meanwhile: the attribute `_actor_cls`, from which it starts
-    actors, and `_do_shutdown`.
+    actors, and `_do_shutdown`. So is `_ActorPool._can_apply_request`: Ray Data forces a pool to drop its actors when
+    all its input is processed, a little before the dataset ends, and it forces nothing else.
     """
-    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator as Pool
+    from ray.data._internal.execution.operators import actor_pool_map_operator
 
+    Pool, Actors = actor_pool_map_operator.ActorPoolMapOperator, actor_pool_map_operator._ActorPool  # noqa: N806
     kept: dict[str, list[Any]] = {}
-    shut_down = Pool._do_shutdown
+    shut_down, can_apply = Pool._do_shutdown, Actors._can_apply_request
 
     def shut_down_and_keep(pool: Any, force: bool = False) -> None:
         if not force:
@@ -209,11 +211,15 @@ def keep_actors() -> Iterator[None]:
     def set_class(pool: Any, made: Any) -> None:
         pool.__dict__["_actor_cls"] = made
 
+    def can_apply_and_keep(actors: Any, request: Any) -> bool:
+        return not (request.delta < 0 and request.force) and bool(can_apply(actors, request))
+
     Pool._do_shutdown, Pool._actor_cls = shut_down_and_keep, property(get_class, set_class)
+    Actors._can_apply_request = can_apply_and_keep
     try:
         yield
     finally:
-        Pool._do_shutdown = shut_down
+        Pool._do_shutdown, Actors._can_apply_request = shut_down, can_apply
         del Pool._actor_cls
         kept.clear()
 

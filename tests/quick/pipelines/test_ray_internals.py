@@ -13,6 +13,9 @@ import ray
 import ray._private.worker
 import ray.data
 from ray.data import DataContext, Dataset
+from ray.data._internal.actor_autoscaler import default_actor_autoscaler
+from ray.data._internal.actor_autoscaler.autoscaling_actor_pool import ActorPoolScalingRequest
+from ray.data._internal.execution.operators import actor_pool_map_operator
 
 from pipelines import ray_internals
 from pipelines.ray_internals import (
@@ -108,6 +111,21 @@ def test_tasks_of_ray_data_take_a_runtime_environment_and_retries() -> None:
     named = {"runtime_env", "max_retries", "max_restarts", "max_task_retries"}
     accepts_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
     assert accepts_any or named <= parameters.keys(), "Dataset.map_batches lost the options of its tasks"
+
+
+def test_actors_of_one_dataset_can_go_on_in_the_next() -> None:
+    hint = "see pipelines.ray_internals.keep_actors"
+    pool = actor_pool_map_operator.ActorPoolMapOperator
+    assert list(inspect.signature(pool._do_shutdown).parameters) == ["self", "force"], hint
+    assert "self._actor_cls.options(" in inspect.getsource(pool), hint
+    assert list(inspect.signature(actor_pool_map_operator._ActorPool._can_apply_request).parameters) == ["self", "req"]
+    assert "self._running_actors" in inspect.getsource(actor_pool_map_operator._ActorPool), hint
+    assert {"delta", "force"} <= set(inspect.signature(ActorPoolScalingRequest).parameters), hint
+    forced = [
+        path.name for path in RAY.glob("data/_internal/actor_autoscaler/*.py") if "force=True" in path.read_text()
+    ]
+    assert forced == ["default_actor_autoscaler.py"], f"what does Ray Data force a pool to? {hint}"
+    assert inspect.getsource(default_actor_autoscaler).count("force=True") == 1, hint
 
 
 def test_blocks_come_without_prefetching() -> None:
