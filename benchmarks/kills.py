@@ -144,19 +144,20 @@ def main() -> int:
             os.environ.update({name: cluster.env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")})
             os.environ["RAY_ADDRESS"] = cluster.address
             episode = 0
-            while tally.kills.total() < options.kills:
-                if episode % EPISODES == 0:
-                    job = Job(root(), Path(tempfile.mkdtemp(dir=options.keep or temporary)), rng)
-                episode += 1
-                job.images.grow()
-                names: set[str] = set()
-                for _ in range(rng.randint(1, 4)):
-                    names.update(disturb(job, cluster, rng, tally, usual))
-                recover(job, names, tally, usual, f"episode {episode} ({job.log})")
-                print(
-                    f"{tally.kills.total()} kills, {tally.runs.total()} runs, {len(tally.problems)} problems",
-                    flush=True,
-                )
+            with suppress(KeyboardInterrupt):  # the result is that until then
+                while tally.kills.total() < options.kills:
+                    if episode % EPISODES == 0:
+                        job = Job(root(), Path(tempfile.mkdtemp(dir=options.keep or temporary)), rng)
+                    episode += 1
+                    job.images.grow()
+                    names: set[str] = set()
+                    for _ in range(rng.randint(1, 4)):
+                        names.update(disturb(job, cluster, rng, tally, usual))
+                    recover(job, names, tally, usual, f"episode {episode} ({job.log})")
+                    print(
+                        f"{tally.kills.total()} kills, {tally.runs.total()} runs, {len(tally.problems)} problems",
+                        flush=True,
+                    )
     print(f"kills {dict(tally.kills)}; runs {dict(tally.runs)}; leftovers {dict(tally.leftovers)}")
     print(
         f"{tally.kills.total()} kills, {tally.runs.total()} runs, {tally.checks} checks, {tally.lost} lost, "
