@@ -150,7 +150,7 @@ def retag_output(
     for segment in source.segments():
         path = source.path_of(segment.uri)
         new.put_if_absent(path, source.read(path))
-    state = read_state(new, read_plan(new))
+    state = read_state(new, read_plan(new, inputs=False))
     planned, pending = _list_pending(output.ledger, state)
     rows = changed = 0
     if pending:

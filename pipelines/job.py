@@ -84,9 +84,10 @@ def run_job(
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None
         progress.start(work.shards, work.rows)
         committer = Committer(work.state, work.writer, report, progress, cluster.count_readers)
-        away = False
+        away = late = False
         for wave in work.waves():
-            if reader.deadline is not None and time.time() >= reader.deadline:
+            late = reader.deadline is not None and time.time() >= reader.deadline
+            if late:
                 break
             committer.expect(wave)
             rows = sum(ref.rows for ref in wave)
@@ -100,7 +101,8 @@ def run_job(
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
         tasks = cluster.count_tasks(min(work.shards, WAVE_SHARDS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
-    left = committer.stopped + work.shards - committer.expected + work.beyond
+    # Without a deadline, shards that were not expected are another run's, which has committed them meanwhile.
+    left = committer.stopped + work.beyond + (work.shards - committer.expected if late else 0)
     if away:
         committer.give_up(work.shards - report.shards - len(committer.waiting), max(0, work.rows - report.rows))
         left = work.beyond

@@ -110,10 +110,7 @@ def find_work(
     with as_config_errors():
         output = Output(config.output, options)
         model = find_model(config, options)
-        config.labels.check(model.rule)
-        check_probes(config.labels, model.identity, model.width)
-        if _find_labels(output) is None:  # a later run has the labels' embeddings
-            check_readings(config.labels, model, progress)
+        check_labels(config.labels, output, model, progress)
         progress.say("listing the inputs")
         planned, plan, writer, fingerprint = extend_plan(config, output, model)
         for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:
@@ -133,12 +130,16 @@ def find_model(config: JobConfig, options: StoreOptions) -> PinnedModel:
     return pin_model(config.model, Mirror(replace(options, endpoint=config.model.endpoint or options.endpoint)))
 
 
-def check_readings(labels: LabelSet, model: PinnedModel, progress: Progress) -> None:
-    """Check that the model's tokenizer can read the labels, and tell of those that it reads in part.
+def check_labels(labels: LabelSet, output: Output, model: PinnedModel, progress: Progress) -> None:
+    """Check that the labels fit the model and that its tokenizer can read them. Tell of those that it reads in part.
 
     The driver does this before it claims the output: the labels of a claimed output cannot be changed. It loads the
     tokenizer only, and not torch. Raises `LabelError` and `CheckpointError`.
     """
+    labels.check(model.rule)
+    check_probes(labels, model.identity, model.width)
+    if _find_labels(output) is not None:  # the first run has embedded the labels
+        return
     readings = load_tokenizer(model).read_labels(labels)[1]
     readings.check()
     if line := readings.describe_partly_read():

@@ -11,7 +11,7 @@ from pipelines.output.output import MANIFEST, Output
 from pipelines.output.state import OutputState
 from pipelines.planning.listing import Waiting
 from pipelines.planning.plan import append_inputs, read_plan
-from pipelines.preparation import as_config_errors, check_settings, find_model
+from pipelines.preparation import as_config_errors, check_labels, check_settings, find_model
 from pipelines.progress import Progress
 from storage.store import NotFound, StoreOptions
 
@@ -51,7 +51,7 @@ def preview_run(config: JobConfig, progress: Progress) -> Preview:
     with as_config_errors():
         output = Output(config.output, options)
         model = find_model(config, options)
-        config.labels.check(model.rule)
+        check_labels(config.labels, output, model, progress)
         columns = check_settings(config, output, model)
         progress.say("listing the inputs")
         plan = read_plan(output)

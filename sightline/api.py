@@ -131,7 +131,7 @@ def upgrade(output: str | PathLike[str]) -> int:
     from pipelines.planning.plan import read_plan
 
     with _open(output) as opened:
-        plan, fingerprint = read_plan(opened), read_fingerprint(opened)
+        plan, fingerprint = read_plan(opened, inputs=False), read_fingerprint(opened)
         if not plan.segments or fingerprint is None:
             raise ConfigError(f"{opened.uri}: there is no plan here, so this is no output of `sightline tag`")
         state = read_state(opened, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from storage.store import Forbidden, NotFound, StoreError, Unreachable
 SEAL_SHARDS = 10_000
 """Committed shards that are sealed at once, if the run does not end before. A killed run leaves at most so many records
 that the next run reads one by one."""
+SEAL_SECONDS = 3600
+"""The time after which fewer shards are sealed too, so that `status` knows of them, and the run's marker stays new."""
 _TOP_LABELS = 100
 """Labels that the manifest counts."""
 _RUNS = 30
@@ -57,6 +60,7 @@ class OutputState:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     _touched: set[int] = field(default_factory=set)
     _announced: set[int] = field(default_factory=set)
+    _sealed: float = field(default_factory=time.monotonic)
 
     def catch_up(self) -> None:
         """Seal the shards that earlier runs committed and did not seal. Raises `StoreError`."""
@@ -107,8 +111,9 @@ class OutputState:
         """Take up the record of a shard that is committed now. Seals what was added, when there is enough."""
         self._touched.add(parse_shard(record["shard"])[0])
         self.ledger.add(record)
-        if self.ledger.waiting >= SEAL_SHARDS:
+        if self.ledger.waiting >= SEAL_SHARDS or time.monotonic() - self._sealed >= SEAL_SECONDS:
             self.ledger.seal()
+            self._sealed = time.monotonic()
             if self._announced:
                 self.announce(())
 
@@ -183,23 +188,24 @@ class OutputState:
 
     def _remember(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what the manifest tells of the latest runs, the last one first."""
-        try:
-            earlier = self.output.read_json(MANIFEST).get("runs", [])
-        except (Forbidden, Unreachable):
-            raise
-        except StoreError:  # there is none, or it is damaged: it is written anew
-            earlier = []
+        earlier = self._read_manifest().get("runs", [])
         told = {name: run[name] for name in _REMEMBERED if name in run}
         runs = [told, *earlier] if told.get("rows") else earlier
         times = [one.get("started_at") for one in runs]
         return [one for number, one in enumerate(runs) if times.index(times[number]) == number][:_RUNS]
 
+    def _read_manifest(self) -> dict[str, Any]:
+        """Return the manifest, or an empty one if there is none or if it is damaged: it is written anew."""
+        try:
+            return self.output.read_json(MANIFEST)
+        except (Forbidden, Unreachable):
+            raise
+        except StoreError:
+            return {}
+
     def _list_led_to(self) -> Collection[str]:
         """Return the files of the segments touched that the manifest leads to, if ledgers have replaced rows since."""
-        try:
-            count = int(self.output.read_json(MANIFEST).get("ledgers", 0))
-        except (StoreError, TypeError, ValueError):
-            return frozenset()
+        count = self._read_manifest().get("ledgers", 0)
         if not count or self.ledger.replacing < count:
             return frozenset()
         before = Ledger.read(self.output, count)
@@ -268,10 +274,10 @@ def read_markers(output: Output) -> Iterator[dict[str, Any]]:
 def _parse_marker(data: bytes) -> dict[str, Any]:
     try:
         about = json.loads(data)
-        time = datetime.fromisoformat(about["updated_at"])
+        updated = datetime.fromisoformat(about["updated_at"])
         return {
             "segments": [int(segment) for segment in about["segments"]],
-            "updated_at": time if time.tzinfo else time.replace(tzinfo=UTC),
+            "updated_at": updated if updated.tzinfo else updated.replace(tzinfo=UTC),
         }
     except (ValueError, KeyError, TypeError):
         return {"segments": [], "updated_at": datetime.fromtimestamp(0, UTC)}

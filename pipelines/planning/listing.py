@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 from pipelines.config import JobConfig
@@ -19,6 +18,7 @@ from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped,
 from pipelines.output.output import find_marker
 from pipelines.planning import inventory
 from pipelines.planning.known import CHANGED, KNOWN, KnownInputs
+from pipelines.planning.tar_sizes import TarSizes
 from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
@@ -26,12 +26,11 @@ from storage.store import Entry, InvalidUri, StoreError, StoreOptions, show
 
 _INSPECTIONS = 16
 """Archives that are inspected at the same time."""
-_TARS_SAMPLED = 16
-"""Tars of a folder that are inspected before the others' images are estimated from their size."""
 _QUEUE = 10_000
 """The most inputs that wait for an earlier archive's inspection, so that inputs stay in order."""
-_BATCH = 65_536
-"""Listed objects, or rows of a list, that are compared with the plan at once."""
+_BATCH, _BATCH_CHARS = 65_536, 16 << 20
+"""Listed objects, or rows of a list, that are compared with the plan at once, and the characters of such rows: a list
+may have long texts beside its images."""
 
 T = TypeVar("T")
 
@@ -98,7 +97,10 @@ class InputLister:
         self._roots = [root.rstrip("/") + "/" for root in self._inputs]
         self._markers: dict[str, bool] = {}
         # An object is met twice only if one configured input is below another, or in an inventory.
-        nested = any(one != other and one.startswith(other) for one in self._roots for other in self._roots)
+        roots = set(self._roots)
+        nested = len(roots) < len(self._roots) or any(
+            one != other and one.startswith(other) for one in roots for other in roots
+        )
         several = len(self._inputs) > 1 and any(map(inventory.recognizes, self._inputs))
         self._met: set[int] | None = set() if nested or several else None
 
@@ -109,7 +111,7 @@ class InputLister:
         not fit an input, and `StoreError` if the listing itself fails.
         """
         queue: deque[tuple[Input, Future[InputStats] | None]] = deque()
-        sizes = _TarSizes()
+        sizes = TarSizes()
         running = 0
         with ThreadPoolExecutor(_INSPECTIONS) as pool:
 
@@ -155,17 +157,29 @@ class InputLister:
 
     def _list_unknown(self) -> Iterator[Input]:
         expanded = set[str]()
-        for entry in self._list_objects():
-            if not (lists.recognizes(entry.uri.lower()) and entry.uri in self._inputs):
-                planned = self._classify(entry)
-                if planned is not None:
-                    yield planned
-            elif entry.uri not in expanded:
-                expanded.add(entry.uri)
-                yield from self._expand(entry)
+        for entry, changed in self._list_objects():
+            if lists.recognizes(entry.uri.lower()) and entry.uri in self._inputs:
+                if entry.uri not in expanded:
+                    expanded.add(entry.uri)
+                    yield from self._expand(entry)
+                continue
+            planned = self._classify(entry)
+            if planned is None:
+                continue
+            if changed and self._config.on_changed == "error":
+                self._report.known += 1
+                detail = (
+                    f"{entry.uri} changed since it was planned: give it a new name, or set on_changed: retag to tag it "
+                    "once more"
+                )
+                self._report.waiting.append(Waiting(entry.uri, "changed", detail, 1))
+                continue
+            if changed:
+                self._changed.add(entry.uri)
+            yield planned
 
-    def _list_objects(self) -> Iterator[Entry]:
-        """Yield the listed objects that are not planned. Of a changed one, report it, or yield it too."""
+    def _list_objects(self) -> Iterator[tuple[Entry, bool]]:
+        """Yield the listed objects that are not planned in this version, each with whether another version is."""
         for entries in self._list_entries():
             for group in _batch(entries):
                 for entry, status in zip(group, self._known.find(group).tolist(), strict=True):
@@ -176,23 +190,13 @@ class InputLister:
                         self._met.add(identity)
                     if status == KNOWN:
                         self._report.known += 1
-                    elif status != CHANGED or self._classify(entry) is None:
-                        yield entry
-                    elif self._config.on_changed == "retag":
-                        self._changed.add(entry.uri)
-                        yield entry
                     else:
-                        self._report.known += 1
-                        detail = (
-                            f"{entry.uri} changed since it was planned: give it a new name, or set on_changed: retag "
-                            "to tag it once more"
-                        )
-                        self._report.waiting.append(Waiting(entry.uri, "changed", detail, 1))
+                        yield entry, status == CHANGED
 
     def _expand(self, entry: Entry) -> Iterator[Input]:
         """Yield the rows of a list that are not planned."""
         rows = lists.expand(entry, self._config.lists.column, self._options, self._report.skipped, self._report.columns)
-        for group in _batch(rows):
+        for group in _batch(rows, lambda row: len(row.metadata or "")):
             known = self._known.meet(group).tolist()
             self._report.known += sum(known)
             yield from (row for row, is_known in zip(group, known, strict=True) if not is_known)
@@ -298,31 +302,6 @@ class InputLister:
         return all(is_hidden(path) for path in self._relative_paths(uri))
 
 
-class _TarSizes:
-    """Bytes per image in the tars of each folder, learned from the first few tars and used to estimate the others."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, bool], list[float]] = {}
-
-    def note(self, tar: Input) -> None:
-        """Add a tar that was inspected."""
-        if tar.kind == "tar":
-            self._seen.setdefault(self._group(tar), []).append(tar.size / tar.rows)
-
-    def estimate(self, tar: Input) -> Input | None:
-        """Return the tar with estimated rows, or None if too few similar tars were inspected.
-
-        Similar tars are in the same folder, and compressed or uncompressed like this one.
-        """
-        seen = self._seen.get(self._group(tar), []) if tar.kind == "tar" else []
-        if len(seen) < _TARS_SAMPLED:
-            return None
-        return replace(tar, rows=max(1, round(tar.size / median(seen))))
-
-    def _group(self, tar: Input) -> tuple[str, bool]:
-        return tar.uri.rpartition("/")[0], tar.uri.lower().endswith("gz")
-
-
 def _is_done(inspection: Future[InputStats] | None) -> bool:
     return inspection is None or inspection.done()
 
@@ -331,10 +310,17 @@ def _plan_input(kind: Kind, entry: Entry, key: str) -> Input:
     return Input(kind, entry.uri, key, entry.size, entry.etag)
 
 
-def _batch(items: Iterable[T]) -> Iterator[list[T]]:
-    """Yield the items in lists of up to `_BATCH`."""
-    iterator = iter(items)
-    while group := list(islice(iterator, _BATCH)):
+def _batch(items: Iterable[T], count_chars: Callable[[T], int] = lambda item: 0) -> Iterator[list[T]]:
+    """Yield the items in lists of up to `_BATCH`, which end with the item with which they have `_BATCH_CHARS`."""
+    group: list[T] = []
+    chars = 0
+    for item in items:
+        group.append(item)
+        chars += count_chars(item)
+        if len(group) >= _BATCH or chars >= _BATCH_CHARS:
+            yield group
+            group, chars = [], 0
+    if group:
         yield group
 
 

@@ -69,7 +69,7 @@ def compact_output(output: Output, progress: Progress) -> Compaction:
     holds some small files, and one merged file if it is small. Raises `ConfigError` if there is no finished output,
     `StoreError`.
     """
-    plan, fingerprint = read_plan(output), read_fingerprint(output)
+    plan, fingerprint = read_plan(output, inputs=False), read_fingerprint(output)
     if not plan.segments or fingerprint is None:
         raise ConfigError(f"{output.uri}: there is no plan here, so this is no output of `sightline tag`")
     state = read_state(output, plan)

@@ -23,7 +23,7 @@ class Status:
     `planned` and `committed` are shards: those that the last finished run planned, and all that are in a ledger.
     `waiting` counts by reason what that run could not read, with a few `examples`. `runs` are the latest runs, the last
     one first. `under_way` are the times, in UTC, at which runs that did not end were last seen: runs in progress, or
-    runs that were killed. A run in progress tells of itself at its start and for each 10,000 shards.
+    runs that were killed. A run in progress tells of itself at its start, and each hour in which it commits.
     """
 
     planned: int

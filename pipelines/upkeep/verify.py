@@ -27,7 +27,7 @@ from pipelines.output.output import (
     parse_shard,
     shard_id,
 )
-from pipelines.output.row_files import RowFile, make_row_file
+from pipelines.output.row_files import RowFile
 from pipelines.output.writer import FINGERPRINT_KEY
 from pipelines.planning.plan import Plan, read_plan
 from storage.files import download
@@ -81,7 +81,7 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     With `since`, only the files of shards that were sealed on that day or later are read (UTC), and orphans are not
     looked for. Raises `ConfigError` if there is no output, `StoreError` if the output cannot be read.
     """
-    plan = read_plan(output)
+    plan = read_plan(output, inputs=False)
     if not plan.segments:
         raise ConfigError(f"{output.uri}: there is no plan here, so this is no output of `sightline tag`")
     ledger = Ledger.read(output)
@@ -162,7 +162,7 @@ def _list_shards(
     again = {record["shard"] for record in unsealed}
     group: list[tuple[str, RowFile]] = []
     rows = 0
-    sealed = ((shard, file) for shard, file in _list_by_shard(ledger, first) if shard not in again)
+    sealed = ((shard, file) for shard, file in ledger.list_files(first=first) if shard not in again)
     others = ((record["shard"], file) for record in unsealed for file in ledger.files_of(record))
     for _, files in groupby(chain(sealed, others), key=lambda pair: pair[0]):
         new = list(files)
@@ -173,15 +173,6 @@ def _list_shards(
             group, rows = [], 0
     if group:
         yield group
-
-
-def _list_by_shard(ledger: Ledger, first: int) -> Iterator[tuple[str, RowFile]]:
-    """Yield the files of the shards that were sealed from a ledger on, those of a shard one after the other."""
-    for table in ledger.read_tables(first=first):
-        ordered = table.sort_by([("segment", "ascending"), ("number", "ascending")])
-        for batch in ordered.to_batches(4096):
-            for row in batch.to_pylist():
-                yield shard_id(row["segment"], row["number"]), make_row_file(row)
 
 
 def _check_shards(output: Output, files: list[tuple[str, RowFile]], fingerprint: bytes, report: Report) -> None:

@@ -17,6 +17,7 @@ from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input
 from pipelines.output.output import Output
 from pipelines.planning.dates import default_dates
+from pipelines.planning.known import KnownInputs
 from pipelines.planning.listing import InputLister, PlanReport
 from pipelines.planning.plan import SegmentWriter, read_plan
 from storage.hidden_names import is_hidden
@@ -405,3 +406,40 @@ def test_dated_inputs_are_the_folders_of_the_days(tmp_path: Path) -> None:
 def test_mistakes_in_dates_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         JobConfig(**{"output": "out", "labels": ["a"], **keys})
+
+
+def test_an_input_that_is_given_twice_is_planned_once(tmp_path: Path, root: Path) -> None:
+    """Also in two spellings: a prefix of an object store may end with a slash."""
+    assert list_inputs(tmp_path, [str(root), str(root)])[0] == ["a.jpg", "z/b.jpg"]
+    found, _ = list_inputs(tmp_path, [str(root), f"{root}/z/../z", f"{root}/a.jpg"])
+    assert sorted(found) == ["a.jpg", "z/b.jpg"]
+
+
+def test_a_prefix_in_two_spellings_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Store = Objects("in/a.jpg", "in/b.jpg")  # type: ignore[assignment]
+    monkeypatch.setattr("pipelines.planning.listing.open_store", lambda uri, options: store)
+    assert list_inputs(tmp_path, ["s3://bucket/in", "s3://bucket/in/"])[0] == ["a.jpg", "b.jpg"]
+
+
+def test_a_changed_file_that_is_hidden_now_is_counted_once(tmp_path: Path, root: Path) -> None:
+    write(root, ".git/c.jpg")
+    known = [Input("image", str(root / ".git/c.jpg"), ".git/c.jpg", 1, "another")]
+    found, report = list_inputs(tmp_path, str(root), known)
+    assert (found, report.waiting) == (["a.jpg", "z/b.jpg"], [])
+    assert report.skipped.counts == {"hidden files": 1}
+
+
+def test_long_texts_of_a_list_are_compared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    meet = KnownInputs.meet
+
+    def record(known: KnownInputs, rows: list[Input]) -> Any:
+        sizes.append(len(rows))
+        return meet(known, rows)
+
+    monkeypatch.setattr(KnownInputs, "meet", record)
+    monkeypatch.setattr("pipelines.planning.listing._BATCH_CHARS", 1000)
+    rows = "".join(f"/nowhere/{number}.jpg,{'x' * 400}\n" for number in range(7))
+    (tmp_path / "list.csv").write_text(f"uri,caption\n{rows}")
+    assert len(list_inputs(tmp_path, str(tmp_path / "list.csv"))[0]) == 7
+    assert sizes == [3, 3, 1]

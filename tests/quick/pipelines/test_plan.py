@@ -43,6 +43,18 @@ def image(number: int, rows: int = 1, metadata: str | None = None) -> Input:
     return Input("image", f"/in/{number:06d}.jpg", f"{number:06d}.jpg", 9, "e", rows=rows, metadata=metadata)
 
 
+def test_a_plan_without_its_inputs_gets_no_more(tmp_path: Path) -> None:
+    """Everything that is planned would be new."""
+    folder = Folder(tmp_path)
+    folder.write("a.jpg", b"x")
+    folder.plan()
+    output = Output(str(folder.output))
+    plan = read_plan(output, inputs=False)
+    assert (plan.shards, bool(plan.known)) == (1, False)
+    with pytest.raises(ValueError, match="without its inputs"):
+        append_inputs(folder.config(), output, plan, PassedColumns({}), lambda: None)
+
+
 def planned_inputs(output: Output) -> list[Input]:
     return [one for ref in list_shards(output) for one in read_shard_inputs(output, ref)]
 

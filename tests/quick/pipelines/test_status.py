@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pipelines.config import JobConfig, load_config
+from pipelines.output import state as state_module
 from pipelines.output.fingerprint import claim_output, make_fingerprint
 from pipelines.output.output import Output
 from pipelines.output.state import read_state
@@ -188,6 +189,22 @@ def test_the_preview_refuses_what_a_run_refuses(job: Path, settings: list[str], 
     result = invoke("plan", str(job), *(word for one in settings for word in ("--set", one)))
     assert result.exit_code == 2, result.stdout
     assert message in result.stderr.strip().splitlines()[-1]
+
+
+def test_the_preview_refuses_labels_that_the_model_cannot_read(job: Path) -> None:
+    result = invoke("plan", str(job), "--set", "labels=[cat, \u72ac]")
+    assert result.exit_code == 2, result.output
+    assert "cannot be read" in result.stderr
+
+
+def test_a_slow_run_is_in_the_status_before_its_end(growing: GrowingOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing.plan(2)
+    before = api.status(growing.root).committed
+    run = growing.run()
+    run.state.announce({0})
+    monkeypatch.setattr(state_module, "SEAL_SECONDS", 0)
+    run.commit(next(iter(run.state.list_pending())))
+    assert api.status(growing.root).committed == before + 1
 
 
 def test_the_preview_knows_the_passed_columns(tmp_path: Path) -> None:
