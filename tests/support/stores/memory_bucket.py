@@ -24,13 +24,15 @@ class MemoryBucket:
     """Keys that are listed in the given order, `page` for each request.
 
     With `ignores_start` the parameter StartAfter has no effect. A request whose number, from 0 on, is in `failing` gets
-    that status. `requests` has the parameters of each request so far.
+    that status, and a page that would list the key `forbidden` gets 403: which request has which number depends on the
+    threads that ask. `requests` has the parameters of each request so far.
     """
 
     def __init__(self, keys: list[str], page: int = 1000, *, ignores_start: bool = False) -> None:
         self.keys = keys
         self.requests: list[dict[str, str]] = []
         self.failing: dict[int, int] = {}
+        self.forbidden: str | None = None
         self.refuses_delimiter = False
         self._sorted = keys == sorted(keys)
         self._page = page
@@ -51,7 +53,12 @@ class MemoryBucket:
         status = self.failing.get(number, 200)
         if self.refuses_delimiter and "delimiter" in asked:
             status = 403
-        body = self._list(asked) if status == 200 else "<Error><Code>AccessDenied</Code></Error>"
+        body = self._list(asked) if status == 200 else ""
+        # A probe for folders may be refused and the listing goes on; pages may not.
+        if self.forbidden and "delimiter" not in asked and f"<Key>{quote(self.forbidden)}</Key>" in body:
+            status = 403
+        if status != 200:
+            body = "<Error><Code>AccessDenied</Code></Error>"
         raw = HTTPResponse(io.BytesIO(body.encode()), preload_content=False)
         return AWSResponse(request.url, status, {"Content-Type": "application/xml"}, raw)
 
