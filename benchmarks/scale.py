@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Times:
     def __init__(self) -> None:
         self.steps: list[tuple[str, float]] = [("start", time.perf_counter())]
         self.shards = 0
+        self.first: float | None = None
 
     def start(self, shards: int, rows: int) -> None:
         self.say("work")
@@ -67,6 +69,8 @@ class Times:
 
     def update(self, *, shards: int = 0, **_: Any) -> None:
         self.shards += shards
+        if self.shards and self.first is None:
+            self.first = time.perf_counter() - self.steps[-1][1]
 
 
 def make_tar(path: Path, images: int) -> None:
@@ -138,16 +142,17 @@ def _write_commit(folder: Path, shard: str) -> dict[str, Any]:
     return record
 
 
-def run_job(config: Path, sample: float | None = None) -> dict[str, Any]:
-    """Run a job in a process of its own. Returns what `_run` prints, with the CPU time of all its processes."""
-    arguments = [sys.executable, "-m", "benchmarks.scale", "run", str(config), str(sample or 0)]
+def run_job(config: Path, sample: float | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Run a job in a process of its own, up to `limit` images. Returns what `_run` prints."""
+    arguments = [sys.executable, "-m", "benchmarks.scale", "run", str(config), str(sample or 0), str(limit or 0)]
     done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run(config: Path, sample: float) -> None:
+def _run(config: Path, sample: float, limit: int) -> None:
     """Run a job in this process. Prints its steps in seconds, and the peak of its memory in MiB."""
     from pipelines.job import run_job
+    from pipelines.limit import Limit
 
     times, process = Times(), psutil.Process()
     memory: list[tuple[int, int]] = []
@@ -160,7 +165,7 @@ def _run(config: Path, sample: float) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     before = time.process_time()
-    outcome = run_job(load_config(config), times)
+    outcome = run_job(load_config(config), times, None, Limit(images=limit or None))
     times.say("end")
     ended.set()
     watcher.join()
@@ -171,6 +176,7 @@ def _run(config: Path, sample: float) -> None:
         "cpu": round(time.process_time() - before, 2),
         "mib": max(rss for _, rss in memory) >> 20,
         "slope": _fit_slope(memory),
+        "first": times.first,
     }
     print(json.dumps(said))
 
@@ -249,19 +255,21 @@ def measure_known(count: int) -> Iterator[str]:
     yield f"  peak {peak >> 20} MiB, of which {base >> 20} MiB are the interpreter and its libraries"
 
 
-def measure_pending(shards: int, root: Path) -> Iterator[str]:
-    """Yield lines about a job of many shards with one image each."""
+def measure_pending(shards: int, root: Path, limit: int | None) -> Iterator[str]:
+    """Yield lines about a job of many shards with one image each, of which it does `limit`."""
     write_inputs(root / "input", shards)
     config = root / "job.yaml"
     job = {"input": str(root / "input"), "output": str(root / "output"), "labels": LABELS, "rows_per_shard": 1}
     config.write_text(yaml.safe_dump(job))
     start = time.perf_counter()
     before = psutil.cpu_times()
-    found = run_job(config, 0.5)
+    found = run_job(config, 0.5, limit)
+    done = found["shards"]
     after = psutil.cpu_times()
     busy = sum(getattr(after, name) - getattr(before, name) for name in ("user", "system", "nice"))
-    yield f"  {shards:,} shards in {time.perf_counter() - start:.0f} s; steps {found['steps']}"
-    machine, driver = 1000 * busy / shards, 1000 * found["cpu"] / shards
+    yield f"  {done:,} shards in {time.perf_counter() - start:.0f} s; steps {found['steps']}"
+    yield f"  the first is committed {found['first']:.1f} s after the first actor has started"
+    machine, driver = 1000 * busy / done, 1000 * found["cpu"] / done
     yield f"  {machine:.1f} ms of CPU a shard on the whole machine, {driver:.1f} ms in the driver"
     yield f"  driver {found['mib']} MiB, {found['slope']} bytes a shard"
 
@@ -273,19 +281,23 @@ def main() -> None:
     for name, default in (("night", [1000, 100_000]), ("pending", [20_000])):
         command = commands.add_parser(name)
         command.add_argument("--shards", type=int, nargs="+", default=default)
+        if name == "pending":
+            command.add_argument("--limit", type=int, help="Shards to do.")
         command.add_argument("--folder", default=None, help="Folder for the inputs and outputs.")
     commands.add_parser("known").add_argument("--inputs", type=int, default=10_000_000)
     run = commands.add_parser("run")
     run.add_argument("config", type=Path)
     run.add_argument("sample", type=float)
+    run.add_argument("limit", type=int)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        _run(arguments.config, arguments.sample)
+        _run(arguments.config, arguments.sample, arguments.limit)
     elif arguments.command == "known":
         for line in measure_known(arguments.inputs):
             print(line, flush=True)
     else:
-        measure = measure_night if arguments.command == "night" else measure_pending
+        limit = getattr(arguments, "limit", None)
+        measure = measure_night if arguments.command == "night" else partial(measure_pending, limit=limit)
         for shards in arguments.shards:
             print(f"{shards:,} shards", flush=True)
             with tempfile.TemporaryDirectory(dir=arguments.folder) as root:

@@ -23,7 +23,7 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from curation.tagged_output import TaggedOutput, read_embeddings
-from pipelines.cluster import RETRIES, WAVE_SHARDS, connect, data_context, iterate_rows
+from pipelines.cluster import RETRIES, WAVE_BLOCKS, connect, data_context, iterate_rows
 from pipelines.config import RayConfig, absolute
 from pipelines.output.commit import put_commit
 from pipelines.output.fingerprint import claim_output, describe_labels
@@ -160,8 +160,8 @@ def retag_output(
         with connect(RayConfig(address=address)) as cluster, data_context(cluster):
             progress.start(len(pending), sum(ref.rows for ref in pending))
             state.announce({int(ref.shard[:6]) for ref in pending})
-            for start in range(0, len(pending), WAVE_SHARDS):
-                wave = _add_files(pending[start : start + WAVE_SHARDS], output.ledger)
+            for start in range(0, len(pending), WAVE_BLOCKS):
+                wave = _add_files(pending[start : start + WAVE_BLOCKS], output.ledger)
                 for receipt in iterate_rows(_build_dataset(wave, task, cluster.count_tasks(len(wave)))):
                     state.add(json.loads(receipt["record"]))
                     rows, changed = rows + receipt["rows"], changed + receipt["changed"]

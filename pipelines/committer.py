@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import ray
 
-from pipelines.cluster import COMMIT_CPUS, RETRIES
+from pipelines.cluster import COMMIT_CPUS, RETRIES, TOGETHER_ROWS
 from pipelines.inputs.rows import WaitReason
 from pipelines.output.commit import commit_shard
 from pipelines.output.parts import ShardSummary, covers
@@ -22,6 +23,7 @@ from pipelines.planning.listing import Waiting
 from pipelines.planning.plan import ShardRef, read_shard_inputs
 from pipelines.progress import Progress
 from pipelines.run_report import RunReport
+from pipelines.stages.reader import describe_death
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreError, Unreachable
@@ -33,6 +35,8 @@ _AWAY_SHARDS, _LOOKED_AT = 4, 3
 
 Parts = dict[str, list[int]]
 """The URIs of a shard's parts, each with the runs of the rows that the part holds."""
+_Complete = tuple[ShardRef, Parts, ShardSummary]
+"""A shard whose rows are all written."""
 
 
 @dataclass
@@ -100,16 +104,16 @@ class Committer:
         self._report = report
         self._progress = progress
         self._count_at_once = count_at_once
-        self._complete: deque[tuple[ShardRef, Parts, ShardSummary]] = deque()
-        self._in_flight: dict[ray.ObjectRef[dict[str, Any] | str], tuple[ShardRef, Parts]] = {}
+        self._complete: deque[_Complete] = deque()
+        self._in_flight: dict[ray.ObjectRef[list[dict[str, Any] | str]], list[_Complete]] = {}
         self._set_aside: set[str] = set()
         self._unused_parts: list[str] = []
 
     def expect(self, shards: Iterable[ShardRef]) -> None:
         """Tell of shards whose receipts will come."""
         added = {ref.name: ref for ref in shards}
+        self.expected += len(added.keys() - self._tracker.pending.keys())  # one may come again, in a block of its own
         self._tracker.pending.update(added)
-        self.expected += len(added)
 
     def receive(self, receipt: dict[str, Any]) -> bool:
         """Add a receipt (see `pipelines.stages.sink.RECEIPT_SCHEMA`), and start a commit if a shard is complete now.
@@ -159,9 +163,8 @@ class Committer:
         """Look up the first input of a shard."""
         output = self._writer.output
         try:
-            for planned in read_shard_inputs(output, ref):
-                open_store(planned.uri, output.options).stat(planned.uri)
-                return False
+            [first, *_] = read_shard_inputs(output, ref)
+            open_store(first.uri, output.options).stat(first.uri)
         except Unreachable:
             return True
         except (StoreError, ConfigError):
@@ -178,6 +181,25 @@ class Committer:
         """Return the number of shards whose receipts did not all come."""
         return len(self._tracker.pending)
 
+    def list_missing(self, blocks: int) -> Iterator[list[list[ShardRef]]]:
+        """Yield the shards whose receipts did not all come, each for a block of its own, `blocks` at a time.
+
+        The processes that read them have died, at each attempt of one shard or because of another shard of its block.
+        """
+        missing = iter([*self._tracker.pending.values()])
+        while wave := [[ref] for ref in islice(missing, blocks)]:
+            yield wave
+
+    def set_missing_aside(self) -> None:
+        """Let shards wait whose receipts did not all come, although they had blocks of their own.
+
+        Ray keeps what the first attempt of a task has returned, and not what a later one returns in its place. So the
+        summary is lost with which the last attempt says that the process died at all of them.
+        """
+        for ref in [*self._tracker.pending.values()]:
+            _, parts = self._tracker.take(ref.name)
+            self._wait(ref, parts, "error", describe_death(read_shard_inputs(self._writer.output, ref)))
+
     def finish(self) -> None:
         """Wait until all complete shards are committed, then delete the parts of shards that wait."""
         while self._in_flight:
@@ -189,18 +211,20 @@ class Committer:
 
     def _start_commits(self) -> None:
         while self._complete and len(self._in_flight) < self._count_at_once():
-            ref, parts, summary = self._complete.popleft()
-            self._in_flight[_commit.remote(self._remote_writer, ref, parts, summary)] = ref, parts
+            together, rows = [self._complete.popleft()], 0
+            while self._complete and (rows := rows + self._complete[0][0].rows) <= TOGETHER_ROWS:
+                together.append(self._complete.popleft())
+            self._in_flight[_commit.remote(self._remote_writer, together)] = together
 
-    def _count(self, done: list[ray.ObjectRef[dict[str, Any] | str]]) -> None:
-        for commit, result in zip(done, ray.get(done), strict=True):
-            ref, parts = self._in_flight.pop(commit)
-            if isinstance(result, dict):
-                self._state.add(result)
-                self._report.add_commit()
-                self._progress.update(shards=1, rate=self._report.rate())
-            else:
-                self._wait(ref, parts, "error", f"shard {ref.shard}: {result}")
+    def _count(self, done: list[ray.ObjectRef[list[dict[str, Any] | str]]]) -> None:
+        for commit, results in zip(done, ray.get(done), strict=True):
+            for (ref, parts, _), result in zip(self._in_flight.pop(commit), results, strict=True):
+                if isinstance(result, dict):
+                    self._state.add(result)
+                    self._report.add_commit()
+                    self._progress.update(shards=1, rate=self._report.rate())
+                else:
+                    self._wait(ref, parts, "error", f"shard {ref.shard}: {result}")
 
     def _wait(self, ref: ShardRef, parts: Parts, reason: WaitReason, detail: str) -> None:
         self._unused_parts += parts
@@ -209,12 +233,15 @@ class Committer:
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=RETRIES)
-def _commit(writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary) -> dict[str, Any] | str:
-    """Commit a shard, and return its record, or the text of an unexpected exception, which must not stop others."""
-    try:
-        return commit_shard(writer, ref, parts, summary)
-    except StoreError:
-        raise
-    except Exception as error:
-        logger.exception("shard %s", ref.shard)
-        return f"{type(error).__name__}: {error}"
+def _commit(writer: OutputWriter, shards: Sequence[_Complete]) -> list[dict[str, Any] | str]:
+    """Commit shards. Return the record of each, or the text of an unexpected exception, which must not stop others."""
+    results: list[dict[str, Any] | str] = []
+    for ref, parts, summary in shards:
+        try:
+            results.append(commit_shard(writer, ref, parts, summary))
+        except StoreError:
+            raise
+        except Exception as error:
+            logger.exception("shard %s", ref.shard)
+            results.append(f"{type(error).__name__}: {error}")
+    return results

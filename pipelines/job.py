@@ -7,12 +7,22 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from pipelines.cluster import COMMIT_CPUS, READER_CPUS, RETRIES, WAVE_SHARDS, connect, data_context, iterate_rows
+from pipelines.cluster import (
+    BLOCKS_PER_READER,
+    COMMIT_CPUS,
+    READER_CPUS,
+    RETRIES,
+    WAVE_BLOCKS,
+    connect,
+    data_context,
+    iterate_rows,
+)
 from pipelines.committer import Committer
 from pipelines.config import JobConfig
 from pipelines.limit import NO_LIMIT, Limit
@@ -28,7 +38,7 @@ from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, read_shard
 from pipelines.stages.sink import write_parts
 from pipelines.stages.tagger import Tagger, TaggerConfig
-from storage.store import NotFound, StoreError
+from storage.store import NotFound
 
 GPU_ROWS = 1024
 """The most rows in one call of an actor on a GPU. That is several forward passes, so that the copy of one batch to the
@@ -85,31 +95,32 @@ def run_job(
         progress.start(work.shards, work.rows)
         committer = Committer(work.state, work.writer, report, progress, cluster.count_readers)
         away = late = False
-        for wave in work.waves():
+        waves = work.waves(BLOCKS_PER_READER * cluster.count_readers())
+        for wave in chain(waves, committer.list_missing(WAVE_BLOCKS)):
             late = reader.deadline is not None and time.time() >= reader.deadline
             if late:
                 break
-            committer.expect(wave)
-            rows = sum(ref.rows for ref in wave)
+            refs = [ref for group in wave for ref in group]
+            committer.expect(refs)
+            rows = sum(ref.rows for ref in refs)
             reader = replace(reader, rows_per_decoder=max(1, rows // cluster.count_decoders()))
             receipts = iterate_rows(build_dataset(wave, cluster, reader, tagger, work.writer, batch_rows))
             with closing(receipts):
                 away = any(committer.receive(receipt) for receipt in receipts)
             if away:
                 break
+        if not away and not late:
+            committer.set_missing_aside()
         committer.finish()
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
-        tasks = cluster.count_tasks(min(work.shards, WAVE_SHARDS))
+        tasks = cluster.count_tasks(min(work.shards, WAVE_BLOCKS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
     # Without a deadline, shards that were not expected are another run's, which has committed them meanwhile.
-    left = committer.stopped + work.beyond + (work.shards - committer.expected if late else 0)
+    left = committer.stopped + work.beyond + (late and work.shards - committer.expected + committer.count_missing())
     if away:
         committer.give_up(work.shards - report.shards - len(committer.waiting), max(0, work.rows - report.rows))
         left = work.beyond
     waiting += committer.waiting
-    missing = committer.count_missing()
-    if missing:
-        raise StoreError(f"{missing} shards did not complete; run the same command again")
     hours = report.elapsed() / 3600
     cost = None if config.cost.per_hour is None else round(hours * config.cost.per_hour, 4)
     about = {"started_at": _format_time(report.started), "hours": round(hours, 4), "cost": cost, "stopped": left > 0}
@@ -118,7 +129,7 @@ def run_job(
 
 
 def build_dataset(
-    pending: list[ShardRef],
+    pending: list[list[ShardRef]],
     cluster: Cluster,
     reader: ReaderConfig,
     tagger: TaggerConfig,
@@ -127,6 +138,7 @@ def build_dataset(
 ) -> Dataset:
     """Build the pipeline from source to sink: shards, decoded images, labels and embeddings, part files.
 
+    Each list of `pending` is an input block, whose shards one task reads.
     The dataset's rows are receipts, with the columns `pipelines.stages.sink.RECEIPT_SCHEMA`. An actor is called with
     blocks as readers make them, or with exactly `batch_rows` rows at a time if that is not None.
     """
@@ -140,8 +152,9 @@ def build_dataset(
     )
     arrow: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     return (
-        # One block for each shard, so that each task reads one shard.
-        ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending))
+        ray.data.from_items(
+            [{"refs": [asdict(ref) for ref in group]} for group in pending], override_num_blocks=len(pending)
+        )
         .map_batches(
             read_shard,
             fn_kwargs={"config": reader},

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES, WAVE_SHARDS
+from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES, TOGETHER_ROWS, WAVE_BLOCKS
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Reading
@@ -69,11 +69,16 @@ class Work:
     limit: Limit = NO_LIMIT
     beyond: int = 0
 
-    def waves(self) -> Iterator[list[ShardRef]]:
-        """Yield the shards to process, up to `WAVE_SHARDS` at a time."""
+    def waves(self, blocks: int) -> Iterator[list[list[ShardRef]]]:
+        """Yield the shards to process: up to `WAVE_BLOCKS` lists of shards at a time, each for one input block.
+
+        Small shards share a block, if there are at least `blocks` blocks then.
+        """
         pending = islice(_list_pending(self.state, self.retries, self.limit), self.shards)
-        while wave := list(islice(pending, WAVE_SHARDS)):
-            yield self.state.ledger.with_files(wave)
+        groups = _group(pending, min(TOGETHER_ROWS, self.rows // blocks))
+        while wave := list(islice(groups, WAVE_BLOCKS)):
+            with_files = iter(self.state.ledger.with_files([ref for group in wave for ref in group]))
+            yield [list(islice(with_files, len(group))) for group in wave]
 
     def segments(self) -> set[int]:
         """The numbers of the plan files that have shards to process."""
@@ -86,6 +91,21 @@ class Work:
 
 def _list_pending(state: OutputState, retries: Iterable[ShardRef], limit: Limit) -> Iterator[ShardRef]:
     return chain(state.list_pending(newest_first=limit.newest_first), retries)
+
+
+def _group(shards: Iterable[ShardRef], rows: int) -> Iterator[list[ShardRef]]:
+    """Yield lists of consecutive shards that have up to `rows` expected images together, or of one shard."""
+    group: list[ShardRef] = []
+    images = 0
+    for ref in shards:
+        size = max(1, ref.rows)  # the estimate for a tar may be none
+        if group and images + size > rows:
+            yield group
+            group, images = [], 0
+        group.append(ref)
+        images += size
+    if group:
+        yield group
 
 
 def _apply(limit: Limit, pending: Iterable[ShardRef]) -> tuple[int, int]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -168,17 +169,33 @@ def list_shards(output: Output) -> Iterator[ShardRef]:
             yield segment.ref(index)
 
 
-def read_shard_inputs(output: Output, ref: ShardRef) -> Iterator[Input]:
-    """Yield the inputs of a shard. Raises `ConfigError` if the plan file is missing."""
-    entry = output.store.stat(ref.segment)
-    if entry is None:
-        raise ConfigError(f"{ref.segment} is gone: the plan is part of the output and must stay with it")
-    with StoreFile(output.store, entry) as raw, pq.ParquetFile(raw) as file:
-        for batch in file.iter_batches(1024, row_groups=[ref.group]):
-            rows = batch.filter(pc.equal(batch["shard"], ref.shard))
-            for record in rows.drop_columns(["shard"]).to_pylist():
-                images = record.pop("images" if "images" in record else _OLD_IMAGES)
-                yield Input(**record, rows=images)
+def read_shard_inputs(output: Output, ref: ShardRef) -> list[Input]:
+    """Return the inputs of a shard. Raises `ConfigError` as `read_inputs_of` does."""
+    [(_, inputs)] = read_inputs_of(output, [ref])
+    return inputs
+
+
+def read_inputs_of(output: Output, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, list[Input]]]:
+    """Yield shards with their inputs. A row group is read once for the shards in a row that it has.
+
+    Raises `ConfigError` if the plan file is missing, or has not the shard.
+    """
+    for (segment, group), together in groupby(refs, lambda ref: (ref.segment, ref.group)):
+        found: dict[str, list[Input]] = {}
+        wanted = [*together]
+        names = pa.array([ref.shard for ref in wanted])
+        entry = output.store.stat(segment)
+        if entry is None:
+            raise ConfigError(f"{segment} is gone: the plan is part of the output and must stay with it")
+        with StoreFile(output.store, entry) as raw, pq.ParquetFile(raw) as file:
+            for batch in file.iter_batches(1024, row_groups=[group]):
+                for record in batch.filter(pc.is_in(batch["shard"], names)).to_pylist():
+                    shard, images = record.pop("shard"), record.pop("images" if "images" in record else _OLD_IMAGES)
+                    found.setdefault(shard, []).append(Input(**record, rows=images))
+        for ref in wanted:
+            if ref.shard not in found:
+                raise ConfigError(f"{segment} has no shard {ref.shard} any more: restore the file as the run wrote it")
+            yield ref, found[ref.shard]
 
 
 def append_inputs(

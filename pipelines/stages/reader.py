@@ -20,11 +20,11 @@ import pyarrow as pa
 
 from pipelines.cluster import RETRIES
 from pipelines.inputs.formats import read_inputs
-from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, wait_reason
+from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, WaitReason, wait_reason
 from pipelines.output.output import Output
 from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
 from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
-from pipelines.planning.plan import ShardRef, read_shard_inputs
+from pipelines.planning.plan import ShardRef, read_inputs_of
 from pipelines.ray_internals import count_retries
 from pipelines.upkeep.retry import find_retry, read_retried
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
@@ -69,16 +69,22 @@ class ReaderConfig:
         return max(self.decoders, min(count_cores(), round(rows / self.rows_per_decoder)))
 
 
-def read_shard(refs: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
-    """Read and decode the shards of a block, which are `ShardRef` records (the job puts one in each block).
+def read_shard(block: pa.Table, config: ReaderConfig) -> Iterator[pa.Table]:
+    """Read and decode the shards of a block, whose column `refs` has lists of `ShardRef` records.
 
     Yields tables of a few MB. If the store cannot deliver a shard's input now, that shard ends with a summary that says
     so; other shards are not affected. Neither are they if reading a shard raises another exception, or ends the process
-    at each attempt.
+    at each attempt: when a block with several shards has ended it twice, nothing more is yielded, and the job gives
+    each of these shards a block of its own.
     """
     prefer_throughput()
-    for record in refs.to_pylist():
-        yield from _read_one(ShardRef(**record), config)
+    wanted = [ShardRef(**record) for records in block["refs"].to_pylist() for record in records]
+    if len(wanted) > 1 and count_retries() > 1:
+        yield config.format.block_schema().empty_table()
+        return
+    # A plan or a commit record that cannot be read ends the run, and not only its shard.
+    for ref, inputs in read_inputs_of(config.output, wanted):
+        yield from _read_one(ref, inputs, config)
 
 
 def prepare_reader(config: ReaderConfig) -> None:
@@ -89,19 +95,23 @@ def prepare_reader(config: ReaderConfig) -> None:
     ring.wait()
 
 
-def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
+def _read_one(ref: ShardRef, inputs: list[Input], config: ReaderConfig) -> Iterator[pa.Table]:
     schema = config.format.block_schema()
     per_table = max(1, BLOCK_PIXEL_BYTES // (3 * config.spec.size**2))
 
     def summary_line(summary: ShardSummary) -> dict[str, Any]:
         return {"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()}
 
+    def wait(reason: WaitReason, detail: str) -> pa.Table:
+        # A new block: the one that is being filled may hold the value that raised. Its rows are not committed anyway.
+        return _Block(schema, 1, config.spec.size).flush(summary_line(ShardSummary(wait=reason, detail=detail)))
+
     if config.deadline is not None and time.time() >= config.deadline:
-        summary = ShardSummary(wait="stopped", detail="the time that --for gives was over")
-        yield _Block(schema, 1, config.spec.size).flush(summary_line(summary))
+        yield wait("stopped", "the time that --for gives was over")
         return
-    # Outside of the `try`: a plan or a commit record that cannot be read ends the run, and not only this shard.
-    inputs = list(read_shard_inputs(config.output, ref))
+    if count_retries() >= RETRIES:  # if this attempt died too, Ray would end the whole run
+        yield wait("error", describe_death(inputs))
+        return
     numbers: list[int] = []
     lost = 0
     skipped = Skipped()
@@ -115,8 +125,6 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
     block = _Block(schema, per_table, config.spec.size)
 
     try:
-        if count_retries() >= RETRIES:  # if this attempt died too, Ray would end the whole run
-            raise RuntimeError(f"the process that read this shard died at {RETRIES} attempts: {_name_inputs(inputs)}")
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)
             lost += row.lost
@@ -128,19 +136,17 @@ def _read_one(ref: ShardRef, config: ReaderConfig) -> Iterator[pa.Table]:
         yield block.flush(summary_line(summary))
         return
     except StoreError as error:
-        summary = ShardSummary(wait=wait_reason(error), detail=str(error))
+        yield wait(wait_reason(error), str(error))
     except Exception as error:  # one input that reveals a fault in this code must not stop the other shards
         logger.exception("shard %s", ref.shard)
         known = isinstance(error, (ConfigError, InputError))
-        summary = ShardSummary(wait="error", detail=str(error) if known else f"{type(error).__name__}: {error}")
-    # A new block, because the other one may hold the value that raised. Its rows are not committed anyway.
-    yield _Block(schema, per_table, config.spec.size).flush(summary_line(summary))
+        yield wait("error", str(error) if known else f"{type(error).__name__}: {error}")
 
 
-def _name_inputs(inputs: list[Input]) -> str:
-    """Return the inputs of a shard for a message: the first one, and how many more there are."""
+def describe_death(inputs: list[Input]) -> str:
+    """Return the message about a shard whose reader died at every attempt. It names the first of the inputs."""
     more = f" or one of {len(inputs) - 1:,} more inputs" if len(inputs) > 1 else ""
-    return f"{inputs[0].uri}{more} ends it" if inputs else "it has no inputs"
+    return f"the process that read this shard died at {RETRIES} attempts: {inputs[0].uri}{more} ends it"
 
 
 def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[int, Row]]:

@@ -167,9 +167,12 @@ def test_a_shard_that_cannot_be_committed_waits(local: Place, monkeypatch: pytes
         local.put(name, data)
 
     def commit_or_fail(
-        writer: OutputWriter, ref: ShardRef, parts: Parts, summary: ShardSummary
-    ) -> dict[str, Any] | str:
-        return "KeyError: 'key'" if ref.shard.endswith("000000") else commit_shard(writer, ref, parts, summary)
+        writer: OutputWriter, shards: list[tuple[ShardRef, Parts, ShardSummary]]
+    ) -> list[dict[str, Any] | str]:
+        return [
+            "KeyError: 'key'" if ref.shard.endswith("000000") else commit_shard(writer, ref, parts, summary)
+            for ref, parts, summary in shards
+        ]
 
     monkeypatch.setattr(committer, "_commit", ray.remote(num_cpus=COMMIT_CPUS)(commit_or_fail))
     done = local.tag(rows_per_shard=3)

@@ -36,7 +36,7 @@ ONE_ACTOR = {"actors.min": 1, "actors.max": 1}
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Seven shards of two images, in four waves."""
     for module in (cluster, preparation, job):
-        monkeypatch.setattr(module, "WAVE_SHARDS", 2)
+        monkeypatch.setattr(module, "WAVE_BLOCKS", 2)
     made = Place(str(tmp_path), tmp_path)
     for number in range(ROWS):
         made.put(f"{number:02}.jpg", make_image(number))
@@ -112,7 +112,7 @@ import os, signal, sys
 from pipelines import cluster, committer, job, preparation
 from sightline.cli import app
 for module in (cluster, preparation, job):
-    module.WAVE_SHARDS = 2
+    module.WAVE_BLOCKS = 2
 wave, receive, expect = 0, committer.Committer.receive, committer.Committer.expect
 def count(self, shards):
     global wave

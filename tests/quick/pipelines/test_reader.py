@@ -61,7 +61,7 @@ def plan(root: Path) -> tuple[list[ShardRef], ReaderConfig]:
 
 def read(ref: ShardRef, config: ReaderConfig) -> tuple[list[str], dict[str, Any]]:
     """Read a shard. Returns the keys of its rows, and its summary."""
-    table = pa.concat_tables(read_shard(pa.Table.from_pylist([vars(ref)]), config))
+    table = pa.concat_tables(read_shard(pa.table({"refs": [[vars(ref)]]}), config))
     keys = [key for key in table["key"].to_pylist() if key is not None]
     return keys, json.loads(table["summary"].to_pylist()[-1])
 
@@ -104,6 +104,20 @@ def test_a_shard_whose_reader_died_at_every_attempt_waits(tmp_path: Path, monkey
     assert "a.tar" in summary["detail"]
 
 
+def test_the_shards_of_a_block_that_has_ended_two_processes_are_left_to_blocks_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs, config = plan(tmp_path)
+    block = pa.table({"refs": [[vars(ref) for ref in refs]]})
+    for retries in (0, 1):
+        monkeypatch.setattr(reader, "count_retries", lambda retries=retries: retries)
+        table = pa.concat_tables(read_shard(block, config))
+        assert [(key or "end") for key in table["key"].to_pylist()] == ["a0", "a1", "end", "b0", "b1", "end"]
+    monkeypatch.setattr(reader, "count_retries", lambda: 2)
+    assert pa.concat_tables(read_shard(block, config)).num_rows == 0
+    assert read(refs[0], config)[0] == ["a0", "a1"]
+
+
 def test_consecutive_rows_with_the_same_bytes_get_the_pixels_of_one_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +135,7 @@ def test_consecutive_rows_with_the_same_bytes_get_the_pixels_of_one_decoding(
 
     monkeypatch.setattr(DecoderRing, "submit", record)
     monkeypatch.setattr(reader, "BLOCK_PIXEL_BYTES", 3 * 3 * 32 * 32)  # three rows in a block
-    table = pa.concat_tables(read_shard(pa.Table.from_pylist([vars(refs[0])]), config))
+    table = pa.concat_tables(read_shard(pa.table({"refs": [[vars(refs[0])]]}), config))
     assert submitted == [one, other, one, broken, other]
     pixels = table["pixels"].to_pylist()[:-1]
     spec = config.spec
@@ -134,5 +148,5 @@ def test_a_block_is_bounded_in_bytes_of_metadata_too(tmp_path: Path, monkeypatch
     refs, config = plan(tmp_path)
     rows = [Row(str(number), "x", make_image(number), metadata="x" * 2**20) for number in range(20)]
     monkeypatch.setattr(tar, "read", lambda planned, reading, skipped: iter(rows))
-    blocks = list(read_shard(pa.Table.from_pylist([vars(refs[0])]), config))
+    blocks = list(read_shard(pa.table({"refs": [[vars(refs[0])]]}), config))
     assert [block.num_rows for block in blocks] == [8, 8, 5]
