@@ -25,6 +25,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,15 @@ from pipelines.output.output import Output, commit_path, shard_id
 from pipelines.output.state import SEAL_SHARDS
 from pipelines.planning.known import KnownInputs
 from pipelines.planning.plan import SEGMENT_SHARDS, SegmentWriter
-from storage.schemes import open_store
-from storage.store import Entry, StoreOptions
+from storage.schemes import is_remote, open_store
+from storage.store import Entry, StoreOptions, join
+from tests.support.stores.radosgw import Radosgw
 
 LABELS = ["red", "green"]
 A_FOLDER = 1000
 BATCH = 65_536
 """Objects that a run compares at once."""
+THREADS = 16
 LINKS = 30_000
 """Names of one file. ext4 allows 65,000."""
 
@@ -73,11 +77,11 @@ class Times:
             self.first = time.perf_counter() - self.steps[-1][1]
 
 
-def make_tar(path: Path, images: int) -> None:
-    """Write a tar of small images of one colour."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def make_tar(images: int) -> bytes:
+    """Return a tar of small images of one colour."""
     rng = random.Random(images)
-    with tarfile.open(path, "w") as tar:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
         for number in range(images):
             buffer = io.BytesIO()
             Image.new("RGB", (32, 32), tuple(rng.randrange(256) for _ in range(3))).save(buffer, "PNG")
@@ -85,45 +89,48 @@ def make_tar(path: Path, images: int) -> None:
             member.size = buffer.tell()
             buffer.seek(0)
             tar.addfile(member, buffer)
+    return content.getvalue()
 
 
-def write_inputs(folder: Path, count: int) -> list[str]:
-    """Write `count` tars of one image, which are names of a few files, a thousand in each folder. Returns the paths."""
-    paths = []
-    for number in range(count):
-        path = folder / f"{number // A_FOLDER:05}" / f"{number % A_FOLDER:03}.tar"
+def write_inputs(folder: str, count: int) -> list[Entry]:
+    """Write `count` tars of one image, a thousand in each folder. On a disk they are names of a few files."""
+    uris = [join(folder, f"{number // A_FOLDER:05}", f"{number % A_FOLDER:03}.tar") for number in range(count)]
+    data = make_tar(1)
+    store = open_store(folder, StoreOptions.from_environment())
+    if is_remote(folder):
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(lambda uri: store.put(uri, data), uris))
+    for number, uri in enumerate(uris):
+        if number % A_FOLDER == 0:
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
         if number % LINKS == 0:
-            make_tar(path, 1)
-            source = path
+            store.put(uri, data)
+            source = uri
         else:
-            if number % A_FOLDER == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            path.hardlink_to(source)
-        paths.append(str(path))
-    return paths
+            Path(uri).hardlink_to(source)
+    return [Entry(uri, len(data), f"{len(data):x}-{os.stat(uri).st_mtime_ns:x}") for uri in uris]
 
 
-def write_output(output: Output, folder: Path, paths: list[str]) -> None:
+def write_output(output: Output, inputs: list[Entry]) -> None:
     """Add one committed shard for each input to an output that a run has begun, whose first segment is its own."""
     first = len(output.segments())
     ledger = Ledger.read(output)
-    for kind in ("commits", "data"):
-        (folder / kind).mkdir(exist_ok=True)
-    for start in range(0, len(paths), SEGMENT_SHARDS):
+    for start in range(0, len(inputs), SEGMENT_SHARDS):
         number = first + start // SEGMENT_SHARDS
         segment = SegmentWriter(number)
-        for index, path in enumerate(paths[start : start + SEGMENT_SHARDS]):
-            status = os.stat(path)
-            etag = f"{status.st_size:x}-{status.st_mtime_ns:x}"
-            segment.add([Input("tar", path, path, status.st_size, etag, rows=1)])
-            ledger.add(_write_commit(folder, shard_id(number, index)))
+        for entry in inputs[start : start + SEGMENT_SHARDS]:
+            segment.add([Input("tar", entry.uri, entry.uri, entry.size, entry.etag, rows=1)])
+        shards = [shard_id(number, index) for index in range(segment.shards)]
+        with ThreadPoolExecutor(THREADS if is_remote(output.uri) else 1) as pool:
+            for record in pool.map(partial(_write_commit, output), shards):
+                ledger.add(record)
         assert output.put_if_absent(f"plan/{number:06d}.parquet", segment.close())
         if ledger.waiting >= SEAL_SHARDS:
             ledger.seal()
     ledger.seal()
 
 
-def _write_commit(folder: Path, shard: str) -> dict[str, Any]:
+def _write_commit(output: Output, shard: str) -> dict[str, Any]:
     """Write a shard's commit record and its data file, which is empty. Returns the record."""
     path = f"data/{shard}-{'0' * 12}.parquet"
     record = {
@@ -137,8 +144,11 @@ def _write_commit(folder: Path, shard: str) -> dict[str, Any]:
         "skipped": {},
         "files": [{"path": path, "rows": 1, "bytes": 9000, "sha256": shard.replace("-", "0") * 5}],
     }
-    (folder / commit_path(shard)).write_text(json.dumps(record))
-    (folder / path).touch()
+    for name, text in ((commit_path(shard), json.dumps(record)), (path, "")):
+        if is_remote(output.uri):
+            output.store.put(output.uri_of(name), text.encode())
+        else:  # without the fsync of a store
+            Path(output.uri_of(name)).write_text(text)
     return record
 
 
@@ -175,7 +185,7 @@ def _run(config: Path, sample: float, limit: int) -> None:
         "steps": steps,
         "cpu": round(time.process_time() - before, 2),
         "mib": max(rss for _, rss in memory) >> 20,
-        "slope": _fit_slope(memory),
+        "slope": _fit_slope(memory) if sample else None,
         "first": times.first,
     }
     print(json.dumps(said))
@@ -187,30 +197,30 @@ def _fit_slope(memory: list[tuple[int, int]]) -> float | None:
     return round(float(np.polyfit(points[:, 0], points[:, 1], 1)[0]), 1) if len(points) > 20 else None
 
 
-def measure_night(shards: int, root: Path) -> Iterator[str]:
-    """Yield a line for each measurement of an output of this size."""
-    inputs, folder = root / "input", root / "output"
-    paths = write_inputs(inputs, shards)
-    seed = root / "seed"
-    make_tar(seed / "seed.tar", 1)
-    config = root / "job.yaml"
+def measure_night(shards: int, folder: Path, root: str) -> Iterator[str]:
+    """Yield a line for each measurement of an output of this size, below the path or URI `root`."""
+    inputs, output, seed = join(root, "input"), join(root, "output"), join(root, "seed")
+    store = open_store(root, StoreOptions.from_environment())
+    entries = write_inputs(inputs, shards)
+    store.put(join(seed, "seed.tar"), make_tar(1))
+    config = folder / "job.yaml"
 
-    def configure(*where: Path) -> None:
-        job = {"input": [str(path) for path in where], "output": str(folder), "labels": LABELS, "rows_per_shard": 100}
+    def configure(*where: str) -> None:
+        job = {"input": [*where], "output": output, "labels": LABELS, "rows_per_shard": 100}
         config.write_text(yaml.safe_dump(job))
 
     configure(seed)
     run_job(config)
-    write_output(Output(str(folder)), folder, paths)
+    write_output(Output(output, StoreOptions.from_environment()), entries)
     configure(seed, inputs)
     start = time.perf_counter()
-    listed = sum(1 for _ in open_store(str(inputs), StoreOptions()).list(str(inputs)))
+    listed = sum(1 for _ in store.list(inputs))
     listing = time.perf_counter() - start
     yield f"  listing {listed:,} objects alone: {listing:.2f} s"
     run_job(config)  # writes the manifest of all shards, as the run would have that committed them
     for name in ("nothing new", "one new tar of 100 images"):
         if name != "nothing new":
-            make_tar(inputs / "new.tar", 100)
+            store.put(join(inputs, "new.tar"), make_tar(100))
         found = run_job(config)
         steps = found["steps"]
         ray = steps.get("starting Ray", 0) + steps.get("loading the model", 0)
@@ -257,7 +267,7 @@ def measure_known(count: int) -> Iterator[str]:
 
 def measure_pending(shards: int, root: Path, limit: int | None) -> Iterator[str]:
     """Yield lines about a job of many shards with one image each, of which it does `limit`."""
-    write_inputs(root / "input", shards)
+    write_inputs(str(root / "input"), shards)
     config = root / "job.yaml"
     job = {"input": str(root / "input"), "output": str(root / "output"), "labels": LABELS, "rows_per_shard": 1}
     config.write_text(yaml.safe_dump(job))
@@ -281,7 +291,9 @@ def main() -> None:
     for name, default in (("night", [1000, 100_000]), ("pending", [20_000])):
         command = commands.add_parser(name)
         command.add_argument("--shards", type=int, nargs="+", default=default)
-        if name == "pending":
+        if name == "night":
+            command.add_argument("--s3", action="store_true", help="on the S3 server of the tests; needs its packages")
+        else:
             command.add_argument("--limit", type=int, help="Shards to do.")
         command.add_argument("--folder", default=None, help="Folder for the inputs and outputs.")
     commands.add_parser("known").add_argument("--inputs", type=int, default=10_000_000)
@@ -296,12 +308,20 @@ def main() -> None:
         for line in measure_known(arguments.inputs):
             print(line, flush=True)
     else:
-        limit = getattr(arguments, "limit", None)
-        measure = measure_night if arguments.command == "night" else partial(measure_pending, limit=limit)
         for shards in arguments.shards:
             print(f"{shards:,} shards", flush=True)
-            with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
-                for line in measure(shards, Path(root)):
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary, ExitStack() as stack:
+                folder = Path(temporary)
+                if arguments.command == "pending":
+                    lines = measure_pending(shards, folder, arguments.limit)
+                elif arguments.s3:
+                    server = Radosgw(folder / "radosgw")
+                    stack.callback(server.stop)
+                    os.environ.update(server.env)
+                    lines = measure_night(shards, folder, f"s3://{server.new_bucket()}")
+                else:
+                    lines = measure_night(shards, folder, temporary)
+                for line in lines:
                     print(line, flush=True)
 
 

@@ -132,7 +132,7 @@ def retag_output(
     with other settings, or if the model is a different one; `CheckpointError`, `LabelError`, `StoreError`.
     """
     rule, options = FAMILIES[output.table.family], StoreOptions.from_environment()
-    source, new = Output(output.uri, options), Output(absolute(target).rstrip("/"), options)
+    source, new = (Output(uri, options, patient=True) for uri in (output.uri, absolute(target).rstrip("/")))
     if new.uri == output.uri:
         raise ConfigError(f"{new.uri} is the output itself: give another folder for the new one")
     labels.check(rule)

@@ -131,6 +131,7 @@ def find_work(
         output = Output(config.output, options)
         model = find_model(config, options)
         check_labels(config.labels, output, model, progress)
+        output = replace(output, patient=True)  # its store has answered: the address is right
         progress.say("listing the inputs")
         planned, plan, writer, fingerprint = extend_plan(config, output, model)
         for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:

@@ -3,8 +3,8 @@
 Paths are literal: a `#`, a `%20` or a space in a name is that character. Nothing is percent-decoded.
 
 Every method raises `StoreError` or one of its six subclasses and nothing else, for every possible name. Errors that
-may pass (a refused connection, a silent one, 5xx, a body that breaks off) are raised after `ATTEMPTS` attempts in all.
-A store's module says how long that takes at most.
+may pass (a refused connection, a silent one, 5xx, a body that breaks off) are raised after `StoreOptions.attempts`
+attempts in all. A store's module says how long that takes at most.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
 ATTEMPTS = 5
+"""Attempts at an operation, if `StoreOptions` do not say otherwise."""
 _SHOWN = 400
 
 
@@ -57,10 +58,11 @@ def show(uri: str) -> str:
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How to reach an object store. It is sent to every task, and holds no secret."""
+    """How to reach an object store, and how often to try. It is sent to every task, and holds no secret."""
 
     endpoint: str | None = None
     region: str | None = None
+    attempts: int = ATTEMPTS
 
     @classmethod
     def from_environment(cls, endpoint: str | None = None, region: str | None = None) -> StoreOptions:

@@ -25,7 +25,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
@@ -65,6 +65,9 @@ _OWN_NAMES = (
     (re.compile(r"(.*)/sample\.parquet"), "sample.json"),
 )
 """Names of the Parquet files of outputs and of samples, each with a file that lies in the folder of the first group."""
+PATIENT_ATTEMPTS = 8
+"""Attempts at a request once an output's store has answered. An object store that is restarted, or whose leader is
+elected anew, refuses connections for up to a minute, and that should not end a night's run."""
 _PART = re.compile(r"\.?[0-9a-f]{32}\.arrow(\.[0-9a-f]{32}\.tmp)?")
 
 
@@ -78,14 +81,16 @@ class Output:
 
     uri: str
     options: StoreOptions = StoreOptions()
+    patient: bool = False
+    """Whether requests are tried for about a minute, as `PATIENT_ATTEMPTS` says. `options` is not changed by it."""
 
     @cached_property
     def store(self) -> Store:
         """The store that holds the output."""
-        return open_store(self.uri, self.options)
+        return open_store(self.uri, replace(self.options, attempts=PATIENT_ATTEMPTS) if self.patient else self.options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "options": self.options}
+        return {"uri": self.uri, "options": self.options, "patient": self.patient}
 
     def uri_of(self, path: str) -> str:
         """Return the URI of a file of the output."""

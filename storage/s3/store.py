@@ -5,11 +5,12 @@ that breaks off, and so that a conditional write knows which attempts were its o
 
 * An attempt ends after `CONNECT_SECONDS` without a connection, after `READ_SECONDS` without a byte, and when a body
   arrives at less than `SLOWEST` bytes/s over `READ_SECONDS`.
-* There are `ATTEMPTS` attempts in all, with pauses between them that double (about 8 s together).
+* There are `StoreOptions.attempts` attempts in all, with pauses between them that double: about 8 s together for 5
+  attempts, and 64 s for 8.
 * A body that breaks off is continued where it ended, from the same ETag, so a slow store does not lose progress.
 
-With 5 attempts a store that does not respond thus takes 5 x 30 s + 8 s, under three minutes, for each operation and for
-each page of a listing.
+With 5 attempts a store that does not respond takes 5 x 30 s + 8 s, under three minutes, for each operation and for each
+page of a listing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from storage.s3.listing import list_pages
 from storage.s3.names import split_object, split_prefix
 from storage.s3.pages import Page, request_page, watch_pages
 from storage.s3.uploads import UPLOAD_BYTES, upload_parts
-from storage.store import ATTEMPTS, Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, join, show
+from storage.store import Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, join, show
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 20.0
@@ -57,6 +58,7 @@ class S3Store:
         from botocore.config import Config
 
         self._endpoint = options.endpoint or "AWS"
+        self._attempts = options.attempts
         with self._translate(f"S3 at {self._endpoint}"):
             self._client = boto3.session.Session().client(
                 "s3",
@@ -140,7 +142,7 @@ class S3Store:
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         bucket, key = split_object(uri)
 
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._attempts):
             try:
                 self._retry(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"))
                 return True
@@ -161,12 +163,12 @@ class S3Store:
         return self._retry(uri, lambda: request_page(self._client, uri, arguments))
 
     def _retry(self, uri: str, once: Callable[[], T]) -> T:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._attempts):
             try:
                 with self._translate(uri):
                     return once()
             except Unreachable:
-                if attempt == ATTEMPTS - 1:
+                if attempt == self._attempts - 1:
                     raise
             _pause(attempt)
         raise AssertionError("not reached")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage.store import join
+from tests.ray.test_output_faults import BACK
 from tests.ray.test_output_faults import LASTING as OUTPUT_LASTING
 from tests.ray.test_output_faults import PASSING as OUTPUT_PASSING
 from tests.support.faulty_jobs import IMAGES, LIST_REJECTS, PLANNED, Bucket, Case, Runs, run_twice
@@ -118,13 +119,14 @@ def make_page() -> str:
         "or tagged twice, that no image is rejected because of the store, and that `sightline verify` finds no problem",
         "afterwards.",
         "",
-        "Each operation has 5 attempts, with pauses of about 8 s in total. An attempt ends after 10 s without a",
-        "connection, after 20 s without data, or if less than 10 kB/s arrive over 20 s. A body that breaks off is",
-        "resumed where it ended, if the object still has the same ETag.",
+        "Each operation has 5 attempts, with pauses of about 8 s in total. On an output whose store has answered once,",
+        "it has 8 attempts, with pauses of about a minute. An attempt ends after 10 s without a connection, after 20 s",
+        "without data, or if less than 10 kB/s arrive over 20 s. A body that breaks off is resumed where it ended, if",
+        "the object still has the same ETag.",
         "",
         "| fault | where | what the run does | exit code | the next run |",
         "|---|---|---|---|---|",
-        *[case.row() for case in (*PASSING, *OUTPUT_PASSING, *LASTING, *OUTPUT_LASTING, *START)],
+        *[case.row() for case in (*PASSING, *OUTPUT_PASSING, BACK, *LASTING, *OUTPUT_LASTING, *START)],
         "",
         "A run that leaves shards for the next run finishes all others. Its last lines say how many shards wait, about",
         "how many images they contain, and for which reasons, with an example for each reason.",

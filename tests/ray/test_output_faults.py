@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -34,6 +36,9 @@ PASSING = [
          rule={"each": True}, more=(faults.FAILS, faults.SLOW_DOWN, CutShort(40))),
 ]  # fmt: skip
 
+BACK = Case("back", "connection reset, for half a minute in the middle of a run", "the output", Reset(),
+            "tries again for about a minute", key="/out/",
+            rule={"method": EVERY_METHOD, "times": None, "once": COMMITTED})  # fmt: skip
 LASTING = [
     Case("plan", "500, permanently", "writing the plan", faults.FAILS, ENDS, key="/out/plan/",
          rule={"method": "PUT", "times": None}, code=1, then=FINISHES, says="InternalError"),
@@ -51,7 +56,7 @@ LASTING = [
          rule={"method": "PUT", "times": None, "skip": 2}, code=1, then=FINISHES, says=REFUSED),
     Case("expired", "403", "everything, after the credentials expired in the middle of a run", faults.FORBIDDEN, ENDS,
          key="", rule={"method": EVERY_METHOD, "times": None, "once": COMMITTED}, code=1, then=FINISHES, says=REFUSED),
-    Case("away", "connection reset, for a minute in the middle of a run", "the output", Reset(), ENDS, key="/out/",
+    Case("away", "connection reset, permanently from the middle of a run on", "the output", Reset(), ENDS, key="/out/",
          rule={"method": EVERY_METHOD, "times": None, "once": COMMITTED}, code=1, then=FINISHES, says="broke off"),
     Case("ledger-get", "500, permanently", "reading a ledger", faults.FAILS, NO_WORK, key="/out/ledger/",
          rule={"times": None}, code=1, then=FINISHES, says="InternalError"),
@@ -116,8 +121,30 @@ def test_a_passing_fault_of_the_output_costs_nothing(
 
 
 @pytest.mark.s3
+def test_an_output_that_is_away_for_half_a_minute_costs_only_time(bucket: Bucket, proxy: FaultProxy) -> None:
+    rule = prepare(bucket, proxy, BACK)
+
+    def come_back() -> None:
+        end = time.monotonic() + 300
+        while not rule.done and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(25)
+        rule.stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        back = pool.submit(come_back)
+        done = bucket.run(proxy.endpoint)
+        back.result()
+    assert done.returncode == BACK.code, done.stdout + done.stderr
+    finish(bucket, proxy)
+
+
+@pytest.mark.s3
 @pytest.mark.parametrize("case", LASTING, ids=lambda case: case.name)
-def test_a_run_whose_output_fails_is_finished_by_the_next(bucket: Bucket, proxy: FaultProxy, case: Case) -> None:
+def test_a_run_whose_output_fails_is_finished_by_the_next(
+    bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    monkeypatch.setattr(storage.s3.store, "PAUSE_SECONDS", 0.02)  # of this process, not of the workers
     rule = prepare(bucket, proxy, case)
     done = bucket.run(proxy.endpoint)
     assert done.returncode == case.code, done.stdout + done.stderr
