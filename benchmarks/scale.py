@@ -50,7 +50,7 @@ from tests.support.stores.radosgw import Radosgw
 
 LABELS = ["red", "green"]
 A_FOLDER = 1000
-BATCH = 65_536
+BATCH = 16_384
 """Objects that a run compares at once."""
 THREADS = 16
 LINKS = 30_000

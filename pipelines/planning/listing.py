@@ -28,7 +28,7 @@ _INSPECTIONS = 16
 """Archives that are inspected at the same time."""
 _QUEUE = 10_000
 """The most inputs that wait for an earlier archive's inspection, so that inputs stay in order."""
-_BATCH, _BATCH_CHARS = 65_536, 16 << 20
+_BATCH, _BATCH_CHARS = 16_384, 16 << 20
 """Listed objects, or rows of a list, that are compared with the plan at once, and the characters of such rows: a list
 may have long texts beside its images."""
 
