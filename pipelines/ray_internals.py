@@ -187,7 +187,8 @@ def keep_actors() -> Iterator[None]:
     Ray Data starts a pool of actors for each dataset, and drops them at its end. To load the model takes seconds, and
     minutes if it is compiled. So the handles are kept when a dataset ends, and given to the next dataset that starts a
     pool with the same stage, in place of new actors. Actors that Ray Data drops because it scales a pool down are not
-    kept. At the end of the block all of them end.
+    kept. At the end of the block all of them end. So long their arguments are held too, which Ray Data keeps in the object
+    store: Ray starts an actor whose process died again with them, and they went with the dataset that had started it.
 
     Two internals of `ActorPoolMapOperator` are replaced meanwhile: the attribute `_actor_cls`, from which it starts
     actors, and `_do_shutdown`. So is `_ActorPool._can_apply_request`: Ray Data forces a pool to drop its actors when
@@ -197,6 +198,7 @@ def keep_actors() -> Iterator[None]:
 
     Pool, Actors = actor_pool_map_operator.ActorPoolMapOperator, actor_pool_map_operator._ActorPool  # noqa: N806
     kept: dict[str, list[Any]] = {}
+    held: list[Any] = []
     shut_down, can_apply = Pool._do_shutdown, Actors._can_apply_request
 
     def shut_down_and_keep(pool: Any, force: bool = False) -> None:
@@ -206,7 +208,7 @@ def keep_actors() -> Iterator[None]:
 
     def get_class(pool: Any) -> Any:
         made = pool.__dict__.get("_actor_cls")
-        return made and _KeptActors(kept.setdefault(pool.name, []), made)
+        return made and _KeptActors(kept.setdefault(pool.name, []), held, made)
 
     def set_class(pool: Any, made: Any) -> None:
         pool.__dict__["_actor_cls"] = made
@@ -222,19 +224,26 @@ def keep_actors() -> Iterator[None]:
         Pool._do_shutdown, Actors._can_apply_request = shut_down, can_apply
         del Pool._actor_cls
         kept.clear()
+        held.clear()
 
 
 class _KeptActors:
-    """Has the interface of an actor class, and returns a kept actor instead of a new one while there is one."""
+    """Has the interface of an actor class, and returns a kept actor instead of a new one while there is one.
 
-    def __init__(self, kept: list[Any], made: Any) -> None:
-        self._kept, self._made = kept, made
+    Adds the arguments of a new one to `held`.
+    """
+
+    def __init__(self, kept: list[Any], held: list[Any], made: Any) -> None:
+        self._kept, self._held, self._made = kept, held, made
 
     def options(self, **options: Any) -> _KeptActors:
-        return _KeptActors(self._kept, self._made.options(**options))
+        return _KeptActors(self._kept, self._held, self._made.options(**options))
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        return self._kept.pop() if self._kept else self._made.remote(*arguments, **named)
+        if self._kept:
+            return self._kept.pop()
+        self._held.append((arguments, named))
+        return self._made.remote(*arguments, **named)
 
 
 def own_code_first() -> JobConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -92,6 +93,7 @@ def test_an_actor_that_dies_between_two_waves_is_started_again(place: Place, mon
 
     def kill(wave: int) -> None:
         if wave in (1, 3):
+            gc.collect()  # the dataset before, with the arguments of its actors
             actors = find_actors()
             assert actors
             for actor in actors:
