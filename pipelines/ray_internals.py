@@ -187,8 +187,10 @@ def keep_actors() -> Iterator[None]:
     Ray Data starts a pool of actors for each dataset, and drops them at its end. To load the model takes seconds, and
     minutes if it is compiled. So the handles are kept when a dataset ends, and given to the next dataset that starts a
     pool with the same stage, in place of new actors. Actors that Ray Data drops because it scales a pool down are not
-    kept. At the end of the block all of them end. So long their arguments are held too, which Ray Data keeps in the object
-    store: Ray starts an actor whose process died again with them, and they went with the dataset that had started it.
+    kept. At the end of the block all of them end.
+
+    Until then their arguments are held too, which are in Ray's object store: Ray needs them to restart an actor whose
+    process died, and they would be deleted with the dataset that started it.
 
     Two internals of `ActorPoolMapOperator` are replaced meanwhile: the attribute `_actor_cls`, from which it starts
     actors, and `_do_shutdown`. So is `_ActorPool._can_apply_request`: Ray Data forces a pool to drop its actors when

@@ -1,0 +1,114 @@
+"""A condition in SQL over the rows of an output: `--where` of the commands that search and export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curation.tagged_output import ID, TaggedOutput
+from storage.settings import ConfigError
+
+ROWS = "rows"
+"""The name of the only table that a condition sees."""
+
+
+class Where:
+    """A condition such as `width >= 1024 and list_contains(labels, 'cat')`, in DuckDB's SQL.
+
+    It may use the columns of the output's `data/` and `id`. It sees one batch of rows at a time, so it is a condition
+    on a single row: subqueries, aggregates and windows are refused. It cannot read files or load extensions.
+    """
+
+    def __init__(self, sql: str, output: TaggedOutput) -> None:
+        """Check a condition. Raises `ConfigError`, in one line, if it is none, or does not fit the output's columns."""
+        self.sql = sql
+        if not sql.strip():
+            raise self._wrong("it is empty")
+        self._connection = duckdb.connect(
+            config={"enable_external_access": "false", "threads": "1", "lock_configuration": "true"}
+        )
+        schema = output.format.data_schema()
+        if ID not in schema.names:
+            schema = schema.append(pa.field(ID, pa.string()))
+        found = self._find_columns()
+        by_lower_case = {name.lower(): name for name in schema.names}
+        self.columns: list[str] = sorted({by_lower_case[name] for name in found if name in by_lower_case})
+        """The columns that the condition uses. Batches that are given to `keep` need these, and may have others."""
+        self._query = f"SELECT coalesce(CAST((\n{sql}\n) AS BOOLEAN), false) AS keep FROM {ROWS}"
+        self.keep(schema.empty_table())
+
+    def keep(self, rows: pa.Table | pa.RecordBatch) -> NDArray[np.bool_]:
+        """Tell for each row whether the condition holds, bool (N,). A condition that is NULL does not hold.
+
+        Raises `ConfigError` if the condition cannot be computed for a row, such as a number that is cast from a text.
+        """
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        if not table.num_columns:  # a condition without columns, such as random() < 0.1
+            table = pa.table({"": np.zeros(len(rows), np.bool_)})
+        try:
+            self._connection.register(ROWS, table)
+            kept = self._connection.execute(self._query).fetchnumpy()["keep"]
+        except duckdb.Error as error:
+            raise self._wrong(str(error)) from error
+        finally:
+            self._connection.unregister(ROWS)
+        if len(kept) != len(table):
+            raise self._wrong("an aggregate is not possible here: a condition sees one row")
+        return np.asarray(kept, np.bool_)
+
+    def _find_columns(self) -> set[str]:
+        """Return the names of the columns in the condition, in lower case, also of other things that look like them."""
+        try:
+            [(text,)] = self._connection.execute(
+                "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM {ROWS} WHERE (\n{self.sql}\n)"]
+            ).fetchall()
+        except duckdb.Error as error:
+            raise self._wrong(str(error)) from error
+        tree = json.loads(text)
+        if tree["error"]:
+            raise self._wrong(tree["error_message"])
+        [statement] = tree["statements"]
+        if statement["node"]["type"] != "SELECT_NODE":
+            raise self._wrong("it is more than a condition")
+        nodes = [*_walk(statement["node"]["where_clause"])]
+        for kind in ("SUBQUERY", "WINDOW"):
+            if any(node.get("class") == kind for node in nodes):
+                raise self._wrong(f"{kind.lower()} is not possible here: a condition sees one row")
+        names = [node["column_names"] for node in nodes if node.get("class") == "COLUMN_REF"]
+        # `rows.key` is a column of the table, `struct.field` a field of a column.
+        return {part.lower() for name in names for part in name}
+
+    def _wrong(self, why: str) -> ConfigError:
+        line = " ".join(why.split("LINE ")[0].split())
+        return ConfigError(f"--where {self.sql!r}: {line}")
+
+
+def make_where(sql: str | None, output: TaggedOutput) -> Where | None:
+    """Return the condition, or None for none."""
+    return None if sql is None else Where(sql, output)
+
+
+def quote_label(label: str) -> str:
+    """Return the condition that an image has a label, for `Where`."""
+    return "list_contains(labels, '" + label.replace("'", "''") + "')"
+
+
+def join_conditions(conditions: Sequence[str]) -> str | None:
+    """Return the condition that all of some conditions hold, or None if there are none."""
+    return " and ".join(f"(\n{one}\n)" for one in conditions) or None
+
+
+def _walk(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from _walk(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _walk(value)
