@@ -20,7 +20,8 @@ from pipelines.output.output import Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION, OutputFormat
 from pipelines.output.state import read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import SEGMENT_SHARDS, SegmentWriter, read_plan
+from pipelines.planning.packing import SEGMENT_SHARDS, SegmentWriter
+from pipelines.planning.plan import read_plan
 from siglip.config import ModelConfig
 from siglip.families import siglip
 from siglip.heads import LinearHead, build_head, tag_embeddings

@@ -43,7 +43,7 @@ from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output, commit_path, shard_id
 from pipelines.output.state import SEAL_SHARDS
 from pipelines.planning.known import KnownInputs
-from pipelines.planning.plan import SEGMENT_SHARDS, SegmentWriter
+from pipelines.planning.packing import SEGMENT_SHARDS, SegmentWriter
 from storage.schemes import is_remote, open_store
 from storage.store import Entry, StoreOptions, join
 from tests.support.stores.radosgw import Radosgw

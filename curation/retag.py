@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import TaskPoolStrategy
 
+from curation.model import OutputModel, find_texts
 from curation.tagged_output import TaggedOutput, read_embeddings
 from pipelines.cluster import RETRIES, WAVE_BLOCKS, connect, data_context, iterate_rows
 from pipelines.config import RayConfig, absolute
@@ -36,14 +37,11 @@ from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, read_plan
 from pipelines.progress import Progress
-from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES
 from siglip.heads import build_head, check_probes, tag_embeddings
 from siglip.labels import LabelSet
-from siglip.scoring import Floats
 from storage.files import download
-from storage.mirror import Mirror
 from storage.settings import ConfigError
 from storage.store import StoreError, StoreOptions
 
@@ -77,42 +75,6 @@ class RetagConfig:
     table: LabelTable
 
 
-def find_texts(output: TaggedOutput, labels: LabelSet) -> Floats | None:
-    """Return the averaged prompt embeddings of a label set, float32 (L, D), if the output holds all of them.
-
-    Then no model is needed: for other thresholds, bands, groups or calibrations, for fewer labels or another order.
-    Returns None if the label set has a label with prompts that no label of the output has.
-    """
-    old = output.table
-    known = {
-        tuple(prompts): old.head.vectors[row]
-        for row, (prompts, label) in enumerate(zip(old.prompts, old.labels.names, strict=True))
-        if label.probe is None
-    }
-    empty = np.zeros(output.width, np.float32)  # for probes, which have no prompts
-    rows = [known.get(tuple(prompts)) if prompts else empty for prompts in labels.prompts(FAMILIES[old.family])]
-    return None if any(row is None for row in rows) else np.asarray(rows, np.float32)
-
-
-def embed_labels(output: TaggedOutput, labels: LabelSet, config: ModelConfig) -> Floats:
-    """Embed a label set's prompts with the model of an output. Return their averages, float32 (L, D).
-
-    Raises `ConfigError` if `config` names a different model, `siglip.checkpoint.CheckpointError` if the model cannot be
-    used, and `siglip.labels.LabelError`.
-    """
-    from siglip.encoder import Encoder
-
-    model = pin_model(
-        config.model_copy(update={"compile": False}), Mirror(StoreOptions.from_environment(config.endpoint))
-    )
-    if model.identity != output.weights:
-        raise ConfigError(
-            f"{output.uri} has embeddings of the model {output.weights[:16]}, and {config.source} is "
-            f"{model.identity[:16]}: name the checkpoint that tagged it with --model"
-        )
-    return Encoder(model).embed_labels(labels)
-
-
 def retag_output(
     output: TaggedOutput,
     labels: LabelSet,
@@ -140,7 +102,7 @@ def retag_output(
     texts = find_texts(output, labels)
     if texts is None:
         progress.say("embedding the labels")
-        texts = embed_labels(output, labels, model or output.table.model)
+        texts = OutputModel(output, model).embed_labels(labels)
     head = build_head(labels, texts, output.table.scale, output.weights)
     table = replace(output.table, labels=labels, head=head, prompts=labels.prompts(rule))
     kept = {key: value for key, value in output.fingerprint.items() if not key.startswith("labels.")}

@@ -48,9 +48,9 @@ class Where:
 
         Raises `ConfigError` if the condition cannot be computed for a row, such as a number that is cast from a text.
         """
-        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-        if not table.num_columns:  # a condition without columns, such as random() < 0.1
-            table = pa.table({"": np.zeros(len(rows), np.bool_)})
+        columns = {name: _widen(rows[name]) for name in self.columns}
+        # A table needs a column, which a condition such as `random() < 0.1` has not.
+        table = pa.table(columns or {"": np.zeros(len(rows), np.bool_)})
         try:
             self._connection.register(ROWS, table)
             kept = self._connection.execute(self._query).fetchnumpy()["keep"]
@@ -102,6 +102,14 @@ def quote_label(label: str) -> str:
 def join_conditions(conditions: Sequence[str]) -> str | None:
     """Return the condition that all of some conditions hold, or None if there are none."""
     return " and ".join(f"(\n{one}\n)" for one in conditions) or None
+
+
+def _widen(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Convert float16 embeddings to float32: DuckDB has no float16."""
+    kind = column.type
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type):
+        return column.cast(pa.list_(pa.float32(), kind.list_size))
+    return column
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:

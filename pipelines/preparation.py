@@ -28,7 +28,7 @@ from pipelines.output.schema import OutputFormat
 from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import PlanReport
-from pipelines.planning.plan import Plan, ShardRef, append_inputs, read_plan
+from pipelines.planning.plan import Plan, ShardRef, append_inputs, group_shards, read_plan
 from pipelines.progress import Progress
 from pipelines.ray_internals import READER_ENVIRONMENT
 from pipelines.sizing import Cluster
@@ -75,7 +75,7 @@ class Work:
         Small shards share a block, if there are at least `blocks` blocks then.
         """
         pending = islice(_list_pending(self.state, self.retries, self.limit), self.shards)
-        groups = _group(pending, min(TOGETHER_ROWS, self.rows // blocks))
+        groups = group_shards(pending, min(TOGETHER_ROWS, self.rows // blocks))
         while wave := list(islice(groups, WAVE_BLOCKS)):
             with_files = iter(self.state.ledger.with_files([ref for group in wave for ref in group]))
             yield [list(islice(with_files, len(group))) for group in wave]
@@ -91,21 +91,6 @@ class Work:
 
 def _list_pending(state: OutputState, retries: Iterable[ShardRef], limit: Limit) -> Iterator[ShardRef]:
     return chain(state.list_pending(newest_first=limit.newest_first), retries)
-
-
-def _group(shards: Iterable[ShardRef], rows: int) -> Iterator[list[ShardRef]]:
-    """Yield lists of consecutive shards that have up to `rows` expected images together, or of one shard."""
-    group: list[ShardRef] = []
-    images = 0
-    for ref in shards:
-        size = max(1, ref.rows)  # the estimate for a tar may be none
-        if group and images + size > rows:
-            yield group
-            group, images = [], 0
-        group.append(ref)
-        images += size
-    if group:
-        yield group
 
 
 def _apply(limit: Limit, pending: Iterable[ShardRef]) -> tuple[int, int]:

@@ -18,10 +18,10 @@ from sightline.imports import install_finder
 install_finder()
 
 if TYPE_CHECKING:
-    from curation.tagged_output import TaggedOutput, open_output
     from pipelines.config import JobConfig, load_config
     from sightline.api import tag, verify
     from sightline.encoder import Encoder
+    from sightline.output import TaggedOutput, open_output
     from siglip.images.decode import ImageRejected
     from siglip.labels import LabelSet
     from storage.settings import ConfigError
@@ -34,9 +34,9 @@ _MODULES = {
     "ImageRejected": "siglip.images.decode",
     "JobConfig": "pipelines.config",
     "LabelSet": "siglip.labels",
-    "TaggedOutput": "curation.tagged_output",
+    "TaggedOutput": "sightline.output",
     "load_config": "pipelines.config",
-    "open_output": "curation.tagged_output",
+    "open_output": "sightline.output",
     "tag": "sightline.api",
     "verify": "sightline.api",
 }

@@ -20,6 +20,7 @@ from sightline.commands.curation.report import report
 from sightline.commands.curation.retag import retag
 from sightline.commands.curation.review import review
 from sightline.commands.curation.sample import audit, sample
+from sightline.commands.curation.search import search
 from sightline.commands.demo import demo
 from sightline.commands.plan import plan
 from sightline.commands.tag import SCHEMA_HELP, describe_keys, tag
@@ -102,7 +103,7 @@ def serve(
         run_endpoint(endpoint, host, port, print_ready)
 
 
-for command in (demo, sample, review, calibrate, probe, retag, audit, evaluate, report):
+for command in (demo, search, sample, review, calibrate, probe, retag, audit, evaluate, report):
     app.command()(command)
 
 

@@ -1,8 +1,9 @@
 """The plan: inputs packed into shards. It is written before any work, and later runs only append to it.
 
 Each run that finds new inputs appends plan files (*segments*): `plan/000000.parquet` and so on. A shard is a number of
-rows in a row: the column `shard` has its name. Row groups end where a shard ends and have at least `GROUP_INPUTS`
-inputs, so that a reader fetches little more than its shard, and a million shards need few row groups.
+rows in a row: the column `shard` has its name. Row groups end where a shard ends, and have at least
+`packing.GROUP_INPUTS` inputs, so that a reader fetches little more than its shard, and a million shards need few row
+groups.
 
 A segment is published when it is full, while the listing goes on. A run that is killed while it lists has lost at most
 the inputs of one segment, and the next run goes on behind them.
@@ -10,7 +11,6 @@ the inputs of one segment, and the next run goes on behind them.
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,31 +30,10 @@ from pipelines.inputs.rows import Input
 from pipelines.output.output import Output, shard_name
 from pipelines.planning.known import PLAN_COLUMNS, KnownInputs
 from pipelines.planning.listing import InputLister, PlanReport
+from pipelines.planning.packing import write_segments
 from storage.files import StoreFile, read_ahead
 from storage.settings import ConfigError
 
-SEGMENT_SHARDS, SEGMENT_INPUTS, SEGMENT_BYTES = 10_000, 500_000, 64 * 2**20
-"""The most shards, inputs and bytes in a segment, besides its last shard. The metadata of images from lists counts."""
-GROUP_INPUTS = 4096
-"""The fewest inputs in a row group, besides the last one."""
-SHARD_METADATA = 64 << 20
-"""A shard whose inputs have more characters of metadata gets no further input: a list's rows may have long texts."""
-
-_SCHEMA = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("kind", pa.string()),
-        ("uri", pa.string()),
-        ("key", pa.string()),
-        ("size", pa.int64()),
-        ("etag", pa.string()),
-        ("start", pa.int32()),
-        ("stop", pa.int32()),
-        ("images", pa.int64()),
-        ("metadata", pa.string()),
-        ("column", pa.string()),
-    ]
-)
 _OLD_IMAGES = "rows"
 """The name of the column `images` in plans of versions that had a row group for each shard. Those versions cannot read
 a plan of this version: the other name makes them fail, where they would take a row group for a shard."""
@@ -198,6 +177,21 @@ def read_inputs_of(output: Output, refs: Sequence[ShardRef]) -> Iterator[tuple[S
             yield ref, found[ref.shard]
 
 
+def group_shards(shards: Iterable[ShardRef], rows: int) -> Iterator[list[ShardRef]]:
+    """Yield lists of consecutive shards that have up to `rows` expected images together, or of one shard."""
+    group: list[ShardRef] = []
+    images = 0
+    for ref in shards:
+        size = max(1, ref.rows)  # the estimate for a tar may be none
+        if group and images + size > rows:
+            yield group
+            group, images = [], 0
+        group.append(ref)
+        images += size
+    if group:
+        yield group
+
+
 def append_inputs(
     config: JobConfig, output: Output, plan: Plan, columns: PassedColumns, claim: Callable[[], object] | None
 ) -> PlanReport | None:
@@ -226,7 +220,7 @@ def append_inputs(
     with ExitStack() as stack:
         waiting: list[tuple[int, Any]] = []
         inputs = InputLister(config, output.options, plan.known, plan.holds, columns, report).list_new()
-        for number, data in _write_segments(config, plan.next_number, inputs, report):
+        for number, data in write_segments(config, plan.next_number, inputs, report):
             if claim is None:
                 continue
             if early:
@@ -273,78 +267,3 @@ def _read_segment(number: int, uri: str, file: pq.ParquetFile) -> Segment:
     ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
     group = np.searchsorted(ends, starts, side="right").astype(np.int32)
     return Segment(number, uri, np.add.reduceat(counts, starts).astype(np.int64), group)
-
-
-def _write_segments(
-    config: JobConfig, first: int, inputs: Iterable[Input], report: PlanReport
-) -> Iterator[tuple[int, bytes]]:
-    """Pack inputs into shards of about `rows_per_shard` rows, and shards into segments. Adds to `report`.
-
-    All parts of one input are in one segment: a run that is killed between two segments would lose the later parts,
-    because the next run takes the input for planned. Rows of a list are counted, so they may be in several segments.
-    """
-    segment = SegmentWriter(first)
-    pending: list[Input] = []
-    rows, held, last = 0, 0, ""
-    for planned in inputs:
-        full = rows >= config.rows_per_shard or (pending and rows + planned.rows > config.rows_per_shard)
-        if full or held > SHARD_METADATA:
-            segment.add(pending)
-            report.shards += 1
-            pending, rows, held = [], 0, 0
-            if segment.is_full() and (planned.uri != last or planned.kind == "uri"):
-                yield segment.number, segment.close()
-                segment = SegmentWriter(segment.number + 1)
-        pending.append(planned)
-        rows += planned.rows
-        held += len(planned.metadata or "")
-        report.rows += planned.rows
-        last = planned.uri
-    if pending:
-        segment.add(pending)
-        report.shards += 1
-    data = segment.close()
-    if segment.shards:
-        yield segment.number, data
-
-
-class SegmentWriter:
-    """Writes a plan file, in memory."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.shards = self._inputs = self._bytes = 0
-        self._buffer = io.BytesIO()
-        self._waiting: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-        # Statistics of the shard let other readers skip row groups; those of other columns only make the footer longer.
-        self._writer = pq.ParquetWriter(self._buffer, _SCHEMA, compression="zstd", write_statistics=["shard"])
-
-    def add(self, inputs: list[Input]) -> None:
-        """Add the next shard."""
-        name = f"{self.number:06d}-{self.shards:06d}"
-        for planned in inputs:
-            values = vars(planned)
-            for column in _SCHEMA.names:
-                value = name if column == "shard" else values["rows" if column == "images" else column]
-                self._waiting[column].append(value)
-            self._bytes += len(planned.metadata or "")
-        self.shards += 1
-        self._inputs += len(inputs)
-        if len(self._waiting["shard"]) >= GROUP_INPUTS or self._bytes >= SHARD_METADATA:
-            self._write_group()
-
-    def is_full(self) -> bool:
-        """Tell whether the next shard belongs in a new file."""
-        return self.shards >= SEGMENT_SHARDS or self._inputs >= SEGMENT_INPUTS or self._buffer.tell() >= SEGMENT_BYTES
-
-    def close(self) -> bytes:
-        """Finish the file and return its content."""
-        if self._waiting["shard"]:
-            self._write_group()
-        self._writer.close()
-        return self._buffer.getvalue()
-
-    def _write_group(self) -> None:
-        rows = len(self._waiting["shard"])
-        self._writer.write_table(pa.table(self._waiting, schema=_SCHEMA), row_group_size=rows)
-        self._waiting, self._bytes = {name: [] for name in _SCHEMA.names}, 0

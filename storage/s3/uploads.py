@@ -2,7 +2,7 @@
 
 S3 takes at most 5 GiB in a request, and 10,000 parts of at least 5 MiB. Conditional writes are not made in parts: some
 servers ignore the condition when an upload is completed, and replace the object (seen with Ceph 16.2). Their content
-is small, because plan files are bounded too (`pipelines.planning.plan.SEGMENT_BYTES`).
+is small, because plan files are bounded too (`pipelines.planning.packing.SEGMENT_BYTES`).
 """
 
 from __future__ import annotations

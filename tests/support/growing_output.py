@@ -23,7 +23,8 @@ from pipelines.output.output import Output
 from pipelines.output.parts import ShardSummary, encode_rows
 from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
-from pipelines.planning.plan import SegmentWriter, ShardRef, read_plan
+from pipelines.planning.packing import SegmentWriter
+from pipelines.planning.plan import ShardRef, read_plan
 from pipelines.upkeep.retry import list_retries
 from pipelines.upkeep.verify import verify_output
 from siglip.families import siglip

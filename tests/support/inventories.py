@@ -70,7 +70,7 @@ def make_file(kind: str, bucket: str, versions: Sequence[Version], fields: Seque
         writer.writerow(
             ["" if cell is None else str(cell).lower() if cell in (True, False) else cell for cell in cells]
         )
-    return gzip.compress(text.getvalue().encode())
+    return gzip.compress(text.getvalue().encode(), mtime=0)
 
 
 def _make_row(bucket: str, version: Version) -> dict[str, Any]:

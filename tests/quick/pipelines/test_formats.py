@@ -185,7 +185,7 @@ def test_odd_files_in_a_folder(folder: Folder) -> None:
 
 
 def test_a_plan_has_as_many_files_as_it_needs(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.planning.plan.SEGMENT_SHARDS", 3)
+    monkeypatch.setattr("pipelines.planning.packing.SEGMENT_SHARDS", 3)
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": [JPEG] * 20}), buffer, row_group_size=2)
     folder.write("a.parquet", buffer.getvalue())

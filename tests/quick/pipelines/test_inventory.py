@@ -134,10 +134,18 @@ CSV_FILE = make_file("CSV", "images", [Version("a", 1, "e"), Version("b", 2, "f"
     [
         ("CSV", b'"images","a"\n', "cannot be read as CSV in gzip"),
         ("CSV", CSV_FILE[:-12], "cannot be read as CSV in gzip"),
-        ("CSV", gzip.compress(b'"images","a"\n'), "line 1 has 2 fields, the manifest's fileSchema 7"),
-        ("CSV", gzip.compress(b'"images","a","x","t","e","s","false"\n'), "no key, size or ETag of s3://images/a"),
-        ("CSV", gzip.compress(b'"images","a","1","t","","s","false"\n'), "no key, size or ETag of s3://images/a"),
-        ("CSV", gzip.compress(b'"images","\xff"\n'), "cannot be read as CSV"),
+        ("CSV", gzip.compress(b'"images","a"\n', mtime=0), "line 1 has 2 fields, the manifest's fileSchema 7"),
+        (
+            "CSV",
+            gzip.compress(b'"images","a","x","t","e","s","false"\n', mtime=0),
+            "no key, size or ETag of s3://images/a",
+        ),
+        (
+            "CSV",
+            gzip.compress(b'"images","a","1","t","","s","false"\n', mtime=0),
+            "no key, size or ETag of s3://images/a",
+        ),
+        ("CSV", gzip.compress(b'"images","\xff"\n', mtime=0), "cannot be read as CSV"),
         ("Parquet", CSV_FILE, "cannot be read as Parquet"),
         ("Parquet", make_file("Parquet", "images", [], ("Bucket", "Key")), "has no column size"),
         ("Parquet", make_file("Parquet", "images", [Version("a", None, "e")]), "no key, size or ETag"),
@@ -152,7 +160,7 @@ def test_files_that_are_not_as_the_manifest_says_are_refused(kind: str, data: by
 
 def test_a_flag_that_is_none_is_refused() -> None:
     inventory = parse_manifest(dump(make_manifest("CSV", "images", "lists", {}, VERSIONED)), URI)
-    file = io.BytesIO(gzip.compress(b'"images","a","v","yes","false","1","t","e","s","false"\n'))
+    file = io.BytesIO(gzip.compress(b'"images","a","v","yes","false","1","t","e","s","false"\n', mtime=0))
     with pytest.raises(ConfigError, match="line 1 has 'yes' where"):
         list(read_objects(file, inventory, DATA, Skipped()))
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.inputs.rows import Input
 from pipelines.planning.known import CHANGED, KNOWN, NEW, PLAN_COLUMNS, KnownInputs
-from pipelines.planning.plan import SegmentWriter
+from pipelines.planning.packing import SegmentWriter
 from storage.store import Entry
 
 LOCAL = {

@@ -19,7 +19,8 @@ from pipelines.output.output import Output
 from pipelines.planning.dates import default_dates
 from pipelines.planning.known import KnownInputs
 from pipelines.planning.listing import InputLister, PlanReport
-from pipelines.planning.plan import SegmentWriter, read_plan
+from pipelines.planning.packing import SegmentWriter
+from pipelines.planning.plan import read_plan
 from storage.hidden_names import is_hidden
 from storage.settings import ConfigError
 from storage.store import Entry, Forbidden, Store, StoreError, StoreOptions

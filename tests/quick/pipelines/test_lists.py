@@ -86,8 +86,8 @@ def test_lists_and_folders_that_name_the_same_image(folder: Folder) -> None:
 
 
 def test_many_rows_of_one_image_are_planned_in_bounded_files(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.planning.plan.SEGMENT_SHARDS", 3)
-    monkeypatch.setattr("pipelines.planning.plan.SHARD_METADATA", 300)
+    monkeypatch.setattr("pipelines.planning.packing.SEGMENT_SHARDS", 3)
+    monkeypatch.setattr("pipelines.planning.packing.SHARD_METADATA", 300)
     path = folder.write("a.csv", b"path,n\n" + b"a.jpg,%s\n" % (b"x" * 100) * 40)
     report = folder.plan(input=str(path))
     assert (report.inputs, report.rows, report.shards) == (40, 40, 14)

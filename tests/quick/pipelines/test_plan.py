@@ -22,10 +22,10 @@ from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Input
 from pipelines.output.output import Output
-from pipelines.planning import plan as plan_module
+from pipelines.planning import packing
 from pipelines.planning.listing import InputLister, PlanReport
+from pipelines.planning.packing import SegmentWriter
 from pipelines.planning.plan import (
-    SegmentWriter,
     append_inputs,
     count_shards,
     list_shards,
@@ -76,7 +76,7 @@ def write_shards(root: Path, shards: list[list[Input]]) -> tuple[Output, bytes]:
 def test_each_shard_has_exactly_its_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int], group: int
 ) -> None:
-    monkeypatch.setattr(plan_module, "GROUP_INPUTS", group)
+    monkeypatch.setattr(packing, "GROUP_INPUTS", group)
     shards, first = [], 0
     for size in sizes:
         shards.append([image(number, rows=number % 3 + 1) for number in range(first, first + size)])
@@ -114,7 +114,7 @@ def test_one_large_shard_and_many_small_ones_of_the_real_size(tmp_path: Path) ->
 
 
 def test_a_shard_with_long_metadata_ends_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "SHARD_METADATA", 100)
+    monkeypatch.setattr(packing, "SHARD_METADATA", 100)
     shards = [[image(number, metadata="x" * 60)] for number in range(5)]
     output, data = write_shards(tmp_path, shards)
     with pq.ParquetFile(io.BytesIO(data)) as file:
@@ -133,7 +133,7 @@ def test_a_plan_file_that_is_gone(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """Forty images, of which three are a shard, and three shards a segment."""
-    monkeypatch.setattr(plan_module, "SEGMENT_SHARDS", 3)
+    monkeypatch.setattr(packing, "SEGMENT_SHARDS", 3)
     made = Folder(tmp_path)
     made.keys = {"rows_per_shard": 3}
     for number in range(IMAGES):
@@ -194,10 +194,10 @@ def test_a_planning_that_is_killed_leaves_whole_segments(folder: Folder, tmp_pat
     code = """
 import os, signal, sys
 from pathlib import Path
-from pipelines.planning import plan
+from pipelines.planning import packing, plan
 from pipelines.planning.listing import InputLister
 from tests.support.input_folder import Folder
-plan.SEGMENT_SHARDS = 3
+packing.SEGMENT_SHARDS = 3
 list_new = InputLister.list_new
 def fail(lister):
     for number, planned in enumerate(list_new(lister)):

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.retag import RetagConfig, find_texts, retag_shard
+from curation.model import find_texts
+from curation.retag import RetagConfig, retag_shard
 from curation.tagged_output import open_output, read_embeddings
 from pipelines.output.ledger import Ledger, ledger_path
 from pipelines.output.output import Output, commit_path

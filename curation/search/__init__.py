@@ -1,0 +1,1 @@
+"""Search in a finished output: texts, images, conditions, and where the relevant images end."""

@@ -1,0 +1,40 @@
+"""Near-duplicates among the results of a search, of which one is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.tagged_output import TaggedOutput, read_embeddings
+from siglip.scoring import multiply
+
+FOLD_COSINE = 0.97
+"""Images whose embeddings have at least this cosine are one result. That they are copies of each other is not certain:
+`sightline dedup` compares their thumbnails too."""
+
+
+def fold_duplicates(
+    output: TaggedOutput, positions: NDArray[np.int64], top: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fold rows into the first one that they are near-duplicates of, in the order of `positions`, int64 (N,).
+
+    Returns the indices of the rows that stay, up to `top` of them, and for each the number of rows that are folded into
+    it. Each row is compared with the rows that stay, and not with those that are folded, so there are no chains.
+    Memory holds the embeddings of all N rows.
+    """
+    if not len(positions):
+        return positions, positions
+    embeddings = read_embeddings(output.take(positions, ["embedding"]).combine_chunks().to_batches()[0])
+    kept: list[int] = []
+    copies: list[int] = []
+    for row in range(len(embeddings)):
+        if kept:
+            cosines = multiply(embeddings[row : row + 1], embeddings[kept])[0]
+            nearest = int(cosines.argmax())
+            if cosines[nearest] >= FOLD_COSINE:
+                copies[nearest] += 1
+                continue
+        if len(kept) < top:
+            kept.append(row)
+            copies.append(0)
+    return np.asarray(kept, np.int64), np.asarray(copies, np.int64)

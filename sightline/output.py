@@ -1,0 +1,71 @@
+"""The Python API's view of a finished output: what the command line does with it, as methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import curation.tagged_output
+from siglip.checkpoint import CheckpointError
+from siglip.labels import LabelError
+from storage.settings import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from curation.search.search import Results
+
+
+class TaggedOutput(curation.tagged_output.TaggedOutput):
+    """A finished output, read-only. `sightline.open_output` makes it.
+
+    What a later run writes is not seen: open the output again to see it.
+    """
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read all tagged rows into a data frame, with the columns and in the order of `to_arrow`, which see."""
+        return self.to_arrow(columns).to_pandas()
+
+    def search(
+        self,
+        text: str | Sequence[str] = (),
+        *,
+        without: str | Sequence[str] = (),
+        image: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+        like: str | Sequence[str] = (),
+        where: str | None = None,
+        label: str | Sequence[str] = (),
+        top: int = 20,
+        cutoff: Literal["auto", "none"] = "auto",
+        fold: bool = False,
+    ) -> Results:
+        """Search for images, as `sightline search` does, which explains the parameters; `without` is its `--not`.
+
+        Returns the results: `table` has a row for each one, best first. Raises `ConfigError`, in one line, for a query
+        that is not possible, and `storage.store.StoreError` when the output cannot be read.
+        """
+        from curation.search.query import Query
+        from curation.search.search import search_output
+
+        images = [Path(one) for one in _list(image)]
+        query = Query(_list(text), _list(without), images, _list(like), where, _list(label), top, cutoff, fold)
+        try:
+            return search_output(self, query)
+        except (CheckpointError, LabelError) as error:
+            raise ConfigError(str(error)) from error
+
+
+def open_output(uri: str | PathLike[str]) -> TaggedOutput:
+    """Open the finished output at a folder or an s3:// prefix.
+
+    Raises `ConfigError` when there is no output, when planned shards are not committed, and when its metadata files are
+    damaged; `storage.store.Unreachable` when the store does not answer.
+    """
+    opened = curation.tagged_output.open_output(str(uri))
+    return TaggedOutput(opened.output, opened.ledger, opened.manifest, opened.fingerprint, opened.table)
+
+
+def _list(one_or_more: Any) -> list[Any]:
+    return [one_or_more] if isinstance(one_or_more, (str, PathLike)) else list(one_or_more)
