@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,8 @@ class SyntheticOutput:
     `texts` are the averaged prompt embeddings of the labels, float32 (L, D). `reject(shard)` returns the reasons of a
     shard's rejected rows, which come after the tagged ones. `thumbnail(row)` returns JPEG bytes. `row` counts the
     tagged rows of the whole output. `digest(row)` returns a text that stands for the image's bytes in `sha256`.
+    `passed` are the passed-through columns. `values(rows)` returns their values, and those of other columns that are
+    not to be made up, such as `source`.
     """
 
     labels: LabelSet
@@ -56,20 +59,22 @@ class SyntheticOutput:
     thumbnail: Callable[[int], bytes] | None = None
     key: Callable[[int], str] = "image {:08d}".format
     digest: Callable[[int], str] = str
+    passed: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    values: Callable[[range], Mapping[str, Any]] = lambda rows: {}
 
 
 def write_output(root: str, made: SyntheticOutput) -> LinearHead:
     """Write a finished output, with all files that a run of `sightline tag` writes. Return its head."""
     output = Output(root)
     head = build_head(made.labels, made.texts, made.scale, made.weights)
-    columns = pa.schema([])
+    columns = made.passed
     fingerprint = {
         "schema_version": DATA_SCHEMA_VERSION,
         "model.weights": made.weights,
         **describe_labels(made.labels, siglip),
         "embedding_dtype": made.dtype,
         "thumbnails": 256 if made.thumbnail else None,
-        "parquet.columns": {},
+        "parquet.columns": {name: name for name in columns.names},
         "parquet.schema": base64.b64encode(columns.serialize()).decode(),
     }
     text = claim_output(output, fingerprint)
@@ -136,6 +141,7 @@ def _make_rows(made: SyntheticOutput, head: LinearHead, format_: OutputFormat, s
     }
     if made.thumbnail is not None:
         columns["thumbnail"] = [made.thumbnail(row) for row in rows]
+    columns.update(made.values(rows))
     return pa.table({name: columns[name] for name in format_.data_schema().names}).cast(format_.data_schema())
 
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from sightline.commands import labels
+from sightline.commands.curation.export import export
 from sightline.commands.curation.probe import probe
 from sightline.commands.curation.quality import calibrate, evaluate
 from sightline.commands.curation.report import report
@@ -103,7 +104,7 @@ def serve(
         run_endpoint(endpoint, host, port, print_ready)
 
 
-for command in (demo, search, sample, review, calibrate, probe, retag, audit, evaluate, report):
+for command in (demo, search, sample, review, calibrate, probe, retag, audit, evaluate, report, export):
     app.command()(command)
 
 

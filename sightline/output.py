@@ -15,6 +15,7 @@ from storage.settings import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from curation.export.exported import Exported
     from curation.search.search import Results
 
 
@@ -55,6 +56,26 @@ class TaggedOutput(curation.tagged_output.TaggedOutput):
             return search_output(self, query)
         except (CheckpointError, LabelError) as error:
             raise ConfigError(str(error)) from error
+
+    def export(
+        self,
+        target: Literal["fiftyone", "hf", "imagefolder", "webdataset", "lancedb", "qdrant", "coco", "xmp"],
+        destination: str | PathLike[str],
+        *,
+        where: str | None = None,
+        keep: str | PathLike[str] | None = None,
+        images: str | PathLike[str] | None = None,
+        thumbnails: bool = False,
+    ) -> Exported:
+        """Write the images for another tool, as `sightline export --to` does, which explains the parameters.
+
+        Returns what was written and left out. Images without a file are left out and no error is raised: see
+        `without_file` of what is returned. Raises `ConfigError`, in one line, for an export that is not possible, and
+        `storage.store.StoreError` when the output, an image or a server cannot be read; then there is no destination.
+        """
+        from curation.export.export import export_output
+
+        return export_output(self, target, destination, where=where, keep=keep, images=images, thumbnails=thumbnails)
 
 
 def open_output(uri: str | PathLike[str]) -> TaggedOutput:

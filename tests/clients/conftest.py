@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tests.support.clients.worker import ClientProcess, NotInstalledError, run_n
 from tests.support.endpoint import EXAMPLE, data_uri, make_config, run_endpoint, shape_png
 from tests.support.served_endpoint import run_command
 
+collect_ignore = [] if "FIFTYONE_PYTHON" in os.environ else ["test_fiftyone.py"]
 TEXTS = ["a photo of a red circle", "a photo of a blue star", "a photo of a green ring"]
 LABELS = ["red circle", "blue star", "green ring"]
 

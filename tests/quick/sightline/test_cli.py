@@ -168,6 +168,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "verify s3://bucket/out",
         "report s3://bucket/out",
         "sample s3://bucket/out {folder}/sample",
+        "export s3://bucket/out {folder}/coco.json --to coco",
         "retag s3://bucket/out --labels {folder}/labels.yaml --output {folder}/new",
         "calibrate s3://bucket/out --truth {folder}/truth.jsonl",
         "probe s3://bucket/out --truth {folder}/truth.jsonl",

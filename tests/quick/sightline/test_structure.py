@@ -34,6 +34,7 @@ EXCEPTIONS = {
         "pipelines.progress",
     ),  # a job on Ray
     "curation.tagged_output": ("pipelines.config",),
+    "curation.export.images": ("pipelines.inputs",),  # what an archive is
     "curation.review.originals": ("pipelines.config", "pipelines.inputs"),  # it reads originals with the job's readers
 }
 """For a module what it may import in addition."""

@@ -1,0 +1,1 @@
+"""Export of a finished output to the formats of other tools: datasets, tables for search, annotations, sidecars."""
