@@ -28,10 +28,10 @@ from curation.tagged_output import open_output
 from pipelines.output.commit import commit_shard
 from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
-from pipelines.output.parts import ShardSummary
 from pipelines.output.row_files import dump_files, read_rows
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, list_shards
+from pipelines.stages.parts import ShardSummary
 from pipelines.upkeep.retry import find_retry
 from pipelines.upkeep.verify import verify_output
 from siglip.labels import LabelSet

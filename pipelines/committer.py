@@ -16,13 +16,13 @@ import ray
 from pipelines.cluster import COMMIT_CPUS, RETRIES, TOGETHER_ROWS
 from pipelines.inputs.rows import WaitReason
 from pipelines.output.commit import commit_shard
-from pipelines.output.parts import ShardSummary, covers
 from pipelines.output.state import OutputState
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import Waiting
 from pipelines.planning.plan import ShardRef, read_shard_inputs
 from pipelines.progress import Progress
 from pipelines.run_report import RunReport
+from pipelines.stages.parts import ShardSummary, covers
 from pipelines.stages.reader import describe_death
 from storage.schemes import open_store
 from storage.settings import ConfigError

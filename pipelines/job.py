@@ -26,7 +26,6 @@ from pipelines.cluster import (
 from pipelines.committer import Committer
 from pipelines.config import JobConfig
 from pipelines.limit import NO_LIMIT, Limit
-from pipelines.output.output import MANIFEST
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import PlanReport, Waiting
 from pipelines.planning.plan import ShardRef
@@ -38,7 +37,7 @@ from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, read_shard
 from pipelines.stages.sink import write_parts
 from pipelines.stages.tagger import Tagger, TaggerConfig
-from storage.store import NotFound
+from storage.store import StoreError
 
 GPU_ROWS = 1024
 """The most rows in one call of an actor on a GPU. That is several forward passes, so that the copy of one batch to the
@@ -81,11 +80,41 @@ def run_job(
     if not work.shards:
         return Outcome(work.plan, _current_manifest(work, waiting), 0, 0.0, waiting)
     work.state.announce(work.segments())
+    for other in work.state.find_others():
+        progress.say(
+            f"another {other.kind} works on this output since {other.started_at:%Y-%m-%d %H:%M:%S} UTC, or was killed "
+            "on another machine: nothing is lost or doubled, but both do the same work"
+        )
+    try:
+        done = _process(work, config, progress, report, retry)
+    except StoreError:  # the marker cannot be written either
+        raise
+    except BaseException:
+        work.state.leave(_describe_time(report, config) | report.count() | {"stopped": True})
+        raise
+    waiting += done.waiting
+    about = _describe_time(report, config) | {"stopped": done.left > 0}
+    manifest = _finish(work, done.summary | about, waiting)
+    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), waiting, done.left)
+
+
+@dataclass
+class _Processed:
+    """What became of a run's shards: the run's `summary` for the manifest, what waits, and the shards that are left."""
+
+    summary: dict[str, Any]
+    waiting: list[Waiting]
+    left: int
+
+
+def _process(
+    work: Work, config: JobConfig, progress: Progress, report: RunReport, retry: Collection[str] | None
+) -> _Processed:
+    """Process the shards of a run on Ray, and commit them."""
     progress.say("starting Ray")
-    image_bytes = 3 * work.model.spec.size**2
     with (
         connect(config.ray, config.actors, config.rows_per_shard, work.model.is_small) as cluster,
-        data_context(cluster, image_bytes),
+        data_context(cluster, 3 * work.model.spec.size**2),
         keep_actors(),
     ):
         progress.say("loading the model")
@@ -120,12 +149,7 @@ def run_job(
     if away:
         committer.give_up(work.shards - report.shards - len(committer.waiting), max(0, work.rows - report.rows))
         left = work.beyond
-    waiting += committer.waiting
-    hours = report.elapsed() / 3600
-    cost = None if config.cost.per_hour is None else round(hours * config.cost.per_hour, 4)
-    about = {"started_at": _format_time(report.started), "hours": round(hours, 4), "cost": cost, "stopped": left > 0}
-    manifest = _finish(work, {**summary, **about}, waiting)
-    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), waiting, left)
+    return _Processed(summary, committer.waiting, left)
 
 
 def build_dataset(
@@ -138,9 +162,9 @@ def build_dataset(
 ) -> Dataset:
     """Build the pipeline from source to sink: shards, decoded images, labels and embeddings, part files.
 
-    Each list of `pending` is an input block, whose shards one task reads.
-    The dataset's rows are receipts, with the columns `pipelines.stages.sink.RECEIPT_SCHEMA`. An actor is called with
-    blocks as readers make them, or with exactly `batch_rows` rows at a time if that is not None.
+    Each list of `pending` is an input block, whose shards one task reads. The dataset's rows are receipts, with the
+    columns `pipelines.stages.sink.RECEIPT_SCHEMA`. An actor is called with blocks as readers make them, or with exactly
+    `batch_rows` rows at a time if that is not None.
     """
     actors = cluster.actors
     tasks = TaskPoolStrategy(size=cluster.count_tasks(len(pending)))
@@ -192,6 +216,13 @@ def build_dataset(
     )
 
 
+def _describe_time(report: RunReport, config: JobConfig) -> dict[str, Any]:
+    """Return when a run began, how long it took until now, and what that cost."""
+    hours = report.elapsed() / 3600
+    cost = None if config.cost.per_hour is None else round(hours * config.cost.per_hour, 4)
+    return {"started_at": _format_time(report.started), "hours": round(hours, 4), "cost": cost}
+
+
 def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
@@ -203,9 +234,8 @@ def _finish(work: Work, run: dict[str, Any], waiting: list[Waiting]) -> dict[str
 
 def _current_manifest(work: Work, waiting: list[Waiting]) -> dict[str, Any]:
     """Return the manifest of an output with nothing to do. Write it first if a run was killed after its last commit."""
-    try:
-        manifest = work.writer.output.read_json(MANIFEST)
-    except NotFound:
+    manifest = work.state.read_manifest()
+    if not manifest:
         return _finish(work, {}, waiting)
     if work.state.is_current(manifest) and not waiting and not manifest.get("waiting"):
         return manifest

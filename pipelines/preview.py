@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from pipelines.config import JobConfig
 from pipelines.output.ledger import Ledger
-from pipelines.output.output import MANIFEST, Output
+from pipelines.output.output import Output
 from pipelines.output.state import OutputState
 from pipelines.planning.listing import Waiting
 from pipelines.planning.plan import append_inputs, read_plan
 from pipelines.preparation import as_config_errors, check_labels, check_settings, find_model
 from pipelines.progress import Progress
-from storage.store import NotFound, StoreOptions
+from storage.store import StoreOptions
+
+_RUNS = 10
+"""Runs from which the speed is estimated."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,9 @@ class Preview:
     """What a run would do.
 
     `new_inputs` would be planned, as `new_shards` with about `new_images`. `shards` and `images` are all that are to be
-    processed, with those of earlier runs that are not committed. `hours`, `cost` and `limited_by` are from the rate of
-    the last run of this output; None if there was none, or if `cost.per_hour` is not set.
+    processed, with those of earlier runs that are not committed. `hours` and `cost` are estimated from the latest runs
+    of this output, from their images/s and from the time that they took besides; `limited_by` is what limited the last
+    one. They are None if there was none, or if `cost.per_hour` is not set.
     """
 
     new_inputs: int
@@ -62,11 +67,11 @@ def preview_run(config: JobConfig, progress: Progress) -> Preview:
         rows = {ref.shard: ref.rows for ref in state.list_pending()} if done else {}
         report = append_inputs(config, output, plan, columns, None)
         assert report is not None
-        runs = _read_runs(output)
+        runs = state.read_manifest().get("runs", [])
     shards += report.shards - len(done)
     images += report.rows - sum(rows[shard] for shard in done)
-    rate = next((run["images_per_second"] for run in runs if run.get("images_per_second")), None)
-    hours = None if rate is None else round(images / rate / 3600, 3)
+    rate, besides = _estimate_speed(runs)
+    hours = None if rate is None else round((images / rate + (besides if images else 0)) / 3600, 4)
     per_hour = config.cost.per_hour
     return Preview(
         report.inputs,
@@ -83,8 +88,14 @@ def preview_run(config: JobConfig, progress: Progress) -> Preview:
     )
 
 
-def _read_runs(output: Output) -> list[dict[str, Any]]:
-    try:
-        return list(output.read_json(MANIFEST).get("runs", []))
-    except NotFound:
-        return []
+def _estimate_speed(runs: list[dict[str, Any]]) -> tuple[float | None, float]:
+    """Return the images/s of the latest runs together, and the seconds that one takes besides: Ray's start, the model.
+
+    All images count the same: a night with two images says little about a backfill.
+    """
+    measured = [run for run in runs[:_RUNS] if run.get("images_per_second") and run.get("rows")]
+    if not measured:
+        return None, 0.0
+    working = [run["rows"] / run["images_per_second"] for run in measured]
+    besides = [max(0.0, 3600 * run.get("hours", 0) - seconds) for run, seconds in zip(measured, working, strict=True)]
+    return sum(run["rows"] for run in measured) / sum(working), median(besides)

@@ -76,6 +76,11 @@ class RunReport:
         """Return the rejected part of this run's images, from 0 to 1. Images lost in broken archives count."""
         return (self.rejected + self.lost) / max(1, self.rows + self.lost)
 
+    def count(self) -> dict[str, Any]:
+        """Return the counts of a run that was interrupted, for the manifest."""
+        counts = {"shards": self.shards, "rows": self.rows, "rows_rejected": self.rejected}
+        return {**counts, "images_per_second": self.rate()} if self.rows else counts
+
     def summarize(self, readers: int, decoders: int, writers: int) -> dict[str, Any]:
         """Return the report for the manifest.
 

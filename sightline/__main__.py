@@ -1,5 +1,5 @@
 """`python -m sightline`: the same as the command `sightline`."""
 
-from sightline.cli import main
+from sightline.start import main
 
 main()

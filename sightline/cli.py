@@ -50,11 +50,6 @@ class Arch(StrEnum):
     tiny = "tiny"
 
 
-def main() -> None:
-    """Run the command line: the console script `sightline`."""
-    app()
-
-
 app.command(epilog=SCHEMA_HELP)(tag)
 app.command()(plan)
 app.command()(status)

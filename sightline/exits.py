@@ -21,9 +21,15 @@ from storage.settings import ConfigError
 from storage.store import StoreError
 
 FAILED, USAGE, TOO_MANY_REJECTS = 1, 2, 3
-INTERRUPTED, TERMINATED = 130, 143
+HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
 GRACE_SECONDS = 20.0
-"""How long Ray may take to shut down after SIGTERM. Kubernetes sends SIGKILL 30 s after SIGTERM by default."""
+"""How long Ray may take to shut down after a signal. Kubernetes sends SIGKILL 30 s after SIGTERM by default."""
+SIGNALS = {
+    signal.SIGHUP: (HUNG_UP, "the terminal was closed"),
+    signal.SIGINT: (INTERRUPTED, "interrupted"),
+    signal.SIGTERM: (TERMINATED, "terminated"),
+}
+"""The signals that end a command in an orderly way, each with its exit code and the word for it."""
 RAY_DATA_HINTS = re.compile(r"^Failed to .+ after \d+/\d+ attempts", re.MULTILINE)
 """The first line of the advice that Ray Data adds to an exception's message. The advice is for programmers."""
 RAY_DATA_WRAPPER = "UDF failed to process a data block."
@@ -38,45 +44,55 @@ err = Console(stderr=True, soft_wrap=True)
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn an exception into one line on stderr and an exit code. Turn SIGTERM into an orderly shutdown.
+    """Turn an exception into one line on stderr and an exit code. Turn signals into an orderly shutdown.
 
-    `ConfigError` ends with 2, Ctrl-C with 130, SIGTERM with 143, and other exceptions with 1, such as a `StoreError` of
-    a store that does not answer. After SIGTERM the process ends within `GRACE_SECONDS` in any case. With
-    SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
+    `ConfigError` ends with 2, a signal of `SIGNALS` with its exit code, and other exceptions with 1, such as a
+    `StoreError` of a store that does not answer. After a signal the process ends within `GRACE_SECONDS` in any case,
+    and further ones are ignored, such as a second Ctrl-C. A signal that was ignored before stays so, as with nohup.
+    With SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
     """
-    terminated = threading.Event()
-    last_resort = threading.Timer(GRACE_SECONDS, os._exit, [TERMINATED])
-    last_resort.daemon = True
+    received: list[int] = []
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM would interrupt the shutdown
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        for one in previous:  # a second one would interrupt the shutdown
+            signal.signal(one, signal.SIG_IGN)
         logging.disable()  # Ray Data would log the stack at which it was interrupted
-        terminated.set()
+        received.append(number)
+        last_resort = threading.Timer(GRACE_SECONDS, os._exit, [SIGNALS[signal.Signals(number)][0]])
+        last_resort.daemon = True
         last_resort.start()
-        raise _Terminated
+        timers.append(last_resort)
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def fail_by_signal() -> NoReturn:
+        code, word = SIGNALS[signal.Signals(received[0])] if received else SIGNALS[signal.SIGINT]
+        fail(f"{word}: what is committed stays, run the same command to go on", code)
+
+    timers: list[threading.Timer] = []
+    previous = {one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
+    for one in previous:
+        signal.signal(one, terminate)
     try:
         yield
     except ConfigError as error:
         fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        fail("interrupted: what is committed stays, run the same command to go on", INTERRUPTED)
-    except _Terminated:
-        fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
+    except (KeyboardInterrupt, _Terminated):
+        fail_by_signal()
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if terminated.is_set():  # Ray turns an exception that a signal handler raises in its code into its own
-            fail("terminated: what is committed stays, run the same command to go on", TERMINATED)
+        if received:  # Ray turns an exception that a signal handler raises in its code into its own
+            fail_by_signal()
         if os.environ.get("SIGHTLINE_TRACEBACK"):
             raise
         if isinstance(error, StoreError):  # its message says what failed, for commands without a run too
             fail(summarize_error(error), FAILED)
         fail(f"the run failed: {summarize_error(error)} (SIGHTLINE_TRACEBACK=1 shows where)", FAILED)
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        last_resort.cancel()
+        for one, handler in previous.items():  # the process ends after a signal, and no other one may interrupt that
+            signal.signal(one, signal.SIG_IGN if received else handler)
+        for timer in timers:
+            timer.cancel()
 
 
 def summarize_error(error: Exception) -> str:
@@ -100,7 +116,7 @@ def _without_hints(message: str) -> str:
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived. Raised through all frames as Ctrl-C is, so that Ray is shut down."""
+    """SIGTERM or SIGHUP arrived. Raised through all frames as Ctrl-C is, so that Ray is shut down."""
 
 
 def fail(message: str, code: int) -> NoReturn:

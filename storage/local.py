@@ -183,8 +183,9 @@ class LocalStore:
                 try:
                     _write(path, data, _move_new)
                     return True
-                except FileExistsError:
-                    pass
+                except FileExistsError as error:
+                    if file := _find_file_above(path):
+                        raise InvalidUri(f"{show(path)}: {show(file)} is a file and not a folder") from error
             try:
                 return self.read(path) == data
             except NotFound:
@@ -300,6 +301,16 @@ def _may_look(path: str) -> bool:
     except OSError:
         return True
     return True
+
+
+def _find_file_above(path: str) -> str | None:
+    """Return the file that stands where a path has a folder, or None."""
+    above = os.path.dirname(path)
+    while above and above != os.path.dirname(above):
+        if os.path.isfile(above):
+            return above
+        above = os.path.dirname(above)
+    return None
 
 
 def _local(uri: str) -> str:

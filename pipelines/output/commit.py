@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 from pipelines.output.label_columns import count_labels, count_values
 from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output, commit_path
-from pipelines.output.parts import ShardSummary, decode_rows, read_parts
 from pipelines.output.row_files import RowFile, load_files, read_rows
 from pipelines.output.schema import COLUMN_PREFIX
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef
+from pipelines.stages.parts import ShardSummary, decode_rows, read_parts
 from storage.store import NotFound
 
 

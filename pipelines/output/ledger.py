@@ -172,6 +172,11 @@ class Ledger:
         return new, keeps
 
     @property
+    def added(self) -> Totals:
+        """What the shards that are to be sealed add to `totals`."""
+        return self._added
+
+    @property
     def waiting(self) -> int:
         """The number of shards that are to be sealed."""
         return len(self._waiting)

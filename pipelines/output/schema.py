@@ -24,7 +24,7 @@ MODEL_COLUMNS = frozenset(["labels", "scores", "bands", "embedding"])
 """The columns that the tagger adds. The reader fills all others."""
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 4096, 64 * 2**20
 """A row group of `data/` and `rejects/` ends with this number of rows, or when its rows reach this number of bytes in
-memory. It may exceed the bytes by one part (see `pipelines.output.parts`)."""
+memory. It may exceed the bytes by one part (see `pipelines.stages.parts`)."""
 FILE_BYTES = 256 * 2**20
 """A file of `data/` or `rejects/` ends with the row group with which it reaches this size. A shard may have several: a
 tar is one shard, however many images it has."""

@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 
 from pipelines.inputs.rows import fold_suffixes
 from pipelines.output.ledger import Ledger
+from pipelines.output.markers import Kind, Marker, make_marker, marker_path, read_markers
 from pipelines.output.output import MANIFEST, MANIFEST_VERSION, Output, merged_at, owner_of, parse_shard
 from pipelines.planning.plan import Plan, ShardRef, count_shards
-from storage.store import Forbidden, NotFound, StoreError, Unreachable
+from storage.schemes import is_remote
+from storage.store import Forbidden, StoreError, Unreachable
 
 SEAL_SHARDS = 10_000
 """Committed shards that are sealed at once, if the run does not end before. A killed run leaves at most so many records
@@ -42,22 +44,26 @@ _REMEMBERED = (
 """What the manifest remembers of a run."""
 _CLEANED_TOGETHER = 8
 """Segments whose files are held in memory at once to find leftovers."""
-_FORGOTTEN = timedelta(days=2)
-"""A run that has sealed nothing for so long is taken for dead: its marker is deleted."""
+_ABANDONED = timedelta(days=1)
+"""A merged file of this age that no ledger names is of a compaction that was killed, wherever that was."""
 
 
 @dataclass
 class OutputState:
     """An output with its plan and its ledger. All committed shards that were found are sealed.
 
-    A run announces itself by a marker, `runs/<id>.json`, with the segments that it works on. The marker of a run that
-    was killed tells later runs where it may have left commits that are not sealed, and files that belong to no commit.
+    A run announces itself by a marker (`pipelines.output.markers`) with the segments that it works on. The marker of a
+    run that was killed tells later runs where it may have left commits that are not sealed, and files that belong to no
+    commit.
     """
 
     output: Output
     plan: Plan
     ledger: Ledger
+    kind: Kind = "run"
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _marker: Marker | None = None
+    _over: list[Marker] = field(default_factory=list)
     _touched: set[int] = field(default_factory=set)
     _announced: set[int] = field(default_factory=set)
     _sealed: float = field(default_factory=time.monotonic)
@@ -70,8 +76,8 @@ class OutputState:
 
     def find_unsealed(self) -> dict[str, int]:
         """Return the committed shards that no ledger has, or in an earlier generation, with their generations."""
-        for about in read_markers(self.output):
-            self._touched.update(about["segments"])
+        for marker in read_markers(self.output):
+            self._touched.update(marker.segments)
         open_segments = {
             segment.number
             for segment in self.plan.segments
@@ -104,8 +110,18 @@ class OutputState:
         """Write this run's marker: from now on it works on these segments."""
         self._announced.update(segments)
         self._touched.update(self._announced)
-        about = {"segments": sorted(self._announced), "updated_at": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.output.store.put(self.output.uri_of(f"runs/{self.run}.json"), json.dumps(about).encode())
+        self._marker = (self._marker or make_marker(self.run, self.kind)).renew(sorted(self._announced))
+        self._marker.write(self.output)
+
+    def leave(self, run: dict[str, Any]) -> None:
+        """Tell in this run's marker that it was interrupted. `run` is its report, for the manifest of the next run."""
+        if self._marker is not None:
+            told = {name: run[name] for name in _REMEMBERED if name in run}
+            self._marker.renew(sorted(self._announced), told).write(self.output)
+
+    def find_others(self) -> list[Marker]:
+        """Return the markers of other runs and compactions that may be at work now."""
+        return [one for one in read_markers(self.output) if one.id != self.run and not one.is_over()]
 
     def add(self, record: dict[str, Any]) -> None:
         """Take up the record of a shard that is committed now. Seals what was added, when there is enough."""
@@ -132,6 +148,10 @@ class OutputState:
         """
         self.ledger.seal()
         self.ledger.refresh()
+        markers = [one for one in read_markers(self.output) if one.id != self.run]
+        self._over = [one for one in markers if one.is_over() and set(one.segments) <= self._touched]
+        if any(one.kind == "compaction" for one in self._over):
+            self.delete_abandoned()
         kept = self._list_led_to()
         self._delete_leftovers(kept)
         count = -1
@@ -151,10 +171,7 @@ class OutputState:
 
     def renew(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
         """Do what `finish` does without a run: what the manifest says of the last run and of what waits stays."""
-        try:
-            manifest = self.output.read_json(MANIFEST)
-        except NotFound:
-            manifest = {}
+        manifest = self.read_manifest()
         run = manifest.get("run", {})
         # A retagged output has the whole plan of its source, and may have only the shards that were finished there.
         planned = manifest.get("planned_shards") if "retagged_from" in run else None
@@ -188,13 +205,14 @@ class OutputState:
 
     def _remember(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what the manifest tells of the latest runs, the last one first."""
-        earlier = self._read_manifest().get("runs", [])
+        earlier = self.read_manifest().get("runs", [])
         told = {name: run[name] for name in _REMEMBERED if name in run}
-        runs = [told, *earlier] if told.get("rows") else earlier
-        times = [one.get("started_at") for one in runs]
-        return [one for number, one in enumerate(runs) if times.index(times[number]) == number][:_RUNS]
+        left = [one.ended for one in self._over if one.ended and one.ended.get("rows")]
+        runs = [*([told] if told.get("rows") else []), *left, *earlier]
+        # The last run is told again when nothing was new. Another one may have begun in the same second.
+        return [*{json.dumps(one, sort_keys=True): one for one in runs}.values()][:_RUNS]
 
-    def _read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> dict[str, Any]:
         """Return the manifest, or an empty one if there is none or if it is damaged: it is written anew."""
         try:
             return self.output.read_json(MANIFEST)
@@ -205,7 +223,7 @@ class OutputState:
 
     def _list_led_to(self) -> Collection[str]:
         """Return the files of the segments touched that the manifest leads to, if ledgers have replaced rows since."""
-        count = self._read_manifest().get("ledgers", 0)
+        count = self.read_manifest().get("ledgers", 0)
         if not count or self.ledger.replacing < count:
             return frozenset()
         before = Ledger.read(self.output, count)
@@ -226,8 +244,11 @@ class OutputState:
                     path = f"{kind}/{name}"
                     if path not in named and path not in kept and self._is_sealed(path):
                         self.output.delete(path)
-        for entry in self.output.store.list(self.output.uri_of("parts")):
-            if self._is_sealed(path := self.output.path_of(entry.uri)):
+        parts = [self.output.path_of(entry.uri) for entry in self.output.store.list(self.output.uri_of("parts"))]
+        # A run announces itself before it writes its first part. Without another one, killed runs have left them.
+        alone = bool(parts) and not self.find_others()
+        for path in parts:
+            if self._is_sealed(path) or (alone and owner_of(path) is not None):
                 self.output.delete(path)
 
     def _delete_replaced(self) -> None:
@@ -252,35 +273,32 @@ class OutputState:
         return named
 
     def _delete_markers(self) -> None:
-        """Delete this run's marker, and those of runs that have been silent for long."""
-        self.output.delete(f"runs/{self.run}.json")
-        for about in read_markers(self.output):
-            if datetime.now(UTC) - about["updated_at"] > _FORGOTTEN and set(about["segments"]) <= self._touched:
-                self.output.store.delete(about["uri"])
+        """Delete this run's marker, and those of runs that are over, whose leftovers are deleted by now."""
+        for id_ in (self.run, *(one.id for one in self._over)):
+            self.output.delete(marker_path(id_))
 
+    def delete_abandoned(self) -> None:
+        """Delete merged files that no ledger names, of compactions that were killed."""
+        for path in self.find_abandoned():
+            self.output.delete(path)
 
-def read_markers(output: Output) -> Iterator[dict[str, Any]]:
-    """Yield the markers of runs: `uri`, `segments` and `updated_at`. One that cannot be read has no segments."""
-    for name in output.store.names(output.uri_of("runs")):
-        if name.endswith(".json"):  # a disk may have temporary files
-            uri = output.uri_of(f"runs/{name}")
-            try:
-                data = output.store.read(uri)
-            except NotFound:  # the run has ended meanwhile
-                continue
-            yield {**_parse_marker(data), "uri": uri}
-
-
-def _parse_marker(data: bytes) -> dict[str, Any]:
-    try:
-        about = json.loads(data)
-        updated = datetime.fromisoformat(about["updated_at"])
-        return {
-            "segments": [int(segment) for segment in about["segments"]],
-            "updated_at": updated if updated.tzinfo else updated.replace(tzinfo=UTC),
-        }
-    except (ValueError, KeyError, TypeError):
-        return {"segments": [], "updated_at": datetime.fromtimestamp(0, UTC)}
+    def find_abandoned(self) -> list[str]:
+        """Return the merged files that no ledger names, of compactions that are over."""
+        found: dict[str, datetime] = {}
+        for kind in ("data", "rejects"):
+            # A disk may have temporary files, whose names begin with a dot.
+            for start in ("merged-",) if is_remote(self.output.uri) else ("merged-", ".merged-"):
+                for name in self.output.store.names(self.output.uri_of(kind), start):
+                    if time := merged_at(f"{kind}/{name}"):
+                        found[f"{kind}/{name}"] = time
+        if not found:
+            return []
+        # A compaction has announced itself before it writes its first file, and these were listed before its marker.
+        if any(one.kind == "compaction" for one in self.find_others()):
+            found = {path: time for path, time in found.items() if datetime.now(UTC) - time > _ABANDONED}
+        self.ledger.refresh()
+        named = {file.path for _, file in self.ledger.list_files()} if found else set()
+        return [path for path in found if path not in named]
 
 
 def read_state(output: Output, plan: Plan) -> OutputState:

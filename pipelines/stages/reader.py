@@ -22,10 +22,10 @@ from pipelines.cluster import RETRIES
 from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.rows import Input, InputError, Reading, Row, Skipped, WaitReason, wait_reason
 from pipelines.output.output import Output
-from pipelines.output.parts import SUMMARY_ROW, ShardSummary, encode_rows
 from pipelines.output.schema import COLUMN_PREFIX, OutputFormat
 from pipelines.planning.plan import ShardRef, read_inputs_of
 from pipelines.ray_internals import count_retries
+from pipelines.stages.parts import SUMMARY_ROW, ShardSummary, encode_rows
 from pipelines.upkeep.retry import find_retry, read_retried
 from siglip.config import ImageSpec, Limits, count_cores, prefer_throughput
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected

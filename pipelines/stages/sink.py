@@ -7,8 +7,8 @@ import time
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.output.parts import SUMMARY_ROW, encode_rows
 from pipelines.output.writer import OutputWriter
+from pipelines.stages.parts import SUMMARY_ROW, encode_rows
 
 RECEIPT_SCHEMA = pa.schema(
     [
@@ -30,7 +30,7 @@ RECEIPT_SCHEMA = pa.schema(
 """The columns of a receipt, which tells the driver what was written for a shard.
 
 `part` is the part's URI and `rows` the runs of its rows; `part` is null if the block has only the shard's summary.
-`summary` is a `pipelines.output.parts.ShardSummary`, in the receipt for a shard's last row. `actors` names the actors
+`summary` is a `pipelines.stages.parts.ShardSummary`, in the receipt for a shard's last row. `actors` names the actors
 that computed the rows, the `_s` columns are seconds of work, and `started_at` is when the first image was decoded.
 """
 

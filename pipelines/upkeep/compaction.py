@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.output.fingerprint import read_fingerprint
 from pipelines.output.labels import make_format, read_label_table
-from pipelines.output.output import FINGERPRINT, MANIFEST, Output, merged_at, name_merged, parse_shard
+from pipelines.output.output import FINGERPRINT, MANIFEST, Output, name_merged, parse_shard
 from pipelines.output.row_files import RowFile, read_slices
 from pipelines.output.schema import FILE_BYTES
 from pipelines.output.state import OutputState, read_state
@@ -31,7 +30,6 @@ from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import read_plan
 from pipelines.progress import Progress
 from storage.files import read_ahead
-from storage.schemes import is_remote
 from storage.settings import ConfigError
 from storage.store import Entry, NotFound, StoreError
 
@@ -45,8 +43,6 @@ LEAST_FILES = 8
 the rows of the nights before once more."""
 SEAL_BYTES = 4 * 2**30
 """About so many bytes are merged before they are made to count, and the files they replace are deleted."""
-_ABANDONED = timedelta(days=1)
-"""A merged file of this age that no ledger names is of a compaction that was killed."""
 
 
 @dataclass
@@ -80,7 +76,8 @@ def compact_output(output: Output, progress: Progress) -> Compaction:
         raise ConfigError(f"{error}: finish the output with `sightline tag` first") from None
     writer = OutputWriter(output, make_format(fingerprint, table), output.read(FINGERPRINT).decode())
     result = Compaction()
-    _delete_abandoned(state)
+    state.kind = "compaction"
+    state.delete_abandoned()
     for kind in KINDS:
         sizes = {file.path: file.bytes for _, file in state.ledger.list_files([kind])}
         result.before += len(sizes)
@@ -138,7 +135,7 @@ def _merge(
         # A compaction on a machine whose clock is ahead may take them for abandoned.
         if gone := [path for path in written if not state.output.exists(path)]:
             raise NotFound(f"{state.output.uri_of(gone[0])} was deleted before it counted: run the command again")
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C and SIGTERM too
         _discard(state.output, written)
         if not isinstance(error, NotFound):
             raise
@@ -199,21 +196,3 @@ def _cut(found: list[tuple[str, int]], entries: list[dict[str, Any]]) -> Iterato
             position, left = position + taken, left - taken
             if position == entry["rows"]:
                 position, number = 0, number + 1
-
-
-def _delete_abandoned(state: OutputState) -> None:
-    """Delete the merged files of compactions that were killed, once they are old enough."""
-    old: list[str] = []
-    for kind in KINDS:
-        # A disk may have temporary files, whose names begin with a dot.
-        for start in ("merged-",) if is_remote(state.output.uri) else ("merged-", ".merged-"):
-            for name in state.output.store.names(state.output.uri_of(kind), start):
-                time = merged_at(f"{kind}/{name}")
-                if time is not None and datetime.now(UTC) - time > _ABANDONED:
-                    old.append(f"{kind}/{name}")
-    if old:
-        state.ledger.refresh()
-        named = {file.path for _, file in state.ledger.list_files()}
-        for path in old:
-            if path not in named:
-                state.output.delete(path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.output.ledger import list_ledgers
+from pipelines.output.ledger import Ledger, list_ledgers
+from pipelines.output.markers import Marker, read_markers
 from pipelines.output.output import MANIFEST, Output
-from pipelines.output.state import read_markers
+from pipelines.output.state import OutputState
 from pipelines.output.totals import Totals, read_totals
+from pipelines.planning.plan import read_plan
 from storage.settings import ConfigError
 from storage.store import NotFound
 
@@ -20,10 +22,12 @@ EXAMPLES = 3
 class Status:
     """The status of an output.
 
-    `planned` and `committed` are shards: those that the last finished run planned, and all that are in a ledger.
-    `waiting` counts by reason what that run could not read, with a few `examples`. `runs` are the latest runs, the last
-    one first. `under_way` are the times, in UTC, at which runs that did not end were last seen: runs in progress, or
-    runs that were killed. A run in progress tells of itself at its start, and each hour in which it commits.
+    `planned` and `committed` are shards. `waiting` counts by reason what the last finished run could not read, with a
+    few `examples`. `runs` are the latest runs, the last one first, also those that were interrupted.
+
+    `under_way` are the times, in UTC, at which the runs and compactions began that are at work. On another machine they
+    may have been killed: that is known after two days of silence. `killed` are the times at which those began that are
+    known to have ended without a word. The next run takes up their work.
     """
 
     planned: int
@@ -36,6 +40,7 @@ class Status:
     examples: dict[str, list[str]] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
     under_way: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the status as a dictionary that JSON can hold."""
@@ -44,13 +49,13 @@ class Status:
 
 def read_status(output: Output) -> Status:
     """Read the status of an output. Raises `ConfigError` if there is none, `StoreError`."""
-    markers = sorted(about["updated_at"].isoformat() for about in read_markers(output))
+    markers = sorted(read_markers(output), key=lambda marker: marker.started_at)
     try:
         manifest = output.read_json(MANIFEST)
     except NotFound as error:
         if not markers and not output.segments():
             raise ConfigError(f"{output.uri} is no output of `sightline tag`: {error}") from None
-        manifest = {}  # the first run is under way, or was killed
+        manifest = {}  # the first run is under way, or was interrupted
     totals = read_totals(output, list_ledgers(output)[manifest.get("ledgers", 0) :])
     # The manifest of an earlier version counts no ledgers. An upgrade that was killed may have written some.
     if "ledgers" in manifest or totals.shards < manifest.get("shards", 0):
@@ -58,6 +63,9 @@ def read_status(output: Output) -> Status:
             totals = Totals()
         totals.merge({name: manifest.get(name, 0) for name in ("shards", "rows_in", "rows_tagged", "rows_rejected")})
         totals.reasons.update(manifest.get("reasons", {}))
+    planned = manifest.get("planned_shards", 0)
+    if markers or not manifest:
+        planned = _add_unsealed(output, totals, planned if "retagged_from" in manifest.get("run", {}) else None)
     waiting: dict[str, int] = {}
     examples: dict[str, list[str]] = {}
     for item in manifest.get("waiting", []):
@@ -65,7 +73,7 @@ def read_status(output: Output) -> Status:
         if len(told := examples.setdefault(item["reason"], [])) < EXAMPLES:
             told.append(item["detail"])
     return Status(
-        manifest.get("planned_shards", 0),
+        planned,
         totals.shards,
         totals.rows_in,
         totals.rows_tagged,
@@ -73,6 +81,29 @@ def read_status(output: Output) -> Status:
         {reason: count for reason, count in totals.reasons.most_common() if count},
         waiting,
         examples,
-        manifest.get("runs", []),
-        markers,
+        [*_list_ended(markers), *manifest.get("runs", [])],
+        [_format_time(marker) for marker in markers if not marker.is_over()],
+        [_format_time(marker) for marker in markers if marker.is_over() and marker.ended is None],
     )
+
+
+def _add_unsealed(output: Output, totals: Totals, planned: int | None) -> int:
+    """Add the shards that a run has committed since it sealed the last ones. Returns the number of planned shards.
+
+    This reads the plan, and the commit records of up to 10,000 shards.
+    """
+    plan = read_plan(output, inputs=False)
+    state = OutputState(output, plan, Ledger.read(output))
+    for record in output.read_commits(sorted(state.find_unsealed().items())):
+        state.ledger.add(record)
+    totals.merge(vars(state.ledger.added))
+    return plan.shards if planned is None else planned
+
+
+def _list_ended(markers: list[Marker]) -> list[dict[str, Any]]:
+    """Return what interrupted runs tell of themselves, the last one first."""
+    return [marker.ended for marker in reversed(markers) if marker.ended and marker.ended.get("rows")]
+
+
+def _format_time(marker: Marker) -> str:
+    return marker.started_at.isoformat(timespec="seconds")

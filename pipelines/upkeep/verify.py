@@ -28,6 +28,7 @@ from pipelines.output.output import (
     shard_id,
 )
 from pipelines.output.row_files import RowFile
+from pipelines.output.state import OutputState
 from pipelines.output.writer import FINGERPRINT_KEY
 from pipelines.planning.plan import Plan, read_plan
 from storage.files import download
@@ -49,7 +50,7 @@ class Report:
     `shards` counts planned shards, and `committed` those of them that are committed. `rows_in` is the number of rows
     that were read, from the commit records. `duplicates` are rows that are in the output more than once. `missing` are
     rows that were read and are not there, and the expected rows of shards that are not committed. `orphans` are files
-    that no commit names. `problems` describes the first 20 problems in words.
+    that no commit names. `problems` describes the first 20 problems in words, and tells how many more there are.
     """
 
     ok: bool = False
@@ -64,22 +65,27 @@ class Report:
     files: int = 0
     orphans_removed: int = 0
     problems: list[str] = field(default_factory=list)
+    _count: int = 0
 
     def note(self, problem: str) -> None:
         """Add a problem. An output with a problem is not ok."""
-        if len(self.problems) < _PROBLEMS_LISTED:
+        self._count += 1
+        if self._count <= _PROBLEMS_LISTED:
             self.problems.append(problem)
+        else:
+            self.problems[_PROBLEMS_LISTED:] = [f"and {self._count - _PROBLEMS_LISTED:,} more problems"]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that JSON can hold."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "_count"}
 
 
 def verify_output(output: Output, *, remove_orphans: bool = False, since: date | None = None) -> Report:
     """Read every file of an output and count its rows. Compare each file's SHA-256 with the one in the ledger.
 
-    With `since`, only the files of shards that were sealed on that day or later are read (UTC), and orphans are not
-    looked for. Raises `ConfigError` if there is no output, `StoreError` if the output cannot be read.
+    With `since`, only the files of shards that were sealed on that day or later are read (UTC). Of files that belong to
+    no commit, only those that compactions have left are looked for: they have rows a second time. Raises `ConfigError`
+    if there is no output, `StoreError` if the output cannot be read.
     """
     plan = read_plan(output, inputs=False)
     if not plan.segments:
@@ -100,6 +106,10 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     if since is None:
         manifest = _check_manifest(output, ledger, report, unsealed)
         _check_orphans(output, report, named, remove=remove_orphans, unsure=_doubt(manifest, unread))
+    else:
+        for path in OutputState(output, plan, ledger).find_abandoned():
+            report.orphans += 1
+            report.note(f"{path} belongs to no commit, a compaction was interrupted: `sightline compact` removes it")
     if report.rows_tagged + report.rows_rejected != report.rows_in:
         report.note(f"{report.rows_in} rows in, {report.rows_tagged} tagged and {report.rows_rejected} rejected")
     report.ok = not report.problems and not report.missing and not report.duplicates
@@ -256,7 +266,7 @@ def _check_file(
                 numbers = parquet.read(columns=["row"])["row"].to_numpy()
                 metadata = parquet.metadata.metadata or {}
     except NotFound:
-        return [], [f"{uri} is missing"]
+        return [], [f"{uri} is missing: restore it, or tag its inputs into another output"]
     except (pa.ArrowException, OSError) as error:
         return [], [f"{uri} cannot be read: {error}"]
     if metadata.get(FINGERPRINT_KEY) != fingerprint:

@@ -32,7 +32,7 @@ def plan(
 ) -> None:
     """Show what `sightline tag CONFIG` would do: new images, shards, and about how long it would take. Writes nothing.
 
-    The time is from the rate of the last run of the same output, and the price from `cost.per_hour`.
+    The time is from the latest runs of the same output, and the price from `cost.per_hour`.
     """
     with report_errors():
         found = api.plan(read_job(config, input, output, set_, dates))
@@ -49,7 +49,8 @@ def plan(
         table.add_row("time", "not known: no run of this output has ended")
     else:
         limit = f", limited by {found.limited_by}" if found.limited_by else ""
-        table.add_row("time", f"about {found.hours:.2f} hours at {found.images_per_second:,.1f} images/s{limit}")
+        took = format_time(3600 * found.hours)
+        table.add_row("time", f"about {took} at {found.images_per_second:,.3g} images/s{limit}")
     if found.cost is not None:
         table.add_row("cost", f"about {found.cost:,.2f}")
     out.print(table)
@@ -57,3 +58,10 @@ def plan(
         err.print(escape(f"waits: {item.detail}"), highlight=False)
     if len(found.waiting) > 10:
         err.print(f"and {len(found.waiting) - 10:,} more wait", highlight=False)
+
+
+def format_time(seconds: float) -> str:
+    """Return a length of time in the largest unit of which there are two: `45 seconds`, `12 minutes`, `3.2 hours`."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

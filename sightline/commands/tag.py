@@ -88,7 +88,7 @@ def tag(
 
     Exit codes: 0 all shards are committed; 1 run it again: the run failed, or some inputs could not be read now and
     their shards wait; 2 nothing was done: change the usage, the config, the input or the credentials; 3 all shards are
-    committed, but more than max_reject_fraction of the run's images were rejected; 130 or 143 interrupted.
+    committed, but more than max_reject_fraction of the run's images were rejected; 129, 130 or 143 interrupted.
     """
     with report_errors():
         if reasons and not retry_rejects:
@@ -113,7 +113,9 @@ def read_job(
     overrides = dict(parse_override(text, JobConfig) for text in settings or [])
     if input:
         overrides["input"] = input
-    if output:
+    if output is not None:
+        if not output.strip():
+            raise ConfigError("--output is empty: give a folder or an s3:// prefix")
         overrides["output"] = output
     if days:
         overrides["dates"] = [parse_day(day) for day in days]
@@ -234,12 +236,15 @@ def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:
     run = manifest["run"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row(
-        "images",
-        f"{run['rows']:,} in {run['seconds']:.1f} s, {run['rows_tagged']:,} tagged, {run['rows_rejected']:,} rejected",
+        "this run",
+        f"{run['rows']:,} images in {run['seconds']:.1f} s, {run['rows_tagged']:,} tagged, "
+        f"{run['rows_rejected']:,} rejected",
     )
     limit = f" (limited by {run['limited_by']})" if run["limited_by"] else ""
     table.add_row("images/s", f"{run['images_per_second']:,.1f}{limit}")
-    for title, key in (("best labels", "top_labels"), ("rejects", "reasons")):
+    counted = f"{manifest['rows_tagged']:,} tagged, {manifest['rows_rejected']:,} rejected"
+    table.add_row("whole output", f"{manifest['rows_in']:,} images, {counted}")
+    for title, key in (("  best labels", "top_labels"), ("  rejects", "reasons")):
         counts: dict[str, int] = manifest[key]
         shown = [f"{escape(name)} {count:,}" for name, count in list(counts.items())[:8]]
         more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""

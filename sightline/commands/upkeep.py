@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +42,10 @@ def verify(
     with report_errors():
         if since is not None and remove_orphans:
             raise ConfigError("--remove-orphans: leave --since out, because all files have to be compared")
-        report = api.verify(output, remove_orphans=remove_orphans, since=None if since is None else parse_day(since))
+        day = None if since is None else parse_day(since)
+        if day is not None and day > datetime.now(UTC).date():
+            raise ConfigError(f"--since {since}: this day has not begun (UTC), so that nothing would be verified")
+        report = api.verify(output, remove_orphans=remove_orphans, since=day)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
@@ -71,7 +75,7 @@ def status(
         print(json.dumps(found.as_dict()))
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("shards", f"{found.committed:,} committed of {found.planned:,} planned by the last run that ended")
+    table.add_row("shards", f"{found.committed:,} committed of {found.planned:,} planned")
     table.add_row("images", f"{found.rows_in:,}: {found.rows_tagged:,} tagged, {found.rows_rejected:,} rejected")
     if found.reasons:
         told = ", ".join(f"{reason} {count:,}" for reason, count in found.reasons.items())
@@ -79,7 +83,9 @@ def status(
     for reason, count in found.waiting.items():
         table.add_row("waiting", escape(f"{reason} {count:,}, such as {'; '.join(found.examples[reason])}"))
     for time in found.under_way:
-        table.add_row("no end", f"a run that was last seen at {time} is under way, or was killed")
+        table.add_row("at work", f"a run since {time}, unless it was killed on another machine")
+    for time in found.killed:
+        table.add_row("killed", f"a run of {time}; the next run takes up its work")
     out.print(table)
     if found.runs:
         out.print(_show_runs(found.runs))

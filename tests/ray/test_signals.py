@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.output.output import Output
 from pipelines.upkeep.verify import verify_output
+from sightline import api
 from sightline.demo.dataset import CONFIG
 from tests.ray.test_cluster import PER_TAR, make_tars
 from tests.support.ray_cluster import SIGHTLINE, RayCluster
@@ -67,6 +69,48 @@ def test_a_run_that_sigterm_ended_is_finished_by_the_next(
     report = verify_output(Output(str(output)))
     assert report.ok, report.problems
     assert report.rows_in == TARS * PER_TAR
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGHUP, signal.SIGINT], 129),
+    ],
+)
+def test_further_signals_change_nothing_and_the_status_knows_the_run(
+    sent: list[signal.Signals], code: int, tmp_path: Path
+) -> None:
+    make_tars(tmp_path / "input", TARS)
+    output = tmp_path / "output"
+    command = [SIGHTLINE, "tag", str(CONFIG), "--input", str(tmp_path / "input"), "--output", str(output)]
+    command += ["--set", f"rows_per_shard={PER_TAR}", "--set", "max_reject_fraction=1", "--set", "ray.readers=1"]
+    driver = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        wait_for_commits(driver, output, 2)
+        for number in sent:
+            os.killpg(driver.pid, number)  # as a terminal does
+            time.sleep(0.3)
+        said = driver.communicate(timeout=GRACE_SECONDS)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == code, said
+    assert "what is committed stays" in said
+    assert "Traceback" not in said
+    committed = len(list(output.glob("commits/*.json")))
+    status = api.status(output)
+    assert (status.planned, status.committed, status.rows_in) == (TARS, committed, committed * PER_TAR)
+    assert (status.under_way, status.killed) == ([], [])
+    [run] = status.runs
+    assert run["stopped"]
+    assert run["rows"] >= run["shards"] * PER_TAR > 0
+    assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
+    status = api.status(output)
+    assert (status.planned, status.committed) == (TARS, TARS)
+    assert [one["stopped"] for one in status.runs] == [False, True]
+    assert not (output / "runs").exists()
 
 
 def test_sigterm_during_the_start_ends_the_run(tmp_path: Path) -> None:

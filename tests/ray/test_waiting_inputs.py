@@ -14,10 +14,10 @@ from pipelines import committer
 from pipelines.cluster import COMMIT_CPUS, RETRIES
 from pipelines.committer import Parts
 from pipelines.output.commit import commit_shard
-from pipelines.output.parts import ShardSummary
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef
 from pipelines.ray_internals import count_retries
+from pipelines.stages.parts import ShardSummary
 from storage.store import join
 from tests.support.jobs import Place, make_image, make_parquet
 from tests.support.stores.radosgw import Radosgw

@@ -20,11 +20,11 @@ from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, describe_labels, read_fingerprint
 from pipelines.output.labels import claim_labels, make_format, read_label_table
 from pipelines.output.output import Output
-from pipelines.output.parts import ShardSummary, encode_rows
 from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.packing import SegmentWriter
 from pipelines.planning.plan import ShardRef, read_plan
+from pipelines.stages.parts import ShardSummary, encode_rows
 from pipelines.upkeep.retry import list_retries
 from pipelines.upkeep.verify import verify_output
 from siglip.families import siglip

@@ -22,12 +22,13 @@ from pipelines.output import writer
 from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
 from pipelines.output.ledger import Ledger
+from pipelines.output.markers import make_marker
 from pipelines.output.output import Output, owner_of
-from pipelines.output.parts import ShardSummary, covers, encode_rows, read_parts
 from pipelines.output.schema import OutputFormat
 from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, append_inputs, list_shards, read_plan
+from pipelines.stages.parts import ShardSummary, covers, encode_rows, read_parts
 from pipelines.stages.sink import RECEIPT_SCHEMA
 from pipelines.upkeep.retry import find_retry
 from pipelines.upkeep.verify import verify_output
@@ -149,6 +150,7 @@ def test_a_run_that_finishes_leaves_others_what_they_need(place: Place) -> None:
     late = place.part(one, [0, 1])  # of a run that is behind
     retried = place.part(ShardRef(f"{one.shard}.1", one.segment, one.group, 2, 0), [0])
     pending = place.part(two, [0, 1])
+    make_marker("other", "run").renew([0]).write(place.output)
     manifest = place.finish()
     assert (manifest["planned_shards"], manifest["shards"]) == (3, 1)
     assert not Path(late).exists()  # its shard is committed, so no run needs the part

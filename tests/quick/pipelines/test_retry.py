@@ -19,12 +19,12 @@ from pipelines.inputs.rows import Input, Reading, Row, Skipped
 from pipelines.output.commit import commit_shard
 from pipelines.output.ledger import Ledger
 from pipelines.output.output import Output
-from pipelines.output.parts import ShardSummary, encode_rows
 from pipelines.output.row_files import read_rows
 from pipelines.output.schema import OutputFormat
 from pipelines.output.state import read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, list_shards, read_plan, read_shard_inputs
+from pipelines.stages.parts import ShardSummary, encode_rows
 from pipelines.upkeep import retry as retry_module
 from pipelines.upkeep.retry import STAY, Retry, _Aligner, _digest, find_retry, read_retried
 from pipelines.upkeep.verify import verify_output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -247,3 +249,36 @@ def test_skipped_files_are_told_in_a_few_lines(capsys: pytest.CaptureFixture[str
     assert text.startswith(f"skipped {counts.total():,}: 100 .x0 files (such as a.x0), 99 .x1 files, ")
     assert "1 hidden files (such as .git)" in text
     assert text.endswith("files with 30 other suffixes")
+
+
+def test_an_empty_output_is_refused(job: Callable[..., str], tmp_path: Path) -> None:
+    """A variable that is not set: the images would go into the configuration's output."""
+    for command in ("tag", "plan"):
+        for value in ("", " "):
+            result = invoke(command, job(), "--output", value)
+            assert (result.exit_code, "--output is empty" in result.stderr) == (2, True)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/more/folders"])
+def test_an_output_that_is_a_file_is_refused(job: Callable[..., str], tmp_path: Path, below: str) -> None:
+    (tmp_path / "output").write_text("mine")
+    result = invoke("tag", job(output=f"{tmp_path}/output{below}"))
+    assert result.exit_code == 2
+    assert ("Not a directory" if below else "output is a file and not a folder") in result.stderr
+    assert (tmp_path / "output").read_text() == "mine"
+
+
+def test_ctrl_c_during_the_imports_ends_in_one_line() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from sightline.start import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (130, "sightline: interrupted\n")
