@@ -29,6 +29,8 @@ from storage.store import NotFound, Store, StoreError, StoreOptions, Unreachable
 
 ID = "id"
 """Name of the column that `TaggedOutput` adds when it is requested: `<shard>/<row>`, unique within the output."""
+INPUT_ID = "input_id"
+"""Name of the passed-through column `id`, if an output has one, where `id` is the column that `TaggedOutput` adds."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class TaggedOutput:
     def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
         """Yield the tagged rows as record batches of at most `rows` rows, always in the same order.
 
-        `columns` may include `id`. Memory holds the requested columns of one row group at a time. Raises `StoreError`.
+        `columns` may include `id`, and `input_id` for the output's own column `id`. Memory holds the requested columns
+        of one row group at a time. Raises `StoreError`.
         """
         for slices in self._files("data"):
             yield from self._read(slices, columns, rows)
@@ -179,7 +182,7 @@ class TaggedOutput:
 
     def _take(self, slices: list[tuple[str, RowFile]], rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Read some rows, given by their index in the slices one after the other, in ascending order."""
-        stored = _stored(columns)
+        stored = _stored(columns, self._has_own_id())
         starts = np.cumsum([0, *(file.rows for _, file in slices)])
         part = np.searchsorted(starts, rows, side="right") - 1
         places = rows - starts[part] + np.asarray([file.first for _, file in slices])[part]
@@ -195,6 +198,9 @@ class TaggedOutput:
                 first += count
             return pa.concat_tables(tables)
 
+    def _has_own_id(self) -> bool:
+        return ID in self.columns and INPUT_ID not in self.columns
+
     def _open(self, slices: list[tuple[str, RowFile]]) -> AbstractContextManager[pq.ParquetFile]:
         return self.output.open_rows(slices[0][1].path, slices[0][1].bytes)
 
@@ -202,18 +208,21 @@ class TaggedOutput:
         self, slices: list[tuple[str, RowFile]], columns: Sequence[str], rows: int, *, with_id: bool = True
     ) -> Iterator[pa.RecordBatch]:
         with self._open(slices) as parquet:
-            stored = _stored(columns) if with_id else list(columns)
+            stored = _stored(columns, self._has_own_id()) if with_id else list(columns)
             for shard, batch in read_slices(parquet, slices, stored, rows):
                 yield _with_id(batch, shard, columns) if with_id else batch.select(list(columns))
 
 
-def _stored(columns: Sequence[str]) -> list[str]:
-    stored = [name for name in columns if name != ID]
+def _stored(columns: Sequence[str], own_id: bool) -> list[str]:
+    """Return the columns to read. `own_id` says that `input_id` is the output's own column `id`."""
+    stored = [ID if name == INPUT_ID and own_id else name for name in columns if name != ID]
     return [*stored, "row"] if ID in columns and "row" not in stored else stored
 
 
 def _with_id(rows: Any, shard: Any, columns: Sequence[str]) -> Any:
     """Add the column `id` if it is wanted. `shard` is the name of the rows' shard, or an array of names."""
+    if INPUT_ID in columns and INPUT_ID not in rows.schema.names:
+        rows = rows.rename_columns([INPUT_ID if name == ID else name for name in rows.schema.names])
     if ID in columns:
         ids = pc.binary_join_element_wise(shard, pc.cast(rows["row"], pa.string()), "/")
         rows = rows.append_column(ID, ids)

@@ -11,7 +11,7 @@ from curation.export.exported import Exported
 from curation.export.images import Images
 from curation.export.job import Job, Progress, Target
 from curation.export.selection import Selection
-from curation.tagged_output import ID, TaggedOutput
+from curation.tagged_output import ID, INPUT_ID, TaggedOutput
 from storage.settings import ConfigError
 from storage.store import StoreOptions
 
@@ -59,7 +59,9 @@ def export_output(
         if path is not None:
             notices += [f"{one} was left behind by an export that was killed: remove it" for one in find_partial(path)]
         if ID in output.columns:
-            notices.append("the output's own column id is not exported: id identifies the row in the output")
+            if INPUT_ID in output.columns:
+                raise ConfigError(f"{output.uri} has columns id and input_id, and an export calls the first so too")
+            notices.append("the output's own column id is called input_id: id identifies the row in the output")
         job = Job(output, Selection(output, where, keep), reader, progress)
         if path is None:
             kind.write(job, destination)

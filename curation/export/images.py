@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from curation.export.names import IMAGE_SUFFIXES
 from pipelines.inputs.formats import archive_of
-from storage.schemes import is_remote, open_store
+from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import Entry, StoreError, StoreOptions, Unreachable, join, show
 
-ROWS = 32
-"""Images that are read at the same time and held in memory together."""
+ROWS, HELD_BYTES = 32, 128 * 2**20
+"""The most images, and bytes of them, that are read at the same time and held in memory together."""
 MAX_BYTES = 256 * 2**20
 """Files over this size are not taken for an image."""
 _SIGNATURES = (
@@ -53,13 +53,13 @@ class NoFile(Exception):
 class Images:
     """Reads the image files of rows.
 
-    A row's file is that in `folder` (a local folder or an s3:// prefix) whose path is the row's key, or for a key
-    without a suffix the key with one. If there is none, it is the object at the row's `source` if this is a single
-    image: not an archive, and the same bytes as were tagged. With `thumbnails`, sources are not read, and it is the
-    row's thumbnail instead: so it never depends on a store whether an export has originals or thumbnails.
+    A row's file is the one that was tagged, byte for byte, so it is never another image with the same name. It is
+    looked for in `folder` (a local folder or an s3:// prefix) under the row's key, or for a key without a suffix under
+    the key with one; then at the row's `source`, if this is a single image and not an archive. With `thumbnails`,
+    sources are not read, and the row's thumbnail is taken instead: so it never depends on a store whether an export has
+    originals or thumbnails.
 
-    Files in `folder` are taken as they are, and counted if they are not the ones that were tagged. Memory holds `ROWS`
-    images. Raises `ConfigError` if there is no such folder, and `Unreachable` if a store does not answer.
+    Raises `ConfigError` if there is no such folder, and `Unreachable` if a store does not answer.
     """
 
     def __init__(self, folder: str | None, thumbnails: bool, options: StoreOptions) -> None:
@@ -68,7 +68,7 @@ class Images:
         self._pool = ThreadPoolExecutor(ROWS, "images")
         self.columns = ["id", "key", "source", "sha256", *(["thumbnail"] if thumbnails else [])]
         """The columns that `read` needs."""
-        self._origins: Counter[str] = Counter()
+        self._others = self._used_thumbnails = 0
         if self._folder is not None:
             try:
                 store = open_store(self._folder, options)
@@ -86,82 +86,107 @@ class Images:
     def describe(self) -> list[str]:
         """Return what a user should know about the files that were read, a sentence each."""
         notices = []
-        if other := self._origins["other"]:
-            notices.append(f"{other:,} files in {self._folder} are not the files that were tagged, and were taken")
-        if thumbnails := self._origins["thumbnail"]:
-            notices.append(f"{thumbnails:,} images are thumbnails")
+        if self._others:
+            notices.append(f"{self._others:,} files in {self._folder} are not the files that were tagged: not taken")
+        if self._used_thumbnails:
+            notices.append(f"{self._used_thumbnails:,} images are thumbnails")
         return notices
 
-    def read(self, batch: pa.RecordBatch) -> list[Picture | NoFile]:
-        """Read the files of at most `ROWS` rows, in parallel. For a row without a file the reason stands in its place.
+    def read(self, batch: pa.RecordBatch) -> Iterator[list[Picture | NoFile]]:
+        """Yield the files of the rows, a list for some rows at a time. Where a row has no file, the reason stands.
 
-        `batch` has the columns of `columns`.
+        `batch` has the columns of `columns`. At most `ROWS` files of together `HELD_BYTES` are read at the same time
+        and held in memory, or one larger file.
         """
+        keys, sources, digests = (batch[name].to_pylist() for name in ("key", "source", "sha256"))
         thumbnails = batch["thumbnail"].to_pylist() if self._thumbnails else [None] * len(batch)
-        values = (batch[name].to_pylist() for name in ("key", "source", "sha256"))
-        found = list(self._pool.map(self._read_one, *values, thumbnails))
-        pictures: list[Picture | NoFile] = []
-        for picture, origin in found:
-            self._origins[origin] += 1
-            pictures.append(picture)
-        return pictures
+        for start in range(0, len(batch), ROWS):
+            part = slice(start, start + ROWS)
+            places = list(self._pool.map(self._find, keys[part], sources[part]))
+            rows = list(zip(keys[part], digests[part], thumbnails[part], places, strict=True))
+            for group in _group(rows):
+                found = list(self._pool.map(self._read_one, *zip(*group, strict=True)))
+                self._others += sum(others for _, others in found)
+                self._used_thumbnails += sum(isinstance(one, Picture) and not one.original for one, _ in found)
+                yield [one for one, _ in found]
 
-    def _read_one(self, key: str, source: str, digest: str, thumbnail: bytes | None) -> tuple[Picture | NoFile, str]:
-        """Return a row's picture, and where it is from; or why there is none."""
-        try:
-            data = self._read_folder(key, digest) if self._folder is not None else None
-            if data is not None:
-                original = _digest(data) == digest
-                return _make_picture(data, key, original), "folder" if original else "other"
-            if self._thumbnails:
-                if thumbnail is None:
-                    raise NoFile("it has no thumbnail")
-                return _make_picture(thumbnail, key, False), "thumbnail"
-            return _make_picture(self._read_source(source, digest), key, True), "source"
-        except NoFile as why:
-            return why, ""
-
-    def _read_folder(self, key: str, digest: str) -> bytes | None:
-        """Return the file of a key in the folder, or None. Of several that differ in their suffix, the tagged one."""
-        assert self._folder is not None
-        if key.startswith("/") or ".." in key.split("/"):  # it would lead out of the folder
-            return None
-        names = [key]
-        if posixpath.splitext(key)[1][1:].lower() not in IMAGE_SUFFIXES and not is_remote(self._folder):
-            names += [f"{key}.{suffix}" for suffix in _TRIED]
-        first: bytes | None = None
-        for name in names:
-            uri = join(self._folder, name)
-            store = open_store(uri, self._options)
+    def _find(self, key: str, source: str) -> _Places:
+        """Return the objects that may be a row's file, and why the last place that was looked at has none."""
+        found: list[Entry] = []
+        uris = []
+        if self._folder is not None and not key.startswith("/") and ".." not in key.split("/"):  # else it leads out
+            uris.append(join(self._folder, key))
+            if posixpath.splitext(key)[1][1:].lower() not in IMAGE_SUFFIXES:
+                uris += [join(self._folder, f"{key}.{suffix}") for suffix in _TRIED]
+        why = "it has no thumbnail"
+        in_folder = len(uris)
+        if not self._thumbnails:
+            uris += [source] if archive_of(source.lower()) is None else []
+            why = f"{show(source)} is not there" if len(uris) > in_folder else f"it is in the archive {show(source)}"
+        inside = 0
+        for number, uri in enumerate(uris):
             try:
-                entry = store.stat(uri)
-                data = None if entry is None or entry.size < 0 else store.read(uri, 0, _check(entry), entry.etag)
+                entry = open_store(uri, self._options).stat(uri)
             except Unreachable:
                 raise
-            except StoreError:
+            except StoreError as error:
+                why = str(error) if number >= in_folder else why
                 continue
-            if data is not None:
-                if _digest(data) == digest:
-                    return data
-                first = first if first is not None else data
-        return first
+            if entry is not None and entry.size > MAX_BYTES:
+                why = f"{show(uri)} has {entry.size:,} bytes, over {MAX_BYTES:,}"
+            elif entry is not None and entry.size >= 0:
+                found.append(entry)
+                inside += number < in_folder
+        return _Places(found, inside, why)
 
-    def _read_source(self, source: str, digest: str) -> bytes:
-        if archive_of(source.lower()) is not None:
-            raise NoFile(f"it is in the archive {show(source)}")
-        try:
-            store = open_store(source, self._options)
-            entry = store.stat(source)
-            if entry is None:
-                raise NoFile(f"{show(source)} is not there")
-            data = store.read(source, 0, _check(entry), entry.etag)
-        except Unreachable:
-            raise
-        except StoreError as error:
-            raise NoFile(str(error)) from error
-        if _digest(data) != digest:
-            raise NoFile(f"{show(source)} is not the file that was tagged")
-        return data
+    def _read_one(
+        self, key: str, digest: str, thumbnail: bytes | None, places: _Places
+    ) -> tuple[Picture | NoFile, bool]:
+        """Return a row's picture or why there is none, and whether the folder has another image in its place."""
+        others = False
+        why = places.why
+        for number, entry in enumerate(places.entries):
+            try:
+                data = open_store(entry.uri, self._options).read(entry.uri, 0, entry.size, entry.etag)
+            except Unreachable:
+                raise
+            except StoreError as error:
+                why = str(error)
+                continue
+            if hashlib.sha256(data).hexdigest() == digest:
+                return _make_picture(data, key, True), others if number >= places.in_folder else False
+            others = others or number < places.in_folder
+            why = f"{show(entry.uri)} is not the file that was tagged"
+        if self._thumbnails and thumbnail is not None:
+            return _make_picture(thumbnail, key, False), others
+        return NoFile(why), others
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The objects that may be a row's file, of which the first `in_folder` are in the folder; why there is no other."""
+
+    entries: list[Entry]
+    in_folder: int
+    why: str
+
+
+_Row = tuple[str, str, "bytes | None", _Places]
+
+
+def _group(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Yield the rows in groups whose files fit in `HELD_BYTES` together. A file that does not fit is a group."""
+    group: list[_Row] = []
+    held = 0
+    for row in rows:
+        size = max((entry.size for entry in row[3].entries), default=0)
+        if group and held + size > HELD_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(row)
+        held += size
+    if group:
+        yield group
 
 
 def find_extension(data: bytes) -> str | None:
@@ -176,13 +201,3 @@ def find_extension(data: bytes) -> str | None:
 def _make_picture(data: bytes, key: str, original: bool) -> Picture:
     suffix = posixpath.splitext(key)[1][1:].lower()
     return Picture(data, find_extension(data) or (suffix if suffix in IMAGE_SUFFIXES else "img"), original)
-
-
-def _check(entry: Entry) -> int:
-    if entry.size > MAX_BYTES:
-        raise NoFile(f"{show(entry.uri)} has {entry.size:,} bytes, over {MAX_BYTES:,}")
-    return entry.size
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

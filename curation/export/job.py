@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from curation.export.images import ROWS, Images, NoFile, Picture
+from curation.export.images import Images, NoFile, Picture
 from curation.export.selection import Selection
-from curation.tagged_output import ID, TaggedOutput, read_embeddings
+from curation.tagged_output import ID, INPUT_ID, TaggedOutput, read_embeddings
 from siglip.scoring import Floats
 from storage.store import StoreError, show
 
@@ -49,7 +49,7 @@ class Job:
     """What a target reads: the rows of an output that are exported, in the output's order, with their images.
 
     The columns that are handed on are `id` (unique within the output), and all columns of `data/` except `embedding`
-    and `thumbnail`. A passed-through column with the name `id` is left out. Embeddings are
+    and `thumbnail`. A passed-through column with the name `id` is called `input_id`. Embeddings are
     float32 (N, D) of unit norm, whatever the output stores.
     """
 
@@ -71,7 +71,9 @@ class Job:
     def make_schema(self) -> pa.Schema:
         """Return the schema of the columns that are handed on, with `embedding` as float32 at the end."""
         stored = self.output.format.data_schema()
-        fields = [stored.field(name) for name in self.columns if name != ID]
+        fields = [
+            stored.field(ID).with_name(name) if name == INPUT_ID else stored.field(name) for name in self.columns[1:]
+        ]
         vector = pa.field(EMBEDDING, pa.list_(pa.float32(), self.output.width))
         return pa.schema([pa.field(ID, pa.string(), nullable=False), *fields, vector])
 
@@ -89,16 +91,17 @@ class Job:
             yield batch.select(self.columns), vectors
 
     def pictures(self) -> Iterator[tuple[pa.RecordBatch, Floats, list[Picture]]]:
-        """Yield the rows that have a file, with their embeddings and files, in batches of at most `images.ROWS`.
+        """Yield the rows that have a file, with their embeddings and files, in batches of some rows: see `Images.read`.
 
         Rows without a file are counted in `without_file`, and the first of them are named in `missing`.
         """
         assert self.images is not None
         names = list(dict.fromkeys([*self.columns, EMBEDDING, *self.images.columns]))
         for large in self.selection.batches(names, 1024):
-            for start in range(0, len(large), ROWS):
-                batch = large.slice(start, ROWS)
-                found = self.images.read(batch)
+            first = 0
+            for found in self.images.read(large):
+                batch = large.slice(first, len(found))
+                first += len(found)
                 self._name_missing(batch, found)
                 there = [isinstance(one, Picture) for one in found]
                 if not any(there):
@@ -131,7 +134,8 @@ class Job:
 
 def list_columns(output: TaggedOutput) -> list[str]:
     """Return the names of an output's columns that are handed on, without `embedding`."""
-    return [ID, *(name for name in output.columns if name not in (ID, EMBEDDING, THUMBNAIL))]
+    names = [INPUT_ID if name == ID else name for name in output.columns]
+    return [ID, *(name for name in names if name not in (EMBEDDING, THUMBNAIL))]
 
 
 def add_vectors(batch: pa.RecordBatch, vectors: Floats, schema: pa.Schema) -> pa.RecordBatch:

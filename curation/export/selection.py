@@ -22,8 +22,8 @@ class Selection:
     """The rows of an output that an export takes, in the order of the output.
 
     `keep` is a list of images: a text file with a key or an id in each line, or a Parquet file with a column `id` or
-    `key`. It is looked for in one pass over the output's keys, before anything else is read. Memory holds the list, and
-    one byte for each row of the output; without a list, one batch.
+    `key`. It is looked for in one pass over the output's keys, before anything else is read. Memory holds the list,
+    with a list or a condition one byte for each row of the output, and one batch.
 
     Raises `ConfigError` if the condition or the list cannot be used, or if entries of the list name no row.
     """
@@ -36,8 +36,9 @@ class Selection:
         self.without_keep = 0
         """The number of rows that are not in the list."""
         self.without_where = 0
-        """The number of rows of the list, or of the output, for which the condition does not hold: of the last pass."""
+        """The number of rows of the list, or of the output, for which the condition does not hold, after a pass."""
         self._kept: NDArray[np.bool_] | None = None
+        self._known = False  # whether `_kept` has what the condition says
         if keep is not None:
             self._kept = self._find(Path(keep))
             self.without_keep = int(len(self._kept) - self._kept.sum())
@@ -45,25 +46,29 @@ class Selection:
     def batches(self, columns: Sequence[str], rows: int = _ROWS) -> Iterator[pa.RecordBatch]:
         """Yield the selected rows as record batches of at most `rows` rows, none of them empty.
 
-        `columns` may include `id`. Memory holds what `TaggedOutput.batches` holds. Raises `StoreError`, and
-        `ConfigError` if the condition cannot be computed for a row.
+        `columns` may include `id`. A condition is computed in the first pass that comes to its end, and every later
+        pass has the same rows: `random() < 0.1` would hold for others. Raises `StoreError`, and `ConfigError` if the
+        condition cannot be computed for a row.
         """
-        more = [] if self._where is None else self._where.columns
-        wanted = list(dict.fromkeys([*columns, *more]))
-        self.without_where = 0
-        first = 0
+        where = None if self._known else self._where
+        wanted = list(dict.fromkeys([*columns, *(where.columns if where is not None else ())]))
+        masks: list[NDArray[np.bool_]] = []
+        without = first = 0
         for batch in self._output.batches(wanted, rows):
             kept = np.ones(len(batch), np.bool_)
             if self._kept is not None:
                 kept = self._kept[first : first + len(batch)]
             first += len(batch)
-            if self._where is not None and kept.any():
-                holds = self._where.keep(batch)
-                self.without_where += int((kept & ~holds).sum())
-                kept = kept & holds
+            if where is not None:
+                chosen = kept & where.keep(batch) if kept.any() else kept
+                without += int(kept.sum() - chosen.sum())
+                masks.append(chosen)
+                kept = chosen
             if kept.any():
                 part = batch.select(list(columns))
                 yield part if kept.all() else part.filter(pa.array(kept))
+        if where is not None:
+            self._kept, self._known, self.without_where = np.concatenate(masks), True, without
 
     def _find(self, path: Path) -> NDArray[np.bool_]:
         """Return for each row of the output whether it is in the list."""

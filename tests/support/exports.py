@@ -84,7 +84,7 @@ def make_key(row: int) -> str:
 
 
 def make_output(
-    root: Path,
+    root: Path | str,
     *,
     rows: int = ROWS,
     dtype: Literal["float32", "float16"] = "float32",
@@ -96,7 +96,7 @@ def make_output(
 ) -> TaggedOutput:
     """Write an output of three shards with seven labels, of which an image has none to three, and one rejected row.
 
-    `sources` are the files that the rows are images of, which must hold `draw(row)`; without them a tar is.
+    The tagged image of a row is `draw(row)`. `sources` are the files that hold the images; without them a tar does.
     """
     names: list[Any] = [{"name": name, "accept": 0.9} if bands else name for name in LABELS]
     labels = LabelSet.model_validate(
@@ -110,8 +110,7 @@ def make_output(
         }
         if sources is not None:
             values["source"] = [sources[row] for row in part]
-        if sources is not None or thumbnails:
-            values["sha256"] = [hashlib.sha256(draw(row)).hexdigest() for row in part]
+        values["sha256"] = [hashlib.sha256(draw(row)).hexdigest() for row in part]
         if passed:
             values["caption"] = [None if row % 4 == 0 else f"caption {row} é \"'&\n" for row in part]
             values["number"] = [2**53 + row for row in part]

@@ -11,6 +11,8 @@ from curation.export.names import Repeats, add_tag
 from curation.export.rows import describe, dump
 
 _ROWS = 4096
+_OWN = frozenset(["file_name", "row_id"])
+"""Names in `images` that columns of an output get `input_` before."""
 
 
 def write(job: Job, path: str) -> None:
@@ -49,7 +51,8 @@ def _make_images(job: Job, repeated: Repeats) -> Iterator[dict[str, Any]]:
             number += 1
             key, row_id = row["key"], row.pop("id")
             file_name = add_tag(key, row_id) if key in repeated else key
-            yield {"id": number, "file_name": file_name, "row_id": row_id, **row}
+            other = {f"input_{name}" if name in _OWN else name: value for name, value in row.items()}
+            yield {"id": number, "file_name": file_name, "row_id": row_id, **other}
 
 
 def _make_annotations(job: Job, ids: dict[str, int]) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COLLECTION = "images"
 """The name of the collection in a local folder."""
+OUTPUT = "sightline_output"
+"""The entry of a payload that says which output a point is of."""
 NAMESPACE = uuid.UUID("5d2f4c0e-6a0b-5c57-9a3e-0d8f4e0b7c11")
 """The namespace of the points' ids: version 5 UUIDs of the rows' ids."""
 _ROWS = 256
@@ -40,7 +42,7 @@ def write(job: Job, path: str) -> None:
 
     Qdrant's payloads have no larger numbers than 64-bit integers and doubles: others, in `metadata`, become doubles.
     Memory holds 256 rows, and requests have at most 16 MiB. In the embedded mode the client holds all points in memory:
-    about 5 KB each. It is made for tests; Qdrant advises a server for more than 20,000 points.
+    about 12 KB each of 768 numbers. It is made for tests; Qdrant advises a server for more than 20,000 points.
     """
     from qdrant_client.models import Distance, VectorParams
 
@@ -66,7 +68,7 @@ def _make_requests(job: Job) -> Iterator[list[PointStruct]]:
     size = 0
     for batch, vectors in job.batches(_ROWS):
         for row, vector in zip(describe(batch), vectors, strict=True):
-            text = dump({**row, "output": job.output.uri})
+            text = dump({**row, OUTPUT: job.output.uri})
             bytes_ = len(text) + _NUMBER_BYTES * len(vector)
             if held and size + bytes_ > _REQUEST_BYTES:
                 yield held
@@ -127,7 +129,7 @@ def _check_collection(output: TaggedOutput, destination: str) -> None:
         wanted = VectorParams(size=output.width, distance=Distance.COSINE)
         if not isinstance(vectors, VectorParams) or (vectors.size, vectors.distance) != (wanted.size, wanted.distance):
             raise ConfigError(f"{destination}: the collection's vectors are not {wanted.size} numbers by cosine")
-        own = FieldCondition(key="output", match=MatchValue(value=output.uri))
+        own = FieldCondition(key=OUTPUT, match=MatchValue(value=output.uri))
         others, _ = client.scroll(name, scroll_filter=Filter(must_not=[own]), limit=1)
         if others:
             raise ConfigError(f"{destination} has points of something else than {output.uri}: name a new collection")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import sightline
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.export.destination import find_partial
 from curation.export.export import TARGETS, export_output
-from curation.export.images import find_extension
+from curation.export.images import Images, find_extension
 from curation.export.job import Job
 from curation.export.names import Repeats, add_tag, make_path, make_word
 from curation.export.rows import describe, dump
-from curation.tagged_output import TaggedOutput, read_embeddings
+from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from sightline.cli import app
 from sightline.commands.curation.export import To
+from siglip.labels import LabelSet
 from storage.settings import ConfigError
-from storage.store import StoreError
+from storage.store import StoreError, StoreOptions
 from tests.support.exports import KEYS, ROWS, draw, make_key, make_output, read_rows, write_images
+from tests.support.vectors import draw_vectors
 
 
 def invoke(*arguments: Any) -> Result:
@@ -234,21 +238,90 @@ def test_images_come_from_the_folder_then_from_their_source(tmp_path: Path) -> N
     output = make_output(tmp_path / "out", sources=sources)
     (tmp_path / "originals/31.png").write_bytes(draw(99))  # another image than the one that was tagged
     (tmp_path / "originals/32.png").unlink()
+    (tmp_path / "originals/34.png").write_bytes(draw(99))
     folder = tmp_path / "folder"
-    for row in (31, 33):
+    for row, data in ((31, draw(31)), (33, draw(77)), (34, draw(77))):
         (folder / make_key(row)).parent.mkdir(parents=True, exist_ok=True)
-        (folder / make_key(row)).write_bytes(draw(row) if row == 31 else draw(77))
+        (folder / make_key(row)).write_bytes(data)
     result = invoke(output.uri, tmp_path / "tars", "--to", "webdataset", "--images", folder)
     assert result.exit_code == 1
-    assert f"1 images have no file: {make_key(32)} ({sources[32]} is not there)" in result.stderr
-    assert f"1 files in {folder} are not the files that were tagged, and were taken" in result.stderr
-    assert f"{ROWS - 1} images are in {tmp_path}/tars; left out: 1 without a file; 1 rejected" in result.stdout
+    assert (
+        f"2 images have no file: {make_key(32)} ({sources[32]} is not there), "
+        f"{make_key(34)} ({sources[34]} is not the file that was tagged)"
+    ) in result.stderr
+    assert f"2 files in {folder} are not the files that were tagged: not taken" in result.stderr
+    assert f"{ROWS - 2} images are in {tmp_path}/tars; left out: 2 without a file; 1 rejected" in result.stdout
     with tarfile.open(tmp_path / "tars/shard-000000.tar") as tar:
         files = {name: tar.extractfile(name).read() for name in tar.getnames() if name.endswith("png")}  # type: ignore[union-attr]
-    assert len(files) == ROWS - 1
-    for row in range(30, ROWS):
-        if row != 32:
-            assert files[f"plain_{row:05d}.png"] == draw(77 if row == 33 else row), row
+    assert len(files) == ROWS - 2
+    for row in range(len(KEYS), ROWS):
+        if row not in (32, 34):
+            assert files[f"plain_{row:05d}.png"] == draw(row), row
+    result = invoke(output.uri, tmp_path / "mixed", "--to", "webdataset", "--images", folder, "--thumbnails")
+    assert result.exit_code == 0, result.stderr
+    assert f"{ROWS - 1} images are thumbnails" in result.stderr, "sources are not read"
+
+
+def test_images_that_are_held_are_bounded_in_number_and_bytes(
+    plain: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "images", plain)
+    [batch] = list(plain.batches(["id", "key", "source", "sha256"]))[-1:]
+    images = Images(str(tmp_path / "images"), False, StoreOptions())
+    monkeypatch.setattr("curation.export.images.HELD_BYTES", 3 * len(draw(40)))
+    counts = [len(part) for part in images.read(batch)]
+    assert (sum(counts), max(counts)) == (len(batch), 3)
+    monkeypatch.setattr("curation.export.images.HELD_BYTES", 1)
+    assert [len(part) for part in images.read(batch)] == [1] * len(batch)
+    monkeypatch.setattr("curation.export.images.ROWS", 4)
+    monkeypatch.setattr("curation.export.images.HELD_BYTES", 2**20)
+    assert max(len(part) for part in images.read(batch)) == 4
+    images.close()
+
+
+def test_a_random_condition_selects_the_same_rows_in_all_passes(output: TaggedOutput, tmp_path: Path) -> None:
+    for number in range(3):
+        done = export_output(output, "coco", tmp_path / f"{number}.json", where="random() < 0.5")
+        content = json.loads((tmp_path / f"{number}.json").read_text())
+        rows = read_rows(output)
+        labels = [rows[image["row_id"]]["labels"] for image in content["images"]]
+        assert len(labels) == done.images == ROWS - done.without_where
+        names = {one["id"]: one["name"] for one in content["categories"]}
+        found: list[list[str]] = [[] for _ in labels]
+        for one in content["annotations"]:
+            found[one["image_id"] - 1].append(names[one["category_id"]])
+        assert found == labels
+
+
+def test_the_own_column_id_is_exported_under_another_name(tmp_path: Path) -> None:
+    passed = pa.schema([("id", pa.int64()), ("file_name", pa.string())])
+    labels = LabelSet.model_validate({"names": ["cat"]})
+    made = SyntheticOutput(
+        labels,
+        draw_vectors(1, 16, 5),
+        2,
+        lambda shard: draw_vectors(10, 16, shard),
+        passed=passed,
+        values=lambda rows: {"id": [7 * row for row in rows], "file_name": [f"mine {row}" for row in rows]},
+    )
+    write_output(str(tmp_path / "out"), made)
+    output = open_output(str(tmp_path / "out"))
+    done = export_output(output, "hf", tmp_path / "hf")
+    assert "the output's own column id is called input_id: id identifies the row in the output" in done.notices
+    table = pq.read_table(tmp_path / "hf/data")
+    assert table["input_id"].to_pylist() == [7 * row for row in range(20)]
+    assert table["id"].to_pylist() == output.take(range(20), ["id"])["id"].to_pylist()
+    assert output.take([3], ["input_id", "id", "key"]).to_pylist()[0]["input_id"] == 21
+    export_output(output, "coco", tmp_path / "coco.json")
+    image = json.loads((tmp_path / "coco.json").read_text())["images"][4]
+    assert (image["id"], image["file_name"], image["input_file_name"], image["input_id"]) == (
+        5,
+        "image 00000004",
+        "mine 4",
+        28,
+    )
+    for to in ("lancedb", "qdrant", "xmp"):
+        assert export_output(output, to, tmp_path / to).images == 20
 
 
 def test_images_in_archives_have_no_file_without_a_folder(output: TaggedOutput, tmp_path: Path) -> None:
@@ -278,9 +351,9 @@ def test_thumbnails_are_only_written_when_they_are_asked_for(
 
 
 def test_a_key_cannot_lead_out_of_the_folder_of_images(plain: TaggedOutput, tmp_path: Path) -> None:
-    (tmp_path / "escape.jpg").write_bytes(draw(1))
+    (tmp_path / "escape.jpg").write_bytes(draw(KEYS.index("x/../../../escape.jpg")))
     (tmp_path / "a/b/c").mkdir(parents=True)
-    (tmp_path / "a/b/c/a.jpg").write_bytes(draw(9))
+    (tmp_path / "a/b/c/a.jpg").write_bytes(draw(KEYS.index("a.jpg")))
     (tmp_path / "list").write_text("x/../../../escape.jpg\na.jpg\n")
     done = export_output(plain, "webdataset", tmp_path / "tars", images=tmp_path / "a/b/c", keep=tmp_path / "list")
     assert (done.images, done.without_file) == (1, 1)
@@ -296,6 +369,40 @@ def test_a_key_without_a_suffix_finds_its_file(tmp_path: Path) -> None:
         output, "webdataset", tmp_path / "tars", images=tmp_path / "images", where="key = 'no_extension'"
     )
     assert (done.images, done.notices) == (1, ())
+
+
+@pytest.mark.parametrize("to", [one for one in TARGETS if one != "qdrant"])
+def test_memory_does_not_grow_with_the_output(tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qdrant's embedded mode holds all points. What LanceDB holds itself is not counted."""
+    for name in ("hf._ROWS", "hf._IMAGE_ROWS", "imagefolder._GROUP_ROWS", "lancedb._ROWS", "coco._ROWS", "xmp._ROWS"):
+        monkeypatch.setattr(f"curation.export.targets.{name}", 32)
+    monkeypatch.setattr("curation.export.targets.webdataset.SHARD_SAMPLES", 50)
+    monkeypatch.setattr("curation.export.selection._ROWS", 32)
+    labels = LabelSet.model_validate({"names": ["cat", "dog"]})
+    picture = draw(1) + bytes(4000)
+    peaks = []
+    for shards in (1, 2, 8):
+        made = SyntheticOutput(
+            labels,
+            draw_vectors(2, 512, 5),
+            shards,
+            lambda shard: draw_vectors(60, 512, shard),
+            thumbnail=lambda row: picture,
+        )
+        write_output(str(tmp_path / f"out{shards}"), made)
+        output = open_output(str(tmp_path / f"out{shards}"))
+        pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        if shards > 1:  # the first export imports modules, and tracing makes that slow
+            tracemalloc.start()
+        try:
+            done = export_output(output, to, tmp_path / f"{to}{shards}", thumbnails=to not in ("coco", "xmp"))
+            peaks.append(pool.max_memory() + tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(before)
+        assert done.images == 60 * shards
+    assert peaks[2] < 1.3 * peaks[1], peaks
 
 
 def test_the_python_api_exports(output: TaggedOutput, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_shards_and_row_groups_are_bounded(
 ) -> None:
     monkeypatch.setattr(hf, "SHARD_BYTES", 8000)
     monkeypatch.setattr(hf, "_IMAGE_ROWS", 10)
-    monkeypatch.setattr("curation.export.job.ROWS", 5)
+    monkeypatch.setattr("curation.export.images.ROWS", 5)
     export_output(output, "hf", tmp_path / "hf", thumbnails=True)
     paths = sorted((tmp_path / "hf/data").iterdir())
     assert len(paths) > 2
@@ -184,6 +184,19 @@ def test_a_folder_of_the_image_folder_has_a_bounded_number_of_files(
     counts = [len(list(path.iterdir())) for path in sorted((tmp_path / "folder/train").iterdir()) if path.is_dir()]
     assert counts == [25, 5]
     assert len(load("imagefolder", data_dir=str(tmp_path / "folder"), split="train")) == 30
+
+
+def test_images_without_a_file_are_in_no_line_of_the_metadata(plain: TaggedOutput, load: Any, tmp_path: Path) -> None:
+    """`datasets` refuses a line whose file is missing."""
+    write_images(tmp_path / "images", plain)
+    for row in range(40, 50):
+        (tmp_path / f"images/plain/{row:05d}.png").unlink()
+    done = export_output(
+        plain, "imagefolder", tmp_path / "folder", images=tmp_path / "images", where="key like 'plain/%'"
+    )
+    assert (done.images, done.without_file, len(done.missing)) == (ROWS - len(KEYS) - 10, 10, 10)
+    found = load("imagefolder", data_dir=str(tmp_path / "folder"), split="train")
+    assert [int(key[6:-4]) for key in found["key"]] == [*range(30, 40), *range(50, 60)]
 
 
 def read_tars(folder: Path) -> list[dict[str, Any]]:
