@@ -14,6 +14,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from sightline.commands import labels
+from sightline.commands.curation.dedup import dedup
 from sightline.commands.curation.export import export
 from sightline.commands.curation.probe import probe
 from sightline.commands.curation.quality import calibrate, evaluate
@@ -99,7 +100,7 @@ def serve(
         run_endpoint(endpoint, host, port, print_ready)
 
 
-for command in (demo, search, sample, review, calibrate, probe, retag, audit, evaluate, report, export):
+for command in (demo, search, dedup, sample, review, calibrate, probe, retag, audit, evaluate, report, export):
     app.command()(command)
 
 

@@ -15,6 +15,7 @@ from storage.settings import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from curation.dedup.result import Deduplicated
     from curation.export.exported import Exported
     from curation.search.search import Results
 
@@ -56,6 +57,25 @@ class TaggedOutput(curation.tagged_output.TaggedOutput):
             return search_output(self, query)
         except (CheckpointError, LabelError) as error:
             raise ConfigError(str(error)) from error
+
+    def dedup(
+        self,
+        to: str | PathLike[str],
+        *,
+        against: str | PathLike[str] | None = None,
+        prefer: str = "largest",
+        copy: float = 0.85,
+        similar: float = 0.95,
+    ) -> Deduplicated:
+        """Find the copies among the images, as `sightline dedup` does, which explains the parameters.
+
+        Returns the counts. The groups are in the folder `to`, in `groups.parquet`, and the ids of the images to keep in
+        `keep.txt`. Raises `ConfigError`, in one line, and `storage.store.StoreError`.
+        """
+        from curation.dedup.result import dedup_output
+
+        other = None if against is None else open_output(against)
+        return dedup_output(self, Path(to), other, prefer=prefer, copy=copy, similar=similar)
 
     def export(
         self,

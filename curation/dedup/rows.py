@@ -1,0 +1,83 @@
+"""The rows that are compared: of one output, or of an output and another one, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.tagged_output import ID, TaggedOutput, read_embeddings
+
+LARGEST, NEWEST = "largest", "newest"
+
+
+class Rows:
+    """The N rows of some outputs, one output after the other, with what decides which copy is kept.
+
+    `vectors` are the embeddings as float16 (N, D), in a file of `folder`. `digests` are the SHA-256 of the images'
+    bytes, uint64 (N, 4). `rank`, int64 (N,), orders the rows: the lowest of a group is its representative. `other`
+    tells which rows are of the other output, `base` which were there before: those, and the rows of an earlier run.
+    They come first, in this order. Memory holds about 60 bytes a row.
+    """
+
+    def __init__(
+        self, outputs: Sequence[TaggedOutput], base: int, seen: Collection[int], prefer: str, folder: Path
+    ) -> None:
+        """Read some outputs. The rows of the first `base` of them are of others; `seen` are hashes of known ids."""
+        self.outputs = outputs
+        self.starts = np.cumsum([0, *(output.rows for output in outputs)])
+        count = int(self.starts[-1])
+        width = outputs[0].width
+        self.vectors: Any = np.memmap(folder / "vectors", np.float16, "w+", shape=(max(1, count), width))
+        self.digests = np.zeros((count, 4), np.uint64)
+        self.other = np.arange(count) < self.starts[base]
+        self.base = self.other.copy()
+        areas, preferred = np.zeros(count, np.int64), np.zeros(count, np.bool_)
+        pattern = prefer if prefer not in (LARGEST, NEWEST) else None
+        first = 0
+        for output in outputs:
+            for batch in output.batches([ID, "key", "width", "height", "sha256", "embedding"]):
+                part = slice(first, first + len(batch))
+                self.vectors[part] = read_embeddings(batch)
+                self.digests[part] = _parse_digests(batch["sha256"].to_pylist())
+                areas[part] = batch["width"].to_numpy().astype(np.int64) * batch["height"].to_numpy()
+                if seen:
+                    self.base[part] |= [hash(id_) in seen for id_ in batch[ID].to_pylist()]
+                if pattern is not None:
+                    preferred[part] = [fnmatchcase(key, pattern) for key in batch["key"].to_pylist()]
+                first += len(batch)
+        number = np.arange(count)
+        # The rows of an output are in the order in which they were planned, so later ones are newer.
+        by = (-number,) if prefer == NEWEST else (number, -areas, ~preferred)
+        self.rank = np.empty(count, np.int64)
+        self.rank[np.lexsort((*by, ~self.base, ~self.other))] = number
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def take(self, rows: NDArray[np.int64], column: str) -> list[Any]:
+        """Return a column's values of some rows, in ascending order. Reads the row groups that they are in."""
+        values: list[Any] = []
+        for number, output in enumerate(self.outputs):
+            start, stop = np.searchsorted(rows, self.starts[number : number + 2])
+            if stop > start:
+                found = output.take(rows[start:stop] - self.starts[number], [column])
+                values += found[column].to_pylist()
+        return values
+
+    def find_identical(self) -> NDArray[np.int64]:
+        """Return for each row the row of the same bytes with the lowest rank, int64 (N,): itself, if it is alone."""
+        order = np.lexsort((self.rank, *self.digests.T))
+        sorted_ = self.digests[order]
+        starts = np.flatnonzero(np.r_[True, (sorted_[1:] != sorted_[:-1]).any(axis=1)]) if len(order) else order
+        first = np.empty(len(order), np.int64)
+        first[order] = np.repeat(order[starts], np.diff(np.r_[starts, len(order)]))
+        return first
+
+
+def _parse_digests(texts: list[str]) -> NDArray[np.uint64]:
+    return np.frombuffer(bytes.fromhex("".join(texts)), np.uint64).reshape(-1, 4)

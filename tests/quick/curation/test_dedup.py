@@ -1,0 +1,342 @@
+"""Copies: planted ones are found, different images are not copies, and no group holds two images that are not close."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import sightline
+from benchmarks.outputs import SyntheticOutput, write_output
+from curation.dedup import dedup
+from curation.dedup.cells import assign_cells, fit_cells, list_cells, split_cell
+from curation.dedup.dedup import COPY, SIMILAR
+from curation.dedup.fingerprints import MOST_LEVELS, compare_fingerprints, take_fingerprints
+from curation.dedup.groups import NONE, Groups
+from curation.dedup.result import Deduplicated, dedup_output
+from curation.tagged_output import TaggedOutput, open_output
+from sightline.cli import app
+from siglip.labels import LabelSet
+from siglip.scoring import Floats
+from storage.settings import ConfigError
+from tests.support.pictures import COPIES, draw_picture, encode_jpeg
+from tests.support.vectors import draw_vectors
+
+LABELS = LabelSet.model_validate({"names": ["cat", "dog"], "threshold": 0.5})
+WIDTH = 32
+
+
+def near(vector: Floats, cosine: float, seed: int) -> Floats:
+    """A vector of unit norm with about this cosine to another one."""
+    other = draw_vectors(1, len(vector), seed)[0]
+    other -= vector * (other @ vector)
+    other /= np.linalg.norm(other)
+    return np.asarray(cosine * vector + np.sqrt(1 - cosine**2) * other, np.float32)
+
+
+class Made:
+    """An output in the making: embeddings, thumbnails, digests and keys, a list for each shard."""
+
+    def __init__(self, shards: int) -> None:
+        self.vectors: list[list[Floats]] = [[] for _ in range(shards)]
+        self.rows: list[list[tuple[bytes, str, str]]] = [[] for _ in range(shards)]
+
+    def add(self, shard: int, vector: Floats, thumbnail: bytes, digest: str, key: str) -> None:
+        self.vectors[shard].append(vector)
+        self.rows[shard].append((thumbnail, digest, key))
+
+    def write(self, root: Path, *, shards: int | None = None, thumbnails: bool = True) -> TaggedOutput:
+        count = len(self.rows) if shards is None else shards
+        rows = [row for shard in self.rows[:count] for row in shard]
+        made = SyntheticOutput(
+            LABELS,
+            draw_vectors(2, WIDTH, 999),
+            count,
+            lambda shard: np.stack(self.vectors[shard]),
+            key=lambda row: rows[row][2],
+            digest=lambda row: rows[row][1],
+        )
+        write_output(str(root), replace(made, thumbnail=lambda row: rows[row][0]) if thumbnails else made)
+        return open_output(str(root))
+
+
+def make(different: int, planted: int, shards: int = 3, seed: int = 0) -> tuple[Made, dict[str, str]]:
+    """Different pictures, and copies of some of them. Returns the copies' keys with those of their originals."""
+    rng = np.random.default_rng(seed)
+    made, originals = Made(shards), {}
+    vectors = draw_vectors(different, WIDTH, seed)
+    pictures = [draw_picture(rng) for _ in range(different)]
+    for number, picture in enumerate(pictures):
+        # Half of the pictures have close embeddings: the same scene.
+        vector = vectors[number] if number % 2 == 0 else near(vectors[number - 1], 0.97, number)
+        made.add(number % shards, vector, encode_jpeg(picture), f"{seed} {number}", f"photo {number}")
+        vectors[number] = vector
+    for number in range(planted):
+        kind = list(COPIES)[number % len(COPIES)]
+        copy = COPIES[kind](pictures[number], rng)
+        key = f"{kind} {number}"
+        made.add((number + 1) % shards, near(vectors[number], 0.93, 10_000 + number), encode_jpeg(copy), key, key)
+        originals[key] = f"photo {number}"
+    return made, originals
+
+
+def read_groups(target: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(target / "groups.parquet").to_pylist())
+
+
+def pairs_of(target: Path, kind: str) -> set[tuple[str, str]]:
+    """The pairs of keys that are in one group."""
+    groups: dict[str, list[str]] = {}
+    for row in read_groups(target):
+        if row["kind"] == kind:
+            groups.setdefault(row["group"], []).append(row["key"])
+    return {(one, other) for keys in groups.values() for one, other in combinations(sorted(keys), 2)}
+
+
+def check_cosines(output: TaggedOutput, target: Path) -> None:
+    """No group holds a pair below its threshold."""
+    table = output.to_arrow(["id", "embedding"])
+    vectors = {
+        id_: np.array(vector, np.float64)
+        for id_, vector in zip(table["id"].to_pylist(), table["embedding"].to_pylist(), strict=True)
+    }
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in read_groups(target):
+        if row["kind"] != "identical":
+            groups.setdefault((row["kind"], row["group"]), []).append(row["id"])
+    for (kind, _), ids in groups.items():
+        assert len(ids) > 1
+        for one, other in combinations(ids, 2):
+            assert vectors[one] @ vectors[other] >= (COPY if kind == "copy" else SIMILAR)
+
+
+@pytest.mark.parametrize("small_cells", [False, True])
+def test_planted_copies_are_found_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_cells: bool
+) -> None:
+    if small_cells:
+        monkeypatch.setattr(dedup, "CELL_ROWS", 60)
+        monkeypatch.setattr(dedup, "MOST_ROWS", 150)
+    made, originals = make(700, 200)
+    output = made.write(tmp_path / "tags")
+    done = dedup_output(output, tmp_path / "result")
+    found = pairs_of(tmp_path / "result", "copy")
+    right = {tuple(sorted(pair)) for pair in originals.items()}
+    assert len(found & right) >= (0.95 if not small_cells else 0.9) * len(right)
+    assert found <= right
+    assert (done.rows, done.new, done.identical, done.confirmed) == (900, 900, 0, True)
+    assert done.copies == len(found & right)
+    keep = (tmp_path / "result/keep.txt").read_text().splitlines()
+    assert len(keep) == len(set(keep)) == done.keep == 900 - done.copies
+    # Two photos of one scene are similar, and both are kept.
+    assert ("photo 0", "photo 1") in pairs_of(tmp_path / "result", "similar")
+    assert done.similar >= 250
+    check_cosines(output, tmp_path / "result")
+
+
+def test_identical_bytes_are_one_image_whatever_their_embeddings_are(tmp_path: Path) -> None:
+    made = Made(2)
+    picture = encode_jpeg(draw_picture(np.random.default_rng(1)))
+    for number, vector in enumerate(draw_vectors(6, WIDTH, 1)):
+        made.add(number % 2, vector, picture, "the same" if number < 4 else str(number), f"{number}")
+    done = dedup_output(made.write(tmp_path / "tags"), tmp_path / "result")
+    assert (done.identical, done.copies, done.keep) == (3, 0, 3)
+    rows = [row for row in read_groups(tmp_path / "result") if row["kind"] == "identical"]
+    assert {row["key"] for row in rows} == {"0", "1", "2", "3"}
+    assert [row["representative"] for row in rows] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("prefer", "kept"), [("largest", "b"), ("newest", "c"), ("a*", "a"), ("nothing like it", "b")])
+def test_the_preferred_copy_is_kept(tmp_path: Path, prefer: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    picture, vector = draw_picture(rng), draw_vectors(1, WIDTH, 5)[0]
+    made = Made(1)
+    for number, key in enumerate("abc"):
+        made.add(0, near(vector, 0.99, number), encode_jpeg(picture, 80 + number), key, key)
+    output = made.write(tmp_path / "tags")
+    batches = TaggedOutput.batches
+
+    def batches_with_sizes(self: TaggedOutput, columns: Any, rows: int = 8192) -> Any:
+        for batch in batches(self, columns, rows):
+            if "width" in columns:
+                place = batch.schema.get_field_index("width")
+                sizes = [900 if key == "b" else 640 for key in batch["key"].to_pylist()]
+                batch = batch.set_column(place, "width", np.array(sizes, np.int32))
+            yield batch
+
+    monkeypatch.setattr(TaggedOutput, "batches", batches_with_sizes)
+    assert dedup_output(output, tmp_path / "result", prefer=prefer).copies == 2
+    [head] = [row["key"] for row in read_groups(tmp_path / "result") if row["representative"]]
+    assert head == kept
+
+
+def test_a_later_run_compares_the_new_images_with_all(tmp_path: Path) -> None:
+    made, originals = make(300, 120, shards=4, seed=3)
+    first = made.write(tmp_path / "first", shards=2)
+    whole = made.write(tmp_path / "whole")
+    assert dedup_output(whole, tmp_path / "at once").copies >= 114
+    done = dedup_output(first, tmp_path / "result")
+    assert done.rows == done.new == first.rows
+    # The output has grown: the same folder, with the shards of the second night.
+    about = json.loads((tmp_path / "result/dedup.json").read_text())
+    about["settings"]["output"] = whole.uri
+    (tmp_path / "result/dedup.json").write_text(json.dumps(about))
+    kept = (tmp_path / "result/keep.txt").read_text().splitlines()
+    done = dedup_output(whole, tmp_path / "result")
+    assert (done.rows, done.new) == (whole.rows, whole.rows - first.rows)
+    right = {tuple(sorted(pair)) for pair in originals.items()}
+    found = pairs_of(tmp_path / "result", "copy")
+    assert len(found & right) >= 0.95 * len(right)
+    assert found <= right
+    # What was kept stays, whichever copy came first.
+    assert set(kept) <= set((tmp_path / "result/keep.txt").read_text().splitlines())
+    check_cosines(whole, tmp_path / "result")
+    before = (tmp_path / "result/groups.parquet").read_bytes()
+    again = dedup_output(whole, tmp_path / "result")
+    assert (again.new, again.copies, again.keep) == (0, done.copies, done.keep)
+    assert (tmp_path / "result/groups.parquet").read_bytes() == before
+
+
+def test_images_of_another_output_that_have_leaked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    pictures, vectors = [draw_picture(rng) for _ in range(60)], draw_vectors(60, WIDTH, 8)
+    train, test = Made(2), Made(1)
+    for number in range(60):
+        train.add(number % 2, vectors[number], encode_jpeg(pictures[number]), f"train {number}", f"train {number}")
+    train.add(0, near(vectors[0], 0.99, 1), encode_jpeg(pictures[0], 70), "twice", "train 0 again")
+    for number in range(0, 60, 4):
+        copy = COPIES["resized"](pictures[number], rng) if number else pictures[0]
+        test.add(0, near(vectors[number], 0.95, number), encode_jpeg(copy), f"test {number}", f"test {number}")
+    test.add(0, vectors[1], encode_jpeg(pictures[1]), "train 1", "test identical")
+    training = train.write(tmp_path / "train")
+    done = dedup_output(training, tmp_path / "result", test.write(tmp_path / "test"))
+    assert (done.rows, done.identical) == (61, 1)
+    found = {(row["key"], row["representative"]) for row in read_groups(tmp_path / "result") if row["kind"] == "copy"}
+    leaked = {f"train {number}" for number in range(0, 60, 4)} | {"train 0 again"}
+    assert {key for key, head in found if not head} == leaked
+    assert all(key.startswith("test") for key, head in found if head)
+    assert done.keep == 61 - 1 - len(leaked)
+    keep = (tmp_path / "result/keep.txt").read_text().splitlines()
+    keys = dict(zip(*training.to_arrow(["id", "key"]).to_pydict().values(), strict=True))
+    assert {keys[id_] for id_ in keep} == set(keys.values()) - leaked - {"train 1"}
+
+
+def test_without_thumbnails_no_copy_is_confirmed(tmp_path: Path) -> None:
+    made, _ = make(60, 30)
+    done = dedup_output(made.write(tmp_path / "tags", thumbnails=False), tmp_path / "result", similar=0.9)
+    assert (done.copies, done.confirmed, done.keep) == (0, False, 90)
+    assert done.similar >= 30
+
+
+def test_a_thumbnail_that_cannot_be_read_is_no_copy(tmp_path: Path) -> None:
+    made = Made(1)
+    vector = draw_vectors(1, WIDTH, 1)[0]
+    for number in range(4):
+        made.add(0, vector, b"no image" if number < 3 else b"", str(number), str(number))
+    done = dedup_output(made.write(tmp_path / "tags"), tmp_path / "result")
+    assert (done.copies, done.similar, done.keep) == (0, 3, 4)
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.9, 0.97])
+def test_no_group_holds_a_pair_below_the_threshold_and_no_chain_forms(threshold: float) -> None:
+    """Points on a line, each close to the next one only, in random order and in several parts."""
+    angles = np.linspace(0, 3, 400)
+    vectors = np.zeros((400, 8), np.float32)
+    vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
+    rng = np.random.default_rng(1)
+    groups = Groups(threshold, rng.permutation(400), np.ones(400, bool), np.ones(400, bool))
+    for _ in range(6):
+        part = rng.choice(400, 200, replace=False)
+        groups.add(part, vectors[part])
+    groups.add(np.arange(400), vectors)
+    heads = np.unique(groups.leader[groups.leader != NONE])
+    assert len(heads) > 1
+    for head in heads.tolist():
+        members = np.flatnonzero(groups.leader == head)
+        assert head in members
+        assert (vectors[members].astype(np.float64) @ vectors[members].T.astype(np.float64)).min() >= threshold
+        assert np.allclose(groups.cosine[members], vectors[members] @ vectors[head], atol=1e-3)
+
+
+def test_images_that_are_all_the_same_are_one_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """K-means cannot part them."""
+    monkeypatch.setattr(dedup, "MOST_ROWS", 100)
+    monkeypatch.setattr(dedup, "CELL_ROWS", 50)
+    vector, picture = draw_vectors(1, WIDTH, 4)[0], encode_jpeg(draw_picture(np.random.default_rng(4)))
+    made = Made(1)
+    for number in range(1000):
+        made.add(0, near(vector, 0.9999, 100 + number), picture, str(number), str(number))
+    done = dedup_output(made.write(tmp_path / "tags"), tmp_path / "result")
+    # A few groups of cells that are not neighbours may stay.
+    assert done.keep <= 5
+    assert done.copies == 1000 - done.keep
+
+
+def test_close_rows_share_a_cell() -> None:
+    vectors = draw_vectors(3000, 16, 1)
+    twins = np.stack([near(vector, 0.98, number) for number, vector in enumerate(vectors)])
+    both = np.concatenate([vectors, twins])
+    centers = fit_cells(both[::7], 30)
+    nearest = assign_cells(both, centers)
+    assert (nearest[:, 0] != nearest[:, 1]).all()
+    shared = [set(nearest[row]) & set(nearest[row + 3000]) for row in range(3000)]
+    assert np.mean([bool(one) for one in shared]) >= 0.97
+    listed = list(list_cells(nearest, len(centers)))
+    assert sum(map(len, listed)) == 2 * len(both)
+    assert all((np.diff(cell) > 0).all() for cell in listed)
+    parts = list(split_cell(np.arange(6000), both, 500))
+    assert max(map(len, parts)) <= 500
+    assert set(np.concatenate(parts)) == set(range(6000))
+
+
+def test_fingerprints_tell_copies_from_other_pictures() -> None:
+    rng = np.random.default_rng(11)
+    pictures = [draw_picture(rng) for _ in range(60)]
+    prints, readable = take_fingerprints([encode_jpeg(picture) for picture in pictures])
+    assert readable.all()
+    for name, change in COPIES.items():
+        copies, _ = take_fingerprints([encode_jpeg(change(picture, rng)) for picture in pictures])
+        same = [compare_fingerprints(prints[n], copies[n : n + 1]).are_copies()[0] for n in range(len(pictures))]
+        assert np.mean(same) >= 0.95, name
+    for number in range(len(pictures)):
+        others = np.delete(np.arange(len(pictures)), number)
+        assert compare_fingerprints(prints[number], prints[others]).levels.min() > 2 * MOST_LEVELS
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["dedup", *arguments])
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_the_command_and_the_api_say_the_same(tmp_path: Path) -> None:
+    made, _ = make(60, 20)
+    output = made.write(tmp_path / "tags")
+    code, said = run(output.uri, "--to", str(tmp_path / "one"))
+    assert code == 0, said
+    done: Deduplicated = sightline.open_output(output.uri).dedup(tmp_path / "two")
+    assert f"{done.identical} identical and {done.copies} copies, {done.similar} similar; {done.keep} to keep" in said
+    assert read_groups(tmp_path / "one") == read_groups(tmp_path / "two")
+    code, said = run(output.uri, "--to", str(tmp_path / "one"), "--prefer", "newest")
+    assert (code, "made with prefer largest, not newest" in said) == (2, True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("x")
+    code, said = run(output.uri, "--to", str(tmp_path / "mine"))
+    assert (code, "has no result of `sightline dedup`" in said) == (2, True)
+    assert run(output.uri, "--to", str(tmp_path / "x"), "--copy", "1.5")[0] == 2
+    assert run(output.uri, "--to", str(tmp_path / "x"), "--against", output.uri)[0] == 2
+    assert not (tmp_path / "x").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"tags", "one", "two", "mine"}
+
+
+def test_outputs_of_two_models_do_not_compare(tmp_path: Path) -> None:
+    made, _ = make(10, 0)
+    output = made.write(tmp_path / "tags")
+    with pytest.raises(ConfigError, match="another model"):
+        dedup_output(output, tmp_path / "result", replace(output, table=replace(output.table, weights="other")))
