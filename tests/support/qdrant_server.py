@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -19,11 +20,15 @@ LIMIT = 32 * 2**20
 
 
 class QdrantServer:
-    """Serves while it is a context. `client` sees the same collections. `bodies` are the sizes of uploads, in bytes."""
+    """Serves while it is a context. `client` sees the same collections. `bodies` are the sizes of uploads, in bytes.
+
+    After `most` uploads it answers 503.
+    """
 
     def __init__(self) -> None:
         self.client = QdrantClient(":memory:")
         self.bodies: list[int] = []
+        self.most = sys.maxsize
         self._lock = threading.Lock()
         server = self
 
@@ -78,6 +83,8 @@ class QdrantServer:
         if (method, rest) == ("GET", ""):
             return 200, json.loads(self.client.get_collection(name).model_dump_json())
         if (method, rest) == ("PUT", "/points"):
+            if len(self.bodies) >= self.most:
+                return 503, None
             self.bodies.append(size)
             self.client.upsert(name, [PointStruct(**point) for point in body["points"]])
             return 200, {"operation_id": 0, "status": "completed"}

@@ -44,6 +44,7 @@ def write(job: Job, path: str) -> None:
     Memory holds 256 rows, and requests have at most 16 MiB. In the embedded mode the client holds all points in memory:
     about 12 KB each of 768 numbers. It is made for tests; Qdrant advises a server for more than 20,000 points.
     """
+    from qdrant_client.http.exceptions import ApiException
     from qdrant_client.models import Distance, VectorParams
 
     client, name = _connect(path)
@@ -52,6 +53,8 @@ def write(job: Job, path: str) -> None:
             client.create_collection(name, VectorParams(size=job.output.width, distance=Distance.COSINE))
         for points in _make_requests(job):
             client.upsert(name, points, wait=True)
+    except ApiException as error:
+        raise _explain(path, error) from error
     finally:
         client.close()
 
@@ -81,6 +84,10 @@ def _make_requests(job: Job) -> Iterator[list[PointStruct]]:
             held, size = [], 0
     if held:
         yield held
+
+
+def _explain(destination: str, error: Exception) -> StoreError:
+    return StoreError(f"{destination}: {' '.join(str(error).split())}: run the same command again when it is there")
 
 
 def _is_server(destination: str) -> bool:
@@ -134,7 +141,7 @@ def _check_collection(output: TaggedOutput, destination: str) -> None:
         if others:
             raise ConfigError(f"{destination} has points of something else than {output.uri}: name a new collection")
     except ApiException as error:
-        raise StoreError(f"{destination}: {' '.join(str(error).split())}") from error
+        raise _explain(destination, error) from error
     finally:
         client.close()
 

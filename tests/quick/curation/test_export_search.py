@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from pathlib import Path
 
@@ -131,6 +132,30 @@ def test_requests_to_a_server_are_bounded_in_bytes(
         assert len(server.bodies) > 3
         assert max(server.bodies) <= 9000
         check_points(server.client, "pictures", output)
+
+
+def test_an_upload_that_breaks_off_is_finished_by_the_next(
+    output: TaggedOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qdrant_target, "_REQUEST_BYTES", 9000)
+    with QdrantServer() as server:
+        server.most = 2
+        with pytest.raises(StoreError, match="503"):
+            export_output(output, "qdrant", f"{server.url}/pictures")
+        assert 0 < server.client.count("pictures").count < ROWS
+        server.most = 1000
+        export_output(output, "qdrant", f"{server.url}/pictures")
+        check_points(server.client, "pictures", output)
+
+
+@pytest.mark.parametrize("to", ["lancedb", "qdrant"])
+def test_a_library_that_is_not_installed_is_named(
+    output: TaggedOutput, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, {"lancedb": "lancedb", "qdrant": "qdrant_client"}[to], None)
+    with pytest.raises(ConfigError, match=rf"pip install 'sightline\[{to}\]'$"):
+        export_output(output, to, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_points_of_another_output_or_another_size_are_never_replaced(output: TaggedOutput, tmp_path: Path) -> None:
