@@ -1,4 +1,4 @@
-"""Label curation on finished outputs: sample, review, calibrate, probe, evaluate, retag, report and diff.
+"""What follows a finished output: search, label curation (sample, review, calibrate, probe, ...), and export.
 
-Reads what `sightline tag` wrote. Only `retag` uses Ray, and no module reads the images themselves.
+Reads what `sightline tag` wrote. Only `retag` uses Ray. Only `review` and `export` read the images themselves.
 """

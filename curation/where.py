@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curation.tagged_output import ID, TaggedOutput
+from curation.tagged_output import ID, INPUT_ID, TaggedOutput
 from storage.settings import ConfigError
 
 ROWS = "rows"
@@ -21,8 +21,9 @@ ROWS = "rows"
 class Where:
     """A condition such as `width >= 1024 and list_contains(labels, 'cat')`, in DuckDB's SQL.
 
-    It may use the columns of the output's `data/` and `id`. It sees one batch of rows at a time, so it is a condition
-    on a single row: subqueries, aggregates and windows are refused. It cannot read files or load extensions.
+    It may use the columns of the output's `data/` and `id`; an own column `id` of the output is called `input_id`. It
+    sees one batch of rows at a time, so it is a condition on a single row: subqueries, aggregates and windows are
+    refused. It cannot read files or load extensions.
     """
 
     def __init__(self, sql: str, output: TaggedOutput) -> None:
@@ -34,6 +35,9 @@ class Where:
             config={"enable_external_access": "false", "threads": "1", "lock_configuration": "true"}
         )
         schema = output.format.data_schema()
+        names = schema.names
+        if ID in names and INPUT_ID not in names:  # as in the batches of `TaggedOutput`
+            schema = pa.schema([field.with_name(INPUT_ID) if field.name == ID else field for field in schema])
         if ID not in schema.names:
             schema = schema.append(pa.field(ID, pa.string()))
         found = self._find_columns()

@@ -320,6 +320,10 @@ def test_the_own_column_id_is_exported_under_another_name(tmp_path: Path) -> Non
         "mine 4",
         28,
     )
+    for where, keys in (("input_id = 21", [3]), (f"id = '{table['id'][5].as_py()}'", [5]), ("INPUT_ID < 8", [0, 1])):
+        path = tmp_path / f"where {keys}.json"
+        export_output(output, "coco", path, where=where)
+        assert read_keys(path) == [f"image {key:08d}" for key in keys]
     for to in ("lancedb", "qdrant", "xmp"):
         assert export_output(output, to, tmp_path / to).images == 20
 
