@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipelines.output.schema import OWN_COLUMNS
-from pipelines.planning.dates import default_dates, expand_dates
+from pipelines.planning.dates import default_dates, expand_dates, fixed_part
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
@@ -252,6 +252,11 @@ class JobConfig(BaseModel):
     def list_inputs(self) -> list[str]:
         """Return the inputs, with the days of `dates` in the place of `{date}`."""
         return expand_dates(self.input, self.dates or default_dates(datetime.now(UTC)))
+
+    def list_roots(self) -> list[str]:
+        """Return the folders and files that hold the inputs of all days: of an input with `{date}`, the part before."""
+        fixed = ((one, fixed_part(one)) for one in self.input)
+        return [one if folder is None else folder for one, folder in fixed]
 
     @field_validator("thumbnails", mode="before")
     @classmethod

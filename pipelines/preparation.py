@@ -162,7 +162,7 @@ def extend_plan(
     """
     while True:
         columns = check_settings(config, output, model)
-        plan = read_plan(output)
+        plan = read_plan(output, config.list_roots())
 
         def claim(columns: PassedColumns = columns) -> str:
             return claim_output(output, make_fingerprint(config, model, columns.schema()))

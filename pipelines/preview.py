@@ -59,7 +59,7 @@ def preview_run(config: JobConfig, progress: Progress) -> Preview:
         check_labels(config.labels, output, model, progress)
         columns = check_settings(config, output, model)
         progress.say("listing the inputs")
-        plan = read_plan(output)
+        plan = read_plan(output, config.list_roots())
         state = OutputState(output, plan, Ledger.read(output))
         unsealed = state.find_unsealed()
         shards, images = state.count_pending()

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import IO
 
+from storage.links import LinkedFolders
 from storage.store import (
     ATTEMPTS,
     Changed,
     Entry,
     Forbidden,
     InvalidUri,
+    LinkNotFollowed,
     NoSpace,
     NotFound,
     StoreError,
@@ -26,7 +28,7 @@ from storage.store import (
     show,
 )
 
-_INVALID = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ))
+_INVALID = frozenset((errno.ENAMETOOLONG, errno.EILSEQ))
 _FORBIDDEN = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 # Errors of a network file system or a failing disk, which may pass.
 _UNREACHABLE = frozenset(
@@ -62,28 +64,31 @@ class LocalStore:
     errors are raised without a retry, because the kernel and its network file systems have already retried.
     """
 
-    def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
+    def list(
+        self,
+        prefix: str,
+        unreadable: Callable[[str, StoreError], None] | None = None,
+        links: LinkedFolders | None = None,
+    ) -> Iterator[Entry]:
         # No recursion, because folders may be nested deeper than Python's stack. One folder's names at a time.
         root = _local(prefix)
-        linked: set[tuple[int, int]] = set()  # folders outside of the root, which links led to
         open_folders: list[tuple[str, str, Iterator[str]]] = []  # each with its real path if it is outside, else ""
 
         def enter(folder: str, outside: str, status: os.stat_result) -> None:
             """Open a folder. `outside` is its real path if it is below a link that led out of the root, else empty."""
             if open_folders and os.path.islink(folder):
                 outside = os.path.realpath(folder)
-            if outside:
-                identity = (status.st_dev, status.st_ino)
-                if f"{outside}/".startswith(f"{real_root}/") or identity in linked:
-                    if unreadable is not None:
-                        unreadable(folder, InvalidUri(f"{show(folder)} is a link to a folder that is read anyway"))
-                    return
-                linked.add(identity)
+            if outside and not followed.enter(outside, status, real_root):
+                if unreadable is not None:
+                    problem = "leads to a folder above, or to one that is read anyway"
+                    unreadable(folder, LinkNotFollowed(f"{show(folder)} {problem}"))
+                return
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since
                 open_folders.append((folder, outside, iter(sorted(os.listdir(folder)))))
 
         with _translate(root):
             real_root = os.path.realpath(root).rstrip("/")
+            followed = LinkedFolders([root]) if links is None else links
             try:
                 enter(root, "", os.stat(root))
             except (FileNotFoundError, NotADirectoryError):
@@ -277,6 +282,8 @@ def _translate(path: str, writing: bool = False) -> Iterator[None]:
 def _explain(path: str, error: OSError, writing: bool) -> StoreError:
     """The store's error for an error of the operating system, by its number."""
     number, what = error.errno or 0, error.strerror or str(error)
+    if number == errno.ELOOP:
+        return LinkNotFollowed(f"{show(path)}: {what}")
     if number in _INVALID:
         return InvalidUri(f"{show(path)}: {what}")
     if number in _FORBIDDEN:

@@ -12,7 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from storage.links import LinkedFolders
 
 ATTEMPTS = 5
 """Attempts at an operation, if `StoreOptions` do not say otherwise."""
@@ -40,6 +43,10 @@ class Changed(StoreError):
 
 class InvalidUri(StoreError):
     """No object can have this name: an unknown scheme, no bucket, a NUL, too long, a symbolic link to itself."""
+
+
+class LinkNotFollowed(InvalidUri):
+    """A symbolic link that leads to itself; in a listing also one to a folder above, or to one that is read anyway."""
 
 
 class Unreachable(StoreError):
@@ -91,13 +98,19 @@ class Entry(NamedTuple):
 class Store(Protocol):
     """An object store. Every method takes whole URIs and raises `StoreError`."""
 
-    def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
+    def list(
+        self,
+        prefix: str,
+        unreadable: Callable[[str, StoreError], None] | None = None,
+        links: LinkedFolders | None = None,
+    ) -> Iterator[Entry]:
         """All objects under a folder, at any depth, in no particular order. Empty when there are none.
 
         The listing is streamed. It raises when it cannot be completed, so it never ends early without an error. With
         `unreadable`, a folder or file below `prefix` that cannot be looked at is given to that function with the error,
-        and the rest is listed: a closed folder, a link to itself or to a folder above, a path that is too long. S3 has
-        no such paths.
+        and the rest is listed: a closed folder, a link to itself or to a folder above, a path that is too long. Links
+        to folders are followed, but each folder is read once, also in several listings with the same `links`. S3 has
+        neither such paths nor links.
         """
 
     def names(self, folder: str, start: str = "") -> Iterator[str]:

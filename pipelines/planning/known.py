@@ -3,6 +3,9 @@
 An input is recognized by two 64-bit hashes, of its URI and of its version (`Input.version`). Python's `hash` of a text
 is SipHash with a key that is random in each process, so that nobody can choose names that collide. Among ten million
 inputs, that two of them agree in both hashes by chance is less likely than 1 in 10^24.
+
+The URI of a local file is its real path as the disk is now. So a file is the same input whichever of several links to
+its folder a listing follows.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from numpy.typing import NDArray
 
 from pipelines.config import absolute
 from pipelines.inputs.rows import Input
+from storage.links import RealPaths
+from storage.schemes import is_remote
 from storage.store import Entry
 
 NEW, KNOWN, CHANGED = 0, 1, 2
@@ -30,10 +35,11 @@ PLAN_COLUMNS = ("kind", "uri", "size", "etag", "metadata")
 class KnownInputs:
     """The planned inputs, and the rows of lists that are met in this planning.
 
-    Add all plan files first, and ask afterwards.
+    Add all plan files first, and ask afterwards. Links are resolved below `roots`, the configured inputs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Iterable[str] = ()) -> None:
+        self._paths = RealPaths(root.removeprefix("file://") for root in roots if not is_remote(root))
         self._added: dict[str, list[tuple[Hashes, Hashes]]] = {"objects": [], "rows": []}
         self._objects = self._rows = (_NONE, _NONE)
         self._planned, self._seen = _NONE, _NONE  # for each of `_rows`: how many are planned, and how many were met
@@ -50,11 +56,11 @@ class KnownInputs:
         listed = pc.equal(table["kind"], "uri")
         objects = table.filter(pc.invert(listed))
         versions = pc.binary_join_element_wise(pc.cast(objects["size"], pa.string()), objects["etag"], " ")
-        self._append("objects", _hash_uris(objects["uri"].to_pylist()), _hash(versions.to_pylist()))
+        self._append("objects", self._hash_uris(objects["uri"].to_pylist()), _hash(versions.to_pylist()))
         if len(objects) < len(table):
             rows = table.filter(listed).select(PLAN_COLUMNS).to_pylist()
             planned = [Input(key="", **row) for row in rows]
-            self._append("rows", _hash_uris(one.uri for one in planned), _hash(one.version for one in planned))
+            self._append("rows", self._hash_uris(one.uri for one in planned), _hash(one.version for one in planned))
 
     def find(self, entries: Sequence[Entry]) -> NDArray[np.int8]:
         """Tell for each object whether it is `NEW`, `KNOWN` or `CHANGED`, as int8 (N,).
@@ -63,7 +69,7 @@ class KnownInputs:
         cannot be compared.
         """
         self._sort()
-        uris = _hash_uris(entry.uri for entry in entries)
+        uris = self._hash_uris(entry.uri for entry in entries)
         # Sorted, so that the places that are looked at lie beside each other in memory.
         order = np.argsort(uris)
         uris = uris[order]
@@ -85,7 +91,7 @@ class KnownInputs:
         so one such row is known if the object is.
         """
         self._sort()
-        uris, versions = _hash_uris(row.uri for row in rows), _hash(row.version for row in rows)
+        uris, versions = self._hash_uris(row.uri for row in rows), _hash(row.version for row in rows)
         self._met.append(uris)
         place = _find_pair(self._rows, uris, versions)
         known = np.zeros(len(rows), np.bool_)
@@ -102,6 +108,13 @@ class KnownInputs:
                 met = self._plain[int(uris[number])] = self._plain.get(int(uris[number]), 0) + 1
                 known[number] = met == 1
         return known
+
+    def resolve(self, uri: str) -> str:
+        """Return the name by which an object is recognized: the real path of a local file, else the URI."""
+        return uri if uri.startswith("s3://") else self._paths.of(_normalize(uri))
+
+    def _hash_uris(self, uris: Iterable[str]) -> Hashes:
+        return np.fromiter((hash(self.resolve(uri)) for uri in uris), np.int64)
 
     def _append(self, kind: str, uris: Hashes, versions: Hashes) -> None:
         # The parts of a Parquet file are neighbours, and an object needs to be known once.
@@ -167,10 +180,6 @@ def _contains(values: Hashes, wanted: Hashes) -> NDArray[np.bool_]:
 
 def _hash(texts: Iterable[str]) -> Hashes:
     return np.fromiter(map(hash, texts), np.int64)
-
-
-def _hash_uris(uris: Iterable[str]) -> Hashes:
-    return np.fromiter((hash(uri if uri.startswith("s3://") else _normalize(uri)) for uri in uris), np.int64)
 
 
 def _normalize(uri: str) -> str:

@@ -18,11 +18,11 @@ from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped,
 from pipelines.output.output import find_marker
 from pipelines.planning import inventory
 from pipelines.planning.known import CHANGED, KNOWN, KnownInputs
+from pipelines.planning.roots import Roots
 from pipelines.planning.tar_sizes import TarSizes
-from storage.hidden_names import is_hidden
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
-from storage.store import Entry, InvalidUri, StoreError, StoreOptions, show
+from storage.store import Entry, InvalidUri, LinkNotFollowed, StoreError, StoreOptions, show
 
 _INSPECTIONS = 16
 """Archives that are inspected at the same time."""
@@ -94,15 +94,8 @@ class InputLister:
         self._report = report
         self._changed: set[str] = set()
         self._inputs = config.list_inputs()
-        self._roots = [root.rstrip("/") + "/" for root in self._inputs]
+        self._roots = Roots(self._inputs)
         self._markers: dict[str, bool] = {}
-        # An object is met twice only if one configured input is below another, or in an inventory.
-        roots = set(self._roots)
-        nested = len(roots) < len(self._roots) or any(
-            one != other and one.startswith(other) for one in roots for other in roots
-        )
-        several = len(self._inputs) > 1 and any(map(inventory.recognizes, self._inputs))
-        self._met: set[int] | None = set() if nested or several else None
 
     def list_new(self) -> Iterator[Input]:
         """Yield the new inputs in listing order, archives split into parts.
@@ -183,11 +176,8 @@ class InputLister:
         for entries in self._list_entries():
             for group in _batch(entries):
                 for entry, status in zip(group, self._known.find(group).tolist(), strict=True):
-                    if self._met is not None:
-                        identity = hash((entry.uri, entry.etag))
-                        if identity in self._met:
-                            continue
-                        self._met.add(identity)
+                    if not self._roots.meet(entry):
+                        continue
                     if status == KNOWN:
                         self._report.known += 1
                     else:
@@ -204,10 +194,10 @@ class InputLister:
     def _classify(self, entry: Entry) -> Input | None:
         """Return the input that an object is by its name, or None. Counts what is no input."""
         skipped = self._report.skipped
-        key = next(self._relative_paths(entry.uri), None) or entry.uri.rpartition("/")[2]
+        key = self._roots.key_of(entry.uri)
         name = entry.uri.lower().rpartition("/")[2]
         configured = entry.uri in self._inputs
-        if not configured and self._is_hidden(entry.uri):
+        if not configured and self._roots.is_hidden(entry.uri):
             skipped.add(entry.uri, "hidden files")
         elif (output := self._find_output(entry.uri)) is not None:
             if output != self._config.output:  # its own files are there at each run, and no news
@@ -240,7 +230,7 @@ class InputLister:
                 yield [single]
                 continue
             seen = len(self._report.waiting), self._report.skipped.counts.total()
-            listed = iter(store.list(uri, self._note_unreadable))
+            listed = iter(store.list(uri, self._note_unreadable, self._roots.links))
             first = list(islice(listed, 1))
             if first:
                 yield chain(first, listed)
@@ -259,9 +249,7 @@ class InputLister:
     def _list_inventory(self, manifest: Entry) -> Iterator[Entry]:
         """Yield the objects of an inventory. Their keys are relative to the bucket."""
         for entry in inventory.list_inventory(manifest, self._options, self._report.skipped):
-            bucket = entry.uri[: entry.uri.index("/", len("s3://")) + 1]
-            if bucket not in self._roots:
-                self._roots.append(bucket)
+            self._roots.add(entry.uri[: entry.uri.index("/", len("s3://")) + 1])
             yield entry
 
     def _was_planned(self, uri: str) -> bool:
@@ -270,10 +258,12 @@ class InputLister:
 
     def _note_unreadable(self, path: str, error: StoreError) -> None:
         """Count a path that cannot be looked at. Inputs may be below a closed folder, so the run has to say so."""
-        if self._is_hidden(path):
+        if self._roots.is_hidden(path):
             self._report.skipped.add(path, "hidden files")
+        elif isinstance(error, LinkNotFollowed):
+            self._report.skipped.add(path, "links in a circle or to a folder that is read anyway")
         elif isinstance(error, InvalidUri):
-            self._report.skipped.add(path, "links to folders that are read anyway, and paths that are too long")
+            self._report.skipped.add(path, "paths that are too long")
         else:
             self._report.waiting.append(Waiting(show(path), wait_reason(error), f"{error}: not listed", 0))
 
@@ -287,19 +277,11 @@ class InputLister:
         if marker is None:
             return None
         folder = marker.rpartition("/")[0]
-        if not any(f"{folder}/".startswith(root) for root in self._roots):
+        if not self._roots.holds(folder):
             return None
         if marker not in self._markers:
             self._markers[marker] = open_store(marker, self._options).stat(marker) is not None
         return folder if self._markers[marker] else None
-
-    def _relative_paths(self, uri: str) -> Iterator[str]:
-        """Yield the path of an object relative to each configured input that holds it."""
-        return (uri[len(root) :] for root in self._roots if uri.startswith(root))
-
-    def _is_hidden(self, uri: str) -> bool:
-        """Tell whether an object is hidden below each configured input that holds it. What is above does not count."""
-        return all(is_hidden(path) for path in self._relative_paths(uri))
 
 
 def _is_done(inspection: Future[InputStats] | None) -> bool:

@@ -27,6 +27,7 @@ from functools import partial
 from itertools import repeat
 from typing import IO, Any, TypeVar
 
+from storage.links import LinkedFolders
 from storage.s3.errors import PastTheEnd, translate_errors
 from storage.s3.listing import list_pages
 from storage.s3.names import split_object, split_prefix
@@ -76,7 +77,12 @@ class S3Store:
             )
         watch_pages(self._client)
 
-    def list(self, prefix: str, unreadable: Callable[[str, StoreError], None] | None = None) -> Iterator[Entry]:
+    def list(
+        self,
+        prefix: str,
+        unreadable: Callable[[str, StoreError], None] | None = None,
+        links: LinkedFolders | None = None,
+    ) -> Iterator[Entry]:
         bucket, key = split_prefix(prefix)
         key = f"{key}/" if key and not key.endswith("/") else key
         root = f"s3://{bucket}/"

@@ -23,7 +23,7 @@ def extend_plan(config: JobConfig, options: StoreOptions) -> tuple[PlanReport, p
     """What a run does before it reads: the report, and the types of the passed columns."""
     columns = PassedColumns(config.parquet.columns)
     output = Output(config.output, options)
-    report = append_inputs(config, output, read_plan(output), columns, lambda: None)
+    report = append_inputs(config, output, read_plan(output, config.list_roots()), columns, lambda: None)
     assert report is not None
     return report, columns.schema()
 

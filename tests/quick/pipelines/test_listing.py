@@ -26,7 +26,7 @@ from storage.settings import ConfigError
 from storage.store import Entry, Forbidden, Store, StoreError, StoreOptions
 
 DATA = b"not decoded here"
-LINKS = "links to folders that are read anyway, and paths that are too long"
+LINKS = "links in a circle or to a folder that is read anyway"
 
 
 def list_inputs(
@@ -38,7 +38,7 @@ def list_inputs(
     segment = SegmentWriter(0)
     segment.add(known or [])
     output.store.put(output.uri_of("plan/000000.parquet"), segment.close())
-    plan = read_plan(output)
+    plan = read_plan(output, config.list_roots())
     lister = InputLister(config, StoreOptions(), plan.known, plan.holds, PassedColumns({}), report)
     return [item.key for item in lister.list_new()], report
 
@@ -176,6 +176,104 @@ def test_a_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path, root: P
     assert found == sorted(["a.jpg", "first/below/d.jpg", "first/c.jpg", *mesh, "z/b.jpg"])
 
 
+def test_a_link_to_a_folder_above_an_input_is_not_followed(tmp_path: Path, root: Path) -> None:
+    """What the folder above holds besides is no input, or another input's."""
+    write(tmp_path, "other/c.jpg")
+    (root / "z/up").symlink_to("../..")
+    (tmp_path / "other/top").symlink_to("/")
+    for inputs, expected in (
+        ([root], ["a.jpg", "z/b.jpg"]),
+        ([root, tmp_path / "other"], ["a.jpg", "c.jpg", "z/b.jpg"]),
+        ([root / "z", root], ["a.jpg", "b.jpg"]),
+    ):
+        found, report = list_inputs(tmp_path, [*map(str, inputs)])
+        assert sorted(found) == expected
+        assert report.skipped.counts.keys() == {LINKS}
+
+
+def test_a_folder_that_two_inputs_lead_to_is_read_once(tmp_path: Path, root: Path) -> None:
+    """The inputs of days, links between inputs, and links of several inputs to one folder."""
+    write(tmp_path, "days/1/c.jpg", "days/2/d.jpg", "shared/e.jpg", "shared/below/f.jpg")
+    for day, other in ((1, 2), (2, 1)):
+        (tmp_path / f"days/{day}/other").symlink_to(tmp_path / f"days/{other}")
+        (tmp_path / f"days/{day}/shared").symlink_to(tmp_path / "shared")
+    (root / "days").symlink_to(tmp_path / "days")
+    (root / "day").symlink_to(tmp_path / "days/1")
+    days = [str(tmp_path / "days/1"), str(tmp_path / "days/2")]
+    found, report = list_inputs(tmp_path, days)
+    assert sorted(found) == ["c.jpg", "d.jpg", "shared/below/f.jpg", "shared/e.jpg"]
+    assert report.skipped.counts == {LINKS: 3}
+    # The folder of the days is no input, but both days are.
+    found, report = list_inputs(tmp_path, [str(root), *days])
+    assert sorted(found) == ["a.jpg", "c.jpg", "d.jpg", "shared/below/f.jpg", "shared/e.jpg", "z/b.jpg"]
+    assert report.skipped.counts == {LINKS: 3 + 1 + 2}
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_folder_and_a_link_to_it_are_one_input(tmp_path: Path, root: Path, below: bool) -> None:
+    """Also a link to a folder below it, or to a hidden one, which is read because it is configured."""
+    write(root, ".hidden/c.jpg")
+    (tmp_path / "link").symlink_to(root / "z" if below else root)
+    (tmp_path / "seen").symlink_to(root / ".hidden")
+    for inputs in ([root, tmp_path / "link"], [tmp_path / "link", root]):
+        found, report = list_inputs(tmp_path, [*map(str, inputs)])
+        assert sorted(Path(key).name for key in found) == ["a.jpg", "b.jpg"]
+        assert report.skipped.counts == {"hidden files": 1}
+        found, report = list_inputs(tmp_path, [*map(str, inputs), str(tmp_path / "seen")])
+        assert sorted(Path(key).name for key in found) == ["a.jpg", "b.jpg", "c.jpg"]
+        assert report.skipped.counts == {}
+
+
+def plan_files(*paths: Path) -> list[Input]:
+    """Plan these files as they are now."""
+    return [
+        Input("image", str(path), path.name, status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}")
+        for path in paths
+        for status in [path.stat()]
+    ]
+
+
+def test_a_planned_file_stays_the_same_input_when_other_links_lead_to_its_folder(tmp_path: Path, root: Path) -> None:
+    outside = tmp_path / "outside"
+    write(outside, "c.jpg", "below/d.jpg")
+    (root / "linkA").symlink_to(outside)
+    planned = plan_files(root / "a.jpg", root / "z/b.jpg", root / "linkA/c.jpg", root / "linkA/below/d.jpg")
+    for name, target in (("0link", outside), ("00below", outside / "below")):  # their names sort before
+        (root / name).symlink_to(target)
+        assert list_inputs(tmp_path, str(root), planned)[0] == []
+    # The folder itself becomes an input, by its own name or by that of a link; and a link becomes a folder.
+    (tmp_path / "to_outside").symlink_to(outside)
+    for inputs in ([root, outside], [outside, root], [tmp_path / "to_outside", root]):
+        assert list_inputs(tmp_path, [*map(str, inputs)], planned)[0] == []
+    (root / "linkA").unlink()
+    outside.rename(root / "linkA")
+    assert list_inputs(tmp_path, str(root), planned)[0] == []
+    # Another version is noticed under each of its names.
+    (root / "linkA/c.jpg").write_bytes(DATA + DATA)
+    (root / "0link").unlink()
+    (root / "0link").symlink_to(root / "linkA")
+    found, report = list_inputs(tmp_path, [str(root / "0link"), str(root)], planned)
+    assert (found, [item.reason for item in report.waiting]) == ([], ["changed"])
+
+
+def test_a_folder_that_the_folders_of_all_days_link_to_is_planned_once(tmp_path: Path) -> None:
+    write(tmp_path, "shared/e.jpg", "in/dt=2026-01-01/a.jpg", "in/dt=2026-01-02/b.jpg")
+    for day in ("dt=2026-01-01", "dt=2026-01-02"):
+        (tmp_path / f"in/{day}/shared").symlink_to(tmp_path / "shared")
+    template = str(tmp_path / "in/dt={date}")
+    planned = plan_files(tmp_path / "in/dt=2026-01-01/a.jpg", tmp_path / "in/dt=2026-01-01/shared/e.jpg")
+    assert list_inputs(tmp_path, template, planned, dates=["2026-01-02"])[0] == ["b.jpg"]
+
+
+def test_a_link_that_leads_elsewhere_later_brings_other_files(tmp_path: Path, root: Path) -> None:
+    write(tmp_path, "one/c.jpg", "two/d.jpg")
+    (root / "latest").symlink_to(tmp_path / "one")
+    planned = plan_files(root / "a.jpg", root / "z/b.jpg", root / "latest/c.jpg")
+    (root / "latest").unlink()
+    (root / "latest").symlink_to(tmp_path / "two")
+    assert list_inputs(tmp_path, str(root), planned)[0] == ["latest/d.jpg"]
+
+
 def write_output_files(folder: Path, marker: str = "fingerprint.json") -> None:
     """Write files with the names of an output's files."""
     names = ("labels.parquet", "plan/000000.parquet", "data/000000-000000-0123456789ab.parquet")
@@ -279,7 +377,7 @@ def test_a_path_that_is_too_long_is_counted_and_named(tmp_path: Path, root: Path
     os.chdir(before)
     found, report = list_inputs(tmp_path, str(root))
     assert found == ["a.jpg", "z/b.jpg"]
-    assert report.skipped.counts == {LINKS: 1}
+    assert report.skipped.counts == {"paths that are too long": 1}
 
 
 @pytest.fixture
@@ -366,7 +464,7 @@ class Objects:
     def stat(self, uri: str) -> None:
         return None
 
-    def list(self, prefix: str, unreadable: object = None) -> list[Entry]:
+    def list(self, prefix: str, unreadable: object = None, links: object = None) -> list[Entry]:
         return [Entry(f"s3://bucket/{key}", 9, "etag") for key in self._keys]
 
 

@@ -341,7 +341,7 @@ class Nothing:
     def stat(self, uri: str) -> None:
         return None
 
-    def list(self, prefix: str, unreadable: object = None) -> list[Any]:
+    def list(self, prefix: str, unreadable: object = None, links: object = None) -> list[Any]:
         return []
 
 

@@ -13,7 +13,9 @@ from tests.support.input_cases.case import InputCase
 TITLE = "Folders and object stores"
 TEXT = """A folder or an `s3://` prefix is read with everything below it. Files are told apart by the ends of their
 names. Each object is an input once, also if two configured inputs hold it. Links to files and folders are followed,
-but each folder is read once.
+but each folder is read once, whichever configured inputs and links lead to it, and a link to a folder that contains the
+configured input is not followed. A file that is planned stays this input when other links to its folder are added. A
+link to a file is an input beside the file.
 
 What cannot be looked at does not stop the run. A folder that may not be entered, or that its disk does not deliver,
 waits: the run tags the rest, names the folder and ends with exit code 1, because images may be missing. So does a
@@ -45,7 +47,7 @@ In S3, the bucket may be an access point: its alias, or its ARN as in
 `s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/prefix`."""
 
 _IMAGE = encode(make_rgb())
-_LOOP = "links to folders that are read anyway, and paths that are too long"
+_LOOP = "links in a circle or to a folder that is read anyway"
 
 
 def _write(*names: str) -> Callable[[Path], None]:
@@ -60,6 +62,7 @@ def _write(*names: str) -> Callable[[Path], None]:
 def _link(name: str, target: str) -> Callable[[Path], None]:
     def build(folder: Path) -> None:
         _write("a.png", "sub/b.png")(folder)
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(folder / target)
 
     return build
@@ -136,11 +139,34 @@ CASES: tuple[InputCase, ...] = (
     InputCase("a link to itself", "counted and named", _link("link.png", "link.png"), tagged=2, skipped={_LOOP: 1}),
     InputCase("a link to a folder above", "not followed", _link("sub/up", "."), tagged=2, skipped={_LOOP: 1}),
     InputCase(
+        "a link to a folder above the configured input",
+        "not followed",
+        _link("sub/up", "."),
+        tagged=1,
+        skipped={_LOOP: 1},
+        settings={"input": "{folder}/sub"},
+    ),
+    InputCase(
         "two links to one folder, a link to a folder of the input itself",
         "each folder is read once",
         _link("again", "sub"),
         tagged=2,
         skipped={_LOOP: 1},
+    ),
+    InputCase(
+        "a link to a folder of another configured input",
+        "each folder is read once",
+        _link("a/other", "sub"),
+        tagged=1,
+        skipped={_LOOP: 1},
+        settings={"input": ["{folder}/a", "{folder}/sub"]},
+    ),
+    InputCase(
+        "a folder, and a link to it as another configured input",
+        "each object is an input once",
+        _link("again", "sub"),
+        tagged=1,
+        settings={"input": ["{folder}/sub", "{folder}/again"]},
     ),
     InputCase(
         "an output of Sightline, a sample for `review`",
@@ -152,7 +178,13 @@ CASES: tuple[InputCase, ...] = (
     InputCase(
         "an empty path", "as from an unset variable", _write("a.png"), refused="is empty", settings={"input": ""}
     ),
-    InputCase("a path of over 4,095 bytes", "counted and named", _nest_deeply, tagged=1, skipped={_LOOP: 1}),
+    InputCase(
+        "a path of over 4,095 bytes",
+        "counted and named",
+        _nest_deeply,
+        tagged=1,
+        skipped={"paths that are too long": 1},
+    ),
     InputCase(
         "a pipe, a socket, a device",
         "counted and named",
