@@ -108,6 +108,7 @@ class Committer:
         self._in_flight: dict[ray.ObjectRef[list[dict[str, Any] | str]], list[_Complete]] = {}
         self._set_aside: set[str] = set()
         self._unused_parts: list[str] = []
+        self._waiting_refs: dict[str, ShardRef] = {}
 
     def expect(self, shards: Iterable[ShardRef]) -> None:
         """Tell of shards whose receipts will come."""
@@ -200,6 +201,18 @@ class Committer:
             _, parts = self._tracker.take(ref.name)
             self._wait(ref, parts, "error", describe_death(read_shard_inputs(self._writer.output, ref)))
 
+    def list_waiting(self, inputs: Iterable[Waiting]) -> list[Waiting]:
+        """Return what waits: these inputs that are not planned, and the shards. No image counts twice.
+
+        An input that changed before its shard was committed waits with the shard, which has its planned version.
+        """
+        changed = {one.name for one in self.waiting if one.reason == "changed"}
+        held: set[str] = set()
+        refs = sorted((ref for name, ref in self._waiting_refs.items() if name in changed), key=lambda ref: ref.shard)
+        for _, planned in read_inputs_of(self._writer.output, refs):
+            held.update(one.uri for one in planned)
+        return [one for one in inputs if one.reason != "changed" or one.name not in held] + self.waiting
+
     def finish(self) -> None:
         """Wait until all complete shards are committed, then delete the parts of shards that wait."""
         while self._in_flight:
@@ -229,6 +242,7 @@ class Committer:
     def _wait(self, ref: ShardRef, parts: Parts, reason: WaitReason, detail: str) -> None:
         self._unused_parts += parts
         self.waiting.append(Waiting(ref.name, reason, detail, ref.rows))
+        self._waiting_refs[ref.name] = ref
         self._progress.update(waiting=1)
 
 

@@ -33,6 +33,8 @@ from storage.store import Changed, NotFound, StoreError
 
 STAY = "rejected rows that were not found again (they stay rejected)"
 """The phrase of `Skipped` for rows that were to be retried, and were not among the rows that were read."""
+STAY_CHANGED = "rejected rows whose input has changed since it was planned (they stay rejected)"
+"""The phrase for rows of another version than the one that is there now. That version can never be read again."""
 
 
 class _Index:
@@ -144,8 +146,10 @@ def read_retried(
     """Yield the rows that are retried, with their row numbers.
 
     Rows to be retried that are not read again, such as those of an archive that is gone now, are not yielded, so that
-    they stay rejected. They are counted in `skipped`. If all archives of the shard are read again, their other members
-    are counted there too, and a phrase that no member has any more is counted 0. Else the earlier counts hold.
+    they stay rejected. They are counted in `skipped`. So are the rows of an input that has changed, whatever
+    `on_changed` says: its new version is another input, which waits or is tagged as such. If all archives of the shard
+    are read again, their other members are counted there too, and a phrase that no member has any more is counted 0.
+    Else the earlier counts hold.
 
     Raises `StoreError` as reading does, and `Changed` if an input has rows that were not there before and lacks others
     that were tagged: they may be the same images, which would be tagged twice.
@@ -153,14 +157,14 @@ def read_retried(
     aligner = _Aligner(retry)
     inputs = [item for item in planned if item.uri in retry.uris]
     counted = Skipped()
-    for item, row in read_inputs(inputs, reading, counted):
+    for item, row in read_inputs(inputs, replace(reading, on_changed="retag"), counted):
         number = aligner.number(item, row)
         if number is not None:
             yield number, row
     aligner.check()
     if not aligner.is_partial and all(item.uri in retry.uris for item in planned if item.kind in ARCHIVES):
         skipped.counts.update(dict.fromkeys(retry.skipped, 0) | dict(counted.counts))
-    skipped.counts[STAY] = aligner.count_left()
+    skipped.counts[STAY], skipped.counts[STAY_CHANGED] = aligner.count_left()
 
 
 class _Aligner:
@@ -175,6 +179,7 @@ class _Aligner:
         self._by_key = _Index(retry.keys)
         self._moved: set[tuple[int, int]] = set()  # keys and contents of tagged rows that were found by content alone
         self._grown: set[int] = set()  # sources with new rows
+        self._changed: set[int] = set()  # sources of which another version is there now
         self._yielded = array("Q")  # contents of the rows that are retried
 
     @cached_property
@@ -184,6 +189,10 @@ class _Aligner:
     def number(self, item: Input, row: Row) -> int | None:
         """Return the number of a row, or None for one that is not retried."""
         retry = self._retry
+        if row.key == item.key and row.rejected is not None and row.rejected.reason == "changed":
+            self._changed.add(_digest(item.uri))
+            self.is_partial = True
+            return None
         if item.kind in ARCHIVES and self._is_gone(item, row):
             self.is_partial = True
             return None
@@ -216,9 +225,11 @@ class _Aligner:
             if len(found):
                 raise _misaligned(next(uri for uri in retry.uris if _digest(uri) == found[0]))
 
-    def count_left(self) -> int:
-        """Return how many rows were to be retried and were not read."""
-        return int((self._retry.wanted & ~self._taken).sum())
+    def count_left(self) -> tuple[int, int]:
+        """Return how many rows were to be retried and were not read: of inputs that are as planned, and of others."""
+        left = self._retry.sources[self._retry.wanted & ~self._taken]
+        changed = int(np.isin(left, np.fromiter(self._changed, np.uint64)).sum())
+        return len(left) - changed, changed
 
     def _find_same(self, row: Row, content: int) -> int | None:
         """Return the first row with this key that may be the same, or else the first tagged row with this image."""
@@ -247,11 +258,11 @@ class _Aligner:
         return None
 
     def _is_gone(self, item: Input, row: Row) -> bool:
-        """Tell whether a row says that the archive is missing or changed now, and some of it was read before.
+        """Tell whether a row says that the archive is missing now, and some of it was read before.
 
         Such a row tells nothing of the rows that were read: these are as they were.
         """
-        if row.key != item.key or row.rejected is None or row.rejected.reason not in ("missing", "changed"):
+        if row.key != item.key or row.rejected is None or row.rejected.reason != "missing":
             return False
         rows = self._retry.sources == np.uint64(_digest(item.uri))
         return bool((self._retry.keys[rows] != np.uint64(_digest(item.uri, item.key))).any())

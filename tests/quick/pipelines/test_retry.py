@@ -26,7 +26,7 @@ from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, list_shards, read_plan, read_shard_inputs
 from pipelines.stages.parts import ShardSummary, encode_rows
 from pipelines.upkeep import retry as retry_module
-from pipelines.upkeep.retry import STAY, Retry, _Aligner, _digest, find_retry, read_retried
+from pipelines.upkeep.retry import STAY, STAY_CHANGED, Retry, _Aligner, _digest, find_retry, read_retried
 from pipelines.upkeep.verify import verify_output
 from siglip.images.decode import ImageRejected
 from storage.store import Changed
@@ -156,7 +156,6 @@ BROKEN = ("a.tar", "!truncated_archive")
         ([A, BROKEN], [A, B, C, BROKEN]),
         ([("a.tar", "!missing")], [A, B, C]),
         ([("a.tar", "!missing")], [A, BROKEN]),
-        ([("a.tar", "!missing")], [("a.tar", "!changed")]),
         ([("x", "X"), ("y", "bad")], [("x.png", "X"), ("x.heic", "Z"), ("y", "Y")]),  # a sample with one more image
         ([("x", "bad"), ("y", "Y")], [("x.png", "bad"), ("x.heic", "Z"), ("y", "Y")]),
         ([("x", "X"), ("x", "bad"), ("x", "Z")], [("x", "X"), ("x", "Y"), ("x", "Z")]),  # one key several times
@@ -180,7 +179,6 @@ def test_a_retry_gives_each_image_that_is_read_now_once(shard: Shard, before: Fo
     ("before", "after", "stay"),
     [
         ([A, BROKEN], [A], 1),  # it is whole, and no image was missing
-        ([A, ("b", "bad"), BROKEN], [("a.tar", "!changed")], 2),  # another version is there now, planned as such
         ([A, ("b", "bad")], [("a.tar", "!missing")], 1),
         ([A, ("b", "bad")], [A], 1),
         ([A, ("b", "bad"), ("c", "!unreadable")], [A, C], 1),
@@ -197,6 +195,42 @@ def test_rejected_rows_that_are_not_found_again_stay_and_are_counted(
     assert shard.record["skipped"] == {STAY: stay}
     assert shard.again(after) == expected
     assert shard.record["skipped"] == {STAY: stay}
+
+
+@pytest.mark.parametrize(
+    ("before", "read", "stay"),
+    [
+        ([("a.tar", "!changed")], [], 1),
+        ([("a.tar", "!missing")], [], 1),
+        ([A, ("b", "bad"), BROKEN], [], 2),
+        ([A, ("b", "bad"), ("c", "!unreadable")], [A, ("b", "B")], 1),  # it changes while it is read
+    ],
+)
+def test_rejected_rows_of_an_input_that_has_changed_stay_and_are_counted(
+    shard: Shard, before: Found, read: Found, stay: int
+) -> None:
+    """The planned version cannot come back, so that a retry that waits for it would wait each night."""
+    shard.first(before)
+    for _ in range(2):
+        shard.again([*read, ("a.tar", "!changed")])
+        assert shard.rows() == expect(*{**dict(before), **dict(read)}.items())
+        assert shard.record["skipped"] == {STAY_CHANGED: stay}
+
+
+def test_a_retry_does_not_wait_for_a_version_that_is_gone(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    path = folder.write("a.jpg", b"x")
+    folder.plan()
+    path.write_bytes(b"another version")
+    [ref] = list_shards(output := Output(str(folder.output)))
+    inputs, reading = read_shard_inputs(output, ref), Reading(OPTIONS, 2**20, folder.config().parquet)
+    with pytest.raises(Changed):
+        list(formats.read_inputs(inputs, reading, Skipped()))
+    source, key = _digest(inputs[0].uri), _digest(inputs[0].uri, "a.jpg")
+    sources, keys, contents = (np.array([value], np.uint64) for value in (source, key, 0))
+    retry, skipped = Retry(keys, sources, contents, np.array([True]), {inputs[0].uri}, 1, {}), Skipped()
+    assert list(read_retried(inputs, retry, reading, skipped)) == []
+    assert +skipped.counts == {STAY_CHANGED: 1}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +272,7 @@ def test_members_that_are_images_now_are_not_counted_as_skipped(shard: Shard) ->
     assert shard.record["skipped"] == {".mp4 files": 2}
     shard.members = {}
     shard.again([("a.tar", "!changed")])
-    assert shard.record["skipped"] == {".mp4 files": 2, STAY: 1}
+    assert shard.record["skipped"] == {".mp4 files": 2, STAY_CHANGED: 1}
 
 
 values = st.sampled_from(["A", "B", "C", "bad1", "!unreadable"])

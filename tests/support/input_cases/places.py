@@ -33,7 +33,8 @@ An input that is deleted later stays in the output. A file has changed if its si
 object if its ETag has. An input that changes is not tagged again, and the run ends with exit code 1, unless
 `on_changed: retag` is set: then its new version is tagged too, and the summary counts its images. The output has the
 rows of both versions, also the reject of a file that was repaired; the later ones are in the shard with the higher
-number, with which the names of files in `data/` and `rejects/` begin. `--retry-rejects` reads the planned version only.
+number, with which the names of files in `data/` and `rejects/` begin. `--retry-rejects` reads the planned version only:
+rejects of an input that has changed stay as they are, and are counted.
 
 An input may name days: `s3://bucket/images/dt={date}` is `dt=2026-11-30`, and `{date:%Y/%m/%d}` writes the day in
 another way. The days are today and yesterday in UTC, or those of the key `dates` and of the option `--date`. A day
