@@ -19,7 +19,7 @@ from pipelines.output.commit import commit_shard
 from pipelines.output.state import OutputState
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.listing import Waiting
-from pipelines.planning.plan import ShardRef, read_shard_inputs
+from pipelines.planning.plan import ShardRef, read_inputs_of, read_shard_inputs
 from pipelines.progress import Progress
 from pipelines.run_report import RunReport
 from pipelines.stages.parts import ShardSummary, covers

@@ -92,15 +92,14 @@ def run_job(
     except BaseException:
         work.state.leave(_describe_time(report, config) | report.count() | {"stopped": True})
         raise
-    waiting += done.waiting
     about = _describe_time(report, config) | {"stopped": done.left > 0}
-    manifest = _finish(work, done.summary | about, waiting)
-    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), waiting, done.left)
+    manifest = _finish(work, done.summary | about, done.waiting)
+    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), done.waiting, done.left)
 
 
 @dataclass
 class _Processed:
-    """What became of a run's shards: the run's `summary` for the manifest, what waits, and the shards that are left."""
+    """What became of a run's shards: its `summary` for the manifest, all that waits, and how many shards are `left`."""
 
     summary: dict[str, Any]
     waiting: list[Waiting]
@@ -149,7 +148,7 @@ def _process(
     if away:
         committer.give_up(work.shards - report.shards - len(committer.waiting), max(0, work.rows - report.rows))
         left = work.beyond
-    return _Processed(summary, committer.waiting, left)
+    return _Processed(summary, committer.list_waiting(work.plan.waiting), left)
 
 
 def build_dataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,7 +168,7 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
         none = "nothing to do" if retry is None else "no rejects of these reasons to retry"
         out.print(escape(f"{none}: {done}"), highlight=False)
     if outcome.waiting:
-        _print_waiting(outcome.waiting)
+        _print_waiting(outcome.waiting, plan.waiting)
     if outcome.left:
         out.print(f"{outcome.left:,} shards are left: run the same command again", highlight=False)
     if outcome.rejected_fraction > job.max_reject_fraction:
@@ -209,14 +209,17 @@ def _print_skipped(skipped: Counter[str], examples: Mapping[str, list[str]]) -> 
     out.print(escape(f"skipped {skipped.total():,}: {', '.join(kinds)}{advice}"), highlight=False)
 
 
-def _print_waiting(waiting: list[Waiting]) -> None:
-    """Print what could not be read now, by reason, with a few examples of each reason."""
+def _print_waiting(waiting: list[Waiting], unplanned: Collection[Waiting]) -> None:
+    """Print what could not be read now, by reason, with a few examples of each reason. `unplanned` are inputs."""
     images = sum(item.rows for item in waiting)
-    holding = f" with about {images:,} images" if images else ""  # what is in a closed folder is not known
-    shards = sum(item.shards for item in waiting)
+    holding = f", with about {images:,} images" if images else ""  # what is in a closed folder is not known
+    inputs = sum(item in unplanned for item in waiting)
+    shards = sum(item.shards for item in waiting) - inputs
+    counted = ((shards, "shard"), (inputs, "input"))
+    told = " and ".join(f"{count:,} {noun}{'s' if count > 1 else ''}" for count, noun in counted if count)
     err.print(
-        f"[red]{shards:,} shards or inputs{holding} wait[/red]: the rest is committed; run the same command again when "
-        "the reasons below are gone",
+        f"[red]waiting: {told}{holding}[/red]; the rest is committed. Run the same command again when the reasons "
+        "below are gone",
         highlight=False,
     )
     counts: Counter[str] = Counter()
@@ -227,8 +230,10 @@ def _print_waiting(waiting: list[Waiting]) -> None:
         more = f"; and {len(details) - _EXAMPLES:,} more" if len(details) > _EXAMPLES else ""
         details = details[:_EXAMPLES]
         err.print(escape(f"  {reason} {count:,}: {'; '.join(details)}{more}"), highlight=False)
-    if any(item.reason == "missing" for item in waiting):
+    if counts["missing"]:
         err.print("  set on_missing: reject if these inputs were deleted on purpose", highlight=False)
+    if counts["changed"]:
+        err.print("  set on_changed: retag to tag changed inputs as they are now", highlight=False)
 
 
 def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:

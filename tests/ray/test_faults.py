@@ -200,9 +200,9 @@ def test_a_run_with_waiting_shards_says_why_and_the_next_run_tags_them(lasting: 
     shards = Counter(case.reason for case in LASTING for _ in case.waits)
     images = sum(1 if "unplanned" in place else IMAGES for case in LASTING for place in case.waits)
     last = " ".join(lasting.first.stderr.split())
-    said = re.search(r"(\d+) shards or inputs with about (\d+) images wait", last)
+    said = re.search(r"waiting: (\d+) shards and (\d+) inputs, with about (\d+) images", last)
     assert said is not None, lasting.printed()
-    assert (int(said[1]), int(said[2])) == (shards.total(), images)
+    assert (int(said[1]) + int(said[2]), int(said[3])) == (shards.total(), images)
     for reason, count in shards.items():
         assert f"{reason} {count}: " in last
     assert lasting.second.returncode == 0, lasting.printed()

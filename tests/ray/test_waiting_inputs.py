@@ -54,10 +54,11 @@ def test_missing_and_changed_inputs_wait_until_they_are_back(where: str, request
     place.put("01.tar", files["01.tar"] + bytes(10_240))  # still a valid tar, but another object
     done = place.tag(rows_per_shard=20)
     assert done.returncode == 1, done.stderr
-    assert "7 shards or inputs" not in done.stderr
+    assert "waiting: 7 shards, with about 140 images;" in done.stderr
     assert "missing 6: " in done.stderr
-    assert "changed 2: " in done.stderr  # the planned shard, and the new version, which is not planned
+    assert "changed 1: " in done.stderr  # the planned shard, and not once more the new version of its tar
     assert "on_missing: reject" in done.stderr
+    assert "on_changed: retag" in done.stderr
     assert place.keys_of("data").total() == 5 * 20
     assert place.rows("rejects") == []
     assert place.parts() == []
@@ -182,4 +183,29 @@ def test_a_shard_that_cannot_be_committed_waits(local: Place, monkeypatch: pytes
     assert local.parts() == []
     monkeypatch.undo()
     assert local.tag(rows_per_shard=3).returncode == 0
+    assert local.verify().ok
+
+
+def test_a_reject_of_an_image_that_has_changed_does_not_make_each_retry_fail(local: Place) -> None:
+    for number in range(3):
+        local.put(f"{number}.jpg", make_image(number))
+    local.put("bad.jpg", b"no image")
+    local.plan()
+    local.put("0.jpg", make_image(10))
+    done = local.tag(on_changed="retag")
+    assert done.returncode == 0, done.stderr
+    assert sorted(row["reason"] for row in local.rows("rejects")) == ["changed", "not_an_image"]
+    local.put("bad.jpg", make_image(11))
+    for _ in range(2):
+        done = local.tag("--retry-rejects", on_changed="retag")
+        assert done.returncode == 0, done.stderr
+        assert "2 rejected rows whose input has changed since it was planned (they stay rejected)" in done.stdout
+    # Without `retag`, a new version that is not planned waits, once.
+    local.put("1.jpg", make_image(12))
+    done = local.tag("--retry-rejects")
+    assert done.returncode == 1
+    assert "waiting: 1 input, with about 1 images;" in done.stderr
+    assert "changed 1: " in done.stderr
+    assert sorted(row["reason"] for row in local.rows("rejects")) == ["changed", "not_an_image"]
+    assert local.keys_of("data") == {"0.jpg": 1, "1.jpg": 1, "2.jpg": 1, "bad.jpg": 1}
     assert local.verify().ok
