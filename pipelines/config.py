@@ -255,8 +255,7 @@ class JobConfig(BaseModel):
 
     def list_roots(self) -> list[str]:
         """Return the folders and files that hold the inputs of all days: of an input with `{date}`, the part before."""
-        fixed = ((one, fixed_part(one)) for one in self.input)
-        return [one if folder is None else folder for one, folder in fixed]
+        return [fixed_part(one) or one for one in self.input]
 
     @field_validator("thumbnails", mode="before")
     @classmethod

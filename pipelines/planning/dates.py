@@ -34,7 +34,7 @@ def expand_dates(inputs: Sequence[str], dates: Sequence[date]) -> list[str]:
 def fixed_part(one: str) -> str | None:
     """Return the folder of an input that holds the folders of all days, or None for an input without a placeholder."""
     found = _PLACEHOLDER.search(one)
-    return one[: found.start()].rpartition("/")[0] if found else None
+    return one[: found.start()].rpartition("/")[0] or "/" if found else None
 
 
 def default_dates(now: datetime) -> list[date]:

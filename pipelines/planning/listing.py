@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from typing import TypeVar
 
 from pipelines.config import JobConfig
@@ -17,8 +17,9 @@ from pipelines.inputs.formats import ARCHIVES, archive_of
 from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
 from pipelines.output.output import find_marker
 from pipelines.planning import inventory
+from pipelines.planning.dates import fixed_part
 from pipelines.planning.known import CHANGED, KNOWN, KnownInputs
-from pipelines.planning.roots import Roots
+from pipelines.planning.roots import Roots, is_empty
 from pipelines.planning.tar_sizes import TarSizes
 from storage.schemes import is_remote, open_store
 from storage.settings import ConfigError
@@ -219,8 +220,11 @@ class InputLister:
 
     def _list_entries(self) -> Iterator[Iterable[Entry]]:
         """Yield the objects of each configured input. Raises `ConfigError`."""
+        lost = tuple(f"{folder}/" for folder in self._find_lost())
         # Lists come first: an image that a list names too is not planned once more for the folder that it is in.
         for uri in sorted(self._inputs, key=lambda uri: not lists.recognizes(uri.lower())):
+            if uri.startswith(lost) and uri not in self._config.input:
+                continue
             store = open_store(uri, self._options)
             single = store.stat(uri)
             if single is not None and inventory.recognizes(uri):
@@ -236,15 +240,41 @@ class InputLister:
                 yield chain(first, listed)
             if first or seen != (len(self._report.waiting), self._report.skipped.counts.total()):
                 continue
-            there = not lists.recognizes(uri.lower()) if is_remote(uri) else Path(uri).is_dir()
-            if not there and not self._was_planned(uri) and uri in self._config.input:
-                raise ConfigError(f"input: {uri} does not exist")
-            # If something was there at an earlier run, a mount may be missing, which leaves an empty folder.
-            if self._config.on_missing == "wait" and not (there and is_remote(uri)) and self._was_planned(uri):
-                what = "is empty now" if there else "does not exist now"
-                self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} {what}", 0))
-            else:
-                self._report.skipped.add(uri, f"inputs {'with nothing under them' if there else 'that do not exist'}")
+            there = not lists.recognizes(uri.lower()) if is_remote(uri) else os.path.isdir(uri)
+            self._note_nothing(uri, there, uri in self._config.input)
+
+    def _find_lost(self) -> list[str]:
+        """Return the folders of all days that are not there or empty, although something was planned in them.
+
+        A day without a folder is no error, so without this a mount that is missing would be none, and the days that
+        were not listed would not be listed later.
+        """
+        found = []
+        for one in self._config.input:
+            folder = fixed_part(one)
+            if folder is None or is_remote(one) or folder in found:
+                continue
+            there = os.path.isdir(folder)
+            if (not there or is_empty(folder)) and self._note_nothing(folder, there, not there, one):
+                found.append(folder)
+        return found
+
+    def _note_nothing(self, uri: str, there: bool, refused: bool, named: str = "") -> bool:
+        """Count an input with nothing under it, and tell whether it waits: if something was there at an earlier run.
+
+        Then a mount may be missing, which leaves an empty folder. One that was never there is `refused` with a
+        `ConfigError`. `named` is the configured input, if it is another one.
+        """
+        planned = self._was_planned(uri, named or uri)
+        if refused and not there and not planned:
+            raise ConfigError(f"input: {uri} does not exist")
+        if self._config.on_missing == "wait" and not (there and is_remote(uri)) and planned:
+            what = "is empty now" if there else "does not exist now"
+            self._report.waiting.append(Waiting(uri, "missing", f"input: {uri} {what}", 0))
+            return True
+        if not named:
+            self._report.skipped.add(uri, f"inputs {'with nothing under them' if there else 'that do not exist'}")
+        return False
 
     def _list_inventory(self, manifest: Entry) -> Iterator[Entry]:
         """Yield the objects of an inventory. Their keys are relative to the bucket."""
@@ -252,9 +282,9 @@ class InputLister:
             self._roots.add(entry.uri[: entry.uri.index("/", len("s3://")) + 1])
             yield entry
 
-    def _was_planned(self, uri: str) -> bool:
+    def _was_planned(self, uri: str, named: str) -> bool:
         """Tell whether this URI, or an object below it, is planned. For a list, which no row names: any object."""
-        return bool(self._known) and (lists.recognizes(uri.lower()) or self._holds(uri))
+        return bool(self._known) and (lists.recognizes(named.lower()) or self._holds(uri))
 
     def _note_unreadable(self, path: str, error: StoreError) -> None:
         """Count a path that cannot be looked at. Inputs may be below a closed folder, so the run has to say so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -67,6 +68,15 @@ class Roots:
 
     def _resolve(self, uri: str) -> str:
         return uri if is_remote(uri) else self._paths.of(_to_path(uri))
+
+
+def is_empty(folder: str) -> bool:
+    """Tell whether a folder is empty. One that may not be read is not: the folders of the days can be looked at."""
+    try:
+        with os.scandir(folder) as names:
+            return next(names, None) is None
+    except OSError:
+        return False
 
 
 def _to_path(uri: str) -> str:

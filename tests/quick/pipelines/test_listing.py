@@ -477,6 +477,41 @@ def test_hidden_names_in_an_object_store(tmp_path: Path, monkeypatch: pytest.Mon
     assert report.skipped.counts == {"hidden files": len(HIDDEN)}
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_dated_inputs_wait_while_the_folder_of_all_days_is_away(tmp_path: Path, root: Path, empty: bool) -> None:
+    """These days are not listed again later, so a mount that is missing must not look like days without images."""
+    template, planned = str(tmp_path / "mount/in/dt={date}"), str(tmp_path / "mount/in/dt=2025-12-31/a.jpg")
+    known = [Input("image", planned, "a.jpg", 5, "version")]
+    if empty:
+        (tmp_path / "mount/in").mkdir(parents=True)
+    what = "is empty now" if empty else "does not exist now"
+    for days in (["2026-01-01", "2026-01-02"], ["2025-12-31"]):
+        found, report = list_inputs(tmp_path, [template, str(root), f"{template}/b"], known, dates=days)
+        assert found == ["a.jpg", "z/b.jpg"]
+        told = [(item.reason, item.detail) for item in report.waiting]
+        assert told == [("missing", f"input: {tmp_path}/mount/in {what}")]
+        assert report.skipped.counts == {}
+        found, report = list_inputs(tmp_path, [template, str(root)], known, dates=days, on_missing="reject")
+        assert (len(found), report.waiting) == (2, [])
+        assert report.skipped.counts == {"inputs that do not exist": len(days)}
+    # A day without a folder is none of this.
+    write(tmp_path / "mount/in", "dt=2026-01-03/c.jpg")
+    found, report = list_inputs(tmp_path, template, known, dates=["2026-01-02", "2026-01-03"])
+    assert (found, report.waiting) == (["c.jpg"], [])
+
+
+def test_dated_inputs_in_a_folder_that_never_existed_are_refused(tmp_path: Path) -> None:
+    for known in ([], [Input("image", str(tmp_path / "other/a.jpg"), "a.jpg", 5, "version")]):
+        with pytest.raises(ConfigError, match=r"input: .*/nowhere does not exist"):
+            list_inputs(tmp_path, str(tmp_path / "nowhere/dt={date}"), known)
+
+
+def test_dated_lists_wait_while_their_folder_is_away(tmp_path: Path) -> None:
+    known = [Input("uri", str(tmp_path / "a.jpg"), "a.jpg", -1, "")]
+    found, report = list_inputs(tmp_path, str(tmp_path / "lists/{date}.csv"), known)
+    assert (found, [item.detail for item in report.waiting]) == ([], [f"input: {tmp_path}/lists does not exist now"])
+
+
 def test_dated_inputs_are_the_folders_of_the_days(tmp_path: Path) -> None:
     """A day without a folder is no error, and is told. What else does not exist still is one."""
     write(tmp_path / "in", "dt=2026-01-01/a.jpg", "dt=2026-01-02/b.jpg", "dt=2026-01-03/c.jpg")

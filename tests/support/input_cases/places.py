@@ -38,7 +38,8 @@ rejects of an input that has changed stay as they are, and are counted.
 
 An input may name days: `s3://bucket/images/dt={date}` is `dt=2026-11-30`, and `{date:%Y/%m/%d}` writes the day in
 another way. The days are today and yesterday in UTC, or those of the key `dates` and of the option `--date`. A day
-without a folder is counted, and no error.
+without a folder is counted, and no error. But the days wait if the part of the path before `{date}` does not exist or
+is empty, and something was there at an earlier run.
 
 The `manifest.json` of an S3 Inventory, itself configured as an input, takes the place of a listing of its bucket. The
 inventory needs the fields Size and ETag, in CSV or Parquet. It is as old as its files: what was stored since then comes
