@@ -42,14 +42,18 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
 
+GO_ON = "what is committed stays, run the same command to go on"
+"""What a user should know who has interrupted a command that commits its work step by step."""
+
+
 @contextmanager
-def report_errors() -> Iterator[None]:
+def report_errors(interrupted: str = "") -> Iterator[None]:
     """Turn an exception into one line on stderr and an exit code. Turn signals into an orderly shutdown.
 
     `ConfigError` ends with 2, a signal of `SIGNALS` with its exit code, and other exceptions with 1, such as a
     `StoreError` of a store that does not answer. After a signal the process ends within `GRACE_SECONDS` in any case,
     and further ones are ignored, such as a second Ctrl-C. A signal that was ignored before stays so, as with nohup.
-    With SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
+    `interrupted` is what the user should know then. With SIGHTLINE_TRACEBACK=1 other exceptions show their traceback.
     """
     received: list[int] = []
 
@@ -66,7 +70,7 @@ def report_errors() -> Iterator[None]:
 
     def fail_by_signal() -> NoReturn:
         code, word = SIGNALS[signal.Signals(received[0])] if received else SIGNALS[signal.SIGINT]
-        fail(f"{word}: what is committed stays, run the same command to go on", code)
+        fail(f"{word}: {interrupted}" if interrupted else word, code)
 
     timers: list[threading.Timer] = []
     previous = {one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}

@@ -11,7 +11,7 @@ from rich.markup import escape
 from pipelines.config import load_config
 from sightline import api
 from sightline.commands.tag import run_and_summarize
-from sightline.exits import FAILED, out, report_errors
+from sightline.exits import FAILED, GO_ON, out, report_errors
 
 
 def demo(
@@ -22,7 +22,7 @@ def demo(
     """Render a small image dataset, tag it with the checkpoint that ships with Sightline, and verify the output."""
     from sightline.demo.dataset import CONFIG, render_dataset
 
-    with report_errors():
+    with report_errors(GO_ON):
         images, output = folder / "input", folder / "output"
         out.print(f"images in {images}", highlight=False)
         render_dataset(images)

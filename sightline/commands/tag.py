@@ -16,7 +16,7 @@ from rich.table import Table
 from pipelines.config import JobConfig, load_config
 from pipelines.limit import NO_LIMIT, Limit
 from pipelines.planning.listing import Waiting
-from sightline.exits import FAILED, TOO_MANY_REJECTS, err, out, report_errors
+from sightline.exits import FAILED, GO_ON, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
 from siglip.images.rejection import REASONS, RENAMED
 from storage.schemes import is_remote
@@ -90,7 +90,7 @@ def tag(
     their shards wait; 2 nothing was done: change the usage, the config, the input or the credentials; 3 all shards are
     committed, but more than max_reject_fraction of the run's images were rejected; 129, 130 or 143 interrupted.
     """
-    with report_errors():
+    with report_errors(GO_ON):
         if reasons and not retry_rejects:
             raise ConfigError(f"unexpected {' '.join(reasons)}: reasons go with --retry-rejects")
         if unknown := [reason for reason in reasons or [] if reason not in {**REASONS, **RENAMED}]:

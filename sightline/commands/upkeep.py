@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sightline import api
 from sightline.commands.tag import parse_day
-from sightline.exits import FAILED, err, out, report_errors
+from sightline.exits import FAILED, GO_ON, err, out, report_errors
 from sightline.progress import RunProgress
 from storage.settings import ConfigError
 
@@ -122,7 +122,7 @@ def compact(
     once. Runs may write to the output meanwhile. Programs that read the files of the folder, without the ledgers, may
     see rows twice while this command works.
     """
-    with report_errors():
+    with report_errors(GO_ON):
         with RunProgress(err) as progress:
             done = api.compact(output, progress)
         out.print(
@@ -146,6 +146,6 @@ def upgrade(
 
     `sightline tag` does the same. It takes one small read for each committed shard. No data file is written.
     """
-    with report_errors():
+    with report_errors(GO_ON):
         shards = api.upgrade(output)
         out.print(escape(f"{output} has {shards:,} committed shards in its ledgers"), highlight=False)

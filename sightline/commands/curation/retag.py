@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from sightline.commands.labels import read_labels
 from sightline.commands.outputs import open_reported
-from sightline.exits import err, out, report_errors
+from sightline.exits import GO_ON, err, out, report_errors
 from sightline.progress import RunProgress
 from siglip.checkpoint import CheckpointError
 from siglip.labels import LabelError
@@ -35,7 +35,7 @@ def retag(
     it with the new label set. Run the command again after a kill: it does the shards that are left. The model is loaded
     only when the label set has prompts that OUTPUT does not have.
     """
-    with report_errors():
+    with report_errors(GO_ON):
         from curation.retag import retag_output
 
         wanted = read_labels(labels)
