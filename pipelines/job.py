@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -19,7 +19,6 @@ from pipelines.cluster import (
     READER_CPUS,
     RETRIES,
     WAVE_BLOCKS,
-    connect,
     data_context,
     iterate_rows,
 )
@@ -37,6 +36,7 @@ from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, read_shard
 from pipelines.stages.sink import write_parts
 from pipelines.stages.tagger import Tagger, TaggerConfig
+from pipelines.startup import Startup
 from storage.store import StoreError
 
 GPU_ROWS = 1024
@@ -75,7 +75,19 @@ def run_job(
     the run could not finish.
     """
     report = RunReport()
-    work = find_work(config, progress, retry, limit)
+    with ExitStack() as stack:
+        return _run(config, progress, Startup(config, progress, stack), report, retry, limit)
+
+
+def _run(
+    config: JobConfig,
+    progress: Progress,
+    startup: Startup,
+    report: RunReport,
+    retry: Collection[str] | None,
+    limit: Limit,
+) -> Outcome:
+    work = find_work(config, progress, startup, retry, limit)
     waiting = list(work.plan.waiting)
     if not work.shards:
         return Outcome(work.plan, _current_manifest(work, waiting), 0, 0.0, waiting)
@@ -86,7 +98,7 @@ def run_job(
             "on another machine: nothing is lost or doubled, but both do the same work"
         )
     try:
-        done = _process(work, config, progress, report, retry)
+        done = _process(work, config, progress, startup, report, retry)
     except StoreError:  # the marker cannot be written either
         raise
     except BaseException:
@@ -107,18 +119,18 @@ class _Processed:
 
 
 def _process(
-    work: Work, config: JobConfig, progress: Progress, report: RunReport, retry: Collection[str] | None
+    work: Work,
+    config: JobConfig,
+    progress: Progress,
+    startup: Startup,
+    report: RunReport,
+    retry: Collection[str] | None,
 ) -> _Processed:
     """Process the shards of a run on Ray, and commit them."""
-    progress.say("starting Ray")
-    with (
-        connect(config.ray, config.actors, config.rows_per_shard, work.model.is_small) as cluster,
-        data_context(cluster, 3 * work.model.spec.size**2),
-        keep_actors(),
-    ):
-        progress.say("loading the model")
+    cluster = startup.connect(work.model)
+    with data_context(cluster, 3 * work.model.spec.size**2), keep_actors():
         reader = prepare_readers(config, work, cluster, report.started, retry)
-        tagger = prepare_tagger(config, work, cluster)
+        tagger = prepare_tagger(config, work, cluster, startup)
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None
         progress.start(work.shards, work.rows)
         committer = Committer(work.state, work.writer, report, progress, cluster.count_readers)

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import ACTOR_START_SECONDS, READER_CPUS, RETRIES, TOGETHER_ROWS, WAVE_BLOCKS
+from pipelines.cluster import READER_CPUS, TOGETHER_ROWS, WAVE_BLOCKS
 from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.inputs.rows import Reading
@@ -22,7 +22,7 @@ from pipelines.output.fingerprint import (
     read_columns,
     read_fingerprint,
 )
-from pipelines.output.labels import LabelTable, claim_labels, make_label_table, read_label_table
+from pipelines.output.labels import LabelTable, claim_labels, read_label_table
 from pipelines.output.output import Output
 from pipelines.output.schema import OutputFormat
 from pipelines.output.state import OutputState, read_state
@@ -34,13 +34,12 @@ from pipelines.ray_internals import READER_ENVIRONMENT
 from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, prepare_reader
 from pipelines.stages.tagger import TaggerConfig
+from pipelines.startup import Startup
 from pipelines.upkeep.retry import list_retries
 from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
-from siglip.config import ModelConfig
 from siglip.families.tokenizer import load_tokenizer
 from siglip.heads import check_probes
 from siglip.labels import LabelError, LabelSet
-from siglip.scoring import Floats, Scale
 from storage.mirror import Mirror
 from storage.settings import ConfigError
 from storage.store import NoSpace, NotFound, StoreError, StoreOptions, Unreachable
@@ -104,11 +103,17 @@ def _apply(limit: Limit, pending: Iterable[ShardRef]) -> tuple[int, int]:
 
 
 def find_work(
-    config: JobConfig, progress: Progress, retry: Collection[str] | None = None, limit: Limit = NO_LIMIT
+    config: JobConfig,
+    progress: Progress,
+    startup: Startup,
+    retry: Collection[str] | None = None,
+    limit: Limit = NO_LIMIT,
 ) -> Work:
     """Load the model's configuration, plan new inputs, and compare the plan with the commits.
 
-    With `retry`, committed shards with rows rejected for one of these reasons (any reason, if empty) are pending too.
+    Before a new output is claimed, `startup` makes sure that the run can do its work. With `retry`, committed shards
+    with rows rejected for one of these reasons (any reason, if empty) are pending too.
+
     Raises `ConfigError` for everything that the user must change, `Unreachable` if the store does not answer.
     """
     options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
@@ -118,7 +123,7 @@ def find_work(
         check_labels(config.labels, output, model, progress)
         output = replace(output, patient=True)  # its store has answered: the address is right
         progress.say("listing the inputs")
-        planned, plan, writer, fingerprint = extend_plan(config, output, model)
+        planned, plan, writer, fingerprint = extend_plan(config, output, model, startup)
         for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:
             progress.say(line)
         state = read_state(output, planned)
@@ -153,11 +158,12 @@ def check_labels(labels: LabelSet, output: Output, model: PinnedModel, progress:
 
 
 def extend_plan(
-    config: JobConfig, output: Output, model: PinnedModel
+    config: JobConfig, output: Output, model: PinnedModel, startup: Startup | None = None
 ) -> tuple[Plan, PlanReport, OutputWriter, dict[str, Any]]:
     """Plan the new inputs, in an output with the fingerprint of this configuration.
 
-    Also returns the output's whole plan, its writer and the fingerprint. Raises `ConfigError` if the output was made
+    Also returns the output's whole plan, its writer and the fingerprint. `startup` is made ready before a new output is
+    claimed, when there is an input. Raises `ConfigError` if the output was made
     with other settings.
     """
     while True:
@@ -165,6 +171,8 @@ def extend_plan(
         plan = read_plan(output, config.list_roots())
 
         def claim(columns: PassedColumns = columns) -> str:
+            if startup is not None and columns.fixed is None:
+                startup.prepare(model)
             return claim_output(output, make_fingerprint(config, model, columns.schema()))
 
         report = append_inputs(config, output, plan, columns, claim)
@@ -195,9 +203,9 @@ def check_settings(config: JobConfig, output: Output, model: PinnedModel) -> Pas
     fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None
     if found and fixed is None:  # before the new columns are looked for: new inputs need not have them
         key = "parquet.columns"
-        check_fingerprint({key: found.get(key)}, {key: wanted}, output.uri)
+        check_fingerprint({key: found.get(key)}, {key: wanted}, output)
     if found and fixed is not None:
-        check_fingerprint(found, make_fingerprint(config, model, fixed), output.uri)
+        check_fingerprint(found, make_fingerprint(config, model, fixed), output)
     return PassedColumns(wanted, fixed)
 
 
@@ -237,24 +245,19 @@ def prepare_readers(
     return reader
 
 
-def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster) -> TaggerConfig:
-    """Return the actors' configuration. The first run that writes to an output embeds its label set.
+def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster, startup: Startup) -> TaggerConfig:
+    """Return the actors' configuration. The first run that writes to an output writes its label table.
 
-    Labels are embedded by a Ray task with an actor's resources and not by the driver, which may be a small pod without
-    memory for torch. An unusable checkpoint or machine is thus found before any image is read. Raises `ConfigError`.
+    An unusable checkpoint or machine is found before any image is read. Raises `ConfigError`.
     """
     model, output = work.model, work.writer.output
     threads, gpus = max(1, int(cluster.actor_cpus)), cluster.actor_gpus
     table = _find_labels(output)
-    may_lack = gpus or model.config.device == "cuda" or model.config.compile is True
-    if table is None or may_lack:
-        # Only this task has a time limit, which is for finding a node: embedding ten thousand labels may take longer.
-        _run_like_actor(_check_machine, cluster, model.config, gpus, seconds=ACTOR_START_SECONDS)
     if table is None:
-        texts, scale = _run_like_actor(_embed_labels, cluster, model, config.labels, threads, gpus)
         with as_config_errors():
-            made = make_label_table(config.labels, texts, scale, model)
-        table = claim_labels(output, made)
+            table = claim_labels(output, startup.prepare(model))
+    elif gpus or model.config.device == "cuda" or model.config.compile is True:
+        startup.check_machine(model)
     if model.config.compile == "auto":
         worth_it = work.rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]
         resolved = model.config.model_copy(update={"compile": "auto" if worth_it else False})
@@ -291,46 +294,3 @@ def _prepare_reader(config: ReaderConfig) -> None:
     import ray.data  # noqa: F401  # the 300 modules that every task of Ray Data imports first
 
     prepare_reader(config)
-
-
-@ray.remote(max_retries=RETRIES)
-def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
-    import torch
-
-    from siglip.encoder import Encoder
-
-    torch.set_num_threads(threads)
-    config = model.config.model_copy(update={"compile": False})
-    encoder = Encoder(replace(model, config=config), gpus=gpus)
-    encoder.warm_up()
-    return encoder.embed_labels(labels, lambda warning: None), encoder.scale  # `find_work` has said it
-
-
-@ray.remote(max_retries=RETRIES)
-def _check_machine(model: ModelConfig, gpus: float) -> None:
-    from siglip.encoder import check_machine
-
-    check_machine(model, gpus)
-
-
-def _run_like_actor(task: Any, cluster: Cluster, *arguments: Any, seconds: float | None = None) -> Any:
-    """Run a Ray task with the resources of an actor, and return its result.
-
-    Raises `ConfigError` if the task has not ended within `seconds`, which means that no node has room for an actor, and
-    for the task's errors about the checkpoint or the labels.
-    """
-    resources = cluster.actors.resources
-    cpus, gpus = cluster.actor_cpus, cluster.actor_gpus
-    result = task.options(num_cpus=cpus, num_gpus=gpus, resources=resources).remote(*arguments)
-    try:
-        return ray.get(result, timeout=seconds)
-    except ray.exceptions.GetTimeoutError as error:
-        ray.cancel(result)
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in {"CPUs": cpus, "GPUs": gpus, **resources}.items())
-        raise ConfigError(
-            f"actors: no node had room for one of {wanted} within {seconds:g} seconds: ask for less, or add such a node"
-        ) from error
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, (CheckpointError, LabelError)):
-            raise ConfigError(str(error.cause)) from error
-        raise

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.config import JobConfig
-from pipelines.output.output import FINGERPRINT, Output
+from pipelines.output.output import FINGERPRINT, MANIFEST, Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION
 from siglip.checkpoint import PinnedModel
 from siglip.labels import LabelSet, TextRule
@@ -93,12 +93,15 @@ def claim_output(output: Output, fingerprint: dict[str, Any]) -> str:
     text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
     if output.put_if_absent(FINGERPRINT, text.encode()):
         return text
-    check_fingerprint(output.read_json(FINGERPRINT), fingerprint, output.uri)
+    check_fingerprint(output.read_json(FINGERPRINT), fingerprint, output)
     return output.read(FINGERPRINT).decode()
 
 
-def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], uri: str) -> None:
-    """Raise `ConfigError` that names the fields in which an output's stored fingerprint, `found`, differs."""
+def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], output: Output) -> None:
+    """Raise `ConfigError` that names the fields in which an output's stored fingerprint, `found`, differs.
+
+    The message says what can be done, which depends on how far the output is.
+    """
     keys = {*found, *fingerprint} - {_COLUMNS}
     differing = [key for key in sorted(keys) if found.get(key) != fingerprint.get(key)]
     if _COLUMNS in found:  # the types themselves are compared: their text differs between versions of Arrow
@@ -110,10 +113,21 @@ def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], uri: s
     changes = "; ".join(
         f"{key}: {_shorten(found.get(key))} there, {_shorten(fingerprint.get(key))} now" for key in differing
     )
-    advice = "change them back or give a new output"
-    if all(key.startswith("labels.") for key in differing):
-        advice = "`sightline retag` gives the images of this output the new labels; or change them back"
-    raise ConfigError(f"output: {uri} was made with other settings ({changes}): {advice}")
+    raise ConfigError(f"output: {output.uri} was made with other settings ({changes}): {_advise(output, differing)}")
+
+
+def _advise(output: Output, differing: list[str]) -> str:
+    """Say what to do about other settings than those of an output."""
+    if not any(next(output.store.names(output.uri_of(folder)), None) for folder in ("commits", "ledger")):
+        return "no image is committed there yet: delete it if no other run is at work on it, or give a new output"
+    if not all(key.startswith("labels.") for key in differing):
+        return "change them back or give a new output"
+    retag = "`sightline retag` gives the images of this output the new labels"
+    return (
+        f"{retag}; or change them back"
+        if output.exists(MANIFEST)
+        else f"change them back; once a run has ended, {retag}"
+    )
 
 
 def _shorten(value: Any) -> str:

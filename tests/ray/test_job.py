@@ -43,7 +43,7 @@ from siglip.checkpoints.architectures import ARCHITECTURES, init_checkpoint
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreOptions
-from tests.support.jobs import SHARE, RecordedProgress
+from tests.support.jobs import SHARE, Place, RecordedProgress, make_image
 from tests.support.stores.radosgw import Radosgw
 from tests.support.tars import make_tar
 from tests.support.workers import find_decoders, find_workers
@@ -182,7 +182,7 @@ def test_a_later_run_tags_only_new_inputs(
         path.write_bytes(encode_image(rng, LABELS[number]))
     shutil.copy(Path(config.input[0], "shards/shapes-000.tar"), Path(config.input[0], "shards/shapes-new.tar"))
     with monkeypatch.context() as patch:
-        patch.delattr("pipelines.preparation._embed_labels")  # a later run reads the labels' embeddings in the output
+        patch.delattr("pipelines.startup._embed_labels")  # a later run reads the labels' embeddings in the output
         added = run(config)
     assert (added.plan.inputs, added.manifest["run"]["rows"]) == (4, 103)
     assert set(before) < set(Path(config.output).rglob("*.parquet"))
@@ -406,10 +406,28 @@ def test_decoders_start_while_the_model_is_loaded(tmp_path: Path, demo: tuple[Jo
 def test_an_actor_that_fits_on_no_node_is_an_error(
     tmp_path: Path, demo: tuple[JobConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.preparation.ACTOR_START_SECONDS", 2)
+    monkeypatch.setattr("pipelines.startup.ACTOR_START_SECONDS", 2)
     config = demo_config(tmp_path, **{"input": demo[0].input, "actors.num_cpus": 4096})
     with pytest.raises(ConfigError, match="no node had room for one of 4096 CPUs, 0 GPUs"):
         run_job(config, RecordedProgress())
+    assert not Path(config.output).exists()
+
+
+def test_a_run_that_cannot_begin_does_not_claim_a_new_output(tmp_path: Path) -> None:
+    """The labels may be corrected together with what made the run impossible."""
+    place = Place(str(tmp_path), tmp_path)
+    place.put("a.png", make_image())
+    checkpoint = tmp_path / "damaged"
+    init_checkpoint(checkpoint, "tiny", seed=1)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for model in ({"device": "cuda"}, {"source": str(checkpoint)}):
+        done = place.tag(model=model, labels=["cta"])
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert not Path(place.output).exists(), done.stderr
+    done = place.tag(labels=["cat"])
+    assert done.returncode == 0, done.stderr
+    assert place.verify().ok
 
 
 def test_embedding_labels_may_take_longer_than_the_search_for_a_node(
@@ -426,8 +444,8 @@ def test_embedding_labels_may_take_longer_than_the_search_for_a_node(
         def remote(self, *arguments: Any) -> ray.ObjectRef[None]:
             return ray.put(None)
 
-    monkeypatch.setattr("pipelines.preparation.ACTOR_START_SECONDS", 0.05)
-    monkeypatch.setattr("pipelines.preparation._check_machine", ImmediateTask())
+    monkeypatch.setattr("pipelines.startup.ACTOR_START_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.startup._check_machine", ImmediateTask())
     config = demo_config(tmp_path, **{"input": demo[0].input})
     run_job(config, RecordedProgress())
     assert verify(config).ok

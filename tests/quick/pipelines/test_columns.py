@@ -20,6 +20,7 @@ from pipelines.inputs import parquet
 from pipelines.inputs.columns import PassedColumns, unify
 from pipelines.inputs.rows import Input, Reading, Skipped
 from pipelines.output.fingerprint import check_fingerprint, describe_columns, read_columns
+from pipelines.output.output import Output
 from pipelines.output.schema import OWN_COLUMNS, OutputFormat
 from storage.settings import ConfigError
 from storage.store import StoreOptions
@@ -174,10 +175,10 @@ def test_the_types_of_an_output_are_compared_as_types(tmp_path: Path, type_: pa.
     again = describe_columns(read_columns(first))
     assert first == again
     for text in texts:
-        check_fingerprint({**first, "parquet.columns": {"c": text}}, again, "out")
+        check_fingerprint({**first, "parquet.columns": {"c": text}}, again, Output("out"))
     other = describe_columns(pa.schema([("c", pa.list_(type_))]))
     with pytest.raises(ConfigError, match=r"parquet\.columns") as refused:
-        check_fingerprint(other, again, "out")
+        check_fingerprint(other, again, Output("out"))
     assert "parquet.schema" not in str(refused.value)
 
 

@@ -20,7 +20,7 @@ from pipelines.config import JobConfig
 from pipelines.inputs.columns import PassedColumns
 from pipelines.output import writer
 from pipelines.output.commit import commit_shard
-from pipelines.output.fingerprint import claim_output, make_fingerprint, read_columns
+from pipelines.output.fingerprint import check_fingerprint, claim_output, make_fingerprint, read_columns
 from pipelines.output.ledger import Ledger
 from pipelines.output.markers import make_marker
 from pipelines.output.output import Output, owner_of
@@ -110,6 +110,24 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+def test_the_advice_about_other_settings_depends_on_how_far_the_output_is(place: Place) -> None:
+    """`sightline retag` needs an output that a run has finished."""
+    kept = {"decode": "auto", "labels.names": ["cta"]}
+    for name, other in (("labels.names", ["cat"]), ("decode", "exact")):
+        with pytest.raises(ConfigError, match="no image is committed there yet: delete it if no other run") as refused:
+            check_fingerprint(kept, {**kept, name: other}, place.output)
+        assert "retag" not in str(refused.value)
+    place.commit(place.refs[0], place.part(place.refs[0], [0, 1]))
+    corrected = {**kept, "labels.names": ["cat"]}
+    with pytest.raises(ConfigError, match="change them back; once a run has ended, `sightline retag` gives"):
+        check_fingerprint(kept, corrected, place.output)
+    with pytest.raises(ConfigError, match="change them back or give a new output"):
+        check_fingerprint(kept, {**corrected, "decode": "exact"}, place.output)
+    read_state(place.output, read_plan(place.output)).finish(kept, {}, [])
+    with pytest.raises(ConfigError, match="new labels; or change them back"):
+        check_fingerprint(kept, corrected, place.output)
 
 
 def test_a_commit_done_again_is_the_same_commit(place: Place) -> None:
