@@ -161,7 +161,8 @@ class JobConfig(BaseModel):
         "way to write it."
     )
     dates: tuple[date, ...] | None = Field(
-        None, description="The days that {date} in input stands for; null is today and yesterday, in UTC."
+        None,
+        description="The day or days that {date} in input stands for; null is today and yesterday, in UTC.",
     )
     output: str = Field(description="A folder or s3:// prefix. A run continues the work of earlier runs there.")
     labels: LabelSet = Field(
@@ -218,6 +219,11 @@ class JobConfig(BaseModel):
         if not value:
             raise ValueError("no input: give at least one folder, prefix or file")
         return value
+
+    @field_validator("dates", mode="before")
+    @classmethod
+    def _one_day_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, date)) else value
 
     @field_validator("input", mode="after")
     @classmethod

@@ -249,21 +249,45 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_error(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    unknown = [one for one in errors if one["type"] == "extra_forbidden"]
+    first = next(filter(_is_split_number, unknown), errors[0])
     where = ".".join(str(part) for part in first["loc"]) or "config"
+    if _is_split_number(first):
+        return f"unknown key {where}: write numbers with a decimal point and no comma, such as 0.1"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
         return f"unknown key {where}: did you mean {close[0]}? (known: {', '.join(known)})" if close else where
     if first["type"] == "missing":
+        beside = {str(one["loc"][-1]): one["loc"] for one in unknown if one["loc"][:-1] == first["loc"][:-1]}
+        wanted = str(first["loc"][-1])
+        for name, place in beside.items():  # a key that is written in another way
+            if difflib.get_close_matches(wanted, [name.lower()]):
+                return f"unknown key {'.'.join(map(str, place))}: did you mean {wanted}?"
         return f"{where} is missing"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "tuple_type":
         message = "expected a list, such as [a, b]"
+    if first["type"] == "too_short":
+        message = f"expected at least {first['ctx']['min_length']}, and there are {len(first['input'])}"
+        message = message if first["input"] else "the list is empty: give at least one"
+    if first["type"] == "dict_type":
+        message = "expected keys and values"
+    if str(first["type"]).startswith("date_"):
+        message = "expected a date, such as 2026-11-30"
+    if first["type"] == "model_type":
+        message = f"expected keys and values (known: {', '.join(_known_keys(model, first['loc']))})"
     given = f" (given: {str(first['input'])[:60]!r})" if not isinstance(first.get("input"), (dict, list)) else ""
     if first["type"] in ("string_type", "tuple_type") and isinstance(first["input"], (bool, int, float, date)):
         given = f"{given[:-1]}, which is no text in YAML: write it in quotes)"
     return f"{where}: {message}{given}"
+
+
+def _is_split_number(error: Mapping[str, Any]) -> bool:
+    """Tell whether an error is about the key 1 without a value, which YAML reads in `{threshold: 0,1}`."""
+    name, value = str(error["loc"][-1]) if error["loc"] else "", error.get("input")
+    return error["type"] == "extra_forbidden" and name.isdecimal() and value in (None, "")
 
 
 def list_keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:

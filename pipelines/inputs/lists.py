@@ -169,7 +169,9 @@ def _read_text(lines: _Lines, skipped: Skipped) -> Iterator[_Row]:
 
 def _read_table(lines: _Lines, wanted: str | None, skipped: Skipped, columns: ReadColumns) -> Iterator[_Row]:
     """Yield the rows of a CSV or TSV file. Its first line is the header."""
-    header = next((line for line in lines if line.strip("\r\n")), "")
+    header = next((line for line in lines if line.strip("\r\n")), None)
+    if header is None:
+        raise ConfigError(f"input: {show(lines.uri)} is empty: add a header line with a column such as path")
     suffix = lines.uri.lower()[-4:]
     column, names, separator = _read_header(header, suffix, wanted, lines)
     columns.add("list", column, lines.uri)

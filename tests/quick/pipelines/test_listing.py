@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -526,6 +526,12 @@ def test_dated_inputs_are_the_folders_of_the_days(tmp_path: Path) -> None:
     assert sorted(list_inputs(tmp_path, template)[0]) == ["today.jpg", "yesterday.jpg"]
     with pytest.raises(ConfigError, match="does not exist"):
         list_inputs(tmp_path, [template, str(tmp_path / "nowhere")], dates=["2026-01-01"])
+
+
+@pytest.mark.parametrize("day", ["2026-01-01", date(2026, 1, 1), ["2026-01-01"]])
+def test_one_day_need_not_be_a_list(tmp_path: Path, day: Any) -> None:
+    write(tmp_path / "in", "dt=2026-01-01/a.jpg", "dt=2026-01-02/b.jpg")
+    assert list_inputs(tmp_path, str(tmp_path / "in/dt={date}"), dates=day)[0] == ["a.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_rows_are_as_they_stand(folder: Folder, name: str, text: str, expected: 
         ("a.csv", b"path,caption\na.jpg,x\nb.jpg,x, y\n", "line 3 has 3 fields, the header has 2"),
         ("a.csv", b"path,caption\na.jpg\n", "line 2 has 1 fields, the header has 2"),
         ("a.csv", b"a.jpg,x\nb.jpg,y\n", "line 1 is no header .*add a header line.*a.jpg,x"),
-        ("a.csv", b"", "no header"),
+        ("a.csv", b"", "is empty: add a header line with a column"),
         ("a.csv", b"\x0b\npath\na.jpg\n", "line 1 is no header"),
         ("a.jsonl", b'\x0b\n{"path": "a.jpg"}\n', "line 1 is not JSON"),
         ("a.csv", b"path,caption,caption\na.jpg,x,y\n", "two columns 'caption'"),

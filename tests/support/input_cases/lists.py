@@ -179,6 +179,7 @@ CASES: tuple[InputCase, ...] = (
         refused="line 2 has 3 fields",
     ),
     _case("no header", "add one", "l.csv", "a.jpg,x\n", refused="add a header line"),
+    _case("an empty CSV file", "add a header", "l.csv", "", refused="l.csv is empty: add a header line"),
     _case(
         "two columns of the same rank", "set `lists.column`", "l.csv", "url,path\nx,a.jpg\n", refused="set lists.column"
     ),
