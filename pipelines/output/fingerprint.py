@@ -13,13 +13,15 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.config import JobConfig
-from pipelines.output.output import FINGERPRINT, MANIFEST, Output
+from pipelines.output.output import FINGERPRINT, LABELS, MANIFEST, Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION
 from siglip.checkpoint import PinnedModel
 from siglip.labels import LabelSet, TextRule
 from storage.settings import ConfigError
-from storage.store import NotFound
+from storage.store import NotFound, show
 
+_FILES = {FINGERPRINT, LABELS, MANIFEST}
+"""The files that lie in an output's own folder."""
 _COLUMNS = "parquet.schema"
 """The key of the passed-through columns' schema in Arrow's IPC format. Different versions of Arrow may write different
 bytes for equal schemas, so schemas are compared and not bytes."""
@@ -88,8 +90,15 @@ def claim_output(output: Output, fingerprint: dict[str, Any]) -> str:
     """Write the fingerprint of a new output, or check that the stored one is equal. Return the stored one as text.
 
     The fingerprint is written before the first plan, and never again: if two runs differ, the first one wins. Raises
-    `ConfigError` that names the fields in which the stored fingerprint differs.
+    `ConfigError` that names the fields in which the stored fingerprint differs, and for a folder that is not empty and
+    no output: the files of both would be mixed for good.
     """
+    if not output.exists(FINGERPRINT):
+        foreign = next((name for name in output.store.names(output.uri) if not name.startswith(".")), None)
+        if foreign is not None and foreign not in _FILES:
+            raise ConfigError(
+                f"output: {output.uri} is no output and has files, such as {show(foreign)}: give a new or empty folder"
+            )
     text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
     if output.put_if_absent(FINGERPRINT, text.encode()):
         return text

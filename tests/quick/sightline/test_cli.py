@@ -290,3 +290,17 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (130, "sightline: interrupted\n")
+
+
+def test_a_folder_with_other_files_does_not_become_an_output(job: Callable[..., str], tmp_path: Path) -> None:
+    """`--output photos`, where `--input photos` was meant."""
+    for name in ("input", "notes"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / "notes/.hidden").write_text("x")
+    (tmp_path / "notes/todo.txt").write_text("x")
+    for name, file in (("input", "a.png"), ("notes", "todo.txt")):
+        before = sorted((tmp_path / name).iterdir())
+        result = invoke("tag", job(output=str(tmp_path / name)))
+        assert result.exit_code == 2
+        assert f"is no output and has files, such as {file}" in result.stderr
+        assert sorted((tmp_path / name).iterdir()) == before
