@@ -204,7 +204,7 @@ class JobConfig(BaseModel):
     on_changed: Literal["error", "retag"] = Field(
         "error",
         description="What to do with an input that changed since it was planned. error: skip it, do everything else "
-        "and exit with 1; retag: tag it again, as new rows.",
+        "and exit with 1; retag: tag it again, as new rows. On a disk another modification time is a change.",
     )
     on_missing: Literal["wait", "reject"] = Field(
         "wait",

@@ -28,6 +28,7 @@ class Preview:
     processed, with those of earlier runs that are not committed. `hours` and `cost` are estimated from the latest runs
     of this output, from their images/s and from the time that they took besides; `limited_by` is what limited the last
     one. They are None if there was none, or if `cost.per_hour` is not set.
+    `skipped` counts what is no input by reason, as the summary of a run does, with a few names of each.
     """
 
     new_inputs: int
@@ -41,6 +42,8 @@ class Preview:
     cost: float | None
     limited_by: str | None
     waiting: list[Waiting] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    skipped_examples: dict[str, list[str]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the preview as a dictionary that JSON can hold."""
@@ -85,6 +88,8 @@ def preview_run(config: JobConfig, progress: Progress) -> Preview:
         None if hours is None or per_hour is None else round(hours * per_hour, 2),
         runs[0].get("limited_by") if runs else None,
         report.waiting,
+        dict(report.skipped.counts),
+        report.skipped.examples,
     )
 
 

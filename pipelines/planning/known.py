@@ -23,8 +23,9 @@ from storage.links import RealPaths
 from storage.schemes import is_remote
 from storage.store import Entry
 
-NEW, KNOWN, CHANGED = 0, 1, 2
-"""What `KnownInputs.find` says of an object: not planned, planned in this version, planned in another version."""
+NEW, KNOWN, CHANGED, NAMED = 0, 1, 2, 3
+"""What `KnownInputs.find` says of an object: not planned, planned in this version, planned in another version, or not
+planned and named by a row that was met in this planning."""
 
 Hashes = NDArray[np.int64]
 _NONE: Hashes = np.zeros(0, np.int64)
@@ -43,8 +44,8 @@ class KnownInputs:
         self._added: dict[str, list[tuple[Hashes, Hashes]]] = {"objects": [], "rows": []}
         self._objects = self._rows = (_NONE, _NONE)
         self._planned, self._seen = _NONE, _NONE  # for each of `_rows`: how many are planned, and how many were met
-        self._named: Hashes = _NONE  # the URIs of `_rows`, and of the rows that were met
-        self._met: list[Hashes] = []
+        self._named = self._met = _NONE  # the URIs of `_rows`, and of the rows that were met
+        self._just_met: list[Hashes] = []
         self._plain: dict[int, int] = {}  # rows without columns that were met, by URI, of planned objects
 
     def __bool__(self) -> bool:
@@ -63,7 +64,7 @@ class KnownInputs:
             self._append("rows", self._hash_uris(one.uri for one in planned), _hash(one.version for one in planned))
 
     def find(self, entries: Sequence[Entry]) -> NDArray[np.int8]:
-        """Tell for each object whether it is `NEW`, `KNOWN` or `CHANGED`, as int8 (N,).
+        """Tell for each object whether it is `NEW`, `KNOWN`, `CHANGED` or `NAMED`, as int8 (N,).
 
         An object is known too if only rows of lists name it: a row does not have the object's version, so that it
         cannot be compared.
@@ -76,10 +77,11 @@ class KnownInputs:
         versions = _hash(f"{entry.size} {entry.etag}" for entry in entries)[order]
         planned, matches = _look_up(self._objects, uris, versions)
         sorted_ = np.where(planned, np.where(matches, KNOWN, CHANGED), NEW).astype(np.int8)
-        if self._met:
-            self._named, self._met = np.unique(np.concatenate([self._named, *self._met])), []
-        if len(self._named):
-            sorted_[~planned & _contains(self._named, uris)] = KNOWN
+        if self._just_met:
+            self._met, self._just_met = np.unique(np.concatenate([self._met, *self._just_met])), []
+        for names, status in ((self._met, NAMED), (self._named, KNOWN)):
+            if len(names):
+                sorted_[~planned & _contains(names, uris)] = status
         found = np.empty_like(sorted_)
         found[order] = sorted_
         return found
@@ -92,7 +94,7 @@ class KnownInputs:
         """
         self._sort()
         uris, versions = self._hash_uris(row.uri for row in rows), _hash(row.version for row in rows)
-        self._met.append(uris)
+        self._just_met.append(uris)
         place = _find_pair(self._rows, uris, versions)
         known = np.zeros(len(rows), np.bool_)
         order = np.argsort(place, kind="stable")

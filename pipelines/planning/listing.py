@@ -18,7 +18,7 @@ from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped,
 from pipelines.output.output import find_marker
 from pipelines.planning import inventory
 from pipelines.planning.dates import fixed_part
-from pipelines.planning.known import CHANGED, KNOWN, KnownInputs
+from pipelines.planning.known import CHANGED, KNOWN, NAMED, KnownInputs
 from pipelines.planning.roots import Roots, is_empty
 from pipelines.planning.tar_sizes import TarSizes
 from storage.schemes import is_remote, open_store
@@ -181,6 +181,8 @@ class InputLister:
                         continue
                     if status == KNOWN:
                         self._report.known += 1
+                    elif status == NAMED:
+                        self._report.skipped.add(entry.uri, "images that a list names too")
                     else:
                         yield entry, status == CHANGED
 

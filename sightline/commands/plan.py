@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sightline import api
+from sightline.commands.skipped import print_skipped
 from sightline.commands.tag import read_job
 from sightline.exits import err, out, report_errors
 
@@ -35,7 +37,8 @@ def plan(
     The time is from the latest runs of the same output, and the price from `cost.per_hour`.
     """
     with report_errors():
-        found = api.plan(read_job(config, input, output, set_, dates))
+        job = read_job(config, input, output, set_, dates)
+        found = api.plan(job)
     if as_json:
         print(json.dumps(found.as_dict()))
         return
@@ -54,6 +57,9 @@ def plan(
     if found.cost is not None:
         table.add_row("cost", f"about {found.cost:,.2f}")
     out.print(table)
+    print_skipped(Counter(found.skipped), found.skipped_examples)
+    if not found.new_inputs and not found.known_inputs and not found.waiting:
+        err.print(f"nothing is under {escape(', '.join(job.list_inputs()))} now", highlight=False)
     for item in found.waiting[:10]:
         err.print(escape(f"waits: {item.detail}"), highlight=False)
     if len(found.waiting) > 10:

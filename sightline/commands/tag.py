@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from pipelines.config import JobConfig, load_config
 from pipelines.limit import NO_LIMIT, Limit
 from pipelines.planning.listing import Waiting
+from sightline.commands.skipped import print_skipped
 from sightline.exits import FAILED, GO_ON, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.progress import RunProgress
 from siglip.images.rejection import REASONS, RENAMED
@@ -152,7 +153,7 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
     with RunProgress(err) as progress:
         outcome = run_job(job, RunMetrics(progress), retry, limit)
     plan, manifest = outcome.plan, outcome.manifest
-    _print_skipped(plan.skipped.counts + Counter(manifest.get("skipped_members", {})), plan.skipped.examples)
+    print_skipped(plan.skipped.counts + Counter(manifest.get("skipped_members", {})), plan.skipped.examples)
     if plan.changed:
         out.print(
             f"tagged again because they changed: {plan.changed:,} inputs with about {plan.changed_rows:,} images; "
@@ -186,27 +187,8 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
 _MANY_FILES = 1000
 """From so many shards on, the summary names a reader that takes little memory for each file. For 98,000 files,
 `pyarrow.dataset` takes 4.3 GB, and DuckDB 0.5."""
-_EXAMPLES, _KINDS = 3, 10
-"""How many inputs that wait for one reason are named, and how many suffixes of skipped files."""
-
-
-def _print_skipped(skipped: Counter[str], examples: Mapping[str, list[str]]) -> None:
-    """Print the files and tar members that are no inputs, by kind, each with a few names."""
-    if not skipped:
-        return
-    # A folder of photos has dozens of other suffixes. What says more than a suffix is always shown.
-    ranked = skipped.most_common()
-    shown = [pair for number, pair in enumerate(ranked) if number < _KINDS or not pair[0].startswith(".")]
-    kinds = [
-        f"{count:,} {kind}" + (f" (such as {', '.join(examples[kind])})" if kind in examples else "")
-        for kind, count in shown
-    ]
-    if len(shown) < len(ranked):
-        rest = skipped.total() - sum(count for _, count in shown)
-        kinds.append(f"{rest:,} files with {len(ranked) - len(shown)} other suffixes")
-    heif = any(f".{suffix} files" in skipped for suffix in ("heic", "heif"))
-    advice = "; install sightline[heic] to read HEIC" if heif else ""
-    out.print(escape(f"skipped {skipped.total():,}: {', '.join(kinds)}{advice}"), highlight=False)
+_EXAMPLES = 3
+"""How many inputs that wait for one reason are named."""
 
 
 def _print_waiting(waiting: list[Waiting], unplanned: Collection[Waiting]) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.inputs.rows import Input
-from pipelines.planning.known import CHANGED, KNOWN, NEW, PLAN_COLUMNS, KnownInputs
+from pipelines.planning.known import CHANGED, KNOWN, NAMED, NEW, PLAN_COLUMNS, KnownInputs
 from pipelines.planning.packing import SegmentWriter
 from storage.store import Entry
 
@@ -60,6 +60,7 @@ class Model:
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     plain: Counter[str] = field(default_factory=Counter)
     named: set[str] = field(default_factory=set)
+    met: set[str] = field(default_factory=set)
 
     def add(self, inputs: list[Input]) -> None:
         for planned in inputs:
@@ -73,11 +74,11 @@ class Model:
         name = NAMES[entry.uri]
         if name in self.objects:
             return KNOWN if f"{entry.size} {entry.etag}" in self.objects[name] else CHANGED
-        return KNOWN if name in self.named else NEW
+        return KNOWN if name in self.named else NAMED if name in self.met else NEW
 
     def meet(self, met: Input) -> bool:
         name = NAMES[met.uri]
-        self.named.add(name)
+        self.met.add(name)
         self.seen[name, met.version] += 1
         if self.seen[name, met.version] <= self.rows[name, met.version]:
             return True
@@ -152,7 +153,9 @@ def test_an_object_that_a_list_names_is_not_new() -> None:
     found = known(row("/planned"))
     assert found.find([Entry("/planned", 9, "e"), Entry("/met", 9, "e")]).tolist() == [KNOWN, NEW]
     found.meet([row("/./met")])
-    assert found.find([Entry("/met", 9, "e"), Entry("/other", 9, "e")]).tolist() == [KNOWN, NEW]
+    assert found.find([Entry("/met", 9, "e"), Entry("/other", 9, "e")]).tolist() == [NAMED, NEW]
+    found.meet([row("/planned")])
+    assert found.find([Entry("/planned", 9, "e")]).tolist() == [KNOWN]
 
 
 def test_names_that_are_not_utf_8_are_new() -> None:

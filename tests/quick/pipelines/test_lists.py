@@ -373,3 +373,15 @@ def test_only_configured_lists_are_read(folder: Folder) -> None:
     for suffix in SUFFIXES:
         folder.write(f"list{suffix}", b"anything")
     assert folder.plan().inputs == 3
+
+
+def test_values_of_a_table_are_strings_and_those_of_json_keep_their_types(folder: Folder) -> None:
+    folder.write("a.jpg", JPEG)
+    for name, text, metadata in (
+        ("l.csv", b"path,price,n\na.jpg,1.50,007\n", {"price": "1.50", "n": "007"}),
+        ("l.jsonl", b'{"path": "a.jpg", "price": 1.50, "n": 7, "s": "1.50"}\n', {"price": 1.5, "n": 7, "s": "1.50"}),
+    ):
+        path = folder.write(name, text)
+        folder.output = path.with_suffix(f"{path.suffix}.out")
+        [row] = folder.rows(input=str(path))
+        assert json.loads(row.metadata or "") == metadata

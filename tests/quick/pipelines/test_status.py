@@ -143,6 +143,26 @@ def test_the_preview_of_a_new_output_writes_nothing(job: Path, tmp_path: Path) -
     assert not (tmp_path / "tagged").exists()
 
 
+def test_the_preview_tells_what_is_no_input(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "input/notes.md").write_text("")
+    (tmp_path / "list.txt").write_text("input/0.jpg\n")
+    found = preview(job, input=[str(tmp_path / "input"), str(tmp_path / "list.txt")])
+    assert found.known_inputs == 0  # nothing is planned, also what a list and a folder name
+    assert found.skipped == {".md files": 1, "images that a list names too": 1}
+    assert json.loads(invoke("plan", str(job), "--json").stdout)["skipped"] == {".md files": 1}
+    assert "skipped 1: 1 .md files (" in invoke("plan", str(job)).stdout
+
+
+def test_the_preview_tells_of_days_without_a_folder(job: Path, tmp_path: Path) -> None:
+    commit_some(load_config(job), 1, 1.0)
+    day = str(tmp_path / "input/dt={date}")
+    result = invoke("plan", str(job), "--input", day, "--date", "2026-12-01", "--date", "2026-12-02")
+    assert result.exit_code == 0, result.stderr
+    assert "skipped 2: 2 inputs that do not exist (" in result.stdout
+    assert "nothing is under" in result.stderr
+    assert "dt=2026-12-02 now" in " ".join(result.stderr.split())
+
+
 def test_the_preview_of_an_output_that_is_begun(job: Path, tmp_path: Path) -> None:
     commit_some(load_config(job), 2, 0.001)
     (tmp_path / "input/new.jpg").write_bytes(b"x")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from pipelines.config import JobConfig, absolute
 from serve.config import EndpointConfig
 from sightline.cli import app
-from sightline.commands.tag import _print_skipped
+from sightline.commands.skipped import print_skipped
 from storage.key_table import list_settings
 from storage.settings import list_keys
 from tests.support.images import encode, make_rgb
@@ -250,13 +250,18 @@ def test_the_folder_above_a_link_is_that_of_its_target(tmp_path: Path, monkeypat
 
 
 def test_skipped_files_are_told_in_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """A night has the same ones again: a count for each kind, and the end of one name."""
     counts = Counter({f".x{number} files": 100 - number for number in range(40)})
-    counts["hidden files"] = 1
-    _print_skipped(counts, {"hidden files": [".git"], ".x0 files": ["a.x0"]})
+    counts |= {"hidden files": 1, "inputs that do not exist": 2}
+    folder = "/a/long/path/to/the/photos/of/all/years" * 9
+    names = {"hidden files": [f"{folder}/trip/.git/HEAD"] * 3, "inputs that do not exist": [folder + "x" * 99]}
+    print_skipped(counts, {**names, ".x0 files": ["a.x0"]})
     text = " ".join(capsys.readouterr().out.split())
-    assert text.startswith(f"skipped {counts.total():,}: 100 .x0 files (such as a.x0), 99 .x1 files, ")
-    assert "1 hidden files (such as .git)" in text
-    assert text.endswith("files with 30 other suffixes")
+    assert text.startswith(f"skipped {counts.total():,}: 100 .x0 files (a.x0), 99 .x1 files, ")
+    assert "1 hidden files (.../the/photos/of/all/years/trip/.git/HEAD)" in text
+    assert f"2 inputs that do not exist (...{'x' * 40})" in text
+    assert text.endswith("files with 35 other suffixes")
+    assert len(text) < 300
 
 
 def test_an_empty_output_is_refused(job: Callable[..., str], tmp_path: Path) -> None:

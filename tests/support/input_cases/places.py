@@ -30,7 +30,8 @@ Names that other programs keep beside the data are hidden: names that begin with
 Only the part of a path below the configured input counts, and a configured file or folder is read whatever its name.
 
 An input that is deleted later stays in the output. A file has changed if its size or its modification time has, an
-object if its ETag has. An input that changes is not tagged again, and the run ends with exit code 1, unless
+object if its ETag has. The bytes are not compared, so a file that is touched, or restored without its time, has
+changed. An input that changes is not tagged again, and the run ends with exit code 1, unless
 `on_changed: retag` is set: then its new version is tagged too, and the summary counts its images. The output has the
 rows of both versions, also the reject of a file that was repaired; the later ones are in the shard with the higher
 number, with which the names of files in `data/` and `rejects/` begin. `--retry-rejects` reads the planned version only:
