@@ -6,7 +6,6 @@ import gc
 import hashlib
 import io
 import json
-import os
 import tarfile
 import warnings
 from datetime import datetime
@@ -21,8 +20,6 @@ from curation.export.export import export_output
 from curation.export.targets import hf, imagefolder, webdataset
 from curation.tagged_output import TaggedOutput
 from tests.support.exports import KEYS, LABELS, ROWS, WIDTH, draw, make_output, read_rows, write_images
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -45,6 +42,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    # The environment variable is read when the library is imported, and would hold for the tests after these.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
     def run(*arguments: Any, **named: Any) -> Any:
         return datasets.load_dataset(*arguments, cache_dir=str(tmp_path / "cache"), **named)

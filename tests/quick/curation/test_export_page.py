@@ -33,7 +33,9 @@ def test_the_page_runs_as_it_stands(
     title: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The environment variable is read when the library is imported, and would hold for the tests after these.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
     commands = re.findall(r"^    sightline (.*)$", SECTIONS[title], re.MULTILINE)
     for command in commands:

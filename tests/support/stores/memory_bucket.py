@@ -23,15 +23,17 @@ from storage.store import StoreOptions
 class MemoryBucket:
     """Keys that are listed in the given order, `page` for each request.
 
-    With `ignores_start` the parameter StartAfter has no effect. A request whose number, from 0 on, is in `failing` gets
-    that status, and a page that would list the key `forbidden` gets 403: which request has which number depends on the
-    threads that ask. `requests` has the parameters of each request so far.
+    With `ignores_start` the parameter StartAfter has no effect. With `fails_first`, each request gets that status when it
+    is sent for the first time. A request whose number, from 0 on, is in `failing` gets that status, and a page that
+    would list the key `forbidden` gets 403: which request has which number depends on the threads that ask. `requests`
+    has the parameters of each request so far.
     """
 
     def __init__(self, keys: list[str], page: int = 1000, *, ignores_start: bool = False) -> None:
         self.keys = keys
         self.requests: list[dict[str, str]] = []
         self.failing: dict[int, int] = {}
+        self.fails_first: int | None = None
         self.forbidden: str | None = None
         self.refuses_delimiter = False
         self._sorted = keys == sorted(keys)
@@ -48,9 +50,9 @@ class MemoryBucket:
     def _answer(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         asked = {name: values[0] for name, values in parse_qs(urlsplit(request.url).query).items()}
         with self._lock:
-            number = len(self.requests)
+            number, again = len(self.requests), asked in self.requests
             self.requests.append(asked)
-        status = self.failing.get(number, 200)
+        status = self.failing.get(number, 200) if again or self.fails_first is None else self.fails_first
         if self.refuses_delimiter and "delimiter" in asked:
             status = 403
         body = self._list(asked) if status == 200 else ""
