@@ -23,8 +23,8 @@ from storage.store import StoreOptions
 class MemoryBucket:
     """Keys that are listed in the given order, `page` for each request.
 
-    With `ignores_start` the parameter StartAfter has no effect. With `fails_first`, each request gets that status when it
-    is sent for the first time. A request whose number, from 0 on, is in `failing` gets that status, and a page that
+    With `ignores_start` the parameter StartAfter has no effect. With `fails_first`, each request gets that status when
+    it is sent for the first time. A request whose number, from 0 on, is in `failing` gets that status, and a page that
     would list the key `forbidden` gets 403: which request has which number depends on the threads that ask. `requests`
     has the parameters of each request so far.
     """
