@@ -17,6 +17,7 @@ from pipelines.inputs.rows import Reading
 from pipelines.limit import NO_LIMIT, Limit
 from pipelines.output.fingerprint import (
     check_fingerprint,
+    check_folder,
     claim_output,
     make_fingerprint,
     read_columns,
@@ -198,6 +199,7 @@ def check_settings(config: JobConfig, output: Output, model: PinnedModel) -> Pas
     Return the passed-through columns, with the types that the first run has fixed. This is checked before the listing,
     which may take long. Raises `ConfigError`.
     """
+    check_folder(output)
     found, wanted = read_fingerprint(output), config.parquet.columns
     # Another set of columns is refused as a different fingerprint.
     fixed = read_columns(found) if found and set(read_columns(found).names) == set(wanted.values()) else None

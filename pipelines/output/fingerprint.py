@@ -93,17 +93,23 @@ def claim_output(output: Output, fingerprint: dict[str, Any]) -> str:
     `ConfigError` that names the fields in which the stored fingerprint differs, and for a folder that is not empty and
     no output: the files of both would be mixed for good.
     """
-    if not output.exists(FINGERPRINT):
-        foreign = next((name for name in output.store.names(output.uri) if not name.startswith(".")), None)
-        if foreign is not None and foreign not in _FILES:
-            raise ConfigError(
-                f"output: {output.uri} is no output and has files, such as {show(foreign)}: give a new or empty folder"
-            )
+    check_folder(output)
     text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
     if output.put_if_absent(FINGERPRINT, text.encode()):
         return text
     check_fingerprint(output.read_json(FINGERPRINT), fingerprint, output)
     return output.read(FINGERPRINT).decode()
+
+
+def check_folder(output: Output) -> None:
+    """Raise `ConfigError` for a folder that has files and is no output: the files of both would be mixed for good."""
+    if output.exists(FINGERPRINT):
+        return
+    foreign = next((name for name in output.store.names(output.uri) if not name.startswith(".")), None)
+    if foreign is not None and foreign not in _FILES:
+        raise ConfigError(
+            f"output: {output.uri} is no output and has files, such as {show(foreign)}: give a new or empty folder"
+        )
 
 
 def check_fingerprint(found: dict[str, Any], fingerprint: dict[str, Any], output: Output) -> None:
