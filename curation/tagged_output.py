@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
@@ -121,6 +121,42 @@ class TaggedOutput:
         """
         for slices in self._files("data"):
             yield from self._read(slices, columns, rows)
+
+    def shard_batches(
+        self, shards: Collection[str], columns: Sequence[str], rows: int = 8192
+    ) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """Yield the tagged rows of some shards: batches of stored columns, with the shard and the first row's position.
+
+        Reads only the files that have rows of these shards. Raises `StoreError`.
+        """
+        position = 0
+        for slices in self._files("data"):
+            starts = [position]
+            for _, file in slices:
+                starts.append(starts[-1] + file.rows)
+            position = starts[-1]
+            chosen = [(str(number), file) for number, (shard, file) in enumerate(slices) if shard in shards]
+            if chosen:
+                with self._open(slices) as parquet:
+                    for number, batch in read_slices(parquet, chosen, columns, rows):
+                        yield slices[int(number)][0], starts[int(number)], batch
+                        starts[int(number)] += len(batch)
+
+    def find_positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the positions of the rows with these ids, int64 (N,), -1 for an id that no row has.
+
+        Reads one small column of the ids' shards. Raises `StoreError`.
+        """
+        wanted: dict[str, dict[int, list[int]]] = {}
+        for index, id_ in enumerate(ids):
+            shard, _, row = id_.rpartition("/")
+            wanted.setdefault(shard, {}).setdefault(int(row), []).append(index)
+        found = np.full(len(ids), -1, np.int64)
+        for shard, first, batch in self.shard_batches(wanted.keys(), ["row"]) if wanted else ():
+            rows = batch["row"].to_numpy()
+            for place in np.flatnonzero(np.isin(rows, list(wanted[shard]))).tolist():
+                found[wanted[shard][int(rows[place])]] = first + place
+        return found
 
     def scores(self, head: LinearHead | None = None) -> Iterator[Floats]:
         """Yield the scores of all labels for all images, float32 (N, L) for each batch, in one pass.

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from sightline.commands import labels
 from sightline.commands.curation.dedup import dedup
 from sightline.commands.curation.export import export
+from sightline.commands.curation.index import index
 from sightline.commands.curation.probe import probe
 from sightline.commands.curation.quality import calibrate, evaluate
 from sightline.commands.curation.report import report
@@ -100,7 +101,7 @@ def serve(
         run_endpoint(endpoint, host, port, print_ready)
 
 
-for command in (demo, search, dedup, sample, review, calibrate, probe, retag, audit, evaluate, report, export):
+for command in (demo, search, index, dedup, sample, review, calibrate, probe, retag, audit, evaluate, report, export):
     app.command()(command)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from curation.dedup.result import Deduplicated
     from curation.export.exported import Exported
+    from curation.index.build import Built
     from curation.search.search import Results
 
 
@@ -42,21 +43,33 @@ class TaggedOutput(curation.tagged_output.TaggedOutput):
         top: int = 20,
         cutoff: Literal["auto", "none"] = "auto",
         fold: bool = False,
+        index: bool = False,
     ) -> Results:
         """Search for images, as `sightline search` does, which explains the parameters; `without` is its `--not`.
 
         Returns the results: `table` has a row for each one, best first. Raises `ConfigError`, in one line, for a query
         that is not possible, and `storage.store.StoreError` when the output cannot be read.
         """
+        from curation.index.search import search_index
         from curation.search.query import Query
         from curation.search.search import search_output
 
         images = [Path(one) for one in _list(image)]
         query = Query(_list(text), _list(without), images, _list(like), where, _list(label), top, cutoff, fold)
         try:
-            return search_output(self, query)
+            return search_index(self, query) if index else search_output(self, query)
         except (CheckpointError, LabelError) as error:
             raise ConfigError(str(error)) from error
+
+    def index(self) -> Built:
+        """Make or update the output's index, as `sightline index` does, which explains it.
+
+        `search(index=True)` uses it. Returns what was done. Raises `ConfigError`, in one line, and
+        `storage.store.StoreError`.
+        """
+        from curation.index.build import build_index
+
+        return build_index(self)
 
     def dedup(
         self,

@@ -42,16 +42,22 @@ class LogitCounts:
     """The logits of a query's images, counted in bins of 1/64. Memory does not depend on the number of images."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(_BINS, np.int64)
+        self._counts = np.zeros(_BINS)
         self.best = -math.inf
         """The highest logit so far."""
 
-    def add(self, logits: NDArray[np.floating]) -> None:
-        """Count logits, of any shape. They must be finite."""
+    def add(self, logits: NDArray[np.floating], weight: float = 1.0) -> None:
+        """Count logits, of any shape. They must be finite. Each stands for `weight` images."""
         if logits.size:
             self.best = max(self.best, float(logits.max()))
             bins = ((logits.ravel().astype(np.float64) - _LOWEST) / _BIN).astype(np.int64)
-            self._counts += np.bincount(np.clip(bins, 0, _BINS - 1), minlength=_BINS)
+            self._counts += weight * np.bincount(np.clip(bins, 0, _BINS - 1), minlength=_BINS)
+
+    def count_above(self, logit: float) -> float:
+        """Return how many images have a higher logit, to a bin."""
+        if logit == -math.inf:
+            return float(self._counts.sum())
+        return float(self._counts[max(0, math.ceil((logit - _LOWEST) / _BIN)) :].sum())
 
     def estimate_share(self, training_share: float) -> float:
         """Return the estimated share of images to which the text belongs, from 0 to 1."""

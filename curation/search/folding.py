@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.tagged_output import TaggedOutput, read_embeddings
-from siglip.scoring import multiply
+from siglip.scoring import Floats, multiply
 
 FOLD_COSINE = 0.97
 """Images whose embeddings have at least this cosine are one result. That they are copies of each other is not certain:
@@ -16,15 +16,21 @@ FOLD_COSINE = 0.97
 def fold_duplicates(
     output: TaggedOutput, positions: NDArray[np.int64], top: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fold rows into the first one that they are near-duplicates of, in the order of `positions`, int64 (N,).
+    """Fold the rows at `positions`, int64 (N,), as `fold_embeddings` does.
 
-    Returns the indices of the rows that stay, up to `top` of them, and for each the number of rows that are folded into
-    it. Each row is compared with the rows that stay, and not with those that are folded, so there are no chains.
     Memory holds the embeddings of all N rows.
     """
     if not len(positions):
         return positions, positions
-    embeddings = read_embeddings(output.take(positions, ["embedding"]).combine_chunks().to_batches()[0])
+    return fold_embeddings(read_embeddings(output.take(positions, ["embedding"]).combine_chunks().to_batches()[0]), top)
+
+
+def fold_embeddings(embeddings: Floats, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fold rows into the first one that they are near-duplicates of, in the order of `embeddings`, float32 (N, D).
+
+    Returns the indices of the rows that stay, up to `top` of them, and for each the number of rows that are folded into
+    it. Each row is compared with the rows that stay, and not with those that are folded, so there are no chains.
+    """
     kept: list[int] = []
     copies: list[int] = []
     for row in range(len(embeddings)):

@@ -37,6 +37,8 @@ class Results:
     `searched` rows satisfy the conditions. `left_out` of them show something unwanted. `relevant` of the others are
     within the cut-off, whose score is `cutoff`; both are None without a cut-off. `best` is the highest score of a text
     in the rows searched, None without a text.
+
+    `estimated` says that `relevant` is an estimate, from a sample. `notes` are lines about the use of an index.
     """
 
     table: pa.Table
@@ -47,6 +49,8 @@ class Results:
     relevant: int | None
     cutoff: float | None
     best: float | None
+    estimated: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def search_output(output: TaggedOutput, query: Query, model: ModelConfig | None = None) -> Results:
@@ -94,7 +98,7 @@ def _scan(output: TaggedOutput, terms: Terms, where: Where | None, file: Any) ->
     needed = ["embedding", *(where.columns if where is not None else ())]
     rows = searched = 0
     for batch in output.batches(list(dict.fromkeys(needed))):
-        found = _compare(read_embeddings(batch), terms)
+        found = compare(read_embeddings(batch), terms)
         kept = np.ones(len(batch), np.bool_) if where is None else where.keep(batch)
         inside = found[kept]
         for column, counted in counts.items():
@@ -110,8 +114,8 @@ def _scan(output: TaggedOutput, terms: Terms, where: Where | None, file: Any) ->
     return _Scan(similarities, counts, searched, moments)
 
 
-def _compare(embeddings: Floats, terms: Terms) -> NDArray[np.float32]:
-    """Return the columns of `_Scan` for embeddings of unit norm, float32 (N, D)."""
+def compare(embeddings: Floats, terms: Terms) -> NDArray[np.float32]:
+    """Return the columns of `_Scan` for a query and embeddings of unit norm, float32 (N, D)."""
     logits = terms.head.logits(embeddings)
     columns = [logits[:, : terms.wanted].min(axis=1, keepdims=True)] if terms.wanted else []
     if terms.example is not None:
@@ -172,7 +176,28 @@ def _collect(output: TaggedOutput, query: Query, terms: Terms, scan: _Scan, rank
         kept, copies = fold_duplicates(output, positions, query.top)
         positions = positions[kept]
     positions, copies = positions[: query.top], copies[: query.top]
-    similarities = np.asarray(scan.similarities[positions])
+    own = make_table(output, terms, positions, copies, np.asarray(scan.similarities[positions]))
+    best = scan.counts[0].best if terms.wanted and scan.searched else None
+    return Results(
+        own,
+        positions,
+        len(scan.similarities),
+        scan.searched,
+        ranking.left_out,
+        None if ranking.cutoff is None else ranking.relevant,
+        None if ranking.cutoff is None else float(sigmoid(np.asarray(ranking.cutoff, np.float32))),
+        None if best is None else float(sigmoid(np.asarray(best, np.float32))),
+    )
+
+
+def make_table(
+    output: TaggedOutput,
+    terms: Terms,
+    positions: NDArray[np.int64],
+    copies: NDArray[np.int64],
+    similarities: NDArray[np.float32],
+) -> pa.Table:
+    """Return the table of `Results` for rows at some positions, with the columns of `compare`, float32 (K, C)."""
     texts, count = terms.wanted > 0, len(positions)
     score = sigmoid(similarities[:, 0]) if texts else None
     similarity = similarities[:, int(texts)] if terms.example is not None else None
@@ -187,14 +212,4 @@ def _collect(output: TaggedOutput, query: Query, terms: Terms, scan: _Scan, rank
     found = output.take(positions, SHOWN)
     for name in SHOWN:
         own = own.append_column(name, found[name])
-    best = scan.counts[0].best if texts and scan.searched else None
-    return Results(
-        own,
-        positions,
-        len(scan.similarities),
-        scan.searched,
-        ranking.left_out,
-        None if ranking.cutoff is None else ranking.relevant,
-        None if ranking.cutoff is None else float(sigmoid(np.asarray(ranking.cutoff, np.float32))),
-        None if best is None else float(sigmoid(np.asarray(best, np.float32))),
-    )
+    return own

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pipelines.output.output import Output
 from storage.store import NotFound
 
-Kind = Literal["run", "compaction"]
+Kind = Literal["run", "compaction", "index"]
 FORGOTTEN = timedelta(days=2)
 """A marker that has not been renewed for so long is of a process that was killed, wherever that process was."""
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
@@ -56,10 +56,14 @@ class Marker:
 
     def write(self, output: Output) -> None:
         """Write the marker, or renew it. Raises `storage.store.StoreError`."""
+        output.store.put(output.uri_of(marker_path(self.id)), self.dump())
+
+    def dump(self) -> bytes:
+        """Return the marker as `write` writes it."""
         about = asdict(self) | {
             name: getattr(self, name).isoformat(timespec="seconds") for name in ("started_at", "updated_at")
         }
-        output.store.put(output.uri_of(marker_path(self.id)), json.dumps(about, ensure_ascii=False).encode())
+        return json.dumps(about, ensure_ascii=False).encode()
 
     def renew(self, segments: Sequence[int], ended: dict[str, Any] | None = None) -> Marker:
         """Return the marker as it is to be written now."""
@@ -87,10 +91,11 @@ def read_markers(output: Output) -> Iterator[Marker]:
                 data = output.read(marker_path(id_))
             except NotFound:  # the run has ended meanwhile
                 continue
-            yield _parse(id_, data)
+            yield parse_marker(id_, data)
 
 
-def _parse(id_: str, data: bytes) -> Marker:
+def parse_marker(id_: str, data: bytes) -> Marker:
+    """Parse what `Marker.dump` returned. What cannot be read has no segments, and is over."""
     try:
         about = json.loads(data)
         updated = _parse_time(about["updated_at"])

@@ -46,6 +46,7 @@ def search(
         CutoffChoice, typer.Option(help="auto: end where images are no longer relevant, which may be at once.")
     ] = CutoffChoice.auto,
     fold: Annotated[bool, typer.Option("--fold", help="Show one of several near-duplicates.")] = False,
+    index: Annotated[bool, typer.Option("--index", help="Use the index that `sightline index OUTPUT` made.")] = False,
     to: Annotated[
         Path | None,
         typer.Option(
@@ -62,8 +63,12 @@ def search(
     Every image is compared, so the results are exact. A text's score is the one that a label of this name would have.
     Results end where the images are no longer relevant to the texts: the cut-off is estimated for each query from the
     scores of all images. Nothing is found where nothing is relevant; `--cutoff none` shows the nearest images anyhow.
+
+    With `--index` few images are compared, and a few of the nearest may be missed. A query that the index cannot answer
+    is exact, which is said: several texts, texts with images, --not, --where, --label.
     """
     with report_errors():
+        from curation.index.search import search_index
         from curation.search.files import check_target, write_results
         from curation.search.query import Query
         from curation.search.search import search_output
@@ -86,9 +91,11 @@ def search(
         config = opened.table.model.model_copy(update={"source": model, "revision": None}) if model else None
         try:
             err.print(f"searching {opened.rows:,} images ...", highlight=False)
-            results = search_output(opened, query, config)
+            results = search_index(opened, query, config) if index else search_output(opened, query, config)
         except (CheckpointError, LabelError) as error:
             raise ConfigError(str(error)) from error
+        for note in results.notes:
+            err.print(escape(note), highlight=False)
         if to is not None:
             write_results(results, opened, to)
         else:
@@ -132,7 +139,8 @@ def describe_results(results: Results, fold: bool = False) -> str:
         )
         parts.append(f"nothing here is relevant{best} (--cutoff none shows the nearest)")
     else:
-        parts.append(f"{results.relevant:,} are relevant, with scores over {results.cutoff:.3g}")
+        about = "about " if results.estimated else ""
+        parts.append(f"{about}{results.relevant:,} are relevant, with scores over {results.cutoff:.3g}")
         if shown < results.relevant:
             parts.append(f"the first {shown:,} are shown{', one of each group of near-duplicates' if fold else ''}")
     if results.relevant is None and results.table["score"].null_count:

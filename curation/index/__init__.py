@@ -1,0 +1,1 @@
+"""An index of an output's embeddings, for repeated searches, that grows with the output."""

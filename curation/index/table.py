@@ -1,0 +1,277 @@
+"""The index's table: the embeddings of an output in LanceDB, and the vector index over them.
+
+LanceDB was chosen among faiss-cpu, usearch and LanceDB (`python -m benchmarks.index`; the figures are in
+docs/search.md). All are fast enough. faiss and usearch keep an index in memory and write it as one file, so that each
+night would write the whole anew, and each search would read the whole. LanceDB has versions, each made by one atomic
+commit, on disks and in object stores: a reader stays at its version, and a build that is killed leaves the last one.
+
+The vectors are quantised to 8 bits each (`IVF_SQ`), and those found are compared again as stored. Product
+quantisation is smaller, and finds the images that are near an image. But texts lie far from all images, and the
+differences among the images' similarities with a text are smaller than its error.
+
+This module is the only one that calls LanceDB for an index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curation.tagged_output import TaggedOutput
+from pipelines.output.output import parse_shard, shard_id
+from siglip.scoring import Floats
+from storage.schemes import is_remote
+from storage.settings import ConfigError
+from storage.store import StoreError, StoreOptions
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+FOLDER = "index"
+"""The folder of the index in its output."""
+_TABLE, _INDEX = "images", "vectors"
+_SHARDS_A_COMMAND = 1000
+_MARGIN = timedelta(days=1)
+_SQ_SAMPLE = 256
+"""Vectors for each partition that LanceDB wants to train it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of the table, nearest first: `shards` and `rows`, int64 (K,), and `embeddings`, float32 (K, D)."""
+
+    shards: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    embeddings: Floats
+
+
+class IndexTable:
+    """The table of an output's index. Its rows are the images: shard, generation of the shard, row, embedding.
+
+    A shard's number is `number_shard` of its name. Every method raises `StoreError` for trouble that LanceDB has.
+    """
+
+    def __init__(self, output: TaggedOutput, table: Table) -> None:
+        self.width = output.width
+        self._table = table
+        self._uri = output.output.uri_of(FOLDER)
+        self.schema = make_schema(output)
+
+    @classmethod
+    def open(cls, output: TaggedOutput, version: int | None = None) -> IndexTable:
+        """Open the table, at a version or at the last one, or make an empty one.
+
+        Raises `ConfigError` if LanceDB is not installed.
+        """
+        lancedb = import_lancedb()
+        uri = output.output.uri_of(FOLDER)
+        with _errors(uri):
+            options = _storage_options(output.output.options) if is_remote(uri) else None
+            database = lancedb.connect(uri.removeprefix("file://"), storage_options=options)
+            if version is None:
+                table = database.create_table(_TABLE, schema=make_schema(output), exist_ok=True)
+            else:
+                table = database.open_table(_TABLE)
+                table.checkout(version)
+        return cls(output, table)
+
+    @property
+    def version(self) -> int:
+        """The number of the version that this table is at."""
+        with self._errors():
+            return int(self._table.version)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        with self._errors():
+            return int(self._table.count_rows())
+
+    def count_shards(self) -> dict[int, tuple[int, int]]:
+        """Return for each shard its generation and its number of rows. Reads two numbers of each row.
+
+        A shard of which rows of several generations are there has the generation -1.
+        """
+        counts: dict[int, tuple[int, int]] = {}
+        with self._errors():
+            for batch in self._table.search().select(["shard", "generation"]).to_batches(65_536):
+                pairs = np.stack([batch["shard"].to_numpy(), batch["generation"].to_numpy().astype(np.int64)])
+                for (shard, generation), count in zip(*_unique_pairs(pairs), strict=True):
+                    before = counts.get(shard, (generation, 0))
+                    counts[shard] = (generation if before[0] == generation else -1, before[1] + count)
+        return counts
+
+    def add(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows, with one commit. Memory holds a few batches. Raises what `batches` raises."""
+        failures: list[Exception] = []
+
+        def read() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from batches
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        try:
+            with self._errors():
+                self._table.add(pa.RecordBatchReader.from_batches(self.schema, read()))
+        except StoreError:
+            if failures:  # LanceDB raises an error of its own in its place
+                raise failures[0] from None
+            raise
+
+    def delete(self, shards: Sequence[int]) -> None:
+        """Delete the rows of shards."""
+        for start in range(0, len(shards), _SHARDS_A_COMMAND):
+            with self._errors():
+                self._table.delete(f"shard IN ({_join(shards[start : start + _SHARDS_A_COMMAND])})")
+
+    def train(self) -> int:
+        """Make the vector index anew, from the rows that are there. Return the number of its partitions."""
+        from lancedb.index import IvfSq
+
+        rows = self.rows
+        partitions = max(1, min(math.isqrt(rows), rows // _SQ_SAMPLE))
+        with self._errors():
+            config = IvfSq(distance_type="cosine", num_partitions=partitions)
+            self._table.create_index("vector", config=config, replace=True, name=_INDEX)
+        return partitions
+
+    def is_trained(self) -> bool:
+        """Tell whether there is a vector index."""
+        with self._errors():
+            return any(index.name == _INDEX for index in self._table.list_indices())
+
+    def take_up(self) -> None:
+        """Take up added rows in the vector index, and merge small files. Nothing that a version needs is deleted."""
+        with self._errors():
+            self._table.optimize(cleanup_older_than=timedelta(days=36_500))
+
+    def clean(self, oldest: int) -> None:
+        """Merge small files, and delete those of versions that were more than a day old when version `oldest` was made.
+
+        Files of a process that was killed stay for a week, until they cannot be of one that is at work.
+        """
+        with self._errors():
+            # LanceDB deletes by age, counted from when it comes to it, and refuses to where an older version is tagged.
+            times = [about["timestamp"] for about in self._table.list_versions() if about["version"] == oldest]
+            if times:
+                age = datetime.now(UTC) - times[0].astimezone(UTC)  # it is in local time
+                self._table.optimize(cleanup_older_than=max(age, timedelta(0)) + _MARGIN)
+
+    def find(self, vector: Floats, count: int, probes: int, without: Sequence[int] = ()) -> Found:
+        """Return about the `count` rows whose embeddings have the highest cosines with a vector, float32 (D,).
+
+        Looks into the `probes` nearest partitions. `without` are shards whose rows are not returned. Rows that are
+        there twice are returned once. Without a vector index, every row is compared.
+        """
+        more = count + count // 2 + 10  # the order of the quantised vectors is not that of the stored ones
+        with self._errors():
+            query: Any = self._table.search(np.ascontiguousarray(vector, np.float32), vector_column_name="vector")
+            query = query.distance_type("cosine").limit(more).nprobes(probes)
+            if without:
+                query = query.where(f"shard NOT IN ({_join(without)})", prefilter=True)
+            table = query.select(["shard", "row", "vector", "_distance"]).to_arrow().combine_chunks()
+        stored = table["vector"].combine_chunks() if table.num_rows else None
+        embeddings = np.zeros((0, self.width), np.float32) if stored is None else normalise(stored)
+        pairs = np.stack([table["shard"].to_numpy().astype(np.int64), table["row"].to_numpy().astype(np.int64)])
+        order = np.argsort(-(embeddings @ vector), kind="stable")
+        first = np.sort(np.unique(pairs[:, order], axis=1, return_index=True)[1])
+        chosen = order[first][:count]
+        return Found(pairs[0, chosen], pairs[1, chosen], embeddings[chosen])
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        with _errors(self._uri):
+            yield
+
+
+def import_lancedb() -> Any:
+    """Return the module `lancedb`. Raises `ConfigError`, which says what to install, if it is not there."""
+    # Its warnings about training are lines on stderr, which say nothing that the recall does not.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    try:
+        import lancedb
+    except ImportError as error:
+        raise ConfigError("an index needs the package lancedb: pip install 'sightline[lancedb]'") from error
+    return lancedb
+
+
+def make_schema(output: TaggedOutput) -> pa.Schema:
+    """Return the schema of the table. The embeddings have the numbers of the output, so that scores are the same."""
+    number = pa.float16() if output.fingerprint["embedding_dtype"] == "float16" else pa.float32()
+    return pa.schema(
+        [
+            ("shard", pa.int64()),
+            ("generation", pa.int16()),
+            ("row", pa.int64()),
+            ("vector", pa.list_(number, output.width)),
+        ]
+    )
+
+
+def normalise(column: pa.Array) -> Floats:
+    """Return stored embeddings as `curation.tagged_output.read_embeddings` does, float32 (N, D)."""
+    stored = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    if stored.dtype == np.float32:
+        return np.asarray(stored, np.float32)
+    vectors = stored.astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def number_shard(shard: str) -> int:
+    """Return the number that stands for a shard in the table."""
+    segment, number = parse_shard(shard)
+    return segment * 1_000_000 + number
+
+
+def name_shard(number: int) -> str:
+    """Return the name of a shard from its number in the table."""
+    return shard_id(*divmod(int(number), 1_000_000))
+
+
+def _unique_pairs(pairs: NDArray[np.int64]) -> tuple[list[list[int]], list[int]]:
+    values, counts = np.unique(pairs, axis=1, return_counts=True)
+    return values.T.tolist(), counts.tolist()
+
+
+def _join(shards: Sequence[int]) -> str:
+    return ", ".join(str(int(shard)) for shard in shards)
+
+
+@contextlib.contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """Raise what LanceDB raises, errors of Rust as OSError, RuntimeError and ValueError, as a `StoreError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise StoreError(f"the index {uri} cannot be used: {line[:400]}") from error
+
+
+def _storage_options(options: StoreOptions) -> dict[str, str]:
+    """Return how LanceDB reaches the object store that boto3 reaches with these options."""
+    import boto3
+
+    found = {"aws_virtual_hosted_style_request": "false"} if options.endpoint else {}
+    if options.endpoint:
+        found["aws_endpoint"] = options.endpoint
+        found["allow_http"] = str(options.endpoint.startswith("http://")).lower()
+    if options.region:
+        found["aws_region"] = options.region
+    credentials = boto3.session.Session().get_credentials()
+    # LanceDB reads keys in the environment and the identities of clouds itself, and renews those. It has no profiles.
+    if credentials is not None and credentials.method in ("shared-credentials-file", "config-file", "sso"):
+        keys = credentials.get_frozen_credentials()
+        found |= {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
+        found |= {"aws_session_token": keys.token} if keys.token else {}
+    return found
