@@ -349,7 +349,7 @@ def test_the_time_to_stop_ray_is_not_part_of_a_runs_seconds(tmp_path: Path, monk
             yield cluster
         time.sleep(stopping)
 
-    monkeypatch.setattr("pipelines.job.connect", slow)
+    monkeypatch.setattr("pipelines.startup.connect", slow)
     (tmp_path / "input").mkdir()
     (tmp_path / "input/0.jpg").write_bytes(encode_image(random.Random(1), LABELS[0]))
     start = time.monotonic()

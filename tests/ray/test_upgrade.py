@@ -52,12 +52,12 @@ def test_a_job_does_what_is_missing_then_what_is_new(earlier: Path) -> None:
     for path in ["commits/000000-000002.json", *(file["path"] for file in record["files"])]:
         (earlier / path).unlink()
     kept = {path: path.read_bytes() for path in earlier.glob("[cd][oa]*/*")}
-    assert "images 3 in" in tag(earlier)
+    assert "3 images in" in tag(earlier)
     check(earlier, ROWS, REJECTED)
     assert kept.items() <= {path: path.read_bytes() for path in earlier.glob("[cd][oa]*/*")}.items()
     assert "nothing to do" in tag(earlier)
     (earlier.parent / "photos/loose/new.jpg").write_bytes(make_image())
-    assert "images 1 in" in tag(earlier)
+    assert "1 images in" in tag(earlier)
     assert [path.name for path in sorted((earlier / "plan").iterdir())] == ["000000.parquet", "000001.parquet"]
     check(earlier, ROWS + 1, REJECTED)
 
