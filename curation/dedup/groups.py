@@ -98,7 +98,7 @@ class Groups:
         for place, head in enumerate(heads.tolist()):
             if self.leader[head] != head or not self._leads[head]:
                 continue
-            for other in (place + 1 + np.flatnonzero(np.triu(angles, 1)[place, place + 1 :] < self._widest)).tolist():
+            for other in (place + 1 + np.flatnonzero(angles[place, place + 1 :] < self._widest)).tolist():
                 member = int(heads[other])
                 angle = float(angles[place, other])
                 if self.leader[member] != member or not self._free[member]:
