@@ -27,7 +27,7 @@ from curation.tagged_output import TaggedOutput, read_embeddings
 from pipelines.cluster import RETRIES, WAVE_BLOCKS, connect, data_context, iterate_rows
 from pipelines.config import RayConfig, absolute
 from pipelines.output.commit import put_commit
-from pipelines.output.fingerprint import claim_output, describe_labels
+from pipelines.output.fingerprint import check_folder, claim_output, describe_labels
 from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
 from pipelines.output.ledger import Ledger
@@ -97,6 +97,7 @@ def retag_output(
     source, new = (Output(uri, options, patient=True) for uri in (output.uri, absolute(target).rstrip("/")))
     if new.uri == output.uri:
         raise ConfigError(f"{new.uri} is the output itself: give another folder for the new one")
+    check_folder(new)
     labels.check(rule)
     check_probes(labels, output.weights, output.width)
     texts = find_texts(output, labels)

@@ -291,13 +291,18 @@ def open_output(uri: str) -> TaggedOutput:
     return TaggedOutput(output, ledger, manifest, fingerprint, table)
 
 
-def read_embeddings(batch: pa.RecordBatch) -> Floats:
-    """Read a batch's `embedding` column as float32 (N, D) of unit norm.
+def read_embeddings(rows: pa.RecordBatch | pa.Table) -> Floats:
+    """Read the `embedding` column of some rows as float32 (N, D) of unit norm."""
+    column = rows["embedding"]
+    return read_vectors(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+
+
+def read_vectors(column: pa.FixedSizeListArray) -> Floats:
+    """Read embeddings as an output stores them, as float32 (N, D) of unit norm.
 
     float32 embeddings are returned bit for bit as stored. float16 embeddings are normalised again, because rounding to
     float16 moves the norm by up to 5e-4, which is 0.06 of a logit at a logit scale of 117.
     """
-    column = batch["embedding"]
     stored = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
     if stored.dtype == np.float32:
         return np.asarray(stored, np.float32)

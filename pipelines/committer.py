@@ -197,9 +197,10 @@ class Committer:
         Ray keeps what the first attempt of a task has returned, and not what a later one returns in its place. So the
         summary is lost with which the last attempt says that the process died at all of them.
         """
-        for ref in [*self._tracker.pending.values()]:
+        missing = [*self._tracker.pending.values()]
+        for ref, inputs in read_inputs_of(self._writer.output, missing):
             _, parts = self._tracker.take(ref.name)
-            self._wait(ref, parts, "error", describe_death(read_shard_inputs(self._writer.output, ref)))
+            self._wait(ref, parts, "error", describe_death(inputs))
 
     def list_waiting(self, inputs: Iterable[Waiting]) -> list[Waiting]:
         """Return what waits: these inputs that are not planned, and the shards. No image counts twice.
@@ -224,7 +225,8 @@ class Committer:
 
     def _start_commits(self) -> None:
         while self._complete and len(self._in_flight) < self._count_at_once():
-            together, rows = [self._complete.popleft()], 0
+            together = [self._complete.popleft()]
+            rows = together[0][0].rows
             while self._complete and (rows := rows + self._complete[0][0].rows) <= TOGETHER_ROWS:
                 together.append(self._complete.popleft())
             self._in_flight[_commit.remote(self._remote_writer, together)] = together

@@ -156,7 +156,9 @@ def _process(
         tasks = cluster.count_tasks(min(work.shards, WAVE_BLOCKS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
     # Without a deadline, shards that were not expected are another run's, which has committed them meanwhile.
-    left = committer.stopped + work.beyond + (late and work.shards - committer.expected + committer.count_missing())
+    left = committer.stopped + work.beyond
+    if late:
+        left += work.shards - committer.expected + committer.count_missing()
     if away:
         committer.give_up(work.shards - report.shards - len(committer.waiting), max(0, work.rows - report.rows))
         left = work.beyond

@@ -51,7 +51,7 @@ def scan_truth(output: TaggedOutput, seed: int) -> Truth:
     shards = list_shards(output)
     rows = sum(count for _, count in shards.values())
     places = np.sort(rng.choice(rows, min(QUERIES, rows), replace=False))
-    images = read_embeddings(output.take(places, ["embedding"]).combine_chunks().to_batches()[0])
+    images = read_embeddings(output.take(places, ["embedding"]))
     texts = output.head.vectors
     if len(texts) > QUERIES:
         texts = texts[np.sort(rng.choice(len(texts), QUERIES, replace=False))]

@@ -19,12 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curation.index.state import IndexState, list_shards, read_index_state
-from curation.index.table import IndexTable, name_shard, normalise, number_shard
+from curation.index.table import IndexTable, name_shard, number_shard
 from curation.search.cutoff import LogitCounts, find_training_share
 from curation.search.folding import fold_embeddings
 from curation.search.query import Query, Terms, embed_query
 from curation.search.search import Results, compare, make_table, search_output
-from curation.tagged_output import TaggedOutput, read_embeddings
+from curation.tagged_output import TaggedOutput, read_embeddings, read_vectors
 from siglip.config import ModelConfig
 from siglip.scoring import Floats, sigmoid
 from storage.settings import ConfigError
@@ -124,7 +124,7 @@ def _add_sample(
     width = state.sample.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(state.sample.reshape(-1)), width)
     inside = np.isin(state.sample_shards, np.fromiter(indexed, np.int64, len(indexed)))
-    logits = compare(normalise(column)[inside], terms)[:, 0]
+    logits = compare(read_vectors(column)[inside], terms)[:, 0]
     logits = logits[logits < rows.similarities.min()]
     if len(logits):
         counts.add(logits, left / len(logits))

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curation.tagged_output import TaggedOutput
+from curation.tagged_output import TaggedOutput, read_vectors
 from pipelines.output.output import parse_shard, shard_id
 from siglip.scoring import Floats
 from storage.schemes import is_remote
@@ -182,7 +182,7 @@ class IndexTable:
                 query = query.where(f"shard NOT IN ({_join(without)})", prefilter=True)
             table = query.select(["shard", "row", "vector", "_distance"]).to_arrow().combine_chunks()
         stored = table["vector"].combine_chunks() if table.num_rows else None
-        embeddings = np.zeros((0, self.width), np.float32) if stored is None else normalise(stored)
+        embeddings = np.zeros((0, self.width), np.float32) if stored is None else read_vectors(stored)
         pairs = np.stack([table["shard"].to_numpy().astype(np.int64), table["row"].to_numpy().astype(np.int64)])
         order = np.argsort(-(embeddings @ vector), kind="stable")
         first = np.sort(np.unique(pairs[:, order], axis=1, return_index=True)[1])
@@ -217,15 +217,6 @@ def make_schema(output: TaggedOutput) -> pa.Schema:
             ("vector", pa.list_(number, output.width)),
         ]
     )
-
-
-def normalise(column: pa.Array) -> Floats:
-    """Return stored embeddings as `curation.tagged_output.read_embeddings` does, float32 (N, D)."""
-    stored = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
-    if stored.dtype == np.float32:
-        return np.asarray(stored, np.float32)
-    vectors = stored.astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def number_shard(shard: str) -> int:

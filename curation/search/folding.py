@@ -22,7 +22,7 @@ def fold_duplicates(
     """
     if not len(positions):
         return positions, positions
-    return fold_embeddings(read_embeddings(output.take(positions, ["embedding"]).combine_chunks().to_batches()[0]), top)
+    return fold_embeddings(read_embeddings(output.take(positions, ["embedding"])), top)
 
 
 def fold_embeddings(embeddings: Floats, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

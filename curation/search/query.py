@@ -97,7 +97,7 @@ def embed_query(query: Query, output: TaggedOutput, model: ModelConfig | None = 
     rows = find_rows(output, query.like)
     examples = [vectors]
     if rows:
-        examples.append(read_embeddings(output.take(rows, ["embedding"]).combine_chunks().to_batches()[0]))
+        examples.append(read_embeddings(output.take(rows, ["embedding"])))
     if query.images:
         examples.append(loaded.embed_images(query.images))
     together = np.concatenate(examples)

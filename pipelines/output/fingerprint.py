@@ -90,10 +90,8 @@ def claim_output(output: Output, fingerprint: dict[str, Any]) -> str:
     """Write the fingerprint of a new output, or check that the stored one is equal. Return the stored one as text.
 
     The fingerprint is written before the first plan, and never again: if two runs differ, the first one wins. Raises
-    `ConfigError` that names the fields in which the stored fingerprint differs, and for a folder that is not empty and
-    no output: the files of both would be mixed for good.
+    `ConfigError` that names the fields in which the stored fingerprint differs. Call `check_folder` before the work.
     """
-    check_folder(output)
     text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
     if output.put_if_absent(FINGERPRINT, text.encode()):
         return text

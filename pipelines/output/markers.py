@@ -45,8 +45,7 @@ class Marker:
         """Tell whether its process is known to have ended, or has been silent for `FORGOTTEN`."""
         if self.ended is not None or datetime.now(UTC) - self.updated_at > FORGOTTEN:
             return True
-        place, _ = _describe_process(os.getpid())
-        return bool(self.place) and self.place == place and _describe_process(self.pid)[1] != self.process
+        return bool(self.place) and self.place == _describe_place() and _describe_process(self.pid) != self.process
 
     @property
     def pid(self) -> int:
@@ -73,8 +72,7 @@ class Marker:
 def make_marker(id_: str, kind: Kind) -> Marker:
     """Return the marker of this process, which is not written yet."""
     now = datetime.now(UTC)
-    place, process = _describe_process(os.getpid())
-    return Marker(id_, kind, (), now, now, place, process)
+    return Marker(id_, kind, (), now, now, _describe_place(), _describe_process(os.getpid()))
 
 
 def marker_path(id_: str) -> str:
@@ -118,24 +116,25 @@ def _parse_time(text: str) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _describe_process(pid: int) -> tuple[str, str]:
-    """Return texts that identify this machine and a process on it, both empty where that cannot be known.
+def _describe_process(pid: int) -> str:
+    """Return a text that identifies a process on this machine, empty if there is none or if that cannot be known.
 
-    The machine is its boot and the namespace of its process numbers: two containers may have the same name. The process
-    is its number and its start in clock ticks, because numbers are used again. The second text is empty if there is no
-    such process.
+    It is the process's number and its start in clock ticks, because numbers are used again.
     """
-    place = _describe_place()
     try:
         # The name of the program, which stands in brackets before, may have brackets and spaces in it.
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
-        return place, ""
-    return place, f"{pid} {started}"
+        return ""
+    return f"{pid} {started}"
 
 
 @cache
 def _describe_place() -> str:
+    """Return a text that identifies this machine, empty if that cannot be known.
+
+    It is the machine's boot and the namespace of its process numbers: two containers may have the same name.
+    """
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

@@ -85,7 +85,6 @@ def search(
             fold,
         )
         opened = open_reported(output)
-        query.check(opened)
         if to is not None:
             check_target(opened, to)
         config = opened.table.model.model_copy(update={"source": model, "revision": None}) if model else None

@@ -389,5 +389,5 @@ def test_positions_are_found_by_id(large: TaggedOutput) -> None:
     assert batches[0][:2] == ("000000-000003", 3 * ROWS)
     assert np.array_equal(
         read_embeddings(batches[0][2])[:5],
-        read_embeddings(large.take(range(3 * ROWS, 3 * ROWS + 5), ["embedding"]).combine_chunks().to_batches()[0]),
+        read_embeddings(large.take(range(3 * ROWS, 3 * ROWS + 5), ["embedding"])),
     )

@@ -251,8 +251,8 @@ def test_a_sample_is_never_overwritten(output: TaggedOutput, tmp_path: Path) -> 
     assert set(read["sample"].to_pylist()) == {sample.design.sample} == {about["sample"]}
     design = read_design(tmp_path / "sample")
     assert design.head is not None
-    scored = output.head.scores(read_embeddings(output.to_arrow(["embedding"]).combine_chunks().to_batches()[0]))
-    again = design.head.scores(read_embeddings(output.to_arrow(["embedding"]).combine_chunks().to_batches()[0]))
+    scored = output.head.scores(read_embeddings(output.to_arrow(["embedding"])))
+    again = design.head.scores(read_embeddings(output.to_arrow(["embedding"])))
     assert np.array_equal(scored, again)
     assert np.array_equal(design.edges["dog"], sample.design.edges["dog"])
     assert pq.read_metadata(tmp_path / "sample" / "sample.parquet").num_rows == len(sample.position)
