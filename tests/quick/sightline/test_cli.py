@@ -309,3 +309,28 @@ def test_a_folder_with_other_files_does_not_become_an_output(job: Callable[..., 
         assert result.exit_code == 2
         assert f"is no output and has files, such as {file}" in result.stderr
         assert sorted((tmp_path / name).iterdir()) == before
+
+
+def test_the_process_ends_without_the_interpreters_finalization() -> None:
+    """Threads of Arrow that are still releasing what they have read would end it with SIGABRT."""
+    code = """
+import atexit, sys, threading, time
+import sightline.cli
+from sightline.start import main
+class Kept:
+    def __del__(self):
+        print("finalized", flush=True)
+kept = Kept()
+def work():
+    time.sleep(0.5)
+    print("the thread has ended")
+def app():
+    threading.Thread(target=work).start()
+    atexit.register(print, "atexit has run")
+    print("buffered", end=" ")
+    sys.exit(3)
+sightline.cli.app = app
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (3, "buffered the thread has ended\natexit has run\n")
