@@ -13,7 +13,7 @@ from ray.data import Dataset
 from pipelines.config import ActorsConfig, RayConfig
 from pipelines.ray_internals import (
     data_settings,
-    keep_sigterm,
+    keep_signals,
     own_code_first,
     quiet_core,
     quiet_data,
@@ -66,7 +66,7 @@ def connect(
         yield fit_cluster(config, actors)
         return
     try:
-        with keep_sigterm(), quiet_core():
+        with keep_signals(), quiet_core():
             if address:
                 ray.init(address=address, job_config=own_code_first(), logging_level=logging.ERROR, log_to_driver=False)
             else:

@@ -101,16 +101,22 @@ def count_retries() -> int:
 
 
 @contextmanager
-def keep_sigterm() -> Iterator[None]:
-    """Keep the caller's SIGTERM handler while `ray.init` runs, which installs its own.
+def keep_signals() -> Iterator[None]:
+    """Keep signals in the caller's hands while `ray.init` runs, and keep SIGHUP from the processes that it starts.
 
-    Ray's handler would end the process with exit code 15 and a stack trace. Ray's core also installs a handler below
-    Python's; setting Python's again replaces that one too. Outside the main thread Ray leaves signals alone.
+    Ray installs a handler for SIGTERM, which would end the process with exit code 15 and a stack trace. Ray's core also
+    installs a handler below Python's; setting Python's again replaces that one too. Outside the main thread Ray leaves
+    signals alone.
+
+    A terminal that is closed sends SIGHUP to Ray's processes too. They would end before this one has shut them down,
+    and Ray's core in this process then ends it at once, with exit code 1 and without a word. They inherit that SIGHUP
+    is blocked; one that arrives meanwhile is delivered afterwards. Ray does the same with SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
         yield
     except SystemExit as error:
@@ -119,6 +125,7 @@ def keep_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextmanager

@@ -103,13 +103,13 @@ def endpoint(config: EndpointConfig, host: str, port: int) -> Iterator[str]:
         import ray
         from ray import serve as rayserve
 
-        from pipelines.ray_internals import keep_sigterm, own_code_first, silence_stderr
+        from pipelines.ray_internals import keep_signals, own_code_first, silence_stderr
         from serve.app import build
 
         metrics_port = _free_port()
         cpus = sum(scaling.largest * (scaling.num_cpus or 1) for scaling in (config.replicas, config.ingress))
         # Ray prints the log level that it was given and, at the end, that Ray Serve's controller was stopped.
-        with silence_stderr(), keep_sigterm():
+        with silence_stderr(), keep_signals():
             ray.init(
                 address="local",
                 job_config=own_code_first(),

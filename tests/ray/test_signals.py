@@ -76,6 +76,7 @@ def test_a_run_that_sigterm_ended_is_finished_by_the_next(
     [
         ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 130),
         ([signal.SIGHUP, signal.SIGINT], 129),
+        ([signal.SIGTERM], 143),  # as systemd does, to all processes of a unit
     ],
 )
 def test_further_signals_change_nothing_and_the_status_knows_the_run(

@@ -102,7 +102,7 @@ def test_ray_reads_whether_to_print_errors_that_nobody_fetched() -> None:
 
 def test_ray_installs_a_handler_for_sigterm() -> None:
     assert "set_sigterm_handler" in inspect.getsource(ray._private.worker), (
-        "ray.init no longer installs a handler for SIGTERM: keep_sigterm may be unnecessary"
+        "ray.init no longer installs a handler for SIGTERM: keep_signals may be unnecessary"
     )
 
 
