@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from curation.search.cutoff import LogitCounts, find_training_share
 from curation.search.folding import fold_duplicates
 from curation.search.query import Query, Terms, embed_query
+from curation.search.ranking import Ranking
 from curation.tagged_output import ID, TaggedOutput, read_embeddings
 from curation.where import Where
 from siglip.config import ModelConfig
@@ -124,7 +125,7 @@ def compare(embeddings: Floats, terms: Terms) -> NDArray[np.float32]:
 
 
 @dataclass
-class _Ranking:
+class _Best:
     """The order of the rows: `scores`, float64 (K,), and `positions`, int64 (K,), of the best, best first."""
 
     scores: NDArray[np.float64]
@@ -134,43 +135,27 @@ class _Ranking:
     cutoff: float | None  # a logit
 
 
-def _rank(scan: _Scan, terms: Terms, query: Query, training_share: float) -> _Ranking:
-    texts, example = int(terms.wanted > 0), int(terms.example is not None)
-    first_unwanted = texts + example
-    limits = {
-        column: counts.find_cutoff(training_share) for column, counts in scan.counts.items() if column >= first_unwanted
-    }
-    cutoff = scan.counts[0].find_cutoff(training_share) if texts and query.cutoff == "auto" else None
-    mean = scan.moments[0] / max(1, scan.searched)
-    deviation = np.sqrt(np.maximum(scan.moments[1] / max(1, scan.searched) - mean**2, 1e-12))
-    ranking = _Ranking(np.zeros(0), np.zeros(0, np.int64), 0, 0, cutoff)
+def _rank(scan: _Scan, terms: Terms, query: Query, training_share: float) -> _Best:
+    ranking = Ranking.make(terms, scan.counts, scan.moments, scan.searched, training_share, cut=query.cutoff == "auto")
+    best = _Best(np.zeros(0), np.zeros(0, np.int64), 0, 0, ranking.cutoff)
     shown = np.fromiter(terms.shown, np.int64, len(terms.shown))
     # Folding may need more rows than results.
     most = query.top if not query.fold else max(1000, 20 * query.top)
     for start, chunk in scan.chunks():
-        searched = ~np.isnan(chunk[:, 0])
-        unwanted = np.zeros(len(chunk), np.bool_)
-        for column, limit in limits.items():
-            with np.errstate(invalid="ignore"):
-                unwanted |= chunk[:, column] > limit
-        ranking.left_out += int((searched & unwanted).sum())
-        kept = searched & ~unwanted
-        if cutoff is not None:
-            kept &= chunk[:, 0] > cutoff
+        unwanted = ranking.find_unwanted(chunk)
+        best.left_out += int(unwanted.sum())
+        kept = ranking.find_relevant(chunk) & ~unwanted
         kept[shown[(shown >= start) & (shown < start + len(chunk))] - start] = False
-        ranking.relevant += int(kept.sum())
+        best.relevant += int(kept.sum())
         places = np.flatnonzero(kept)
-        ordered = chunk[places, :first_unwanted].astype(np.float64)
-        if first_unwanted > 1:
-            ordered = (ordered - mean[:first_unwanted]) / deviation[:first_unwanted]
-        scores = np.concatenate([ranking.scores, ordered.min(axis=1)])
-        positions = np.concatenate([ranking.positions, places + start])
+        scores = np.concatenate([best.scores, ranking.order(chunk[places])])
+        positions = np.concatenate([best.positions, places + start])
         order = np.lexsort((positions, -scores))[:most]
-        ranking.scores, ranking.positions = scores[order], positions[order]
-    return ranking
+        best.scores, best.positions = scores[order], positions[order]
+    return best
 
 
-def _collect(output: TaggedOutput, query: Query, terms: Terms, scan: _Scan, ranking: _Ranking) -> Results:
+def _collect(output: TaggedOutput, query: Query, terms: Terms, scan: _Scan, ranking: _Best) -> Results:
     positions, copies = ranking.positions, np.zeros(len(ranking.positions), np.int64)
     if query.fold:
         kept, copies = fold_duplicates(output, positions, query.top)
