@@ -63,17 +63,32 @@ class OutputModel:
 
     def embed_images(self, files: Sequence[Path]) -> Floats:
         """Embed the images in some files: float32 (N, D) of unit norm. Raises `ConfigError` for one that is none."""
+        images = []
+        for file in files:
+            try:
+                images.append((str(file), file.read_bytes()))
+            except OSError as error:
+                raise ConfigError(f"{file}: {error.strerror or error}") from error
+        return self.embed_image_bytes(images)
+
+    def embed_image_bytes(self, images: Sequence[tuple[str, bytes]]) -> Floats:
+        """Embed images, each a name for messages and the bytes of a file: float32 (N, D) of unit norm.
+
+        Raises `ConfigError` for bytes that are no image.
+        """
         from siglip.images.decode import ImageRejected, decode_image
 
         pixels = []
-        for file in files:
+        for name, data in images:
             try:
-                pixels.append(decode_image(file.read_bytes(), self._encoder.spec, Limits(), "auto").pixels)
-            except OSError as error:
-                raise ConfigError(f"{file}: {error.strerror or error}") from error
+                pixels.append(decode_image(data, self._encoder.spec, Limits(), "auto").pixels)
             except ImageRejected as error:
-                raise ConfigError(f"{file}: {error.reason}: {error.detail}") from error
+                raise ConfigError(f"{name}: {error.reason}: {error.detail}") from error
         return self._encoder.embed_images(np.stack(pixels))
+
+    def load(self) -> None:
+        """Load the model now."""
+        _ = self._encoder
 
     @cached_property
     def _encoder(self) -> Encoder:

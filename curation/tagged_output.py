@@ -218,7 +218,7 @@ class TaggedOutput:
 
     def _take(self, slices: list[tuple[str, RowFile]], rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Read some rows, given by their index in the slices one after the other, in ascending order."""
-        stored = _stored(columns, self._has_own_id())
+        stored = stored_columns(columns, self)
         starts = np.cumsum([0, *(file.rows for _, file in slices)])
         part = np.searchsorted(starts, rows, side="right") - 1
         places = rows - starts[part] + np.asarray([file.first for _, file in slices])[part]
@@ -230,12 +230,9 @@ class TaggedOutput:
                 if inside.any():
                     table = parquet.read_row_group(group, columns=stored).take(pa.array(places[inside] - first))
                     shards = pa.array([slices[number][0] for number in part[inside].tolist()])
-                    tables.append(_with_id(table, shards, columns))
+                    tables.append(add_id(table, shards, columns))
                 first += count
             return pa.concat_tables(tables)
-
-    def _has_own_id(self) -> bool:
-        return ID in self.columns and INPUT_ID not in self.columns
 
     def _open(self, slices: list[tuple[str, RowFile]]) -> AbstractContextManager[pq.ParquetFile]:
         return self.output.open_rows(slices[0][1].path, slices[0][1].bytes)
@@ -244,19 +241,23 @@ class TaggedOutput:
         self, slices: list[tuple[str, RowFile]], columns: Sequence[str], rows: int, *, with_id: bool = True
     ) -> Iterator[pa.RecordBatch]:
         with self._open(slices) as parquet:
-            stored = _stored(columns, self._has_own_id()) if with_id else list(columns)
+            stored = stored_columns(columns, self) if with_id else list(columns)
             for shard, batch in read_slices(parquet, slices, stored, rows):
-                yield _with_id(batch, shard, columns) if with_id else batch.select(list(columns))
+                yield add_id(batch, shard, columns) if with_id else batch.select(list(columns))
 
 
-def _stored(columns: Sequence[str], own_id: bool) -> list[str]:
-    """Return the columns to read. `own_id` says that `input_id` is the output's own column `id`."""
+def stored_columns(columns: Sequence[str], output: TaggedOutput) -> list[str]:
+    """Return the columns of `data/` that are needed for `columns`, which may include `id` and `input_id`."""
+    own_id = ID in output.columns and INPUT_ID not in output.columns
     stored = [ID if name == INPUT_ID and own_id else name for name in columns if name != ID]
     return [*stored, "row"] if ID in columns and "row" not in stored else stored
 
 
-def _with_id(rows: Any, shard: Any, columns: Sequence[str]) -> Any:
-    """Add the column `id` if it is wanted. `shard` is the name of the rows' shard, or an array of names."""
+def add_id(rows: Any, shard: Any, columns: Sequence[str]) -> Any:
+    """Return `columns` of rows that have the `stored_columns` of them, with the column `id` if it is among them.
+
+    `rows` is a table or a record batch. `shard` is the name of the rows' shard, or an array of names.
+    """
     if INPUT_ID in columns and INPUT_ID not in rows.schema.names:
         rows = rows.rename_columns([INPUT_ID if name == ID else name for name in rows.schema.names])
     if ID in columns:

@@ -92,7 +92,7 @@ def embed_query(query: Query, output: TaggedOutput, model: ModelConfig | None = 
     vectors = np.zeros((0, output.width), np.float32)
     head = LinearHead(vectors, np.zeros(0, np.float32), np.zeros(0, np.float32), ())
     if texts:
-        labels = _make_labels(texts, output)
+        labels = make_labels(texts, output)
         head = build_head(labels, loaded.embed_labels(labels), output.table.scale, output.weights)
     rows = find_rows(output, query.like)
     examples = [vectors]
@@ -101,14 +101,21 @@ def embed_query(query: Query, output: TaggedOutput, model: ModelConfig | None = 
     if query.images:
         examples.append(loaded.embed_images(query.images))
     together = np.concatenate(examples)
-    example = None
-    if len(together):
-        mean = together.mean(axis=0, dtype=np.float64)
-        example = np.asarray(mean / np.linalg.norm(mean), np.float32)
+    example = average_examples(together) if len(together) else None
     return Terms(head, len(dict.fromkeys(query.texts)), example, frozenset(rows))
 
 
-def _make_labels(texts: Sequence[str], output: TaggedOutput) -> LabelSet:
+def average_examples(embeddings: Floats) -> Floats:
+    """Return the example that some images make, float32 (D,) of unit norm, from their embeddings, float32 (K, D)."""
+    mean = embeddings.mean(axis=0, dtype=np.float64)
+    return np.asarray(mean / np.linalg.norm(mean), np.float32)
+
+
+def make_labels(texts: Sequence[str], output: TaggedOutput) -> LabelSet:
+    """Return texts as a label set with the templates of an output, so that each has the score of a label of its name.
+
+    Raises `ConfigError` for a text that is no label.
+    """
     try:
         return LabelSet.model_validate(
             {"names": [{"name": text} for text in texts], "templates": output.labels.templates}
