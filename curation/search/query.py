@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from curation.model import OutputModel
@@ -20,6 +23,7 @@ from siglip.scoring import Floats
 from storage.settings import ConfigError, describe_error
 
 Cutoff = Literal["auto", "none"]
+_ID = re.compile(r"\d{6}-\d{6}/\d{1,18}")
 
 
 @dataclass(frozen=True)
@@ -88,27 +92,27 @@ def embed_query(query: Query, output: TaggedOutput, model: ModelConfig | None = 
     `siglip.labels.LabelError` for texts that the model cannot read, and `siglip.checkpoint.CheckpointError`.
     """
     loaded = OutputModel(output, model)
-    texts = [*dict.fromkeys([*query.texts, *query.without])]
-    vectors = np.zeros((0, output.width), np.float32)
-    head = LinearHead(vectors, np.zeros(0, np.float32), np.zeros(0, np.float32), ())
-    if texts:
-        labels = make_labels(texts, output)
-        head = build_head(labels, loaded.embed_labels(labels), output.table.scale, output.weights)
+    texts = list_texts(query)
+    labels = make_labels(texts, output) if texts else None
+    vectors = None if labels is None else loaded.embed_labels(labels)
     rows = find_rows(output, query.like)
-    examples = [vectors]
+    examples = [np.zeros((0, output.width), np.float32)]
     if rows:
         examples.append(read_embeddings(output.take(rows, ["embedding"])))
     if query.images:
         examples.append(loaded.embed_images(query.images))
-    together = np.concatenate(examples)
-    example = average_examples(together) if len(together) else None
-    return Terms(head, len(dict.fromkeys(query.texts)), example, frozenset(rows))
+    return make_terms(query, output, labels, vectors, np.concatenate(examples), rows)
 
 
 def average_examples(embeddings: Floats) -> Floats:
     """Return the example that some images make, float32 (D,) of unit norm, from their embeddings, float32 (K, D)."""
     mean = embeddings.mean(axis=0, dtype=np.float64)
     return np.asarray(mean / np.linalg.norm(mean), np.float32)
+
+
+def list_texts(query: Query) -> list[str]:
+    """Return a query's texts, each once: those that are wanted, then those that are not."""
+    return [*dict.fromkeys([*query.texts, *query.without])]
 
 
 def make_labels(texts: Sequence[str], output: TaggedOutput) -> LabelSet:
@@ -124,24 +128,55 @@ def make_labels(texts: Sequence[str], output: TaggedOutput) -> LabelSet:
         raise ConfigError(f"--text or --not: {describe_error(error, LabelSet)}") from None
 
 
+def make_terms(
+    query: Query,
+    output: TaggedOutput,
+    labels: LabelSet | None,
+    texts: Floats | None,
+    examples: Floats,
+    rows: Sequence[int],
+) -> Terms:
+    """Make a query's terms of vectors that its texts and example images were embedded to.
+
+    `labels` is what `make_labels` makes of `list_texts`, and `texts` are its averaged prompts, float32 (L, D); both are
+    None without texts. `examples` are float32 (M, D) of unit norm; those of rows of the output are at `rows` there.
+    """
+    empty = np.zeros(0, np.float32)
+    head = LinearHead(np.zeros((0, output.width), np.float32), empty, empty, ())
+    if labels is not None and texts is not None:
+        head = build_head(labels, texts, output.table.scale, output.weights)
+    example = average_examples(examples) if len(examples) else None
+    return Terms(head, len(dict.fromkeys(query.texts)), example, frozenset(rows))
+
+
 def find_rows(output: TaggedOutput, names: Sequence[str]) -> list[int]:
     """Return the positions of the rows with these keys or ids. Reads the keys of the whole output.
 
     Raises `ConfigError` for a name that no row has, and for a key that several rows have.
     """
-    wanted = set(names)
-    found: dict[str, list[tuple[int, str]]] = {name: [] for name in names}
-    first = 0
-    for batch in output.batches([ID, "key"]) if wanted else ():
-        for column in (ID, "key"):
-            for index, name in enumerate(batch[column].to_pylist()):
-                if name in wanted and (first + index, batch[ID][index].as_py()) not in found[name]:
-                    found[name].append((first + index, batch[ID][index].as_py()))
+    found: dict[str, list[int]] = {name: [] for name in names}
+    ids = [name for name in found if is_id(name)]
+    for name, position in zip(ids, output.find_positions(ids).tolist(), strict=True):
+        if position >= 0:
+            found[name].append(position)
+    wanted, first = pa.array(list(found), pa.string()), 0
+    for batch in output.batches(["key"]) if found else ():
+        for index in np.flatnonzero(pc.is_in(batch["key"], wanted)).tolist():
+            positions = found[batch["key"][index].as_py()]
+            if first + index not in positions:
+                positions.append(first + index)
         first += len(batch)
-    for name, rows in found.items():
-        if not rows:
+    for name, positions in found.items():
+        if not positions:
             raise ConfigError(f"--like {name!r}: {output.uri} has no image with this key or id")
-        if len(rows) > 1:
-            ids = ", ".join(id_ for _, id_ in rows[:4])
-            raise ConfigError(f"--like {name!r}: {len(rows)} images have this key: give the id of one of them: {ids}")
-    return [rows[0][0] for rows in found.values()]
+        if len(positions) > 1:
+            ids = output.take(positions[:4], [ID])[ID].to_pylist()
+            raise ConfigError(
+                f"--like {name!r}: {len(positions)} images have this key: give the id of one of them: {', '.join(ids)}"
+            )
+    return [positions[0] for positions in found.values()]
+
+
+def is_id(name: str) -> bool:
+    """Tell whether a name has the form of an id, as the column `id` has it."""
+    return _ID.fullmatch(name) is not None

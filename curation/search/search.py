@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,31 @@ def search_output(output: TaggedOutput, query: Query, model: ModelConfig | None 
     """
     where = query.check(output)
     terms = embed_query(query, output, model)
+    return search_rows(output, query, terms, _read_rows(output, where), partial(fold_duplicates, output))
+
+
+def search_rows(
+    output: TaggedOutput,
+    query: Query,
+    terms: Terms,
+    batches: Iterable[tuple[Floats, NDArray[np.bool_] | None]],
+    fold: Callable[[NDArray[np.int64], int], tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> Results:
+    """Search all rows of an output, wherever their embeddings are, as `search_output` does.
+
+    `batches` are the embeddings in the order of the output, float32 (N, D), each with a mask of the rows that satisfy
+    the conditions, None for all. `fold` folds rows at some positions, as `fold_duplicates` does.
+    """
     with tempfile.TemporaryFile() as file:
-        scan = _scan(output, terms, where, file)
+        scan = _scan(batches, terms, file)
         ranking = _rank(scan, terms, query, find_training_share(output.model))
-        return _collect(output, query, terms, scan, ranking)
+        return _collect(output, query, terms, scan, ranking, fold)
+
+
+def _read_rows(output: TaggedOutput, where: Where | None) -> Iterator[tuple[Floats, NDArray[np.bool_] | None]]:
+    needed = ["embedding", *(where.columns if where is not None else ())]
+    for batch in output.batches(list(dict.fromkeys(needed))):
+        yield read_embeddings(batch), None if where is None else where.keep(batch)
 
 
 @dataclass
@@ -90,24 +112,23 @@ class _Scan:
             yield start, np.asarray(self.similarities[start : start + _CHUNK])
 
 
-def _scan(output: TaggedOutput, terms: Terms, where: Where | None, file: Any) -> _Scan:
+def _scan(batches: Iterable[tuple[Floats, NDArray[np.bool_] | None]], terms: Terms, file: Any) -> _Scan:
     texts = int(terms.wanted > 0)
     columns = texts + (terms.example is not None) + len(terms.head.gain) - terms.wanted
     logit_columns = [*range(texts), *range(texts + (terms.example is not None), columns)]
     counts = {column: LogitCounts() for column in logit_columns}
     moments = np.zeros((2, columns))
-    needed = ["embedding", *(where.columns if where is not None else ())]
     rows = searched = 0
-    for batch in output.batches(list(dict.fromkeys(needed))):
-        found = compare(read_embeddings(batch), terms)
-        kept = np.ones(len(batch), np.bool_) if where is None else where.keep(batch)
+    for embeddings, mask in batches:
+        found = compare(embeddings, terms)
+        kept = np.ones(len(found), np.bool_) if mask is None else mask
         inside = found[kept]
         for column, counted in counts.items():
             counted.add(inside[:, column])
         moments += [inside.sum(axis=0, dtype=np.float64), np.square(inside, dtype=np.float64).sum(axis=0)]
         found[~kept] = np.nan
         file.write(found.tobytes())
-        rows, searched = rows + len(batch), searched + len(inside)
+        rows, searched = rows + len(found), searched + len(inside)
     file.flush()
     similarities = (
         np.memmap(file, np.float32, "r", shape=(rows, columns)) if rows else np.zeros((0, columns), np.float32)
@@ -155,10 +176,17 @@ def _rank(scan: _Scan, terms: Terms, query: Query, training_share: float) -> _Be
     return best
 
 
-def _collect(output: TaggedOutput, query: Query, terms: Terms, scan: _Scan, ranking: _Best) -> Results:
+def _collect(
+    output: TaggedOutput,
+    query: Query,
+    terms: Terms,
+    scan: _Scan,
+    ranking: _Best,
+    fold: Callable[[NDArray[np.int64], int], tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> Results:
     positions, copies = ranking.positions, np.zeros(len(ranking.positions), np.int64)
     if query.fold:
-        kept, copies = fold_duplicates(output, positions, query.top)
+        kept, copies = fold(positions, query.top)
         positions = positions[kept]
     positions, copies = positions[: query.top], copies[: query.top]
     own = make_table(output, terms, positions, copies, np.asarray(scan.similarities[positions]))
