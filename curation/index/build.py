@@ -9,6 +9,7 @@ from itertools import chain, islice
 import numpy as np
 import pyarrow as pa
 
+from curation.index.labels import RowLabels, number_labels
 from curation.index.recall import ENOUGH, choose_probes, measure_recall, scan_truth
 from curation.index.state import About, IndexState, identify, list_shards, lock_index, read_index_state
 from curation.index.table import IndexTable, import_lancedb, name_shard, number_shard
@@ -47,14 +48,16 @@ def build_index(output: TaggedOutput, tell: Callable[[str], None] = lambda line:
 
     Afterwards all embeddings of the output are read once, to measure recall@10 against an exact search, and to draw a
     sample for the estimate of cut-offs. The vector index is trained anew if less than 95 % of the nearest images are
-    found, or the rows have doubled since it was trained. Memory holds a few batches, the sample, about 300 bytes a
-    shard, and what LanceDB needs: 1.2 GB in all were measured for 200,000 rows of 768 dimensions, 1.6 GB for 400,000.
+    found, or the rows have doubled since it was trained. An index of an earlier version of Sightline is made anew.
+
+    Memory holds a few batches, the sample, about 300 bytes a shard, and what LanceDB needs: 1.2 GB in all were measured
+    for 200,000 rows of 768 dimensions, 1.6 GB for 400,000.
 
     Raises `ConfigError` if LanceDB is not installed, if another build is at work, and if the index is that of another
     output; `storage.store.StoreError`.
     """
     import_lancedb()
-    before = read_index_state(output)
+    before = read_index_state(output, earlier=True)
     with lock_index(output):
         table = IndexTable.open(output)
         wanted = list_shards(output)
@@ -95,12 +98,15 @@ def _count(batches: Iterable[pa.RecordBatch], counts: list[int]) -> Iterator[pa.
 def _read(output: TaggedOutput, shards: Mapping[str, int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     if not shards:
         return
-    for shard, _, batch in output.shard_batches(shards.keys(), ["row", "embedding"]):
+    names = number_labels(output)
+    for shard, _, batch in output.shard_batches(shards.keys(), ["row", "key", "labels", "embedding"]):
         count = len(batch)
         columns = [
             pa.array(np.full(count, number_shard(shard), np.int64)),
             pa.array(np.full(count, shards[shard], np.int16)),
             batch["row"].cast(pa.int64()),
+            batch["key"].cast(pa.string()),
+            RowLabels.read(batch["labels"], names).to_arrow(),
             batch["embedding"].cast(schema.field("vector").type),
         ]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -142,6 +148,7 @@ def _finish(
     about = About(version, previous, output.weights, identify(output), rows, trained_rows, probes, *recalls)
     pairs = sorted(wanted.items())
     shards, generations, counts = np.asarray([(shard, *found) for shard, found in pairs], np.int64).reshape(-1, 3).T
-    IndexState(about, shards, generations, counts, truth.sample, truth.sample_shards).write(output)
+    drawn, labels = (truth.sample, truth.sample_shards), truth.sample_labels
+    IndexState(about, shards, generations, counts, *drawn, labels.starts, labels.numbers).write(output)
     table.clean(previous or version)
     return Built(rows, added, removed, why, probes, *recalls)

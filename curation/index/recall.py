@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from curation.index.labels import RowLabels, number_labels
 from curation.index.state import list_shards
 from curation.index.table import IndexTable, name_shard, number_shard
 from curation.tagged_output import TaggedOutput, read_embeddings
@@ -29,8 +31,8 @@ _EQUAL = 1e-6
 class Truth:
     """What an exact scan found: queries with the cosines of their tenth nearest images.
 
-    `images` and `texts` are float32 (Q, D) of unit norm, `least_images` and `least_texts` float32 (Q,). `sample` is
-    that of `curation.index.state.IndexState`.
+    `images` and `texts` are float32 (Q, D) of unit norm, `least_images` and `least_texts` float32 (Q,). `sample` and
+    what belongs to it are those of `curation.index.state.IndexState`.
     """
 
     images: Floats
@@ -39,6 +41,7 @@ class Truth:
     least_texts: Floats
     sample: NDArray[np.float16]
     sample_shards: NDArray[np.int64]
+    sample_labels: RowLabels
 
 
 def scan_truth(output: TaggedOutput, seed: int) -> Truth:
@@ -58,12 +61,13 @@ def scan_truth(output: TaggedOutput, seed: int) -> Truth:
     drawn = np.sort(rng.choice(rows, min(SAMPLE, rows), replace=False))
     queries = np.concatenate([images, texts])
     best = np.full((NEAREST + 1, len(queries)), -np.inf, np.float32)
-    sample, sample_shards = [], []
-    for shard, first, batch in output.shard_batches({name_shard(one) for one in shards}, ["embedding"]):
+    sample, sample_shards, sample_labels, names = [], [], [], number_labels(output)
+    for shard, first, batch in output.shard_batches({name_shard(one) for one in shards}, ["embedding", "labels"]):
         embeddings = read_embeddings(batch)
         best = np.sort(np.concatenate([best, multiply(embeddings, queries)]), axis=0)[-NEAREST - 1 :]
         inside = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, first + len(batch))] - first
         sample.append(embeddings[inside].astype(np.float16))
+        sample_labels.append(RowLabels.read(batch["labels"].take(pa.array(inside)), names))
         sample_shards.append(np.full(len(inside), number_shard(shard), np.int64))
     return Truth(
         images,
@@ -72,6 +76,7 @@ def scan_truth(output: TaggedOutput, seed: int) -> Truth:
         best[1, len(images) :],
         np.concatenate(sample),
         np.concatenate(sample_shards),
+        RowLabels.join(sample_labels),
     )
 
 

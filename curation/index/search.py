@@ -1,39 +1,49 @@
 """Search with an index: the nearest images from the index, and from an exact scan of those that it does not have yet.
 
 An index answers the queries that one vector orders: one text, or examples. What needs the similarities of all images
-is left to the exact search, and a note says so: several texts, texts with examples, conditions and labels, `--not`.
+is left to the exact search, and a note says so: several texts, texts with examples, conditions in SQL.
 
 The cut-off of a text needs the scores of all images too, but only as an estimate of a share. The images with the
 highest scores, which decide, are found by the index. Those with lower ones are represented by the sample of the index,
 16,384 images drawn at random, each of which stands for as many as there are for each in the sample. So the number of
-relevant images is counted if the cut-off is among the found ones, and else estimated.
+relevant images is counted if the cut-off is among the found ones, and else estimated. The limit of an unwanted text is
+estimated in the same way, from the images that are nearest to it.
+
+Labels are a condition of the search in the table and not of its results. As few of the images in a partition may have
+them, more partitions are looked into; and only those images of the sample count that have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curation.index.labels import number_labels
+from curation.index.rows import RowBatch, read_row_batches
 from curation.index.state import IndexState, list_shards, read_index_state
-from curation.index.table import IndexTable, name_shard, number_shard
+from curation.index.table import IndexTable, count_partitions, name_shard
 from curation.search.cutoff import LogitCounts, find_training_share
 from curation.search.folding import fold_embeddings
 from curation.search.query import Query, Terms, embed_query
+from curation.search.ranking import Ranking
 from curation.search.search import Results, compare, make_table, search_output
-from curation.tagged_output import TaggedOutput, read_embeddings, read_vectors
+from curation.tagged_output import TaggedOutput, read_vectors
 from siglip.config import ModelConfig
 from siglip.scoring import Floats, sigmoid
 from storage.settings import ConfigError
 
 FOUND = 1000
 """The fewest rows that are asked for, however few are shown, where a cut-off is estimated from them."""
-
 MOST = 2000
 """The most results: their embeddings are in memory, and with --fold those of twenty times as many rows."""
+DEEPEST = 20_000
+"""The most rows that are asked for because many of those found show something unwanted."""
+_FILLED = 4
+"""Rows that the partitions should have for each that is asked for."""
 
 
 def search_index(output: TaggedOutput, query: Query, model: ModelConfig | None = None) -> Results:
@@ -54,37 +64,18 @@ def search_index(output: TaggedOutput, query: Query, model: ModelConfig | None =
     if why := why_exact(query):
         results = search_output(output, query, model)
         return replace(results, notes=(f"every image is compared, without the index: {why}",))
-    table = IndexTable.open(output, state.about.version)
+    index = OpenIndex.open(output, state)
     terms = embed_query(query, output, model)
-    wanted = list_shards(output)
-    indexed = {shard: found for shard, found in state.list_shards().items() if wanted.get(shard) == found}
-    stale = [shard for shard in state.shards.tolist() if shard not in indexed]
-    missing = {name_shard(shard) for shard in wanted if shard not in indexed}
-    estimates = bool(terms.wanted) and query.cutoff == "auto"
-    # Folding may need more rows than results, and the examples themselves are no results.
-    most = max(FOUND if estimates else 0, (20 if query.fold else 4) * query.top) + len(terms.shown)
-    vector = terms.head.vectors[0] if terms.wanted else terms.example
-    assert vector is not None
-    found = table.find(vector, most, max(state.about.probes, 1), stale)
-    counts = LogitCounts()
-    rows = _Rows(found.shards, found.rows, found.embeddings, compare(found.embeddings, terms)[:, :1])
-    if terms.wanted:
-        counts.add(rows.similarities)
-    if estimates:
-        _add_sample(counts, state, terms, indexed, rows)
-    if missing:
-        rows = _scan_missing(output, terms, missing, rows, counts, most)
-    results = _collect(output, query, terms, rows, counts)
-    behind = sum(wanted[number_shard(shard)][1] for shard in missing)
-    note = f"{behind:,} images are not in the index yet, and were compared besides"
-    return replace(results, notes=(note,)) if missing else results
+    results = index.search(query, terms, lambda: read_row_batches(output, index.missing))
+    if not index.missing:
+        return results
+    note = f"{index.behind:,} images are not in the index yet, and were compared besides"
+    return replace(results, notes=(note, *results.notes))
 
 
 def why_exact(query: Query) -> str:
     """Return why an index cannot answer a query, or an empty text."""
-    if query.without:
-        return "--not needs the scores of all of them"
-    if query.where is not None or query.labels:
+    if query.where is not None:
         return "a condition holds for other images than those that it finds"
     if query.top > MOST:
         return f"it finds up to {MOST:,}"
@@ -95,9 +86,143 @@ def why_exact(query: Query) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class OpenIndex:
+    """An output and its index, opened for any number of searches of the same state of both.
+
+    `indexed` are the shards that the table has as the output has them. `stale` are others of the table, whose rows are
+    never found, and `missing` the names of those that the table does not have, with `behind` images. Memory holds the
+    sample, 50 MB of float32 with 768 dimensions, and what LanceDB keeps.
+    """
+
+    output: TaggedOutput
+    state: IndexState
+    table: IndexTable
+    indexed: Mapping[int, tuple[int, int]]
+    stale: Sequence[int]
+    missing: frozenset[str]
+    behind: int
+    sample: Floats
+
+    @classmethod
+    def open(cls, output: TaggedOutput, state: IndexState, cache_bytes: int | None = None) -> OpenIndex:
+        """Open an index, whose table may keep `cache_bytes` in memory. Raises what `IndexTable.open` raises."""
+        wanted = list_shards(output)
+        indexed = {shard: found for shard, found in state.list_shards().items() if wanted.get(shard) == found}
+        column = pa.FixedSizeListArray.from_arrays(pa.array(state.sample.reshape(-1)), state.sample.shape[1])
+        return cls(
+            output,
+            state,
+            IndexTable.open(output, state.about.version, cache_bytes),
+            indexed,
+            [shard for shard in state.shards.tolist() if shard not in indexed],
+            frozenset(name_shard(shard) for shard in wanted if shard not in indexed),
+            sum(rows for shard, (_, rows) in wanted.items() if shard not in indexed),
+            read_vectors(column),
+        )
+
+    def search(self, query: Query, terms: Terms, read: Callable[[], Iterable[RowBatch]]) -> Results:
+        """Search for a query that `why_exact` has nothing against, with its terms.
+
+        `read` returns the rows that the table does not have and that are compared besides. It may be called twice.
+        """
+        wanted = query.top + len(terms.shown)  # the examples themselves are no results
+        estimates = bool(terms.wanted) and query.cutoff == "auto"
+        # Folding may need more rows than results.
+        most = max(FOUND if estimates or query.without else 0, (20 if query.fold else 4) * query.top) + len(terms.shown)
+        nearest = self._find(query, terms, most, read)
+        if query.without and nearest.may_lack(20 * wanted if query.fold else wanted) and most < DEEPEST:
+            nearest = self._find(query, terms, DEEPEST, read)
+        results = self._collect(query, terms, nearest)
+        if query.without and nearest.may_lack(wanted) and results.table.num_rows < query.top:
+            note = f"only the {DEEPEST:,} nearest images were looked at: nearly all show something unwanted"
+            return replace(results, notes=(note,))
+        return results
+
+    def _find(self, query: Query, terms: Terms, most: int, read: Callable[[], Iterable[RowBatch]]) -> _Nearest:
+        known = number_labels(self.output)
+        labels = [known[label] for label in query.labels]
+        total = sum(count for _, count in self.indexed.values())
+        matching = self.table.count(labels, self.stale) if labels else total
+        in_sample = np.isin(self.state.sample_shards, np.fromiter(self.indexed, np.int64, len(self.indexed)))
+        in_sample &= self.state.sample_labels.have_all(labels)
+
+        def find(vector: Floats, count: int) -> _Rows:
+            probes = self._count_probes(matching, total, count)
+            found = self.table.find(vector, count, probes, self.stale, labels)
+            return _Rows(found.shards, found.rows, found.embeddings, compare(found.embeddings, terms))
+
+        vector = terms.head.vectors[0] if terms.wanted else terms.example
+        assert vector is not None
+        rows = find(vector, most)
+        counts: dict[int, LogitCounts] = {}
+        if terms.wanted or len(terms.head.gain):
+            sample = compare(self.sample[in_sample], terms)
+            if terms.wanted:
+                counts[0] = _count_logits(rows.similarities[:, 0], sample[:, 0], matching)
+            for column in range(1, rows.similarities.shape[1]):
+                unwanted = find(terms.head.vectors[terms.wanted + column - 1], FOUND).similarities[:, column]
+                counts[column] = _count_logits(unwanted, sample[:, column], matching)
+        searched = matching
+        for batch in read():
+            inside = np.flatnonzero(batch.labels.have_all(labels))
+            similarities = compare(batch.embeddings[inside], terms)
+            for column, counted in counts.items():
+                counted.add(similarities[:, column])
+            shards = np.full(len(inside), batch.shard, np.int64)
+            rows = rows.best(_Rows(shards, batch.rows[inside], batch.embeddings[inside], similarities), most)
+            searched += len(inside)
+        moments = np.zeros((2, rows.similarities.shape[1]))
+        share = find_training_share(self.output.model)
+        ranking = Ranking.make(terms, counts, moments, searched, share, cut=query.cutoff == "auto")
+        kept = ranking.find_relevant(rows.similarities) & ~ranking.find_unwanted(rows.similarities)
+        within = bool(ranking.find_relevant(rows.similarities[-1:]).all())
+        return _Nearest(rows, kept, ranking, counts, searched, len(rows.rows) < searched, within)
+
+    def _count_probes(self, matching: int, total: int, count: int) -> int:
+        """Return how many partitions are looked into for `count` rows, if `matching` rows of `total` have the labels.
+
+        As many as were measured to be enough, for rows of which all can be found; more by as much as there are fewer.
+        And as many as should have some times the rows that are asked for.
+        """
+        probes = max(self.state.about.probes, 1)
+        if not matching:
+            return probes
+        partitions = count_partitions(max(self.state.about.trained, 1))
+        enough = max(probes * total, _FILLED * count * partitions) / matching
+        return max(probes, min(partitions, int(np.ceil(enough))))
+
+    def _collect(self, query: Query, terms: Terms, nearest: _Nearest) -> Results:
+        output, rows, cutoff = self.output, nearest.rows, nearest.ranking.cutoff
+        most = query.top + len(terms.shown)
+        places = np.flatnonzero(nearest.kept)
+        copies = np.zeros(len(places), np.int64)
+        if query.fold:
+            chosen, copies = fold_embeddings(rows.embeddings[places], most)
+            places = places[chosen]
+        places, copies = places[:most], copies[:most]
+        ids = [f"{name_shard(rows.shards[place])}/{rows.rows[place]}" for place in places.tolist()]
+        positions = output.find_positions(ids)
+        results = np.asarray([position not in terms.shown for position in positions.tolist()], np.bool_)
+        places, copies, positions = (one[results][: query.top] for one in (places, copies, positions))
+        return Results(
+            make_table(output, terms, positions, copies, rows.similarities[places]),
+            positions,
+            output.rows,
+            nearest.searched,
+            nearest.count_left_out(),
+            None if cutoff is None else nearest.count_relevant(),
+            None if cutoff is None else float(sigmoid(np.asarray(cutoff, np.float32))),
+            float(sigmoid(np.asarray(nearest.counts[0].best, np.float32)))
+            if terms.wanted and nearest.searched
+            else None,
+            nearest.more and (bool(query.without) or (cutoff is not None and nearest.within)),
+        )
+
+
 @dataclass
 class _Rows:
-    """Rows with their embeddings, float32 (K, D), and the column of `compare`, float32 (K, 1), best first."""
+    """Rows with their embeddings, float32 (K, D), and the columns of `compare`, float32 (K, C), best first."""
 
     shards: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -114,64 +239,46 @@ class _Rows:
         return _Rows(*(one[order] for one in joined))
 
 
-def _add_sample(
-    counts: LogitCounts, state: IndexState, terms: Terms, indexed: Mapping[int, tuple[int, int]], rows: _Rows
-) -> None:
-    """Count the logits of the rows of the index that were not found, as the sample has them."""
-    left = sum(count for _, count in indexed.values()) - len(rows.rows)
-    if left <= 0 or not len(rows.rows):
-        return
-    width = state.sample.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(state.sample.reshape(-1)), width)
-    inside = np.isin(state.sample_shards, np.fromiter(indexed, np.int64, len(indexed)))
-    logits = compare(read_vectors(column)[inside], terms)[:, 0]
-    logits = logits[logits < rows.similarities.min()]
-    if len(logits):
-        counts.add(logits, left / len(logits))
+@dataclass(frozen=True)
+class _Nearest:
+    """The nearest rows of a query. `kept` says which are results, bool (K,).
+
+    `more` says that there are more rows than these, and `within` that the last of these is within the cut-off.
+    """
+
+    rows: _Rows
+    kept: NDArray[np.bool_]
+    ranking: Ranking
+    counts: Mapping[int, LogitCounts]
+    searched: int
+    more: bool
+    within: bool
+
+    def may_lack(self, wanted: int) -> bool:
+        """Tell whether there may be results among the rows that were not looked at, and fewer than wanted are here."""
+        return self.more and self.within and int(self.kept.sum()) < wanted
+
+    def count_relevant(self) -> int:
+        """Return how many rows are within the cut-off and not left out: counted, or an estimate."""
+        kept, cutoff = int(self.kept.sum()), self.ranking.cutoff
+        if not (self.more and self.within) or cutoff is None:
+            return kept
+        share = kept / max(1, len(self.kept))  # of the rows here, all of which are within the cut-off
+        return max(kept, round(self.counts[0].count_above(cutoff) * share))
+
+    def count_left_out(self) -> int:
+        """Return about how many rows show something unwanted."""
+        return min(
+            self.searched,
+            round(sum(self.counts[column].count_above(one) for column, one in self.ranking.limits.items())),
+        )
 
 
-def _scan_missing(
-    output: TaggedOutput, terms: Terms, missing: set[str], rows: _Rows, counts: LogitCounts, most: int
-) -> _Rows:
-    for shard, _, batch in output.shard_batches(missing, ["row", "embedding"]):
-        embeddings = read_embeddings(batch)
-        similarities = compare(embeddings, terms)[:, :1]
-        if terms.wanted:
-            counts.add(similarities)
-        shards = np.full(len(batch), number_shard(shard), np.int64)
-        rows = rows.best(_Rows(shards, batch["row"].to_numpy().astype(np.int64), embeddings, similarities), most)
-    return rows
-
-
-def _collect(output: TaggedOutput, query: Query, terms: Terms, rows: _Rows, counts: LogitCounts) -> Results:
-    cutoff = None
-    relevant, estimated = len(rows.rows), False
-    kept = np.ones(len(rows.rows), np.bool_)
-    if terms.wanted and query.cutoff == "auto":
-        cutoff = counts.find_cutoff(find_training_share(output.model))
-        kept = rows.similarities[:, 0] > cutoff
-        relevant = int(kept.sum())
-        estimated = bool(kept.all()) and len(kept) < output.rows
-        if estimated:
-            relevant = max(relevant, round(counts.count_above(cutoff)))
-    places = np.flatnonzero(kept)
-    copies = np.zeros(len(places), np.int64)
-    if query.fold:
-        chosen, copies = fold_embeddings(rows.embeddings[places], query.top + len(terms.shown))
-        places = places[chosen]
-    places, copies = places[: query.top + len(terms.shown)], copies[: query.top + len(terms.shown)]
-    ids = [f"{name_shard(rows.shards[place])}/{rows.rows[place]}" for place in places.tolist()]
-    positions = output.find_positions(ids)
-    results = np.asarray([position not in terms.shown for position in positions.tolist()], np.bool_)
-    places, copies, positions = (one[results][: query.top] for one in (places, copies, positions))
-    return Results(
-        make_table(output, terms, positions, copies, rows.similarities[places]),
-        positions,
-        output.rows,
-        output.rows,
-        0,
-        None if cutoff is None else relevant,
-        None if cutoff is None else float(sigmoid(np.asarray(cutoff, np.float32))),
-        float(sigmoid(np.asarray(counts.best, np.float32))) if terms.wanted else None,
-        estimated,
-    )
+def _count_logits(found: NDArray[np.float32], sample: NDArray[np.float32], rows: int) -> LogitCounts:
+    """Count the highest logits of `rows` rows, and the others as a sample of the rows has them."""
+    counts = LogitCounts()
+    counts.add(found)
+    left = rows - len(found)
+    if left > 0 and len(found) and len(rest := sample[sample < found.min()]):
+        counts.add(rest, left / len(rest))
+    return counts

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.index.labels import RowLabels
 from curation.index.table import FOLDER, number_shard
 from curation.tagged_output import TaggedOutput
 from pipelines.output.ledger import ledger_path
@@ -26,7 +27,7 @@ from storage.settings import ConfigError
 from storage.store import NotFound, StoreError
 
 _STATE, _LOCK = f"{FOLDER}/state.npz", f"{FOLDER}/building.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class IndexState:
     """An index as a search uses it. `shards`, `generations` and `counts` are int64 (S,): the shards of the table.
 
     `sample` are embeddings of images drawn at random, float16 (M, D), and `sample_shards` their shards, int64 (M,).
+    `label_starts` and `label_numbers` are their labels: see `curation.index.labels.RowLabels`.
     """
 
     about: About
@@ -64,6 +66,13 @@ class IndexState:
     counts: NDArray[np.int64]
     sample: NDArray[np.float16]
     sample_shards: NDArray[np.int64]
+    label_starts: NDArray[np.int64]
+    label_numbers: NDArray[np.int32]
+
+    @property
+    def sample_labels(self) -> RowLabels:
+        """The labels of the sample's images."""
+        return RowLabels(self.label_starts, self.label_numbers)
 
     def list_shards(self) -> dict[int, tuple[int, int]]:
         """Return for each shard its generation and its number of rows, as `list_shards` does for an output."""
@@ -78,13 +87,14 @@ class IndexState:
         output.store.put(output.output.uri_of(_STATE), buffer.getvalue())
 
 
-_ARRAYS = ("shards", "generations", "counts", "sample", "sample_shards")
+_ARRAYS = ("shards", "generations", "counts", "sample", "sample_shards", "label_starts", "label_numbers")
 
 
-def read_index_state(output: TaggedOutput) -> IndexState | None:
+def read_index_state(output: TaggedOutput, *, earlier: bool = False) -> IndexState | None:
     """Read the state of an output's index, or None if there is none. Memory holds 24 bytes a shard, and the sample.
 
-    Raises `ConfigError` for an index of another output, of other weights, or of another version of Sightline.
+    With `earlier`, an index of an earlier version of Sightline counts as none: it is made anew. Raises `ConfigError`
+    for an index of another output, of other weights, or of another version of Sightline.
     """
     uri = output.output.uri_of(FOLDER)
     try:
@@ -94,8 +104,14 @@ def read_index_state(output: TaggedOutput) -> IndexState | None:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
-            if about.get("format") != _FORMAT:
-                raise ConfigError(f"{uri} is of another version of Sightline: delete the folder, and run `index` again")
+            found = about.get("format")
+            if earlier and isinstance(found, int) and found < _FORMAT:
+                return None
+            if found != _FORMAT:
+                raise ConfigError(
+                    f"{uri} was made by another version of Sightline: if it was an earlier one, run `sightline index "
+                    f"{output.uri}`, which makes it anew; otherwise install that version"
+                )
             state = IndexState(About(**about), **{name: file[name] for name in _ARRAYS})
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise StoreError(f"{output.output.uri_of(_STATE)} is damaged: {error}") from error

@@ -65,7 +65,7 @@ def search(
     scores of all images. Nothing is found where nothing is relevant; `--cutoff none` shows the nearest images anyhow.
 
     With `--index` few images are compared, and a few of the nearest may be missed. A query that the index cannot answer
-    is exact, which is said: several texts, texts with images, --not, --where, --label.
+    is exact, which is said: several texts, texts with images, --where. With --not, who is left out is an estimate.
     """
     with report_errors():
         from curation.index.search import search_index
@@ -129,7 +129,7 @@ def describe_results(results: Results, fold: bool = False) -> str:
     if results.searched < results.rows:
         parts[0] += f" of {results.rows:,}"
     if results.left_out:
-        parts.append(f"{results.left_out:,} left out by --not")
+        parts.append(f"{'about ' if results.estimated else ''}{results.left_out:,} left out by --not")
     if results.relevant is None:
         parts.append(f"the nearest {shown:,} are shown")
     elif not results.relevant:

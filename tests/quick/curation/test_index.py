@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -24,15 +26,16 @@ from curation.index import recall as recall_module
 from curation.index import search as search_module
 from curation.index import table as table_module
 from curation.index.build import Built, build_index
-from curation.index.search import search_index
+from curation.index.search import OpenIndex, search_index
 from curation.index.state import list_shards, lock_index, read_index_state
 from curation.index.table import IndexTable, name_shard
-from curation.search.query import Query
+from curation.search.query import Query, Terms, embed_query
 from curation.search.search import Results, search_output
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
 from pipelines.upkeep.compaction import compact_output
 from pipelines.upkeep.verify import verify_output
 from sightline.cli import app
+from siglip.heads import LinearHead
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
 from storage.settings import ConfigError
@@ -133,12 +136,77 @@ def test_folding_gives_one_of_each_group(large: TaggedOutput) -> None:
     assert len({*ids(exact)} & {*ids(found)}) >= 9
 
 
+def test_the_nearest_images_with_a_label_are_found_however_few_have_it(large: TaggedOutput) -> None:
+    """A condition that is applied after a search would leave few of the nearest images, or none."""
+    counts = Counter(label for row in large.to_arrow(["labels"])["labels"].to_pylist() for label in row)
+    by_count = [label for label, _ in counts.most_common()]
+    recalls = []
+    for label in (by_count[0], by_count[len(by_count) // 2], by_count[-1]):
+        for name in NAMES[:6]:
+            query = Query([name], labels=[label], top=10, cutoff="none")
+            exact, found = search_output(large, query), search_index(large, query)
+            assert (found.searched, found.rows) == (counts[label], large.rows) == (exact.searched, exact.rows)
+            assert found.table.num_rows == exact.table.num_rows == min(10, counts[label])
+            assert all(label in row for row in found.table["labels"].to_pylist())
+            recalls.append(len({*ids(exact)} & {*ids(found)}) / exact.table.num_rows)
+    assert np.mean(recalls) >= 0.95
+    assert search_index(large, Query(["text 1"], labels=by_count[:2] + by_count[-2:])).notes == ()
+
+
+def test_the_cutoff_is_that_of_the_images_with_the_label(large: TaggedOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "FOUND", 200)
+    some = 0
+    for name in NAMES[:12]:
+        query = Query([name], labels=[name], top=5)
+        exact, found = search_output(large, query), search_index(large, query)
+        assert exact.relevant is not None
+        assert found.relevant == pytest.approx(exact.relevant, rel=0.2, abs=12), name
+        some += exact.relevant > 0
+    assert some > 0
+
+
+def test_unwanted_images_are_left_out_about_as_by_an_exact_search(large: TaggedOutput) -> None:
+    recalls = []
+    for name, other in zip(NAMES[:12], NAMES[12:24], strict=True):
+        query = Query([name], without=[other], top=20, cutoff="none")
+        exact, found = search_output(large, query), search_index(large, query)
+        assert found.left_out == pytest.approx(exact.left_out, rel=0.25, abs=20)
+        assert found.table.num_rows == 20
+        recalls.append(len({*ids(exact)} & {*ids(found)}) / 20)
+        assert found.notes == ()
+    assert np.mean(recalls) >= 0.9
+
+
+def test_more_images_are_looked_at_if_the_nearest_are_unwanted(
+    large: TaggedOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unwanted text is the wanted one, so that all of the nearest images are left out."""
+    monkeypatch.setattr(search_module, "FOUND", 50)
+    query = Query([NAMES[0]], without=["the same"], top=20, cutoff="none")
+    one = embed_query(Query([NAMES[0]]), large).head
+    head = LinearHead(
+        np.concatenate([one.vectors] * 2), np.concatenate([one.gain] * 2), np.concatenate([one.offset] * 2)
+    )
+    terms = Terms(head, 1, None, frozenset())
+    state = read_index_state(large)
+    assert state is not None
+    index = OpenIndex.open(large, state)
+    found = index.search(query, terms, list)
+    assert (found.table.num_rows, found.notes) == (20, ())
+    relevant = search_index(large, Query([NAMES[0]], top=1)).relevant
+    assert found.left_out == pytest.approx(relevant, rel=0.2)
+    assert relevant is not None
+    assert relevant > 80, "none of those looked at first is a result"
+    monkeypatch.setattr(search_module, "DEEPEST", 60)
+    fewer = index.search(query, terms, list)
+    assert (fewer.table.num_rows, "60 nearest images" in fewer.notes[0]) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        (Query([NAMES[0]], without=[NAMES[1]]), "--not"),
         (Query([NAMES[0]], where="width > 600"), "condition"),
-        (Query([NAMES[0]], labels=[NAMES[1]]), "condition"),
+        (Query([NAMES[0]], labels=[NAMES[1]], where="width > 600"), "condition"),
         (Query([NAMES[0], NAMES[1]]), "one text"),
         (Query([NAMES[0]], like=["image 00000007"]), "examples"),
         (Query([NAMES[0]], top=3000), "up to 2,000"),
@@ -153,8 +221,8 @@ def test_what_the_index_cannot_answer_is_exact_and_said(large: TaggedOutput, que
 def test_the_commands_and_the_python_api_use_the_index(large: TaggedOutput) -> None:
     code, said = run("index", large.uri)
     assert (code, "24,000 images in the index, 0 added" in said) == (0, True)
-    code, said = run("search", large.uri, "--text", NAMES[0], "--cutoff", "none", "--index", "--not", NAMES[2])
-    assert (code, "without the index: --not" in said) == (0, True)
+    code, said = run("search", large.uri, "--text", NAMES[0], "--cutoff", "none", "--index", "--where", "width > 1")
+    assert (code, "without the index: a condition" in said) == (0, True)
     opened = sightline.open_output(large.uri)
     assert ids(opened.search(NAMES[0], index=True)) == ids(search_index(large, Query([NAMES[0]])))
     assert opened.index().added == 0
@@ -224,6 +292,9 @@ def test_no_row_is_lost_or_doubled_by_growth_retry_and_compaction(growing: Growi
     assert min(built.recall_images, built.recall_texts) >= 0.95
     query = Query(["cat"], top=50, cutoff="none")
     assert ids(search_index(output, query)) == ids(search_output(output, query))
+    labelled = Query(["dog"], top=20, cutoff="none", labels=["cat"])
+    assert ids(search_index(output, labelled)) == ids(search_output(output, labelled))
+    assert search_index(output, labelled).searched == output.rows
 
 
 @pytest.mark.parametrize("change", ["grow", "retry", "compact"])
@@ -379,6 +450,41 @@ def test_the_index_of_another_output_is_refused(growing: GrowingOutput, tmp_path
     (growing.root / "index").rename(other / "index")
     with pytest.raises(ConfigError, match="index of another output"):
         search_index(open_output(str(other)), Query(["cat"]))
+
+
+def test_an_index_of_an_earlier_version_is_refused_and_made_anew(
+    growing: GrowingOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing.grow(4, 100)
+    short = pa.schema([("shard", pa.int64()), ("generation", pa.int16()), ("row", pa.int64())])
+    output = open_output(str(growing.root))
+    build_index(output)
+    state = read_index_state(output)
+    assert state is not None
+    table_module.import_lancedb().connect(str(growing.root / "index")).create_table(
+        "images", schema=short, mode="overwrite"
+    )
+    replace(state, about=replace(state.about, format=1)).write(output)
+    with pytest.raises(ConfigError, match=r"run `sightline index .*makes it anew"):
+        search_index(output, Query(["cat"]))
+    _, built = build(growing)
+    assert (built.rows, built.added) == (400, 400)
+    query = Query(["cat"], top=50, cutoff="none")
+    assert ids(search_index(output, query)) == ids(search_output(output, query))
+
+
+def test_rows_are_found_by_key_whatever_characters_it_has(tmp_path: Path) -> None:
+    keys = ["it's", "a' OR '1'='1", "back\\slash", 'quote"', "%", "снег ☃", "new\nline", "' --", ""]
+    labels = LabelSet.model_validate({"names": ["cat"], "threshold": 0.5})
+    made = SyntheticOutput(labels, draw_vectors(1, 4, 1), 1, lambda shard: draw_vectors(9, 4, 1), key=keys.__getitem__)
+    write_output(str(tmp_path / "tags"), made)
+    output = open_output(str(tmp_path / "tags"))
+    build_index(output)
+    table = IndexTable.open(output)
+    for row, key in enumerate(keys):
+        assert table.find_key(key) == [(0, row)]
+    assert table.find_key("none such' OR true") == []
+    assert table.find_key(keys[0], without=[0]) == []
 
 
 def test_positions_are_found_by_id(large: TaggedOutput) -> None:
