@@ -14,6 +14,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from sightline.commands import labels
+from sightline.commands.curation.browse import browse
 from sightline.commands.curation.dedup import dedup
 from sightline.commands.curation.export import export
 from sightline.commands.curation.index import index
@@ -101,8 +102,10 @@ def serve(
         run_endpoint(endpoint, host, port, print_ready)
 
 
-for command in (demo, search, index, dedup, sample, review, calibrate, probe, retag, audit, evaluate, report, export):
+for command in (demo, search, browse, index, dedup, export):
     app.command()(command)
+for quality_command in (sample, review, calibrate, probe, retag, audit, evaluate, report):
+    app.command()(quality_command)
 
 
 @model_app.command("init")

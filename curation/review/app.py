@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.middleware.base import RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from curation.local_page import IMAGE_HEADERS, make_local_app
 from curation.review.agreement import About, read_reviews
 from curation.review.answers import AnswerFile, Conflict, NewAnswer, State
 from curation.review.originals import NoPicture, Originals
@@ -25,15 +24,6 @@ from curation.tagged_output import ID
 from storage.settings import ConfigError
 
 _PAGE = Path(__file__).parent / "page"
-_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
-_IMAGE_HEADERS = {"cache-control": "private, max-age=86400"}
 _PICTURE_SECONDS = 20.0
 """How long a request for a larger picture waits. Reading goes on, and a later request finds the picture."""
 _MAX_ANSWERS = 1000
@@ -73,26 +63,14 @@ def make_app(
     `name` is shown on the page. With `disputed`, the page asks only about these questions, and shows what people have
     answered (see `Reviews.disagreements`).
 
-    Refuses requests whose Host header is not a loopback name, because another site's domain may resolve to this machine
-    (DNS rebinding), and answers that a script of another origin sends. Also refuses the requests of a page that was
-    opened for another sample or person: such a page may still be open on the same port. Raises `ConfigError` for a
-    sample without thumbnails.
+    Refuses what `make_local_app` does, and the requests of a page that was opened for another sample or person: such a
+    page may still be open on the same port. Raises `ConfigError` for a sample without thumbnails.
     """
     if len(thumbnails) and thumbnails.read(0) is None:
         raise ConfigError("the sample has no thumbnails: tag with `thumbnails: true` and sample again")
     review = _identify(sample, answers.path)
     labels = list(dict.fromkeys(sample["label"].to_pylist()))
-    app = FastAPI(openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        origin = request.headers.get("origin")
-        if request.method == "POST" and origin is not None and origin != f"http://{request.headers.get('host')}":
-            return JSONResponse({"detail": "the request comes from a page of another origin"}, 403)
-        response = await call_next(request)
-        response.headers.update(_HEADERS)
-        return response
+    app = make_local_app(_PAGE)
 
     def check_review(of: str) -> None:
         if of != review:
@@ -100,14 +78,6 @@ def make_app(
 
     def send_changes(since: int, status: int = 200, **more: Any) -> JSONResponse:
         return JSONResponse({"version": answers.version, "changes": answers.changes(since), **more}, status)
-
-    for path in sorted(_PAGE.iterdir()):
-        if path.is_file():
-
-            async def send(path: Path = path) -> Response:
-                return FileResponse(path, headers={"cache-control": "no-cache"})
-
-            app.get("/" if path.suffix == ".html" else f"/{path.name}", name=path.name, response_model=None)(send)
 
     @app.get("/api/sample")
     def describe_sample() -> JSONResponse:
@@ -170,7 +140,7 @@ def make_app(
         check_review(of)
         if not 0 <= row < len(thumbnails):
             raise HTTPException(404)
-        return Response(thumbnails.read(row), media_type="image/jpeg", headers=_IMAGE_HEADERS)
+        return Response(thumbnails.read(row), media_type="image/jpeg", headers=IMAGE_HEADERS)
 
     @app.get("/api/picture/{of}/{row}")
     async def send_picture(of: str, row: int) -> Response:
@@ -188,7 +158,7 @@ def make_app(
             return JSONResponse({"missing": str(error)}, headers={"cache-control": "no-store"})
         except TimeoutError:
             raise HTTPException(503, "the original is still being read: try again later") from None
-        return Response(picture, media_type="image/jpeg", headers=_IMAGE_HEADERS)
+        return Response(picture, media_type="image/jpeg", headers=IMAGE_HEADERS)
 
     return app
 

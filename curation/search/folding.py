@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.tagged_output import TaggedOutput, read_embeddings
-from siglip.scoring import Floats, multiply
+from siglip.scoring import Floats
 
 FOLD_COSINE = 0.97
 """Images whose embeddings have at least this cosine are one result. That they are copies of each other is not certain:
 `sightline dedup` compares their thumbnails too."""
+_BLOCK = 256
+"""Rows that are compared with those that stay at once."""
 
 
 def fold_duplicates(
@@ -33,14 +35,17 @@ def fold_embeddings(embeddings: Floats, top: int) -> tuple[NDArray[np.int64], ND
     """
     kept: list[int] = []
     copies: list[int] = []
-    for row in range(len(embeddings)):
-        if kept:
-            cosines = multiply(embeddings[row : row + 1], embeddings[kept])[0]
-            nearest = int(cosines.argmax())
-            if cosines[nearest] >= FOLD_COSINE:
+    for start in range(0, len(embeddings), _BLOCK):
+        block = embeddings[start : start + _BLOCK]
+        # One product for many rows: it rounds otherwise than one for each row, by less than 1e-6.
+        cosines = np.concatenate([block @ embeddings[kept].T, np.zeros((len(block), len(block)), np.float32)], axis=1)
+        inside = block @ block.T
+        for row in range(len(block)):
+            found = cosines[row, : len(kept)]
+            if len(found) and found[nearest := int(found.argmax())] >= FOLD_COSINE:
                 copies[nearest] += 1
-                continue
-        if len(kept) < top:
-            kept.append(row)
-            copies.append(0)
+            elif len(kept) < top:
+                cosines[:, len(kept)] = inside[:, row]
+                kept.append(start + row)
+                copies.append(0)
     return np.asarray(kept, np.int64), np.asarray(copies, np.int64)

@@ -19,7 +19,7 @@ let lost = false; // whether the page says that the server does not respond
 /** Load the sample and its answers. `callbacks` are called when answers change in another tab, and for messages. */
 export async function load(callbacks) {
   report = callbacks;
-  const response = await fetch("/api/sample");
+  const response = await fetch("api/sample");
   if (!response.ok) throw new Error(response.statusText);
   sample = await response.json();
   version = sample.version;
@@ -71,7 +71,7 @@ async function send(batch) {
   try {
     while (open.length) {
       const body = open.map(({ row, answer }) => ({ row, answer, version: known.get(row)?.[1] ?? 0 }));
-      const response = await fetch("/api/answers", {
+      const response = await fetch("api/answers", {
         method: "POST",
         headers: { "content-type": "application/json" },
         body: JSON.stringify({ review: sample.review, since: version, answers: body }),
@@ -151,7 +151,7 @@ function apply(reply, own = new Set()) {
 async function poll() {
   if (document.hidden) return;
   try {
-    const response = await fetch(`/api/changes?of=${sample.review}&since=${version}`);
+    const response = await fetch(`api/changes?of=${sample.review}&since=${version}`);
     const said = await response.json();
     if (lost) report.trouble("");
     lost = false;

@@ -130,7 +130,7 @@ function showDone() {
   const rest = asked().filter((row) => !answers.has(row)).length;
   $("done-title").textContent = rest ? "All questions about this label are answered." : "All questions are answered.";
   $("status").textContent = $("done-title").textContent;
-  fetch("/api/agreement").then((response) => response.json()).then(({ lines }) => {
+  fetch("api/agreement").then((response) => response.json()).then(({ lines }) => {
     $("agreement").hidden = !lines.length;
     $("agreement").querySelector("ul").replaceChildren(...lines.map((line) => {
       const item = document.createElement("li");

@@ -11,11 +11,11 @@ let wanted = []; // rows, the most urgent first
 const waiting = new Map(); // element -> row
 
 export function thumbnail(row) {
-  return `/api/thumbnail/${sample.review}/${row}`;
+  return `api/thumbnail/${sample.review}/${row}`;
 }
 
 function larger(row) {
-  return `/api/picture/${sample.review}/${row}`;
+  return `api/picture/${sample.review}/${row}`;
 }
 
 /** Say which larger pictures are needed, the most urgent first. Those on their way that are not needed are cancelled. */

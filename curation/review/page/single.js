@@ -29,7 +29,7 @@ export function showQuestion(question, ahead, next) {
     });
   }
   $("broken").hidden = shown !== null;
-  for (const index of ahead.slice(0, AHEAD)) new Image().src = `/api/thumbnail/${sample.review}/${index}`;
+  for (const index of ahead.slice(0, AHEAD)) new Image().src = `api/thumbnail/${sample.review}/${index}`;
   want([row, ...ahead.slice(0, AHEAD_LARGE)]);
   const element = document.querySelector("#one .question");
   element.classList.remove("changed");

@@ -1,0 +1,120 @@
+"""What becomes of the images that are selected on the page: a list, answers, an export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from curation.browse.snapshot import Snapshot
+from curation.export.export import export_output
+from curation.tagged_output import ID
+from storage.settings import ConfigError
+from storage.store import StoreError
+
+
+def list_ids(snapshot: Snapshot, positions: Sequence[int]) -> list[str]:
+    """Return the ids of the rows at some positions, for `sightline export --keep`. Raises `ConfigError` for none."""
+    if not positions:
+        raise ConfigError("no image is selected")
+    if any(not 0 <= position < snapshot.rows for position in positions):
+        raise ConfigError("there is no such image")
+    ids: list[str] = snapshot.take(positions, [ID])[ID].to_pylist()
+    return ids
+
+
+class Answers:
+    """A file of answers about labels of images, that the page appends to. Threads may share it.
+
+    Each line has the columns that the option --truth of `sightline evaluate` and `sightline probe` reads: id, sha256,
+    label and answer. No sample asked for them: a person has picked the images, so that they are no random ones.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    def add(
+        self, snapshot: Snapshot, positions: Sequence[int], label: str, answer: Literal["right", "wrong", "taken back"]
+    ) -> int:
+        """Append an answer about a label for each of some images; they are on disk afterwards. Return their number.
+
+        Raises `ConfigError` for a label that the output does not have, and if the file cannot be written.
+        """
+        if label not in snapshot.output.labels.label_names():
+            raise ConfigError(f"the output has no label {label!r}: add it to the label set, with `sightline retag`")
+        list_ids(snapshot, positions)
+        rows = snapshot.take(positions, [ID, "key", "sha256"]).to_pylist()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = "".join(
+            json.dumps({**row, "label": label, "answer": answer, "at": now}, ensure_ascii=False) + "\n" for row in rows
+        )
+        with self._lock:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise ConfigError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        return len(rows)
+
+    def suggest(self, snapshot: Snapshot) -> list[str]:
+        """Return the commands that use the answers."""
+        output, truth = shlex.quote(snapshot.output.uri), shlex.quote(str(self.path))
+        return [f"sightline probe {output} --truth {truth}", f"sightline evaluate {output} --truth {truth}"]
+
+
+class Export:
+    """One export at a time, in a thread. `describe` says how far it is, and what it did."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._said: dict[str, object] = {"state": "none", "rows": 0, "lines": []}
+
+    def start(
+        self, snapshot: Snapshot, positions: Sequence[int], target: str, destination: str, *, thumbnails: bool
+    ) -> None:
+        """Start an export of the rows at some positions. Raises `ConfigError` if one is under way."""
+        ids = list_ids(snapshot, positions)
+        if not destination.strip():
+            raise ConfigError("name a folder that the export is written to")
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                raise ConfigError("another export is under way: wait for its end")
+            self._said = {"state": "running", "rows": 0, "lines": []}
+            arguments = (snapshot, ids, target, str(Path(destination).expanduser()), thumbnails)
+            self._thread = threading.Thread(target=self._run, args=arguments, name="export", daemon=True)
+            self._thread.start()
+
+    def describe(self) -> dict[str, object]:
+        """Return `state` (none, running, done, failed), the `rows` so far, and `lines` to show."""
+        return dict(self._said)
+
+    def update(self, rows: int) -> None:
+        """Note the number of images so far."""
+        self._said = {**self._said, "rows": rows}
+
+    def _run(self, snapshot: Snapshot, ids: list[str], target: str, destination: str, thumbnails: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            keep = Path(folder) / "selection.txt"
+            keep.write_text("".join(f"{id_}\n" for id_ in ids), encoding="utf-8")
+            try:
+                done = export_output(
+                    snapshot.output, target, destination, keep=keep, thumbnails=thumbnails, progress=self
+                )
+            except (ConfigError, StoreError) as error:
+                self._said = {"state": "failed", "rows": 0, "lines": [str(error)]}
+                return
+            except Exception as error:
+                self._said = {"state": "failed", "rows": 0, "lines": [f"{type(error).__name__}: {error}"]}
+                raise
+        missing = [f"{done.without_file:,} images have no file"] if done.without_file else []
+        self._said = {"state": "done", "rows": done.images, "lines": [str(done), *missing, *done.notices]}

@@ -1,0 +1,87 @@
+"""`sightline browse`: a page to search, filter and select the images of an output."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+from rich.markup import escape
+
+from sightline.commands.outputs import open_reported
+from sightline.exits import err, out, report_errors
+from storage.settings import ConfigError
+
+
+def browse(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
+    text: Annotated[str | None, typer.Option(help="Start with a search for this text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Start with the images that have this label.")] = None,
+    answers: Annotated[
+        Path, typer.Option(metavar="FILE", help="The file that answers about selected images are appended to.")
+    ] = Path("browse-answers.jsonl"),
+    sample: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that `sightline sample` wrote: the page has its review, too."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Whose answers to --sample these are.")] = None,
+    copy_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the copy of OUTPUT while the command runs. By default the folder for temporary files.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The checkpoint that tagged OUTPUT, if it is not at the source that its config named."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")] = 8020,
+) -> None:
+    """Look through OUTPUT on a local web page: search, filter by labels and scores, select, export.
+
+    The page shows what is there while OUTPUT is copied to this machine, and takes up what later runs commit. Ctrl-C
+    stops the command and removes the copy.
+    """
+    with report_errors():
+        from curation.browse.app import make_app
+        from curation.browse.follow import Follower
+        from curation.browse.query import Embedder
+        from curation.review.session import open_review
+        from sightline.commands.loopback import listen, serve
+
+        opened = open_reported(output)
+        if label is not None and label not in opened.labels.label_names():
+            raise ConfigError(f"--label {label!r}: {opened.uri} has no such label: search for it with --text")
+        config = opened.table.model.model_copy(update={"source": model, "revision": None}) if model else None
+        if copy_to is not None and not copy_to.is_dir():
+            raise ConfigError(f"--copy-to {copy_to}: it is no folder")
+        if name is not None and sample is None:
+            raise ConfigError("--name is a person who answers a sample's questions: give --sample, or leave it out")
+        with ExitStack() as stack:
+            listener = stack.enter_context(listen(port))
+            review = None if sample is None else stack.enter_context(open_review(sample, name))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-browse-", dir=copy_to))
+            follower = stack.enter_context(closing(Follower(opened, Path(folder), tell=_print_line)))
+            embedder = Embedder(config)
+            embedder.load_in_background(follower.start(), _print_line)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/{_make_fragment(text, label)}"
+            out.print(f"ready: [bold]{escape(url)}[/bold]", highlight=False)
+            app = make_app(follower, embedder, answers, None if review is None else review.app)
+            serve(app, listener, (lambda: None) if review is None else review.originals.stop)
+
+
+def _print_line(line: str) -> None:
+    err.print(escape(line), highlight=False)
+
+
+def _make_fragment(text: str | None, label: str | None) -> str:
+    """Return the part of the page's address that says what it shows first."""
+    state = {"q": text, "labels": None if label is None else [{"label": label}]}
+    shown = {name: value for name, value in state.items() if value}
+    return "#" + quote(json.dumps(shown, ensure_ascii=False, separators=(",", ":"))) if shown else ""
