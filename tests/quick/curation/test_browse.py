@@ -233,7 +233,7 @@ def test_positions_stay_while_an_output_grows_and_changes(tmp_path: Path) -> Non
 def test_a_copy_that_failed_in_the_middle_has_no_row_twice(
     output: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, found = LocalCopy(tmp_path), []
+    copy, found = LocalCopy(tmp_path), list[Snapshot]()
     read, calls = TaggedOutput.shard_batches, []
 
     def fail(self: TaggedOutput, *arguments: Any) -> Iterator[Any]:
