@@ -15,7 +15,7 @@ from pipelines.output.output import MANIFEST
 from storage.settings import ConfigError
 from storage.store import StoreError
 
-SECONDS = 30.0
+SECONDS = 5.0
 """How often the follower looks whether the output has changed."""
 
 

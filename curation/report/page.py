@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from curation.browse.address import make_address
 from curation.report.charts import draw_histogram, draw_sparkline
 from curation.report.curves import count_known, draw_thresholds, draw_trade
 from curation.report.figures import STAR, all_judge_fairly, describe_band, judges_fairly, show_estimate
@@ -159,6 +160,7 @@ def _make_environment() -> jinja2.Environment:
     environment.filters["middle"] = _cut_middle
     environment.filters["known"] = count_known
     environment.filters["fair"] = judges_fairly
+    environment.filters["browse"] = lambda label: make_address(label=label)
     return environment
 
 

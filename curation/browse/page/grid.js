@@ -12,6 +12,7 @@ const HIGHEST = 4_000_000;
 const GAP = 8;
 const CAPTION = 22;
 const AROUND = 2; // rows of tiles above and below the screen
+const BELOW = 88; // pixels below the last row, where the selection is shown
 const $ = (id) => document.getElementById(id);
 
 let result = null; // the response of the search
@@ -26,7 +27,7 @@ let open = () => {};
 let failed = () => {};
 
 const count = () => result?.count ?? 0;
-const whole = () => Math.ceil(count() / columns) * height;
+const whole = () => Math.ceil(count() / columns) * height + GAP + BELOW;
 const box = () => $("grid");
 const visible = () => box().clientHeight;
 
@@ -60,7 +61,7 @@ function measure() {
   columns = Math.max(2, Math.floor((inner + GAP) / (wanted + GAP)));
   width = (inner + GAP) / columns - GAP;
   height = Math.round(width + CAPTION + GAP);
-  $("space").style.height = `${Math.min(whole(), HIGHEST) + GAP}px`;
+  $("space").style.height = `${Math.min(whole(), HIGHEST)}px`;
   if (anchor) moveTo(Math.floor(anchor / columns) * height);
   draw();
 }

@@ -8,7 +8,7 @@ import { change, isRanked, makeQuery, parse, readAddress, state } from "./query.
 import * as selection from "./selection.js";
 
 const $ = (id) => document.getElementById(id);
-const FAST = 1000, SLOW = 15_000; // milliseconds between two looks at the copy, while it grows and afterwards
+const FAST = 1000, SLOW = 5000; // milliseconds between two looks at the copy, while it grows and afterwards
 let running = null; // the controller of the search that is under way
 let shown = null; // the response that is shown
 let updated = false; // whether there are images that the result does not know of
@@ -68,10 +68,10 @@ function describe(found) {
       search();
     });
   } else parts.push(`${number(found.count)} ${found.count === 1 ? "image" : "images"}`);
-  if (found.count !== found.searched || found.searched !== api.about.copied) parts.push(`of ${number(found.searched)}`);
+  if (found.count !== found.searched || found.searched !== api.about.copied) parts.push(`${found.count ? "of" : "among"} ${number(found.searched)}`);
   if (found.found > found.count) parts.push(`(${number(found.found - found.count)} copies folded, among the first ${number(api.about.folded_among)})`);
   if (found.left_out) parts.push(`· ${number(found.left_out)} show what is unwanted`);
-  parts.push(`· ${Math.round(found.ms)} ms`);
+  if (found.ms >= 1) parts.push(`· ${Math.round(found.ms)} ms`);
   $("count").textContent = parts.join(" ");
 }
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 from rich.markup import escape
 
+from curation.browse.address import PORT, make_address
 from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError
@@ -41,7 +40,7 @@ def browse(
         str | None,
         typer.Option(help="The checkpoint that tagged OUTPUT, if it is not at the source that its config named."),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")] = 8020,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")] = PORT,
 ) -> None:
     """Look through OUTPUT on a local web page: search, filter by labels and scores, select, export.
 
@@ -70,7 +69,7 @@ def browse(
             follower = stack.enter_context(closing(Follower(opened, Path(folder), tell=_print_line)))
             embedder = Embedder(config)
             embedder.load_in_background(follower.start(), _print_line)
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/{_make_fragment(text, label)}"
+            url = make_address(text, label, listener.getsockname()[1])
             out.print(f"ready: [bold]{escape(url)}[/bold]", highlight=False)
             app = make_app(follower, embedder, answers, None if review is None else review.app)
             serve(app, listener, (lambda: None) if review is None else review.originals.stop)
@@ -78,10 +77,3 @@ def browse(
 
 def _print_line(line: str) -> None:
     err.print(escape(line), highlight=False)
-
-
-def _make_fragment(text: str | None, label: str | None) -> str:
-    """Return the part of the page's address that says what it shows first."""
-    state = {"q": text, "labels": None if label is None else [{"label": label}]}
-    shown = {name: value for name, value in state.items() if value}
-    return "#" + quote(json.dumps(shown, ensure_ascii=False, separators=(",", ":"))) if shown else ""
