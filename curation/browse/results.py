@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from curation.search.search import compare
 from curation.tagged_output import read_embeddings
 from curation.where import Where
 from siglip.heads import LinearHead
-from siglip.scoring import sigmoid
+from siglip.scoring import Floats, sigmoid
 from storage.settings import ConfigError
 
 BINS = 24
@@ -30,6 +32,7 @@ BINS = 24
 _SHOWN = ("key", "labels", "width", "height")
 FIRST = 2000
 """The images that are put in order first: the page seldom shows more. Near-duplicates are folded among these."""
+_THREADS = min(16, os.cpu_count() or 1)
 _KEPT_RESULTS, _KEPT_CONDITIONS = 8, 8
 
 
@@ -251,11 +254,17 @@ def _compare(query: BrowseQuery, terms: Terms, snapshot: Snapshot) -> tuple[NDAr
     if not columns and not labels:
         return values, scores
     head, places = _narrow(snapshot.output.head, labels)
-    for start, embeddings in snapshot.embeddings():
+
+    def fill(part: tuple[int, Floats]) -> None:
+        start, embeddings = part
         if columns:
             values[start : start + len(embeddings)] = compare(embeddings, terms)
         if labels:
             scores[start : start + len(embeddings)] = head.scores(embeddings)[:, places]
+
+    # One row after the other is a product of its own, so that BLAS uses one core, and rows do not depend on threads.
+    with ThreadPoolExecutor(_THREADS) as threads:
+        deque(threads.map(fill, snapshot.embeddings()), maxlen=0)
     return values, scores
 
 
