@@ -76,8 +76,8 @@ def browse(root: Path, *options: str) -> Iterator[str]:
             process.wait(30)
 
 
-def show(browser: Browser, url: str, *size: int, **media: str) -> None:
-    browser.open(url, *size, **media)
+def show(browser: Browser, url: str, width: int = 1280, height: int = 860, **media: str) -> None:
+    browser.open(url, width, height, **media)
     browser.wait("document.querySelectorAll('.tile img.shown').length > 5")
 
 
