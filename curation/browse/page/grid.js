@@ -129,6 +129,8 @@ function makeTile(index) {
   tile.className = "tile";
   tile.setAttribute("role", "option");
   tile.id = `tile-${index}`;
+  tile.setAttribute("aria-posinset", index + 1);
+  tile.setAttribute("aria-setsize", count());
   tile.dataset.index = index;
   const image = document.createElement("img");
   image.alt = "";

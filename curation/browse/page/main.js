@@ -172,7 +172,7 @@ async function follow() {
     if (about.copied < about.wanted && !about.problem) wait = FAST;
     showState(about);
     updated ||= about.version !== before || (shown !== null && shown.version !== about.version);
-    if (updated && !running?.pending) {
+    if (updated) {
       if ($("grid").scrollTop === 0 && !document.querySelector("dialog[open]")) await search(true);
       else note("There are more images than this result knows of.", "Search again", () => search(true));
     }
