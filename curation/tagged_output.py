@@ -142,6 +142,17 @@ class TaggedOutput:
                         yield slices[int(number)][0], starts[int(number)], batch
                         starts[int(number)] += len(batch)
 
+    def runs(self) -> Iterator[tuple[str, int, int]]:
+        """Yield the shards in the order of `batches`: a shard, its first row's position, and the number of its rows.
+
+        A shard whose rows are in several files may come several times. Reads the ledgers, and no rows.
+        """
+        first = 0
+        for slices in self._files("data"):
+            for shard, file in slices:
+                yield shard, first, file.rows
+                first += file.rows
+
     def find_positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the positions of the rows with these ids, int64 (N,), -1 for an id that no row has.
 

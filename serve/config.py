@@ -20,6 +20,7 @@ from serve.fetch.fetcher import FetchConfig
 from serve.label_sets.files import find_path
 from serve.rayserve.connections import ConnectionsConfig
 from serve.schemas import MAX_ITEMS
+from serve.search.config import SearchConfig
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
 from siglip.heads import check_probes
@@ -233,6 +234,9 @@ class EndpointConfig(BaseModel):
     )
     cors: CorsConfig = Field(CorsConfig(), description="Web pages that may use the API from a browser.")
     fetch: FetchConfig = Field(FetchConfig(), description="Fetching images by URL. Off by default.")
+    search: SearchConfig | None = Field(
+        None, description="The output that POST /v1/search searches; null is none. Then the route answers 404."
+    )
     metrics_route: bool = Field(
         False,
         description="Serve Prometheus metrics at GET /metrics on the API's own port too. Clients need a key as for the "
@@ -293,6 +297,9 @@ def load_endpoint(path: Path) -> EndpointConfig:
     auth = raw.get("auth")
     if isinstance(auth, dict) and "keys_file" in auth:
         raw["auth"] = {**auth, "keys_file": _beside(path, auth["keys_file"])}
+    search = raw.get("search")
+    if isinstance(search, dict) and isinstance(search.get("output"), str):
+        raw["search"] = {**search, "output": _find_output(path, search["output"])}
     if "token_vocabulary" in raw:
         raw["token_vocabulary"] = _beside(path, raw["token_vocabulary"])
     return check_settings(path, raw, EndpointConfig)
@@ -305,6 +312,14 @@ def _beside(path: Path, value: Any) -> Any:
     if isinstance(value, str) and not os.path.exists(value) and os.path.isfile(path.parent / value):
         return str((path.parent / value).resolve())
     return value
+
+
+def _find_output(path: Path, output: str) -> str:
+    """The absolute path of a local output, which Ray's processes find too; below the settings file if it is there."""
+    if is_remote(output) or not output:
+        return output
+    beside = path.parent / output
+    return str((beside if not os.path.exists(output) and beside.is_dir() else Path(output)).resolve())
 
 
 def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:

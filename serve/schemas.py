@@ -49,8 +49,9 @@ class Strict(RequestModel):
         """Drop all unknown fields except the first: an error for each of a hundred thousand fields takes a second."""
         if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
             return value
-        unknown = next(name for name in value if name not in cls.model_fields)
-        return {name: field for name, field in value.items() if name in cls.model_fields or name == unknown}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next(name for name in value if name not in known)
+        return {name: field for name, field in value.items() if name in known or name == unknown}
 
 
 class Lenient(RequestModel):

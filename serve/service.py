@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from serve.admission.controller import AdmissionController
 from serve.config import EndpointConfig
@@ -24,6 +25,9 @@ from serve.supervision import Supervisor
 from serve.tokens import TokenVocabulary
 from serve.worker import WorkerThread
 
+if TYPE_CHECKING:
+    from serve.search.service import SearchService
+
 READY_SECONDS = 5.0
 """Time limit for the model to respond to a health check."""
 DEATH_SECONDS = 10.0
@@ -35,8 +39,9 @@ WARM_SECONDS = 60.0
 class Service:
     """Owns the endpoint's parts and their lifetime; there is one for each ingress.
 
-    `image_reader`, `embedder` and `label_sets` do a request's work; routes call them. `about`, `embedder` and
-    `label_sets` exist once `start` has returned. `start` it in the event loop that serves.
+    `image_reader`, `embedder`, `label_sets` and `search` do a request's work; routes call them. `about`, `embedder` and
+    `label_sets` exist once `start` has returned; `search` is None if it is not configured. `start` it in the event loop
+    that serves.
     """
 
     about: ModelAbout
@@ -50,6 +55,7 @@ class Service:
         self.metrics = IngressMetrics()
         self.admission = AdmissionController(config.limits)
         self.vocabulary = TokenVocabulary(config.token_vocabulary) if config.token_vocabulary else None
+        self.search: SearchService | None = None
         self._model = model
         self._fetcher = Fetcher(config.fetch)
         self.image_reader = ImageReader(config.limits, self._fetcher, self.admission)
@@ -61,7 +67,8 @@ class Service:
     async def start(self) -> None:
         """Wait for the model, start the decoder processes and embed the registered label sets.
 
-        The endpoint is ready for requests afterwards. Raises `TimeoutError` when the model does not start.
+        The endpoint is ready for requests afterwards. Raises `TimeoutError` when the model does not start, and
+        `storage.settings.ConfigError` when the configured output cannot be searched.
         """
         config = self.config
         self.about = await wait_for_model(self._model, config.model_digest())
@@ -81,11 +88,21 @@ class Service:
         await self.label_sets.embed_registered()
         if config.label_sources:
             self._background.start("the task that reads changed label sets", self.label_sets.watch_files)
+        if config.search is not None:
+            # Imported here, because an endpoint without a search needs neither pyarrow's readers nor LanceDB.
+            from serve.search.service import SearchService
+
+            parts = (self.about, self.embedder, self.image_reader, cache, self.metrics)
+            self.search = SearchService(config.search, *parts)
+            await self.search.start()
+            self._background.start("the task that looks for new commits", self.search.watch)
 
     async def close(self) -> None:
         """Stop background tasks and decoder processes, and close connections."""
         self._background.close()
         self.embedder.close()
+        if self.search is not None:
+            self.search.close()
         self.worker.close()
         self.decoders.close()
         await self._fetcher.aclose()
@@ -149,6 +166,7 @@ class Service:
         Without the other tasks, an ingress still answers correctly, so it stays ready.
         """
         runners = self.embedder.died + self.decoders.died + self.worker.died
+        runners += 0 if self.search is None else self.search.died
         if runners > self._runner_deaths:
             self._runner_deaths, self._last_death = runners, time.monotonic()
         deaths = runners + self._background.died

@@ -20,8 +20,8 @@ class WorkerThread:
     interpreter's lock delays the event loop for as long as it takes. One thread is enough for the same reason.
     """
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="worker")
+    def __init__(self, name: str = "worker") -> None:
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._batcher: Batcher[tuple[Callable[[], Any], Callable[[Any], None]], Any] = Batcher(self._run, size=1)
 
     async def run(

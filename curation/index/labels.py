@@ -55,12 +55,10 @@ class RowLabels:
         """The bytes in memory."""
         return self.starts.nbytes + self.numbers.nbytes
 
-    def take(self, rows: NDArray[np.int64]) -> RowLabels:
-        """Return the labels of some rows, given by their indices."""
-        parts = [self.numbers[self.starts[row] : self.starts[row + 1]] for row in rows.tolist()]
-        lengths = np.diff(self.starts)[rows]
-        numbers = np.concatenate([np.zeros(0, np.int32), *parts])
-        return RowLabels(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), numbers)
+    def slice(self, start: int, stop: int) -> RowLabels:
+        """Return the labels of the rows from `start` to `stop`, as views of these arrays."""
+        starts = self.starts[start : stop + 1]
+        return RowLabels(starts - starts[0], self.numbers[starts[0] : starts[-1]])
 
     def have_all(self, wanted: Sequence[int]) -> NDArray[np.bool_]:
         """Tell for each row whether it has all of these labels, bool (N,)."""

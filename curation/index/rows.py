@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curation.index.labels import RowLabels, number_labels
@@ -24,6 +25,33 @@ class RowBatch:
     keys: pa.StringArray
     labels: RowLabels
     embeddings: Floats
+
+    @classmethod
+    def join(cls, parts: Sequence[RowBatch]) -> RowBatch:
+        """Return the rows of several batches of one shard."""
+        return cls(
+            parts[0].shard,
+            np.concatenate([part.rows for part in parts]),
+            pa.concat_arrays([part.keys for part in parts]),
+            RowLabels.join([part.labels for part in parts]),
+            np.concatenate([part.embeddings for part in parts]),
+        )
+
+    def slice(self, start: int, count: int) -> RowBatch:
+        """Return some of the rows. Their arrays are views of these."""
+        stop = start + count
+        return RowBatch(
+            self.shard,
+            self.rows[start:stop],
+            self.keys.slice(start, count),
+            self.labels.slice(start, stop),
+            self.embeddings[start:stop],
+        )
+
+    def find_key(self, key: str) -> list[tuple[int, int]]:
+        """Return shard and row of the rows with a key."""
+        places = np.flatnonzero(pc.equal(self.keys, pa.scalar(key, pa.string())).to_numpy(zero_copy_only=False))
+        return [(self.shard, int(self.rows[place])) for place in places.tolist()]
 
     @property
     def nbytes(self) -> int:

@@ -23,6 +23,7 @@ from curation.index.table import FOLDER, number_shard
 from curation.tagged_output import TaggedOutput
 from pipelines.output.ledger import ledger_path
 from pipelines.output.markers import make_marker, parse_marker
+from pipelines.output.output import MANIFEST
 from storage.settings import ConfigError
 from storage.store import NotFound, StoreError
 
@@ -118,6 +119,20 @@ def read_index_state(output: TaggedOutput, *, earlier: bool = False) -> IndexSta
     if (state.about.weights, state.about.created) != (output.weights, identify(output)):
         raise ConfigError(f"{uri} is the index of another output: delete the folder, and run `index` again")
     return state
+
+
+def stat_index(output: TaggedOutput) -> str:
+    """Return a text that changes when a build ends, empty without an index. Reads nothing of the index."""
+    entry = output.store.stat(output.output.uri_of(_STATE))
+    return "" if entry is None else f"{entry.size} {entry.etag}"
+
+
+def is_current(output: TaggedOutput, stamp: str) -> bool:
+    """Tell whether no run has ended since an output was opened, and no build since `stat_index` returned `stamp`.
+
+    Reads the manifest. Raises `StoreError`.
+    """
+    return output.output.read_json(MANIFEST) == output.manifest and stat_index(output) == stamp
 
 
 def identify(output: TaggedOutput) -> str:

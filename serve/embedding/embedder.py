@@ -47,7 +47,7 @@ class Embedder:
         metrics: IngressMetrics,
         prompts: PromptCache,
     ) -> None:
-        self._limits = config.limits
+        self.limits = config.limits
         self._client = client
         self._family = FAMILIES[client.about.family]
         self._decoders = decoders
@@ -93,14 +93,14 @@ class Embedder:
         deadline = context.permit.deadline
         try:
             done = await self._decoders.decode(
-                images, self._limits.pixels, deadline, context.queue_key, context.count_decoded
+                images, self.limits.pixels, deadline, context.queue_key, context.count_decoded
             )
         except Interrupted:
             raise ApiError("unavailable", "the decoding was cancelled: try again", retry_after=RETRY_AFTER) from None
         except TooManyPixels:
             raise ApiError(
                 "too_many_pixels_together",
-                f"the images have more than {self._limits.pixels} pixels together: send fewer, or smaller ones",
+                f"the images have more than {self.limits.pixels} pixels together: send fewer, or smaller ones",
             ) from None
         context.add("queue", done.waited)
         context.add("decode", done.ran)
@@ -119,7 +119,7 @@ class Embedder:
         Raises `ApiError`, also for texts with so many characters that `truncation` refuses them.
         """
         size = sum(map(len, texts))
-        checked = await context.work(check_texts, texts, params, self._limits, self._family, size=size)
+        checked = await context.work(check_texts, texts, params, self.limits, self._family, size=size)
         longest = self._client.about.text_length
         for text in checked:
             if text.is_cut:
@@ -158,11 +158,11 @@ class Embedder:
         `pairs` is the number of labels or matches in the response. `cached` is the number of texts whose embeddings are
         cached: they need no capacity, but count for the rate limit. Waits until there is capacity. Raises `ApiError`.
         """
-        check_image_count(images, self._limits)
-        if pairs > self._limits.pairs:
+        check_image_count(images, self.limits)
+        if pairs > self.limits.pairs:
             raise ApiError(
                 "too_many_pairs",
-                f"the response would have {pairs} labels or matches; the limit is {self._limits.pairs}: ask for fewer "
+                f"the response would have {pairs} labels or matches; the limit is {self.limits.pairs}: ask for fewer "
                 "(top_k), or send fewer images or texts",
             )
         load = Load(images=images, texts=texts, pairs=pairs)

@@ -29,12 +29,14 @@ from serve.routes.moderations import add_moderation_routes
 from serve.routes.openai import add_openai_routes
 from serve.routes.pages import add_page_routes
 from serve.routes.prometheus import add_metrics_route
+from serve.routes.search import add_search_routes
 from serve.routes.tagging import add_tagging_routes
 from serve.service import Service
 
 ROUTES: tuple[Callable[[FastAPI, Service], None], ...] = (
     add_openai_routes,
     add_tagging_routes,
+    add_search_routes,
     add_moderation_routes,
     add_huggingface_routes,
     add_cohere_routes,

@@ -56,6 +56,9 @@ class IngressMetrics:
                 "sightline_runner_deaths", "Batch runners and background tasks that ended and were replaced."
             ),
             "labels": Counter("sightline_bad_label_files", "Changed label set files that could not be used."),
+            "refreshes": Counter(
+                "sightline_search_refreshes", "Looks for new commits of the searched output.", tag_keys=("outcome",)
+            ),
             "rejects": Counter("sightline_rejected_images", "Images that could not be read.", tag_keys=("reason",)),
         }
         self._in_flight = Gauge(
@@ -88,6 +91,10 @@ class IngressMetrics:
     def count_bad_labels(self) -> None:
         """Count a changed label set file that cannot be used. The previous label set stays in use."""
         self._add("labels", 1)
+
+    def count_refresh(self, outcome: str) -> None:
+        """Count a look for new commits of the searched output: "changed", "unchanged" or "failed"."""
+        self._add("refreshes", 1, outcome=outcome)
 
     def flush(self, in_flight: int) -> None:
         """Pass the sums to Ray, and the number of requests, images and texts that the ingress holds now."""

@@ -58,6 +58,16 @@ class EmbeddingResponse(ResponseModel):
     fingerprint: Fingerprint
 
 
+class SearchCard(ResponseModel):
+    """The output that POST /v1/search searches."""
+
+    rows: int
+    searched: int = Field(description="Without those that are too new: see `as_of` of a search.")
+    labels: list[str]
+    thumbnails: bool
+    index: bool
+
+
 class ModelCard(ResponseModel):
     """The model that this server runs."""
 
@@ -71,6 +81,7 @@ class ModelCard(ResponseModel):
     device: str
     dtype: str
     fingerprint: Fingerprint
+    search: SearchCard | None = Field(None, exclude_if=lambda card: card is None)
 
 
 class ModelList(ResponseModel):
@@ -157,6 +168,7 @@ def make_card(service: Service) -> ModelCard:
         device=about.device,
         dtype=about.dtype,
         fingerprint=service.fingerprint(),
+        search=None if service.search is None else SearchCard(**service.search.opened.describe()),
     )
 
 

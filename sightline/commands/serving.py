@@ -41,7 +41,10 @@ the new replicas of an update."""
 
 
 def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
-    """Read the configuration, and check model, keys file, host and port before Ray starts. Raises `ConfigError`."""
+    """Read the configuration, and check model, keys file, searched output, host and port before Ray starts.
+
+    Raises `ConfigError`.
+    """
     config = load_endpoint(path)
     if config.auth.keys_file is not None:
         KeyRing(config.auth.keys_file)
@@ -53,9 +56,14 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
     if config.token_vocabulary is not None:
         TokenVocabulary(config.token_vocabulary)
     try:
-        check_label_sets(config, pin_endpoint_model(config))
+        pinned = pin_endpoint_model(config)
+        check_label_sets(config, pinned)
     except (CheckpointError, LabelError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    if config.search is not None:
+        from serve.search.output import read_output
+
+        read_output(config.search.output, pinned.identity)
     try:
         with socket.create_server((host, port), family=_family(host)):
             pass

@@ -18,6 +18,7 @@ import pytest
 from serve.admission.auth import new_key
 from tests.conftest import require
 from tests.support.endpoint import Endpoint, make_config, run_endpoint, shape_png
+from tests.support.searched_output import write_shapes
 
 MODEL = "google/siglip-base-patch16-256"
 PAGE = Path(__file__).parents[2] / "docs" / "endpoint.md"
@@ -85,7 +86,8 @@ def open_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[En
     """An endpoint without API keys, and a folder with the image that the examples of docs/endpoint.md use."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "shape.png").write_bytes(shape_png("red circle"))
-    with run_endpoint(make_config()) as running:
+    searched = write_shapes(tmp_path_factory.mktemp("searched") / "tags")
+    with run_endpoint(make_config(search={"output": searched.uri})) as running:
         yield running, folder
 
 

@@ -37,10 +37,12 @@ from siglip.images.decode import REASONS
 from siglip.labels import LabelSet, Probe
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 from tests.support.images import awkward_cases, encode, make_rgb
+from tests.support.searched_output import write_shapes
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    searched = write_shapes(tmp_path_factory.mktemp("searched") / "tags")
     limits = {
         "body_bytes": 400_000,
         "images": 4,
@@ -49,7 +51,7 @@ def endpoint() -> Iterator[Endpoint]:
         "labels": 80,
         "label_characters": 30,
     }
-    with run_endpoint(make_config(limits=limits)) as running:
+    with run_endpoint(make_config(limits=limits, search={"output": searched.uri})) as running:
         yield running
 
 
@@ -570,7 +572,7 @@ def test_requests_beyond_a_full_queue_get_429_and_the_others_succeed(endpoint: E
 def test_the_schema_documents_every_error_and_its_examples_succeed(endpoint: Endpoint) -> None:
     schema = endpoint.client.get("/openapi.json").json()
     posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
-    own = {"/v1/classify", "/v1/similarity"}
+    own = {"/v1/classify", "/v1/similarity", "/v1/search"}
     assert posts.keys() == own | {"/", "/embed", "/v1/embed", "/v1/embeddings", "/v1/moderations", "/v2/embed"}
     documented = {status for post in posts.values() for status in post["responses"]}
     assert documented >= {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}

@@ -14,18 +14,22 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
+from curation.index.build import build_index
 from serve.http.errors import CODES
 from siglip.images.decode import REASONS
 from tests.support.endpoint import make_config, run_endpoint
 from tests.support.near_valid_requests import make_requests
+from tests.support.searched_output import write_shapes
 
 EXAMPLES = 60
-OPERATIONS = 14
+OPERATIONS = 15
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
-def test_no_request_causes_an_internal_error(mode: GenerationMode) -> None:
-    with run_endpoint(make_config()) as running:
+def test_no_request_causes_an_internal_error(mode: GenerationMode, tmp_path: Path) -> None:
+    searched = write_shapes(tmp_path / "tags")
+    build_index(searched)
+    with run_endpoint(make_config(search={"output": searched.uri})) as running:
         schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
         statuses: Counter[int] = Counter()
         operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
@@ -58,7 +62,13 @@ def test_no_request_that_is_almost_valid_causes_an_internal_error(tmp_path: Path
     """Also bodies, forms, queries and headers that no schema describes. `SIGHTLINE_FUZZ` is the number of requests."""
     words = [base64.b64encode(bytes([number])).decode() + f" {number}" for number in range(256)]
     (tmp_path / "vocabulary").write_text("\n".join(words))
-    config = make_config(fetch={"enabled": True, "max_seconds": 2}, token_vocabulary=str(tmp_path / "vocabulary"))
+    searched = write_shapes(tmp_path / "tags")
+    build_index(searched)
+    config = make_config(
+        fetch={"enabled": True, "max_seconds": 2},
+        token_vocabulary=str(tmp_path / "vocabulary"),
+        search={"output": searched.uri},
+    )
     count, seed = int(os.environ.get("SIGHTLINE_FUZZ", "500")), int(os.environ.get("SIGHTLINE_FUZZ_SEED", "1"))
     statuses: Counter[int] = Counter()
     with run_endpoint(config) as running:

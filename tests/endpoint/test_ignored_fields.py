@@ -11,6 +11,7 @@ import pytest
 
 from serve.config import CorsConfig
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+from tests.support.searched_output import write_shapes
 
 PNG = shape_png()
 URI = data_uri(PNG)
@@ -20,8 +21,9 @@ PDF_LINES = [end.join(textwrap.wrap(PDF[:300], 76)) for end in ("\n", "\r\n")]
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    with run_endpoint(make_config()) as running:
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    searched = write_shapes(tmp_path_factory.mktemp("searched") / "tags")
+    with run_endpoint(make_config(search={"output": searched.uri})) as running:
         yield running
 
 
@@ -33,6 +35,7 @@ def test_a_field_in_the_query_beside_a_body_with_fields_is_refused(endpoint: End
         "/embed": {"inputs": "a"},
         "/v2/embed": {"model": "tiny", "texts": ["a"]},
         "/v1/similarity": {"texts": ["a"], "images": [URI]},
+        "/v1/search": {"text": "a"},
     }
     responses = [endpoint.post(f"{path}?{query}", body) for path, body in bodies.items()]
     responses.append(endpoint.client.post(f"/v1/classify?{query}", data={"labels": "a"}, files={"image": PNG}))

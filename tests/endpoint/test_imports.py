@@ -20,6 +20,21 @@ def test_importing_the_endpoint_does_not_import_torch(module: str) -> None:
     assert run_python(f"import sys, {module}; print(sorted({heavy}))") == "[]"
 
 
+def test_an_ingress_imports_the_reader_of_outputs_only_for_a_search_and_never_the_batch_job() -> None:
+    """Ray Serve's processes have parts of Ray Data themselves: what is counted is what the search adds."""
+    code = """
+import sys
+import serve.app, serve.http.app
+before = {name.partition(".")[0] for name in sys.modules}
+loaded = set(sys.modules)
+import serve.search.service
+more = set(sys.modules) - loaded
+print("curation" in before, "lancedb" in before, "curation" in sys.modules, "torch" in sys.modules,
+      sorted(name for name in more if name.startswith(("ray.data", "pipelines.job", "pipelines.stages", "lancedb"))))
+"""
+    assert run_python(code) == "False False True False []"
+
+
 def test_the_lower_packages_do_not_import_ray() -> None:
     """`curation`, `siglip`, `storage` and some modules of `serve`. Only `curation.retag` starts jobs on Ray."""
     code = """

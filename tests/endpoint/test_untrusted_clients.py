@@ -27,6 +27,7 @@ from serve.options.table import EMBEDDING_OPTIONS
 from tests.endpoint.test_edge import serve_web
 from tests.quick.serve.test_fetch import drip, reply
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
+from tests.support.searched_output import write_shapes
 
 PNG = shape_png()
 REQUEST = {"image": data_uri(PNG), "label_set": "shapes"}
@@ -101,6 +102,10 @@ ECHO_BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/classify", {"image": f"data:{ECHO}", "labels": ["a"]}),
     ("/v1/similarity", {"images": [data_uri(PNG)], "texts": [ECHO]}),
     ("/v1/similarity", {"images": [data_uri(PNG)], "texts": ["a"], ECHO: {ECHO: ECHO}}),
+    *(
+        ("/v1/search", {"text": "a", **body})
+        for body in ({"text": ECHO}, {"not": [ECHO]}, {"labels": [ECHO]}, {"like": ECHO}, {"image": ECHO}, {ECHO: 1})
+    ),
     ("/v1/embeddings", {"model": ECHO, "input": "a"}),
     ("/v1/embeddings", {"model": "tiny", "input": [{ECHO: 1}]}),
     ("/v1/embeddings", {"model": "tiny", "input": "a", "encoding_format": ECHO}),
@@ -121,7 +126,7 @@ for path in ("/v1/embeddings", "/v2/embed", "/embed"):
     ECHO_BODIES += [(path, {"model": "tiny", field: value, option.name: ECHO[:5000]}) for option in EMBEDDING_OPTIONS]
 
 
-def test_no_response_and_no_log_line_repeats_a_long_string(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_response_and_no_log_line_repeats_a_long_string(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """29 KB of gzip, an unknown field with a name of 30 million characters, were answered with 60 MB."""
     form = b'--b\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\nx\r\n--b--\r\n'
     name = b"x" * 8000
@@ -140,8 +145,9 @@ def test_no_response_and_no_log_line_repeats_a_long_string(caplog: pytest.LogCap
         ("/v1/classify?" + "y" * 8000 + "=1", {"content-type": "image/png"}, PNG),
         ("/v1/" + "y" * 8000, {"content-type": "application/json"}, b"{}"),
     ]
+    searched = write_shapes(tmp_path / "tags")
     with (
-        run_endpoint(make_config(fetch={"enabled": True})) as endpoint,
+        run_endpoint(make_config(fetch={"enabled": True}, search={"output": searched.uri})) as endpoint,
         caplog.at_level("INFO", "ray.serve.sightline"),
     ):
         for path, headers, body in requests:

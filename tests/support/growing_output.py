@@ -36,11 +36,16 @@ LABELS = LabelSet.model_validate({"names": ["cat", "dog", "bird"], "threshold": 
 
 
 class GrowingOutput:
-    """An output at a folder, which has no shards at first. `plan` adds some, and a `Run` commits them."""
+    """An output at a folder, which has no shards at first. `plan` adds some, and a `Run` commits them.
 
-    def __init__(self, root: Path) -> None:
+    `made` is what it has at first, by default three labels and nothing.
+    """
+
+    def __init__(self, root: Path, made: SyntheticOutput | None = None) -> None:
         self.root = root
-        made = SyntheticOutput(LABELS, draw_vectors(3, WIDTH, 1), 0, lambda shard: draw_vectors(0, WIDTH, shard))
+        made = made or SyntheticOutput(
+            LABELS, draw_vectors(3, WIDTH, 1), 0, lambda shard: draw_vectors(0, WIDTH, shard)
+        )
         write_output(str(root), made)
 
     @property

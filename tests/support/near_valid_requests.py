@@ -35,6 +35,9 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/classify", {"image": URI, "labels": ["a", "b"], "templates": ["{label}", "a {label}"], "top_k": 1}),
     ("/v1/classify", {"images": [URI], "label_set": "shapes", "threshold": 0.5, "activation": "softmax"}),
     ("/v1/similarity", {"model": "tiny", "texts": ["a"], "images": [URI], "top_k": 1}),
+    ("/v1/search", {"text": "red circle", "not": ["a"], "labels": ["red circle"], "top": 3, "cutoff": "none"}),
+    ("/v1/search", {"image": URI, "fold": True, "thumbnails": True, "top": 2, "model": "tiny"}),
+    ("/v1/search", {"like": "red circle/000000", "cutoff": "auto", "top": 1}),
     ("/v2/embed", {"model": "tiny", "texts": ["a"], "embedding_types": ["float", "int8"], "input_type": "image"}),
     ("/v2/embed", {"model": "tiny", "images": [URI], "truncate": "END", "output_dimension": 128}),
     (
@@ -92,6 +95,7 @@ ODD: list[Any] = [
     "\ud83d\ude00",
     "\u202e",
     "x" * 300,
+    "' OR 1=1 --",
     "a " * 5000 + "\ud800",
     "a " * 20_000,
     "{label}",
@@ -271,7 +275,9 @@ def _make_form(rng: random.Random) -> NearValidRequest:
         parts.append(_make_part(head, rng.choice((PNG, PNG, PNG[:50], b"", b"x"))))
     rng.shuffle(parts)
     body = b"".join(parts) + rng.choice((b"--b--\r\n", b"--b--\r\n", b"--b--\r\n", b"--b\r\n", b""))
-    path = rng.choice(("/v1/classify", "/v1/embeddings", "/", "/v1/similarity", "/v2/embed", "/v1/moderations"))
+    path = rng.choice(
+        ("/v1/classify", "/v1/embeddings", "/", "/v1/similarity", "/v2/embed", "/v1/moderations", "/v1/search")
+    )
     return NearValidRequest("POST", path, [(b"content-type", b"multipart/form-data; boundary=b")], body)
 
 

@@ -26,6 +26,7 @@ DIGITS = 100
 FIELDS = frozenset(
     (
         *("model", "input", "inputs", "image", "images", "texts", "messages", "modality", "parameters"),
+        *("text", "not", "like", "top", "cutoff", "fold", "thumbnails"),
         *("labels", "label_set", "templates", "candidate_labels", "hypothesis_template", "embedding_types"),
         *(option.name for option in (*EMBEDDING_OPTIONS, *SCORE_OPTIONS)),
     )

@@ -35,6 +35,8 @@ EXCEPTIONS = {
     ),  # a job on Ray
     "curation.tagged_output": ("pipelines.config",),
     "curation.export.images": ("pipelines.inputs",),  # what an archive is
+    # The reader of outputs, and their search. It has no Ray in it, and is imported only if a search is configured.
+    "serve.search.output": ("curation",),
     "curation.review.originals": ("pipelines.config", "pipelines.inputs"),  # it reads originals with the job's readers
 }
 """For a module what it may import in addition."""
