@@ -5,7 +5,6 @@ Commands with more to print than a line are in `sightline/commands/`.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from sightline.commands import labels
+from sightline.commands import labels, model
 from sightline.commands.curation.browse import browse
 from sightline.commands.curation.dedup import dedup
 from sightline.commands.curation.export import export
@@ -31,7 +30,6 @@ from sightline.commands.tag import SCHEMA_HELP, describe_keys, tag
 from sightline.commands.upkeep import compact, status, upgrade, verify
 from sightline.exits import err, out, report_errors
 from storage.key_table import list_settings
-from storage.settings import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,18 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Tag and embed images with SigLIP on Ray.",
 )
-model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints.")
 key_app = typer.Typer(no_args_is_help=True, help="Make API keys for the endpoint.")
-app.add_typer(model_app, name="model")
+app.add_typer(model.app, name="model")
 app.add_typer(key_app, name="key")
 app.add_typer(labels.app, name="labels")
-
-
-class Arch(StrEnum):
-    """The architectures that `model init` knows."""
-
-    base = "base"
-    tiny = "tiny"
 
 
 app.command(epilog=SCHEMA_HELP)(tag)
@@ -106,25 +96,6 @@ for command in (demo, search, browse, index, dedup, export):
     app.command()(command)
 for quality_command in (sample, review, calibrate, probe, retag, audit, evaluate, report):
     app.command()(quality_command)
-
-
-@model_app.command("init")
-def model_init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must be empty or new.")],
-    arch: Annotated[
-        Arch, typer.Option(help="base is siglip-base-patch16-256; tiny is that of the shipped checkpoint.")
-    ],
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
-) -> None:
-    """Write a checkpoint with random weights in the hub's file layout, for benchmarks and to try how one is loaded."""
-    from siglip.checkpoints.architectures import init_checkpoint
-
-    with report_errors():
-        try:
-            count = init_checkpoint(directory, arch.value, seed)
-        except OSError as error:
-            raise ConfigError(str(error)) from error
-        out.print(f"{directory}: {arch.value}, {count:,} parameters, random weights (seed {seed})", highlight=False)
 
 
 @key_app.command("new")

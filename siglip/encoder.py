@@ -17,6 +17,15 @@ from siglip.families.tokenizer import Tokenizer, load_tokenizer
 from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
+from siglip.self_test import (
+    TEXTS,
+    check_dtype,
+    check_known,
+    check_position,
+    check_tokenizer,
+    draw_images,
+    read_known,
+)
 from siglip.tensors import view_as_tensor
 from siglip.torch_internals import freeze_weights, multiplies_bfloat16
 from siglip.weights import load_model
@@ -27,6 +36,8 @@ CORE_ROWS = 4
 """Rows of a batch that a CPU core computes at a time. Activations then stay in the core's caches, and the cores finish
 a batch at nearly the same time. Images/s of the base model in bfloat16 on two cores, in parts of 8, 4, 2 and 1: 12.4,
 13.3, 13.2 and 13.0. A small model's batch is divided into one part for each core."""
+LARGE_FLOPS = 2e11
+"""Models that need more for an image are tested with one image when they are loaded, and not with three."""
 TEXT_BATCH = 64
 """Texts in one forward pass. Splitting a list at multiples of this number changes no batch, and so no embedding."""
 
@@ -53,7 +64,8 @@ class Encoder:
         self.device = choose_device(config, gpus)
         directory = pinned.fetch()
         self.spec: ImageSpec = pinned.spec
-        self.dtype = choose_dtype(config, self.device)
+        dtype = choose_dtype(config, self.device)
+        self.dtype = torch.float32
         model = load_model(directory, config.source, pinned.architecture, texts=texts)
         self._rule = pinned.rule
         self._tokenizer = load_tokenizer(pinned, directory) if texts else None
@@ -69,16 +81,53 @@ class Encoder:
         self.batch_size = choose_batch_size(pinned, self.device, self._cores)
         smaller = (size for size in sizes if size < self.batch_size)
         self._sizes = sorted({self._cores.fill(size) for size in (*smaller, self.batch_size)})
-        self._text = model.text_model.to(self.device, self.dtype) if texts else None
-        self._vision = model.vision_model.to(self.device, self.dtype)
+        self._text = model.text_model.to(self.device) if texts else None
+        self._vision = model.vision_model.to(self.device)
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
         # (pixel / 255 - mean) / std as one multiply and one add.
         self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
         self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        self._convert(pinned, dtype)
         self.compiled = choose_compile(config)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(self._embed_pixels, dynamic=False) if self.compiled else self._embed_pixels
         )
+
+    def _convert(self, pinned: PinnedModel, dtype: torch.dtype) -> None:
+        """Move the towers from float32 to `dtype`, with the self-test before and after. Raises `CheckpointError`."""
+        known = pinned.identity in read_known()
+        pixels = draw_images(self.spec.size)
+        if pinned.vision_flops > LARGE_FLOPS and not known:
+            pixels = pixels[:1]
+        rows = None
+        if self._text is not None:
+            tokenizer = self._get_tokenizer()
+            check_tokenizer(tokenizer, self.text_length)
+            rows = tokenizer.encode(TEXTS)[0]
+            self._check_vocabulary(rows)
+            check_position(self._text, rows)
+        images, texts = self._embed_known(pixels, rows)
+        if dtype != torch.float32:
+            expected = images, texts
+            self.dtype = dtype
+            for tower in (self._vision, self._text):
+                if tower is not None:
+                    tower.to(dtype)
+            images, texts = self._embed_known(pixels, rows)
+            check_dtype(images, expected[0], dtype, "images")
+            check_dtype(texts, expected[1], dtype, "texts")
+        _check_finite(images, "images")
+        _check_finite(texts, "texts")
+        if known and rows is not None:
+            check_known(pinned.identity, images, texts, dtype)
+
+    def _embed_known(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64] | None) -> tuple[Floats, Floats]:
+        """Embed the known images and, if there is a text tower, the known texts: float32 (N, D) and (M, D)."""
+        with torch.inference_mode():
+            images = self._embed_pixels(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+            if rows is None:
+                return images, np.zeros((0, self.width), np.float32)
+            return images, self._embed_ids(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
         """Embed images: uint8 (N, S, S, 3) to float32 (N, D) of unit norm. N may be 0, or more than a batch."""
@@ -128,13 +177,17 @@ class Encoder:
             raise RuntimeError("this encoder was loaded without its text tower")
         if not len(rows):
             return np.zeros((0, self.width), np.float32)
+        self._check_vocabulary(rows)
         ids = torch.from_numpy(rows).to(self.device)
-        if int(ids.max()) >= self._text.vocabulary:
+        embeddings = self._cores.run(self._embed_ids, torch.split(ids, TEXT_BATCH))
+        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
+
+    def _check_vocabulary(self, rows: NDArray[np.int64]) -> None:
+        assert self._text is not None
+        if int(rows.max()) >= self._text.vocabulary:
             raise CheckpointError(
                 f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
             )
-        embeddings = self._cores.run(self._embed_ids, torch.split(ids, TEXT_BATCH))
-        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids of texts in their canonical form, int64 (N, text_length). Tokens beyond that are cut off."""

@@ -1,0 +1,103 @@
+"""`sightline model`: write checkpoints with random weights, and check the checkpoints that there are."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from sightline.exits import err, out, report_errors
+from storage.settings import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Make and check checkpoints.")
+
+
+class Arch(StrEnum):
+    """The architectures that `model init` knows."""
+
+    base = "base"
+    tiny = "tiny"
+
+
+class DTypeChoice(StrEnum):
+    """The dtypes of `model.dtype`."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command("init")
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must be empty or new.")],
+    arch: Annotated[
+        Arch, typer.Option(help="base is siglip-base-patch16-256; tiny is that of the shipped checkpoint.")
+    ],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+) -> None:
+    """Write a checkpoint with random weights in the hub's file layout, for benchmarks and to try how one is loaded."""
+    from siglip.checkpoints.architectures import init_checkpoint
+
+    with report_errors():
+        try:
+            count = init_checkpoint(directory, arch.value, seed)
+        except OSError as error:
+            raise ConfigError(str(error)) from error
+        out.print(f"{directory}: {arch.value}, {count:,} parameters, random weights (seed {seed})", highlight=False)
+
+
+@app.command("check")
+def check(
+    source: Annotated[str, typer.Argument(help="What model.source names: a hub id, a directory, an s3:// prefix.")],
+    revision: Annotated[str | None, typer.Option(help="The hub's commit, tag or branch.")] = None,
+    dtype: Annotated[DTypeChoice, typer.Option(help="What model.dtype names.")] = DTypeChoice.auto,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the cosines of the known images and texts, in float32.")
+    ] = False,
+) -> None:
+    """Load a checkpoint, and say what it is and what its self-test found.
+
+    The self-test runs whenever a checkpoint is loaded: how texts become tokens, where the text's embedding is read,
+    whether embeddings of the dtype are those of float32. Cosines of known images and texts are compared for checkpoints
+    whose numbers are in siglip/checkpoints/known.json. --json prints the entry to add for another one.
+    """
+    with report_errors():
+        from siglip.checkpoint import CheckpointError, pin_model
+        from siglip.config import ModelConfig
+        from siglip.encoder import Encoder
+        from siglip.self_test import TEXTS, draw_images, read_known
+        from storage.mirror import Mirror
+        from storage.store import StoreOptions
+
+        if as_json and dtype is DTypeChoice.bfloat16:
+            raise ConfigError("--json prints cosines of float32: leave out --dtype")
+        config = ModelConfig(
+            source=source, revision=revision, dtype="float32" if as_json else dtype.value, compile=False
+        )
+        try:
+            pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
+            err.print(f"loading {escape(source)} ...", highlight=False)
+            encoder = Encoder(pinned)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from error
+        if as_json:
+            cosines = encoder.embed_images(draw_images(encoder.spec.size)) @ encoder.embed_texts(TEXTS).T
+            print(json.dumps({pinned.identity: {"name": source, "cosines": cosines.astype(float).round(4).tolist()}}))
+            return
+        numbers = "compared with known ones" if pinned.identity in read_known() else "not known for this checkpoint"
+        dtype_name = str(encoder.dtype).removeprefix("torch.")
+        facts = {
+            "checkpoint": pinned.identity,
+            "family": pinned.family,
+            "images": f"{encoder.spec.size} x {encoder.spec.size} pixels",
+            "texts": f"{encoder.text_length} tokens",
+            "embeddings": f"{encoder.width} dimensions",
+            "computed in": f"{dtype_name} on {encoder.device.type}",
+            "self-test": f"passed; cosines of known images and texts: {numbers}",
+        }
+        for name, value in facts.items():
+            out.print(escape(f"{name:12} {value}"), highlight=False)

@@ -1,0 +1,152 @@
+"""The self-test of a loaded checkpoint: mistakes that change every score, and that no error would show otherwise.
+
+Each check is about a mistake that people have made with SigLIP: texts that were padded to the longest of a batch, not
+lower-cased, or cut at another length; an embedding that was read at another position than the last; a dtype whose
+embeddings are not those of float32. They hold for any checkpoint, so they need no known numbers. For checkpoints in
+`checkpoints/known.json`, the cosines of known images and texts are compared with those that were computed once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from siglip.checkpoint import CheckpointError
+from siglip.families.tokenizer import Tokenizer
+from siglip.scoring import Floats
+from siglip.towers.text import TextTower
+
+KNOWN = Path(__file__).parent / "checkpoints" / "known.json"
+"""The cosines of `draw_images` and `TEXTS`, float32, for known checkpoints by their identity."""
+TEXTS = ("a photo of a dog", "a red circle", "A Blue Square", "two people on a beach at night")
+LEAST_COSINE = 0.999
+"""The lowest cosine of an embedding with that of float32."""
+KNOWN_TOLERANCE = {torch.float32: 0.001, torch.bfloat16: 0.01}
+"""How far cosines may be from the known ones: bfloat16 moves one by up to 0.004 in the checkpoint that ships."""
+_WORDS = "dog cat house tree "
+
+
+@dataclass(frozen=True)
+class KnownCosines:
+    """What is known of a checkpoint: its `name`, and the cosines of each image with each text, float32 (3, 4)."""
+
+    name: str
+    cosines: Floats
+
+
+def draw_images(size: int) -> NDArray[np.uint8]:
+    """Return three images that any machine draws alike, uint8 (3, S, S, 3): a gradient, a chessboard, a disc."""
+    rows, columns = np.mgrid[0:size, 0:size]
+    along, down = (255 * columns) // max(1, size - 1), (255 * rows) // max(1, size - 1)
+    gradient = np.stack([along, down, 255 - along], axis=-1)
+    odd = ((rows * 8 // size + columns * 8 // size) % 2)[..., None]
+    chessboard = np.where(odd, [220, 30, 30], [30, 60, 200])
+    inside = ((rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 3) ** 2)[..., None]
+    disc = np.where(inside, [40, 170, 60], [128, 128, 128])
+    return np.stack([gradient, chessboard, disc]).astype(np.uint8)
+
+
+def check_tokenizer(tokenizer: Tokenizer, length: int) -> None:
+    """Check how texts become token ids. Raises `CheckpointError`."""
+    ids, counts = tokenizer.encode(["a dog", "A Dog", TEXTS[-1], _WORDS * length])
+    if ids.shape != (4, length):
+        raise _failed(
+            f"texts have {ids.shape[1]} tokens, and the model reads {length}: texts must be padded to the full length",
+            "install the version of transformers that constraints.txt names",
+        )
+    if not np.array_equal(ids[0], ids[1]):
+        raise _failed("'A Dog' and 'a dog' have other tokens, and SigLIP was trained on lower-case texts")
+    padding = ids[0, -1]
+    end = int(counts[0])
+    if not (end < length and (ids[0, end:] == padding).all() and (ids[2, int(counts[2]) :] == padding).all()):
+        raise _failed("the tokens after a text's end are not all the same: texts must be padded on the right")
+    if int(counts[3]) <= length or np.array_equal(ids[3, -2:], ids[0, -2:]):
+        raise _failed("a text that is too long does not fill all positions")
+    alone = tokenizer.encode(["a dog"])[0]
+    if not np.array_equal(alone[0], ids[0]):
+        raise _failed("a text has other tokens beside longer ones")
+
+
+def check_position(tower: TextTower, ids: NDArray[np.int64]) -> None:
+    """Check that a text's embedding is that of the last position. Raises `CheckpointError`.
+
+    `ids` are the token ids of one text or more, int64 (N, T). What the layers return is changed at all positions but
+    the last, which must change nothing, and at the last, which must change the embedding.
+    """
+    rows = torch.from_numpy(ids).to(next(tower.parameters()).device)
+
+    def embed(change: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        def replace(_module: object, _inputs: object, hidden: torch.Tensor) -> torch.Tensor:
+            hidden = hidden.clone()
+            change(hidden)
+            return hidden
+
+        handle = tower.encoder.register_forward_hook(replace)
+        try:
+            output: torch.Tensor = tower(rows)
+            return output.float()
+        finally:
+            handle.remove()
+
+    def shuffle_others(hidden: torch.Tensor) -> None:
+        hidden[:, :-1] = hidden[:, :-1].flip(-1) + 1
+
+    def shuffle_last(hidden: torch.Tensor) -> None:
+        hidden[:, -1] = hidden[:, -1].flip(-1) + torch.arange(hidden.shape[-1], device=hidden.device) % 7
+
+    with torch.inference_mode():
+        same = embed(lambda hidden: None)
+        if not torch.equal(same, embed(shuffle_others)) or torch.equal(same, embed(shuffle_last)):
+            raise _failed("the embedding of a text is not read at the last position, where SigLIP has it")
+
+
+def check_dtype(found: Floats, expected: Floats, dtype: torch.dtype, what: str) -> None:
+    """Check embeddings, float32 (N, D), against those of float32. Raises `CheckpointError`, which names the dtype."""
+    name = str(dtype).removeprefix("torch.")
+    lowest = float((found * expected).sum(axis=1).min(initial=1))
+    if not lowest >= LEAST_COSINE and np.isfinite(expected).all():  # broken weights are another matter
+        raise CheckpointError(
+            f"model.dtype: {name}: embeddings of {what} have a cosine of {lowest:.4f} with those of float32, and "
+            f"{LEAST_COSINE} is needed: use model.dtype: float32"
+        )
+
+
+def check_known(identity: str, images: Floats, texts: Floats, dtype: torch.dtype) -> bool:
+    """Compare the cosines of `draw_images` and `TEXTS` with the known ones. Returns whether there are any.
+
+    `images` are float32 (3, D), `texts` (4, D). Raises `CheckpointError` if one is too far from the known one.
+    """
+    known = read_known().get(identity)
+    if known is None:
+        return False
+    differences = np.abs(images @ texts.T - known.cosines)
+    tolerance = KNOWN_TOLERANCE.get(dtype, max(KNOWN_TOLERANCE.values()))
+    if not differences.max() <= tolerance:
+        image, text = np.unravel_index(int(differences.argmax()), differences.shape)
+        raise _failed(
+            f"{known.name} has a cosine of {known.cosines[image, text]:.4f} for known image {image} and "
+            f"{TEXTS[text]!r}, and {float(images[image] @ texts[text]):.4f} was found here",
+            "install the versions of torch and transformers that constraints.txt names",
+        )
+    return True
+
+
+@cache
+def read_known() -> dict[str, KnownCosines]:
+    """Read what is known of checkpoints, by identity."""
+    entries = json.loads(KNOWN.read_text(encoding="utf-8"))
+    return {
+        identity: KnownCosines(entry["name"], np.asarray(entry["cosines"], np.float32))
+        for identity, entry in entries.items()
+    }
+
+
+def _failed(what: str, fix: str = "") -> CheckpointError:
+    return CheckpointError(f"model.source: self-test: {what}{': ' if fix else ''}{fix}")
