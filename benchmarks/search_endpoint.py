@@ -3,10 +3,10 @@
     python -m benchmarks.search_endpoint make FOLDER --rows 1000000
     python -m benchmarks.search_endpoint measure FOLDER
 
-`make` writes an output with embeddings of 768 numbers, as `benchmarks.index` draws them, and thumbnails of 7 KB, and makes
-its index. It needs about 14 GB for a million rows. The model is a checkpoint with random weights of the base model's shape,
-so that texts cost what they cost there. `measure` runs the endpoint in this process, without Ray, and prints the median and
-the 95th percentile of each sort of request.
+`make` writes an output with embeddings of 768 numbers, as `benchmarks.index` draws them, and thumbnails of 7 KB, and
+makes its index. It needs about 14 GB for a million rows. The model is a checkpoint with random weights of the base
+model's shape, so that texts cost what they cost there. `measure` runs the endpoint in this process, without Ray, and
+prints the median and the 95th percentile of each sort of request.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ import numpy as np
 import psutil
 
 from benchmarks.index import draw_images, draw_texts
-from benchmarks.outputs import SCALE, SyntheticOutput, write_output
+from benchmarks.outputs import SyntheticOutput, write_output
 from curation.index.build import build_index
 from curation.tagged_output import open_output
 from siglip.checkpoint import pin_model
 from siglip.checkpoints.architectures import init_checkpoint
 from siglip.config import ModelConfig
 from siglip.labels import LabelSet
+from siglip.scoring import Scale
 
 WIDTH, ROWS_A_SHARD, LABELS, THUMBNAIL = 768, 4096, 50, 7000
 ARCHITECTURE = "base"
+SCALE = Scale(117.33, -60.0)
+"""A bias with which few of the drawn images are relevant to a drawn text."""
 
 
 def make(folder: Path, rows: int) -> None:
