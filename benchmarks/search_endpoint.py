@@ -31,7 +31,7 @@ from siglip.scoring import Scale
 
 WIDTH, ROWS_A_SHARD, LABELS, THUMBNAIL = 768, 4096, 50, 7000
 ARCHITECTURE = "base"
-SCALE = Scale(117.33, -60.0)
+SCALE = Scale(117.33, -29.0)
 """A bias with which few of the drawn images are relevant to a drawn text."""
 
 
