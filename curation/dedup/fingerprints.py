@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from siglip.config import count_cores
+
 HASH_SIDE, COLOR_SIDE = 16, 6
 WINDOWS = (
     (0.0, 0.0, 1.0),
@@ -37,7 +39,6 @@ FINGERPRINT = np.dtype(
     ]
 )
 """The fingerprint of an image: for each window its hash and its colours. It has 2.7 kB."""
-_THREADS = 4
 
 
 class Difference(NamedTuple):
@@ -64,7 +65,7 @@ def take_fingerprints(thumbnails: list[bytes]) -> tuple[NDArray[np.void], NDArra
         except (OSError, UnidentifiedImageError, ValueError):
             pass  # it is never a copy of another image
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         list(pool.map(take, range(len(thumbnails))))
     return found, readable
 

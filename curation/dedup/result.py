@@ -6,23 +6,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from curation.dedup.dedup import COPY, SIMILAR, Earlier, Found, find_copies
+from curation.dedup.dedup import COPY, SIMILAR, Found, find_copies
+from curation.dedup.described import Described
+from curation.dedup.earlier import ABOUT, GROUPS, KEEP, OTHER_STATE, read_earlier
 from curation.dedup.groups import NONE
 from curation.dedup.rows import LARGEST, Rows
 from curation.tagged_output import ID, TaggedOutput
 from storage.settings import ConfigError
 
-GROUPS, KEEP, ABOUT = "groups.parquet", "keep.txt", "dedup.json"
-_COLUMNS = (ID, "key", "source", "width", "height")
 SCHEMA = pa.schema(
     [
         ("group", pa.string()),
@@ -43,6 +42,10 @@ SCHEMA = pa.schema(
 of copies or identical images, and its representative in one of similar images. `cosine` is that with the
 representative. `output` is the output that the image is in.
 """
+
+
+_DESCRIBED = pa.schema([SCHEMA.field(name) for name in (ID, "key", "source", "width", "height")])
+_LINES = 100_000
 
 
 @dataclass(frozen=True)
@@ -93,21 +96,21 @@ def dedup_output(
         "copy": copy,
         "similar": similar,
         "weights": output.weights,
+        OTHER_STATE: against.manifest["ledgers"] if against else None,
     }
     _check(output, against, copy, similar)
-    seen, groups = _read_earlier(target, about)
+    outputs = [against, output] if against else [output]
+    earlier = read_earlier(target, about, outputs)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        outputs = [against, output] if against else [output]
-        rows = Rows(outputs, 1 if against else 0, {hash(id_) for id_ in seen}, prefer, folder)
-        earlier = _locate(groups, rows) if groups is not None else Earlier()
+        rows = Rows(outputs, len(outputs) - 1, earlier.seen if earlier else None, prefer, folder)
         found = find_copies(rows, folder, against=against is not None, copy=copy, similar=similar, earlier=earlier)
         made = folder / "result"
         made.mkdir()
         counts = _write(found, made, int((~rows.base).sum()))
         (made / ABOUT).write_text(json.dumps({"settings": about, "counts": vars(counts)}, indent=1, ensure_ascii=False))
-        del rows, found
+        del rows, found, earlier
         _replace(made, target)
         return counts
     finally:
@@ -124,108 +127,92 @@ def _check(output: TaggedOutput, against: TaggedOutput | None, copy: float, simi
             raise ConfigError(f"{name} {value}: give a cosine from 0.5 to 1")
 
 
-def _read_earlier(target: Path, about: dict[str, Any]) -> tuple[list[str], pa.Table | None]:
-    """Return the ids of the rows that an earlier run has looked at, and its groups, None if there was none."""
-    if not target.exists():
-        return [], None
-    try:
-        before = json.loads((target / ABOUT).read_text())["settings"]
-        groups = pq.read_table(target / GROUPS)
-        seen = (target / KEEP).read_text().splitlines()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        if target.is_dir() and not any(target.iterdir()):
-            return [], None
-        raise ConfigError(f"--to {target}: it is not empty, and has no result of `sightline dedup`") from None
-    for name, value in about.items():
-        if before.get(name) != value:
-            raise ConfigError(
-                f"--to {target}: its result was made with {name} {before.get(name)}, not {value}: give another folder"
-            )
-    members = groups.filter(pa.compute.invert(groups["representative"]))
-    return [*seen, *members[ID].to_pylist()], groups
-
-
-def _locate(groups: pa.Table, rows: Rows) -> Earlier:
-    """Return an earlier run's groups by the rows' positions."""
-    wanted = set(groups[ID].to_pylist())
-    places: dict[str, int] = {}
-    for position, row in _iterate(rows, (ID,)):
-        if row[ID] in wanted:
-            places[row[ID]] = position
-    copies: list[tuple[int, int, float]] = []
-    similar: list[tuple[int, int, float]] = []
-    for row in groups.select([ID, "group", "kind", "representative", "cosine"]).to_pylist():
-        # A row may be gone: a retry replaces rejected rows, and a shard may be tagged anew.
-        if row["representative"] or row[ID] not in places or row["group"] not in places:
-            continue
-        pair = (places[row["group"]], places[row[ID]], row["cosine"])
-        if row["kind"] != "identical":  # those are found anew
-            (similar if row["kind"] == "similar" else copies).append(pair)
-    return Earlier(copies, similar)
-
-
-def _iterate(rows: Rows, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    position = 0
-    for output in rows.outputs:
-        for batch in output.batches(columns):
-            for row in batch.to_pylist():
-                yield position, row
-                position += 1
-
-
 def _write(found: Found, folder: Path, new: int) -> Deduplicated:
-    """Write the groups and the ids to keep. Returns the counts."""
+    """Write the groups and the ids to keep. Returns the counts.
+
+    Memory holds 60 bytes a row, and 40 for each image in a group of the kind that is being written.
+    """
     rows, count = found.rows, len(found.rows)
-    dropped = found.representatives() != np.arange(count)
-    identical = found.identical != np.arange(count)
+    number = np.arange(count)
+    dropped = found.representatives() != number
+    identical = found.identical != number
     copies = dropped & ~identical
-    similar = (found.similar.leader != NONE) & (found.similar.leader != np.arange(count)) & ~dropped
-    leaders = {
-        "identical": np.where(identical, found.identical, NONE),
-        "copy": np.where(copies, found.copies.leader, NONE),
-        "similar": np.where(similar, found.similar.leader, NONE),
+    similar = (found.similar.leader != NONE) & (found.similar.leader != number) & ~dropped
+    del number
+    kinds = {
+        "identical": (identical, found.identical, None),
+        "copy": (copies, found.copies.leader, found.copies.cosine),
+        "similar": (similar, found.similar.leader, found.similar.cosine),
     }
-    cosines = {"identical": np.ones(count, np.float32), "copy": found.copies.cosine, "similar": found.similar.cosine}
-    told = np.zeros(count, np.bool_)
-    for leader in leaders.values():
-        told |= leader != NONE
-        told[leader[leader != NONE]] = True
-    own = rows.starts[len(rows.outputs) - 1]  # rows of the other output are not to be kept or dropped
-    described: dict[int, dict[str, Any]] = {}
-    kept = 0
-    with (folder / KEEP).open("w") as file:
-        for position, row in _iterate(rows, _COLUMNS):
-            if told[position]:
-                described[position] = row
-            if position >= own and not dropped[position]:
-                file.write(row[ID] + "\n")
-                kept += 1
+    told = identical | copies | similar
+    for members, leader, _ in kinds.values():
+        told[leader[members]] = True
+    own = int(rows.starts[len(rows.outputs) - 1])  # rows of the other output are not to be kept or dropped
+    with Described(folder.parent / "described", _DESCRIBED) as described:
+        kept = _write_keep(rows, folder / KEEP, ~dropped, own, told, described)
     with pq.ParquetWriter(folder / GROUPS, SCHEMA, compression="zstd") as writer:
-        for kind, leader in leaders.items():
-            members = np.flatnonzero(leader != NONE)
-            members = members[np.lexsort((members, leader[members]))]
-            lines: list[dict[str, Any]] = []
-            last = NONE
-            for member in members.tolist():
-                head = int(leader[member])
-                for place in [head, member] if head != last else [member]:
-                    lines.append(
-                        {
-                            "group": described[head][ID],
-                            "kind": kind,
-                            "representative": place == head,
-                            "cosine": 1.0 if place == head else float(cosines[kind][place]),
-                            "output": rows.outputs[int(np.searchsorted(rows.starts, place, "right")) - 1].uri,
-                            **described[place],
-                        }
-                    )
-                last = head
-                if len(lines) >= 100_000:
-                    writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
-                    lines.clear()
-            writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
+        for kind, (members, leader, cosine) in kinds.items():
+            places, heads = _list_lines(members, leader)
+            for start in range(0, len(places), _LINES):
+                part = slice(start, start + _LINES)
+                cosines = np.where(places[part] == heads[part], 1, 1 if cosine is None else cosine[places[part]])
+                writer.write_table(_make_lines(rows, described, kind, places[part], heads[part], cosines))
     same, copied, alike = (int(mask[own:].sum()) for mask in (identical, copies, similar))
-    return Deduplicated(count - int(own), new, same, copied, alike, kept, found.confirmed)
+    return Deduplicated(count - own, new, same, copied, alike, kept, found.confirmed)
+
+
+def _write_keep(
+    rows: Rows, path: Path, kept: NDArray[np.bool_], own: int, told: NDArray[np.bool_], described: Described
+) -> int:
+    """Write the ids of the rows that are `kept`, from the position `own` on, and describe those that are `told`.
+
+    Returns how many are kept. Reads the outputs once.
+    """
+    first = count = 0
+    with path.open("w") as file:
+        for output in rows.outputs:
+            for batch in output.batches(_DESCRIBED.names):
+                part = slice(first, first + len(batch))
+                described.add(batch.filter(pa.array(told[part])), first + np.flatnonzero(told[part]))
+                if first >= own:
+                    ids = batch[ID].filter(pa.array(kept[part])).to_pylist()
+                    file.writelines(id_ + "\n" for id_ in ids)
+                    count += len(ids)
+                first += len(batch)
+    return count
+
+
+def _list_lines(members: NDArray[np.bool_], leader: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of the groups and their representatives, int64 (M,) each: sorted, the representatives first."""
+    rows = np.flatnonzero(members)
+    rows = rows[np.argsort(leader[rows], kind="stable")]
+    heads = leader[rows]
+    starts = np.flatnonzero(np.r_[True, heads[1:] != heads[:-1]]) if len(heads) else heads
+    return np.insert(rows, starts, heads[starts]), np.insert(heads, starts, heads[starts])
+
+
+def _make_lines(
+    rows: Rows,
+    described: Described,
+    kind: str,
+    places: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    cosines: NDArray[np.float32],
+) -> pa.Table:
+    """Return lines of `groups.parquet`, for some rows and their representatives."""
+    uris = pa.array([output.uri for output in rows.outputs])
+    columns = described.take(places, _DESCRIBED.names)
+    return pa.table(
+        {
+            "group": described.take(heads, [ID])[ID],
+            "kind": pa.repeat(kind, len(places)),
+            "representative": places == heads,
+            "cosine": pa.array(cosines, pa.float32()),
+            "output": uris.take(pa.array(np.searchsorted(rows.starts, places, "right") - 1)),
+            **{name: columns[name] for name in _DESCRIBED.names},
+        },
+        SCHEMA,
+    )
 
 
 def _replace(made: Path, target: Path) -> None:

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import sightline
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.dedup import dedup
+from curation.dedup import described, earlier, parts, result
 from curation.dedup.cells import assign_cells, fit_cells, list_cells, split_cell
 from curation.dedup.dedup import COPY, SIMILAR
 from curation.dedup.fingerprints import MOST_LEVELS, compare_fingerprints, take_fingerprints
-from curation.dedup.groups import NONE, Groups
-from curation.dedup.result import Deduplicated, dedup_output
+from curation.dedup.groups import NONE, Groups, Members
+from curation.dedup.pairs import ComparedNeighbors, ListedNeighbors, find_pairs
+from curation.dedup.result import SCHEMA, Deduplicated, dedup_output
 from curation.tagged_output import TaggedOutput, open_output
 from sightline.cli import app
 from siglip.labels import LabelSet
@@ -122,8 +125,8 @@ def test_planted_copies_are_found_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_cells: bool
 ) -> None:
     if small_cells:
-        monkeypatch.setattr(dedup, "CELL_ROWS", 60)
-        monkeypatch.setattr(dedup, "MOST_ROWS", 150)
+        monkeypatch.setattr(parts, "CELL_ROWS", 60)
+        monkeypatch.setattr(parts, "MOST_ROWS", 150)
     made, originals = make(700, 200)
     output = made.write(tmp_path / "tags")
     done = dedup_output(output, tmp_path / "result")
@@ -226,6 +229,18 @@ def test_images_of_another_output_that_have_leaked(tmp_path: Path) -> None:
     keep = (tmp_path / "result/keep.txt").read_text().splitlines()
     keys = dict(zip(*training.to_arrow(["id", "key"]).to_pydict().values(), strict=True))
     assert {keys[id_] for id_ in keep} == set(keys.values()) - leaked - {"train 1"}
+    again = dedup_output(training, tmp_path / "result", open_output(str(tmp_path / "test")))
+    assert (again.new, again.copies, again.identical, again.keep) == (0, done.copies, 1, done.keep)
+    # The other output grows: images that were looked at before may be copies of what is new there.
+    for number in range(1, 60, 4):
+        copy = COPIES["resized"](pictures[number], rng)
+        test.add(0, near(vectors[number], 0.95, number), encode_jpeg(copy), f"more {number}", f"test {number}")
+    grown = test.write(tmp_path / "grown")
+    about = json.loads((tmp_path / "result/dedup.json").read_text())
+    about["settings"].update(against=grown.uri, against_ledgers=grown.manifest["ledgers"] - 1)
+    (tmp_path / "result/dedup.json").write_text(json.dumps(about))
+    more = dedup_output(training, tmp_path / "result", grown)
+    assert (more.new, more.identical, more.copies) == (61, 1, len(leaked) + 14)
 
 
 def test_without_thumbnails_no_copy_is_confirmed(tmp_path: Path) -> None:
@@ -244,18 +259,30 @@ def test_a_thumbnail_that_cannot_be_read_is_no_copy(tmp_path: Path) -> None:
     assert (done.copies, done.similar, done.keep) == (0, 3, 4)
 
 
+def add(groups: Groups, rank: NDArray[np.int64], rows: NDArray[np.int64], vectors: Floats, *, listed: bool) -> None:
+    rows = rows[np.argsort(rank[rows])]
+    if not listed:
+        groups.add(rows, ComparedNeighbors(vectors[rows], groups.limit))
+        return
+    pairs = find_pairs(vectors[rows], len(rows), groups.limit, 10**9).pairs
+    assert pairs is not None
+    groups.add(rows, ListedNeighbors(pairs, len(rows)))
+
+
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("threshold", [0.7, 0.9, 0.97])
-def test_no_group_holds_a_pair_below_the_threshold_and_no_chain_forms(threshold: float) -> None:
+def test_no_group_holds_a_pair_below_the_threshold_and_no_chain_forms(threshold: float, listed: bool) -> None:
     """Points on a line, each close to the next one only, in random order and in several parts."""
     angles = np.linspace(0, 3, 400)
     vectors = np.zeros((400, 8), np.float32)
     vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
     rng = np.random.default_rng(1)
-    groups = Groups(threshold, rng.permutation(400), np.ones(400, bool), np.ones(400, bool))
+    rank = rng.permutation(400)
+    groups = Groups(threshold, rank, np.ones(400, bool), np.ones(400, bool))
     for _ in range(6):
         part = rng.choice(400, 200, replace=False)
-        groups.add(part, vectors[part])
-    groups.add(np.arange(400), vectors)
+        add(groups, rank, part, vectors, listed=listed)
+    add(groups, rank, np.arange(400), vectors, listed=listed)
     heads = np.unique(groups.leader[groups.leader != NONE])
     assert len(heads) > 1
     for head in heads.tolist():
@@ -265,10 +292,114 @@ def test_no_group_holds_a_pair_below_the_threshold_and_no_chain_forms(threshold:
         assert np.allclose(groups.cosine[members], vectors[members] @ vectors[head], atol=1e-3)
 
 
+def test_groups_that_are_united_and_continued_keep_their_members() -> None:
+    """Twelve rows in each of 40 tight groups, found in parts, taken over from a result and united."""
+    rng = np.random.default_rng(2)
+    vectors = np.concatenate(
+        [[near(center, 0.9999, 100 + n) for n in range(12)] for center in draw_vectors(40, WIDTH, 3)]
+    )
+    order = rng.permutation(len(vectors))
+    vectors, rank = vectors[order], rng.permutation(len(vectors))
+    everything = np.ones(len(vectors), bool)
+    groups = Groups(0.95, rank, everything, everything)
+    for part in (order % 12 < 4, (order % 12 >= 4) & (order % 12 < 8), order % 12 >= 8):
+        add(groups, rank, np.flatnonzero(part), vectors, listed=True)
+    assert len(np.unique(groups.leader)) == 120
+    members = np.flatnonzero(groups.leader != np.arange(len(rank)))
+    continued = Groups(0.95, rank, everything, everything)
+    continued.join(Members(groups.leader[members], members, groups.cosine[members]))
+    assert (continued.leader == groups.leader).all()
+    assert np.allclose(continued.cosine, groups.cosine)
+    for one in (groups, continued):
+        pairs = one.list_mergeable(np.unique(one.leader), one.radius, vectors)
+        assert len(pairs) == 120
+        assert len(one.merge(pairs, vectors)) == 80
+        assert not len(one.list_mergeable(np.unique(one.leader), one.radius, vectors))
+        assert len(np.unique(one.leader)) == 40
+        assert len(set(zip(one.leader.tolist(), (order // 12).tolist(), strict=True))) == 40
+        assert np.allclose(one.cosine, (vectors * vectors[one.leader]).sum(axis=1), atol=1e-5)
+        # The representative of a united group is the one with the lowest rank.
+        for head in np.unique(one.leader).tolist():
+            assert rank[head] == rank[one.leader == head].min()
+
+
+@pytest.mark.parametrize("new", [1, 700, 2500])
+def test_pairs_are_those_of_a_whole_comparison(new: int) -> None:
+    vectors = np.repeat(draw_vectors(500, WIDTH, 1), 5, axis=0) + 0.05 * draw_vectors(2500, WIDTH, 2)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[np.random.default_rng(3).permutation(2500)]
+    close = find_pairs(vectors, new, 0.8, 10**9)
+    expected = np.triu(vectors @ vectors.T >= 0.8, 1)
+    expected[new:] = False
+    assert close.pairs is not None
+    assert set(zip(close.pairs["one"].tolist(), close.pairs["other"].tolist(), strict=True)) == set(
+        map(tuple, np.argwhere(expected).tolist())
+    )
+    assert np.allclose(close.pairs["cosine"], (vectors[close.pairs["one"]] * vectors[close.pairs["other"]]).sum(axis=1))
+    assert (close.near == (expected.any(axis=0) | expected.any(axis=1))).all()
+    few = find_pairs(vectors, new, 0.8, len(close.pairs) - 1)
+    assert few.pairs is None
+    assert (few.near == close.near).all()
+    for place in (0, new - 1):
+        listed = ListedNeighbors(close.pairs, len(vectors))(place)
+        compared = ComparedNeighbors(vectors, 0.8)(place)
+        assert (listed[0] == compared[0]).all()
+        assert np.allclose(listed[1], compared[1])
+
+
+@pytest.mark.parametrize("most", [0, 10**6])
+def test_the_result_does_not_depend_on_where_pairs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    made, _ = make(300, 100)
+    output = made.write(tmp_path / "tags")
+    done = dedup_output(output, tmp_path / "one")
+    monkeypatch.setattr(parts, "PAIRS_PER_ROW", most)
+    monkeypatch.setattr(result, "_LINES", 50)
+    monkeypatch.setattr(described, "BATCH_ROWS", 40)
+    monkeypatch.setattr(earlier, "_LINES", 30)
+    assert dedup_output(output, tmp_path / "other") == done
+    assert (tmp_path / "one/keep.txt").read_text() == (tmp_path / "other/keep.txt").read_text()
+    lines = read_groups(tmp_path / "other")
+    assert dedup_output(output, tmp_path / "other") == replace(done, new=0)
+    assert read_groups(tmp_path / "other") == lines
+    for line, other in zip(read_groups(tmp_path / "one"), lines, strict=True):
+        # Products of matrices of other shapes are rounded otherwise.
+        assert line == {**other, "cosine": pytest.approx(other["cosine"], abs=1e-6)}
+
+
+def test_images_whose_representative_is_gone_are_compared_anew(tmp_path: Path) -> None:
+    made, _ = make(90, 60)
+    output = made.write(tmp_path / "tags")
+    done = dedup_output(output, tmp_path / "result")
+    lines = read_groups(tmp_path / "result")
+    head = next(line["group"] for line in lines if line["kind"] == "copy")
+    gone = head.split("/")[0] + "/4000000"
+    changed = [{key: gone if value == head else value for key, value in line.items()} for line in lines]
+    pq.write_table(pa.Table.from_pylist(changed, SCHEMA), tmp_path / "result/groups.parquet")
+    keep = (tmp_path / "result/keep.txt").read_text()
+    (tmp_path / "result/keep.txt").write_text(keep.replace(f"{head}\n", f"{gone}\n"))
+    again = dedup_output(output, tmp_path / "result")
+    assert (again.new, again.copies, again.keep) == (2, done.copies, done.keep)
+    assert head in (tmp_path / "result/keep.txt").read_text().splitlines()
+
+
+def test_a_result_that_holds_an_image_twice_is_refused(tmp_path: Path) -> None:
+    made, _ = make(90, 60)
+    output = made.write(tmp_path / "tags")
+    dedup_output(output, tmp_path / "result")
+    lines = read_groups(tmp_path / "result")
+    pq.write_table(pa.Table.from_pylist([*lines, *lines], SCHEMA), tmp_path / "result/groups.parquet")
+    with pytest.raises(ConfigError, match="an image in two groups"):
+        dedup_output(output, tmp_path / "result")
+    (tmp_path / "result/keep.txt").write_text("not an id\n")
+    with pytest.raises(ConfigError, match="no result of `sightline dedup`"):
+        dedup_output(output, tmp_path / "result")
+
+
 def test_images_that_are_all_the_same_are_one_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """K-means cannot part them."""
-    monkeypatch.setattr(dedup, "MOST_ROWS", 100)
-    monkeypatch.setattr(dedup, "CELL_ROWS", 50)
+    monkeypatch.setattr(parts, "MOST_ROWS", 100)
+    monkeypatch.setattr(parts, "CELL_ROWS", 50)
     vector, picture = draw_vectors(1, WIDTH, 4)[0], encode_jpeg(draw_picture(np.random.default_rng(4)))
     made = Made(1)
     for number in range(1000):
@@ -291,9 +422,9 @@ def test_close_rows_share_a_cell() -> None:
     listed = list(list_cells(nearest, len(centers)))
     assert sum(map(len, listed)) == 2 * len(both)
     assert all((np.diff(cell) > 0).all() for cell in listed)
-    parts = list(split_cell(np.arange(6000), both, 500))
-    assert max(map(len, parts)) <= 500
-    assert set(np.concatenate(parts)) == set(range(6000))
+    split = list(split_cell(np.arange(6000), both, 500))
+    assert max(map(len, split)) <= 500
+    assert set(np.concatenate(split)) == set(range(6000))
 
 
 def test_fingerprints_tell_copies_from_other_pictures() -> None:
