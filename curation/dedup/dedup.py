@@ -5,7 +5,7 @@ encoded again, resized, cropped a little, or has a watermark. Similar images hav
 apart, and never dropped.
 
 Embeddings are compared within cells (`curation.dedup.cells`), so that the time grows little faster than the number of
-images. Copies in different cells are not found: each image is in its two nearest ones.
+images. Copies that share no cell are not found: each image is in its four nearest ones.
 """
 
 from __future__ import annotations

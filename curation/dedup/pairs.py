@@ -52,7 +52,10 @@ def find_pairs(vectors: Floats, new: int, limit: float, most: int) -> Close:
             pairs["one"], pairs["other"], pairs["cosine"] = ones + start, others + other, cosines.ravel()[flat]
             near[pairs["one"]] = near[pairs["other"]] = True
             count += len(flat)
-            found = [*found, pairs] if count <= most else []
+            if count <= most:
+                found.append(pairs)
+            else:
+                found.clear()
     return Close(near, np.concatenate([np.empty(0, PAIR), *found]) if count <= most else None)
 
 

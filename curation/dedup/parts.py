@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from curation.dedup.cells import CELL_ROWS, MOST_ROWS, SAMPLE_PER_CELL, assign_cells, fit_cells, list_cells, split_cell
+from curation.dedup.cells import (
+    CELL_ROWS,
+    MOST_CELLS,
+    MOST_ROWS,
+    NEAREST,
+    SAMPLE_PER_CELL,
+    assign_cells,
+    fit_cells,
+    list_cells,
+    split_cell,
+)
 from curation.dedup.groups import GUARD, NONE, Groups
 from curation.dedup.pairs import PAIR, Close, ComparedNeighbors, ListedNeighbors, find_pairs
 from curation.dedup.rows import Rows
@@ -21,7 +31,7 @@ from siglip.scoring import Floats
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-PAIRS_PER_ROW = 32
+PAIRS_PER_ROW = 16
 """Parts with more close pairs are compared again when they are grouped, so that the file of pairs stays small."""
 _ROUNDS = 4
 """How often groups of neighbouring cells are united."""
@@ -31,11 +41,11 @@ _BLOCK = 4096
 class Parts:
     """The rows in question in parts, of those that have a new row.
 
-    A part has at most `MOST_ROWS` rows, or rows that k-means cannot part. Each row is in about two parts. The parts are
-    in a file of `folder`, 4 bytes for each row in them, as are their close pairs, 12 bytes each and up to
-    `PAIRS_PER_ROW` for each row.
+    A part has at most `MOST_ROWS` rows, or rows that k-means cannot part. Each row is in `NEAREST` parts or more, or
+    all are in one. The parts are in a file of `folder`, 4 bytes for each row in them, as are their close pairs, 12
+    bytes each and up to `PAIRS_PER_ROW` for each row of a part.
 
-    Memory holds 40 bytes a row while the cells are assigned, and the embeddings that they are fitted on.
+    Memory holds 60 bytes a row while the cells are assigned, and the embeddings that they are fitted on.
     """
 
     def __init__(self, rows: Rows, wanted: NDArray[np.bool_], new: NDArray[np.bool_], folder: Path) -> None:
@@ -170,15 +180,16 @@ class Parts:
 
 def _list_parts(rows: NDArray[np.int64], vectors: Any) -> Iterator[NDArray[np.int64]]:
     """Yield rows in parts of close embeddings, each in ascending order. `vectors` are those of all rows, (N, D)."""
-    cells = max(1, -(-len(rows) // CELL_ROWS))
+    # Few rows are all compared with each other: cells would not be cheaper.
+    cells = 1 if len(rows) <= MOST_ROWS else min(MOST_CELLS, -(-len(rows) // CELL_ROWS))
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.choice(rows, min(len(rows), SAMPLE_PER_CELL * cells), replace=False))
     centers = fit_cells(np.asarray(vectors[chosen], np.float32), cells)
-    nearest = np.empty((len(rows), 2), np.int32)
+    nearest = np.empty((len(rows), NEAREST), np.int32)
 
     def assign(start: int) -> None:
         part = slice(start, start + _BLOCK)
-        nearest[part] = assign_cells(np.asarray(vectors[rows[part]], np.float32), centers)
+        nearest[part] = assign_cells(np.asarray(vectors[rows[part]], np.float32), centers, NEAREST)
 
     for _ in map_on_cores(assign, range(0, len(rows), _BLOCK)):
         pass

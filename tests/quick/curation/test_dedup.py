@@ -415,12 +415,16 @@ def test_close_rows_share_a_cell() -> None:
     twins = np.stack([near(vector, 0.98, number) for number, vector in enumerate(vectors)])
     both = np.concatenate([vectors, twins])
     centers = fit_cells(both[::7], 30)
-    nearest = assign_cells(both, centers)
-    assert (nearest[:, 0] != nearest[:, 1]).all()
+    nearest = assign_cells(both, centers, 4)
+    assert all(len(set(cells)) == 4 for cells in nearest.tolist())
+    cosines = np.take_along_axis(both @ centers.T, nearest.astype(np.int64), axis=1)
+    assert (np.diff(cosines, axis=1) <= 0).all()
     shared = [set(nearest[row]) & set(nearest[row + 3000]) for row in range(3000)]
-    assert np.mean([bool(one) for one in shared]) >= 0.97
+    assert np.mean([bool(one) for one in shared]) >= 0.99
     listed = list(list_cells(nearest, len(centers)))
-    assert sum(map(len, listed)) == 2 * len(both)
+    assert sum(map(len, listed)) == 4 * len(both)
+    assert (assign_cells(both[:9], centers[:2], 4)[:, 2:] == -1).all()
+    assert sum(map(len, list_cells(assign_cells(both[:9], centers[:1], 4), 1))) == 9
     assert all((np.diff(cell) > 0).all() for cell in listed)
     split = list(split_cell(np.arange(6000), both, 500))
     assert max(map(len, split)) <= 500
