@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
+from siglip.families.text_rules import RULES, choose_family
 from storage.store import Unreachable
 
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 """The checkpoint that ships with Sightline: see its README."""
 _SMALL_FLOPS = 1e9
-
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _SETTINGS = (_CONFIG, _IMAGES, _PROCESSOR, _TOKENIZER)
@@ -164,7 +164,7 @@ class PinnedModel:
         return self.vision_flops < _SMALL_FLOPS
 
     def fetch(self, weights: bool = True) -> Path:
-        """The directory with the checkpoint's files on this machine, downloaded if necessary; `weights` are optional.
+        """The directory with the checkpoint's files here, downloaded if necessary; `weights` are optional.
 
         Raises `CheckpointError` when this machine finds another version: a file that differs between nodes, or a
         prefix that was overwritten.
@@ -202,7 +202,7 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
     here = {path.name for path in directory.iterdir()} if identity.startswith("sha256:") else _FILES
     family = recognize_family(tokenizer, here)
     if family is None:
-        known = ", ".join(f"{known.CLASSES[0]} with {' or '.join(known.FILES)}" for known in FAMILIES.values())
+        known = ", ".join(f"{known.CLASSES[0]} with {' or '.join(known.FILES)}" for known in RULES.values())
         raise CheckpointError(
             f"model.source: {source}: {_TOKENIZER}: tokenizer_class {tokenizer.get('tokenizer_class') or 'missing'}: "
             f"expected that of a known family ({known})"
@@ -213,7 +213,7 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
         config,
         identity,
         _read_spec(directory, vision.image_size, source),
-        family.NAME,
+        choose_family(family, config.text_rule).NAME,
         architecture,
         mirror,
     )

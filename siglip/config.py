@@ -34,6 +34,11 @@ class ModelConfig(BaseModel):
         None,
         description="S3 endpoint of an s3:// source; null is AWS_ENDPOINT_URL, or AWS. A job sets its own endpoint.",
     )
+    text_rule: Literal["auto", "canonicalize", "lowercase"] = Field(
+        "auto",
+        description="How texts are prepared: canonicalize is lower case without ASCII punctuation, lowercase is lower "
+        "case, auto is canonicalize for SigLIP and lowercase for SigLIP 2. See docs/checkpoints.md.",
+    )
     dtype: DType = Field(
         "auto", description="auto is bfloat16 where the CPU or GPU has instructions for it, else float32."
     )

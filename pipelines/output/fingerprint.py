@@ -16,6 +16,7 @@ from pipelines.config import JobConfig
 from pipelines.output.output import FINGERPRINT, LABELS, MANIFEST, Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION
 from siglip.checkpoint import PinnedModel
+from siglip.families.text_rules import OWN_RULES, find_rule
 from siglip.labels import LabelSet, TextRule
 from storage.settings import ConfigError
 from storage.store import NotFound, show
@@ -61,6 +62,8 @@ def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) 
         "model.mean": list(model.spec.mean),
         "model.std": list(model.spec.std),
         "decode": config.decode,
+        # Only another rule than the family's own: outputs of earlier versions have no such field.
+        **({"model.text_rule": find_rule(model.family)} if model.rule.NAME not in OWN_RULES else {}),
         **describe_labels(config.labels, model.rule),
         "embedding_dtype": config.embedding_dtype,
         "thumbnails": config.thumbnails,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,16 @@ from storage.settings import ConfigError, describe_error
 from storage.store import StoreOptions
 
 SHOWN = 40
+
+
+class RuleChoice(StrEnum):
+    """The values of `model.text_rule`."""
+
+    auto = "auto"
+    canonicalize = "canonicalize"
+    lowercase = "lowercase"
+
+
 app = typer.Typer(no_args_is_help=True, help="Check and compare label sets.")
 
 
@@ -28,6 +39,8 @@ def check(
         Path, typer.Argument(help="A label set: .yaml, .json, .csv, .tsv, or .txt with a label on each line.")
     ],
     model: Annotated[str, typer.Option(help="The checkpoint to check for: a value of a job's model.source.")] = "tiny",
+    text_rule: Annotated[RuleChoice, typer.Option(help="What a job's model.text_rule names.")] = RuleChoice.auto,
+    show: Annotated[bool, typer.Option("--show", help="Print the texts that the model gets for each label.")] = False,
     near: Annotated[
         float, typer.Option(min=0, max=1, help="Report two labels whose embeddings have at least this cosine.")
     ] = 0.98,
@@ -43,10 +56,13 @@ def check(
 
         labels = read_labels(file)
         try:
-            pinned = pin_model(ModelConfig(source=model, compile=False), Mirror(StoreOptions.from_environment()))
+            config = ModelConfig(source=model, text_rule=text_rule.value, compile=False)
+            pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
             findings = check_labels(labels, pinned.rule, Encoder(pinned), near)
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
+        for label, prompts in zip(labels.names, labels.prompts(pinned.rule), strict=True) if show else ():
+            out.print(escape(f"{label.name}: {' | '.join(prompts) or 'a probe, which has no text'}"), highlight=False)
         for finding in findings[:SHOWN]:
             what = f"[red]{finding.problem}[/red]" if finding.fatal else finding.problem
             out.print(f"{what}: {escape(', '.join(finding.labels))}: {escape(finding.detail)}", highlight=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from siglip.families import siglip, siglip2
+from siglip.families.text_rules import RULES, choose_family
 
 
 class Family(Protocol):
@@ -33,8 +34,12 @@ class Family(Protocol):
         """Load transformers' tokenizer of a checkpoint. Raises `OSError` or `ValueError` when its files are broken."""
 
 
-FAMILIES: dict[str, Family] = {family.NAME: family for family in (siglip, siglip2)}
-"""The supported families, by name."""
+FAMILIES: dict[str, Family] = {
+    family.NAME: family
+    for own in (siglip, siglip2)
+    for family in (choose_family(own, rule) for rule in ("auto", *RULES))
+}
+"""The supported families, and those with a text rule that is not their own, by name."""
 
 
 def recognize_family(tokenizer: Mapping[str, Any], files: Collection[str]) -> Family | None:
