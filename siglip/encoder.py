@@ -11,13 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from siglip.checkpoint import CheckpointError, PinnedModel
-from siglip.config import ImageSpec, ModelConfig
-from siglip.cpu import CoreThreads
-from siglip.families.tokenizer import Tokenizer, load_tokenizer
-from siglip.label_text.tokens import LabelReadings, Reading
-from siglip.labels import LabelSet
-from siglip.scoring import Floats, Scale, average_prompts
-from siglip.self_test import (
+from siglip.checkpoints.self_test import (
     TEXTS,
     check_dtype,
     check_known,
@@ -26,6 +20,12 @@ from siglip.self_test import (
     draw_images,
     read_known,
 )
+from siglip.config import ImageSpec, ModelConfig
+from siglip.cpu import CoreThreads
+from siglip.families.tokenizer import Tokenizer, load_tokenizer
+from siglip.label_text.tokens import LabelReadings, Reading
+from siglip.labels import LabelSet
+from siglip.scoring import Floats, Scale, average_prompts
 from siglip.tensors import view_as_tensor
 from siglip.torch_internals import freeze_weights, multiplies_bfloat16
 from siglip.weights import load_model

@@ -67,9 +67,9 @@ def check(
     """
     with report_errors():
         from siglip.checkpoint import CheckpointError, pin_model
+        from siglip.checkpoints.self_test import TEXTS, draw_images, read_known
         from siglip.config import ModelConfig
         from siglip.encoder import Encoder
-        from siglip.self_test import TEXTS, draw_images, read_known
         from storage.mirror import Mirror
         from storage.store import StoreOptions
 

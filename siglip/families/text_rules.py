@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from siglip.families import siglip, siglip2
-
-if TYPE_CHECKING:
-    from siglip.families import Family
+from siglip.families.family import Family
 
 RULES = {"canonicalize": siglip, "lowercase": siglip2}
 """The rules by their names in `model.text_rule`, each with the family whose own rule it is."""

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from sightline.cli import app
 from siglip import encoder as encoder_module
-from siglip import self_test
 from siglip.checkpoint import TINY, CheckpointError, PinnedModel, pin_model
+from siglip.checkpoints import self_test
 from siglip.checkpoints.architectures import init_checkpoint
+from siglip.checkpoints.self_test import TEXTS, KnownCosines, draw_images, read_known
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from siglip.families import siglip as siglip_family
 from siglip.families.tokenizer import Tokenizer
-from siglip.self_test import TEXTS, KnownCosines, draw_images, read_known
 from siglip.towers.text import TextTower
 from siglip.towers.vit import VisionTower
 

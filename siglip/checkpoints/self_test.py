@@ -3,7 +3,7 @@
 Each check is about a mistake that people have made with SigLIP: texts that were padded to the longest of a batch, not
 lower-cased, or cut at another length; an embedding that was read at another position than the last; a dtype whose
 embeddings are not those of float32. They hold for any checkpoint, so they need no known numbers. For checkpoints in
-`checkpoints/known.json`, the cosines of known images and texts are compared with those that were computed once.
+`known.json`, the cosines of known images and texts are compared with those that were computed once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from siglip.families.tokenizer import Tokenizer
 from siglip.scoring import Floats
 from siglip.towers.text import TextTower
 
-KNOWN = Path(__file__).parent / "checkpoints" / "known.json"
+KNOWN = Path(__file__).parent / "known.json"
 """The cosines of `draw_images` and `TEXTS`, float32, for known checkpoints by their identity."""
 TEXTS = ("a photo of a dog", "a red circle", "A Blue Square", "two people on a beach at night")
 LEAST_COSINE = 0.999
