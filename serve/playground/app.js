@@ -3,6 +3,7 @@
 import { drawSample, image, setImage, watchImageInputs } from "./image.js";
 import { findMissing, identifyQuery, readQuery, setLabelSets, showQuery, suggestLabels, writeCommand } from "./query.js";
 import { showBusy, showScores, showStale, showTiming, showVector, vector } from "./results.js";
+import { showSearch } from "./search.js";
 import { ApiError, call, hasKey, keepKey, setKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
@@ -27,6 +28,7 @@ async function readServer() {
     const [models, sets] = await Promise.all([call("v1/models"), call("v1/label-sets")]);
     model = models.body.data[0];
     setLabelSets(sets.body.data);
+    showSearch(model.search, explainError);
   } catch (error) {
     explainError(error, readServer);
     return false;
