@@ -128,12 +128,14 @@ class Groups:
         of the heads, and 256 cosines for each. It reads nothing that changes, so that several threads may call it.
         """
         heads = heads[np.argsort(self._rank[heads], kind="stable")]
-        ours, radius = np.asarray(vectors[heads], np.float32), radius[heads]
         found = [np.empty((0, 2), np.int64)]
+        if not self._free[heads].any():
+            return found[0]
+        ours, radius = np.asarray(vectors[heads], np.float32), radius[heads]
         for start in range(0, len(heads), _HEADS):
             cosines = ours[start : start + _HEADS] @ ours[start:].T
             one, other = np.divmod(np.flatnonzero(cosines > self.limit), cosines.shape[1])
-            later = other > one
+            later = (other > one) & self._free[heads[other + start]]
             one, other = one[later], other[later]
             angles = np.arccos(np.minimum(cosines[one, other], 1))
             one, other = one + start, other + start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 import sightline
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.dedup import described, earlier, parts, result
+from curation.dedup import described, earlier, pairs, parts, result
 from curation.dedup.cells import assign_cells, fit_cells, list_cells, split_cell
 from curation.dedup.dedup import COPY, SIMILAR
 from curation.dedup.fingerprints import MOST_LEVELS, compare_fingerprints, take_fingerprints
@@ -264,9 +265,9 @@ def add(groups: Groups, rank: NDArray[np.int64], rows: NDArray[np.int64], vector
     if not listed:
         groups.add(rows, ComparedNeighbors(vectors[rows], groups.limit))
         return
-    pairs = find_pairs(vectors[rows], len(rows), groups.limit, 10**9).pairs
-    assert pairs is not None
-    groups.add(rows, ListedNeighbors(pairs, len(rows)))
+    found = find_pairs(vectors[rows], len(rows), groups.limit, 10**9).pairs
+    assert found is not None
+    groups.add(rows, ListedNeighbors(found, len(rows)))
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -311,9 +312,9 @@ def test_groups_that_are_united_and_continued_keep_their_members() -> None:
     assert (continued.leader == groups.leader).all()
     assert np.allclose(continued.cosine, groups.cosine)
     for one in (groups, continued):
-        pairs = one.list_mergeable(np.unique(one.leader), one.radius, vectors)
-        assert len(pairs) == 120
-        assert len(one.merge(pairs, vectors)) == 80
+        found = one.list_mergeable(np.unique(one.leader), one.radius, vectors)
+        assert len(found) == 120
+        assert len(one.merge(found, vectors)) == 80
         assert not len(one.list_mergeable(np.unique(one.leader), one.radius, vectors))
         assert len(np.unique(one.leader)) == 40
         assert len(set(zip(one.leader.tolist(), (order // 12).tolist(), strict=True))) == 40
@@ -367,6 +368,46 @@ def test_the_result_does_not_depend_on_where_pairs_are_kept(
         assert line == {**other, "cosine": pytest.approx(other["cosine"], abs=1e-6)}
 
 
+def test_memory_for_each_image_is_small_even_if_all_are_in_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Buffers that are small beside this output, as they are beside millions of images, and one thread.
+    for module, name, value in (
+        (result, "_LINES", 1000),
+        (described, "BATCH_ROWS", 1000),
+        (earlier, "_LINES", 1000),
+        (pairs, "_TILE", 64),
+        (parts, "CELL_ROWS", 256),
+        (parts, "MOST_ROWS", 3000),
+        (parts, "count_cores", lambda: 1),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+    def measure(rows: int) -> tuple[int, int]:
+        made = SyntheticOutput(
+            LABELS,
+            draw_vectors(2, 8, 0),
+            rows // 4000,
+            lambda shard: draw_vectors(4000, 8, shard),
+            digest=lambda row: str(row // 2),
+        )
+        root = tmp_path / str(rows)
+        write_output(f"{root}/tags", made)
+        output, peaks = open_output(f"{root}/tags"), []
+        for new in (rows, 0):
+            tracemalloc.start()
+            done = dedup_output(output, root / "result", similar=0.9999)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert (done.rows, done.new, done.identical) == (rows, new, rows // 2)
+        return peaks[0], peaks[1]
+
+    few, many = measure(8_000), measure(24_000)
+    for small, large in zip(few, many, strict=True):
+        print(large, small, (large - small) / 32000)
+        assert large - small < 200 * 16_000
+
+
 def test_images_whose_representative_is_gone_are_compared_anew(tmp_path: Path) -> None:
     made, _ = make(90, 60)
     output = made.write(tmp_path / "tags")
@@ -396,8 +437,12 @@ def test_a_result_that_holds_an_image_twice_is_refused(tmp_path: Path) -> None:
         dedup_output(output, tmp_path / "result")
 
 
-def test_images_that_are_all_the_same_are_one_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """K-means cannot part them."""
+@pytest.mark.parametrize("block", [4096, 64])
+def test_images_that_are_all_the_same_are_one_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, block: int
+) -> None:
+    """K-means cannot part them. Those of a part with more new ones than a block are not compared to begin with."""
+    monkeypatch.setattr(parts, "_BLOCK", block)
     monkeypatch.setattr(parts, "MOST_ROWS", 100)
     monkeypatch.setattr(parts, "CELL_ROWS", 50)
     vector, picture = draw_vectors(1, WIDTH, 4)[0], encode_jpeg(draw_picture(np.random.default_rng(4)))
