@@ -201,6 +201,11 @@ class JobConfig(BaseModel):
         le=1,
         description="If a larger part of its images is rejected, a run exits with 3. All images are committed anyway.",
     )
+    index: bool = Field(
+        False,
+        description="After a run that committed something, bring the output's index up to it, as `sightline index` "
+        "does. If that fails, the run exits with 1, and what it committed stays.",
+    )
     on_changed: Literal["error", "retag"] = Field(
         "error",
         description="What to do with an input that changed since it was planned. error: skip it, do everything else "

@@ -52,17 +52,22 @@ def tag(
     (inputs that could not be read now; another call takes them up).
 
     Raises `ConfigError`, in one line, when something must be changed and nothing was done. Raises `StoreError` or an
-    exception of Ray when the run could not finish: what is committed stays, and another call continues from there.
+    exception of Ray when the run could not finish: what is committed stays, and another call continues from there. With
+    `index`, also if the index could not be made after the run.
     """
     from rich.console import Console
 
     from pipelines.job import run_job
     from pipelines.limit import NO_LIMIT
+    from sightline.indexing import check_index, index_output
     from sightline.progress import RunProgress
 
     job = _make_config(config, keys)
+    check_index(job)
     with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
-        return run_job(job, progress, retry_rejects, limit or NO_LIMIT)
+        outcome = run_job(job, progress, retry_rejects, limit or NO_LIMIT)
+    index_output(job, outcome.manifest, outcome.new_shards)
+    return outcome
 
 
 def plan(config: JobConfig | str | PathLike[str] | None = None, *, quiet: bool = False, **keys: Any) -> Preview:

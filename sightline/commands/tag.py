@@ -18,10 +18,12 @@ from pipelines.limit import NO_LIMIT, Limit
 from pipelines.planning.listing import Waiting
 from sightline.commands.skipped import print_skipped
 from sightline.exits import FAILED, GO_ON, TOO_MANY_REJECTS, err, out, report_errors
+from sightline.indexing import check_index, describe_built, index_output
 from sightline.progress import RunProgress
 from siglip.images.rejection import REASONS, RENAMED
 from storage.schemes import is_remote
 from storage.settings import ConfigError, list_keys, parse_override
+from storage.store import StoreError
 
 
 def describe_keys(keys: Iterable[tuple[str, str, str]]) -> str:
@@ -88,8 +90,9 @@ def tag(
     part is done; a line says what is left.
 
     Exit codes: 0 all shards are committed; 1 run it again: the run failed, or some inputs could not be read now and
-    their shards wait; 2 nothing was done: change the usage, the config, the input or the credentials; 3 all shards are
-    committed, but more than max_reject_fraction of the run's images were rejected; 129, 130 or 143 interrupted.
+    their shards wait, or the index (`index: true`) could not be made; 2 nothing was done: change the usage, the config,
+    the input or the credentials; 3 all shards are committed, but more than max_reject_fraction of the run's images were
+    rejected; 129, 130 or 143 interrupted.
     """
     with report_errors(GO_ON):
         if reasons and not retry_rejects:
@@ -150,6 +153,7 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
     from pipelines.job import run_job
     from sightline.metrics import RunMetrics
 
+    check_index(job)
     with RunProgress(err) as progress:
         outcome = run_job(job, RunMetrics(progress), retry, limit)
     plan, manifest = outcome.plan, outcome.manifest
@@ -179,9 +183,22 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
             f"{job.max_reject_fraction:.1%}[/red] ({total:.1%} of the whole output): see {escape(job.output)}/rejects",
             highlight=False,
         )
-    if outcome.waiting:
+    indexed = _index(job, outcome.manifest, outcome.new_shards)
+    if outcome.waiting or not indexed:
         return FAILED
     return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
+
+
+def _index(job: JobConfig, manifest: dict[str, Any], new_shards: int) -> bool:
+    """Bring the index up to the output if the job asks for it, and say so. Return whether nothing failed."""
+    try:
+        built = index_output(job, manifest, new_shards, lambda line: err.print(escape(line), highlight=False))
+    except StoreError as error:
+        err.print(f"[red]{escape(' '.join(str(error).split()))}[/red]", highlight=False)
+        return False
+    if built is not None:
+        out.print(describe_built(built), highlight=False)
+    return True
 
 
 _MANY_FILES = 1000

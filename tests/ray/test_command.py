@@ -13,6 +13,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.output.markers import make_marker
 from sightline.cli import app
 from tests.support.jobs import Place, make_image, run_sightline
 from tests.support.stores.radosgw import Radosgw
@@ -67,6 +68,26 @@ def test_max_reject_fraction_applies_to_each_run(place: Place) -> None:
     left.write_bytes(b"left by a killed run")
     assert run_sightline("verify", place.output).returncode == 1
     assert json.loads(run_sightline("verify", place.output, "--json", "--remove-orphans").stdout)["ok"]
+
+
+def test_a_run_that_is_to_index_its_output_does_so_and_fails_alone_if_that_fails(place: Place) -> None:
+    keys = {"index": True, "labels": ["cat"]}
+    place.put("0.png", make_image(0))
+    first = place.tag(**keys)
+    assert (first.returncode, "1 images in the index, 1 added" in first.stdout) == (0, True), first.stderr
+    idle = place.tag(**keys)
+    assert (idle.returncode, "in the index" in idle.stdout) == (0, False), idle.stderr
+    place.put("1.png", make_image(1))
+    lock = Path(place.output) / "index" / "building.json"
+    lock.write_bytes(make_marker("f" * 32, "index").dump())
+    failed = place.tag(**keys)
+    assert failed.returncode == 1
+    assert "the index was not brought up to the output: another `sightline index`" in " ".join(failed.stderr.split())
+    assert "Traceback" not in failed.stderr
+    assert json.loads(verify(place.output, "--json").stdout)["rows_tagged"] == 2, "what was committed stays"
+    lock.unlink()
+    later = place.tag(**keys)
+    assert (later.returncode, "2 images in the index, 1 added" in later.stdout) == (0, True), later.stderr
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
+from sightline.indexing import describe_built
 
 
 def index(
@@ -26,13 +27,4 @@ def index(
 
         opened = open_reported(output)
         built = build_index(opened, lambda line: err.print(escape(line), highlight=False))
-        parts = [f"{built.rows:,} images in the index, {built.added:,} added"]
-        if built.removed:
-            parts.append(f"{built.removed:,} replaced or removed")
-        if built.trained:
-            parts.append(f"trained, because {built.trained}")
-        parts.append(
-            f"searches find {built.recall_images:.1%} of the ten nearest images of an image, and "
-            f"{built.recall_texts:.1%} of a text"
-        )
-        out.print("; ".join(parts), highlight=False)
+        out.print(describe_built(built), highlight=False)
