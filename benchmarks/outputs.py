@@ -17,7 +17,7 @@ from pipelines.output.commit import put_commit
 from pipelines.output.fingerprint import claim_output, describe_labels
 from pipelines.output.label_columns import count_labels, make_label_columns
 from pipelines.output.labels import LabelTable, claim_labels
-from pipelines.output.output import Output
+from pipelines.output.output import FINGERPRINT, Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION, OutputFormat
 from pipelines.output.state import read_state
 from pipelines.output.writer import OutputWriter
@@ -80,34 +80,48 @@ def write_output(root: str, made: SyntheticOutput) -> LinearHead:
     text = claim_output(output, fingerprint)
     prompts = made.labels.prompts(siglip)
     claim_labels(output, LabelTable(made.labels, head, prompts, made.model, made.weights, siglip.NAME, made.scale))
+    _commit(output, made, head, fingerprint, text, 0)
+    return head
+
+
+def grow_output(root: str, made: SyntheticOutput, first: int) -> None:
+    """Add the shards of `made` from number `first` on to an output that has those before, as a later run does."""
+    output = Output(root)
+    head = build_head(made.labels, made.texts, made.scale, made.weights)
+    _commit(output, made, head, output.read_json(FINGERPRINT), output.read(FINGERPRINT).decode(), first)
+
+
+def _commit(
+    output: Output, made: SyntheticOutput, head: LinearHead, fingerprint: dict[str, Any], text: str, first: int
+) -> None:
+    """Plan and commit the shards from number `first` on, and finish the output."""
     counts = [(len(made.embed(shard)), len(made.reject(shard))) for shard in range(made.shards)]
-    _write_plan(output, counts)
+    _write_plan(output, counts[first:], first)
     format_ = OutputFormat(
         head.vectors.shape[1],
         "float16" if made.dtype == "float16" else "float32",
         made.thumbnail is not None,
-        columns,
+        made.passed,
         bands=made.labels.has_bands(),
     )
     writer = OutputWriter(output, format_, text)
     state = read_state(output, read_plan(output))
-    refs = list(state.list_pending())
-    first = 0
-    for number, ref in enumerate(refs):
-        data = _make_rows(made, head, format_, number, first)
-        first += data.num_rows
+    row = sum(tagged for tagged, _ in counts[:first])
+    for number, ref in enumerate(list(state.list_pending()), start=first):
+        data = _make_rows(made, head, format_, number, row)
+        row += data.num_rows
         reasons = made.reject(number)
         rejects = pa.Table.from_pylist(
             [
                 {
-                    "key": f"reject {number} {row}",
+                    "key": f"reject {number} {place}",
                     "source": f"made/{number:06d}.tar",
-                    "row": data.num_rows + row,
+                    "row": data.num_rows + place,
                     "stage": "decode",
                     "reason": reason,
                     "detail": f"made up: {reason}",
                 }
-                for row, reason in enumerate(reasons)
+                for place, reason in enumerate(reasons)
             ],
             schema=format_.rejects_schema(),
         )
@@ -117,9 +131,8 @@ def write_output(root: str, made: SyntheticOutput) -> LinearHead:
         files = [*tagged.entries, *rejected.entries]
         told = {"reasons": dict(Counter(reasons)), "labels": count_labels(data["labels"]), "skipped": {}}
         state.add(put_commit(writer, ref, data.num_rows + len(reasons), files, told))
-    run = {"seconds": 60.0, "rows": sum(map(sum, counts)), "images_per_second": 100.0, "limited_by": "model"}
+    run = {"seconds": 60.0, "rows": sum(map(sum, counts[first:])), "images_per_second": 100.0, "limited_by": "model"}
     state.finish(fingerprint, run, [])
-    return head
 
 
 def _make_rows(made: SyntheticOutput, head: LinearHead, format_: OutputFormat, shard: int, first: int) -> pa.Table:
@@ -145,10 +158,12 @@ def _make_rows(made: SyntheticOutput, head: LinearHead, format_: OutputFormat, s
     return pa.table({name: columns[name] for name in format_.data_schema().names}).cast(format_.data_schema())
 
 
-def _write_plan(output: Output, counts: Sequence[tuple[int, int]]) -> None:
-    for number in range(-(-len(counts) // SEGMENT_SHARDS)):
-        segment = SegmentWriter(number)
-        for shard in range(number * SEGMENT_SHARDS, min(len(counts), (number + 1) * SEGMENT_SHARDS)):
+def _write_plan(output: Output, counts: Sequence[tuple[int, int]], first: int) -> None:
+    """Plan shards with these numbers of rows, the first of which has the number `first`."""
+    next_number = read_plan(output).next_number
+    for start in range(0, len(counts), SEGMENT_SHARDS):
+        segment = SegmentWriter(next_number + start // SEGMENT_SHARDS)
+        for shard, count in enumerate(counts[start : start + SEGMENT_SHARDS], start=first + start):
             uri = f"made/{shard:06d}.tar"
-            segment.add([Input("tar", uri, uri, 1, "made-up", rows=sum(counts[shard]))])
-        output.put_if_absent(f"plan/{number:06d}.parquet", segment.close())
+            segment.add([Input("tar", uri, uri, 1, "made-up", rows=sum(count))])
+        output.put_if_absent(f"plan/{next_number + start // SEGMENT_SHARDS:06d}.parquet", segment.close())
