@@ -105,15 +105,15 @@ class OpenIndex:
     sample: Floats
 
     @classmethod
-    def open(cls, output: TaggedOutput, state: IndexState, cache_bytes: int | None = None) -> OpenIndex:
-        """Open an index, whose table may keep `cache_bytes` in memory. Raises what `IndexTable.open` raises."""
+    def open(cls, output: TaggedOutput, state: IndexState) -> OpenIndex:
+        """Open an index. Raises what `IndexTable.open` raises."""
         wanted = list_shards(output)
         indexed = {shard: found for shard, found in state.list_shards().items() if wanted.get(shard) == found}
         column = pa.FixedSizeListArray.from_arrays(pa.array(state.sample.reshape(-1)), state.sample.shape[1])
         return cls(
             output,
             state,
-            IndexTable.open(output, state.about.version, cache_bytes),
+            IndexTable.open(output, state.about.version),
             indexed,
             [shard for shard in state.shards.tolist() if shard not in indexed],
             frozenset(name_shard(shard) for shard in wanted if shard not in indexed),

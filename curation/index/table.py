@@ -69,19 +69,19 @@ class IndexTable:
         self.schema = make_schema(output)
 
     @classmethod
-    def open(cls, output: TaggedOutput, version: int | None = None, cache_bytes: int | None = None) -> IndexTable:
+    def open(cls, output: TaggedOutput, version: int | None = None) -> IndexTable:
         """Open the table, at a version or at the last one, or make an empty one.
 
-        A table of an earlier version of Sightline is made anew; readers of its versions go on. LanceDB keeps up to
-        `cache_bytes` of what it has read in memory; None is LanceDB's own limit, 6 GiB. Raises `ConfigError` if LanceDB
-        is not installed.
+        A table of an earlier version of Sightline is made anew; readers of its versions go on. Searches read the whole
+        vector index, and LanceDB keeps up to 6 GiB of it in memory; a lower limit made searches slower, and saved a
+        fifth of the memory. Raises `ConfigError` if LanceDB is not installed.
         """
         lancedb = import_lancedb()
         uri = output.output.uri_of(FOLDER)
         with _errors(uri):
             options = _storage_options(output.output.options) if is_remote(uri) else None
-            session = None if cache_bytes is None else lancedb.Session(cache_bytes, cache_bytes // 8)
-            database = lancedb.connect(uri.removeprefix("file://"), storage_options=options, session=session)
+            # Not with a session that several tables share: it would know files of a folder that was since made anew.
+            database = lancedb.connect(uri.removeprefix("file://"), storage_options=options)
             if version is None:
                 schema, names = make_schema(output), database.list_tables().tables
                 if _TABLE not in names or database.open_table(_TABLE).schema.names != schema.names:

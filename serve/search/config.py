@@ -16,12 +16,6 @@ class SearchConfig(BaseModel):
         "With more than 200,000 images it needs an index: see `sightline index`.",
     )
     refresh_seconds: float = Field(60.0, ge=1, description="Seconds between two looks for new commits of the output.")
-    cache_bytes: int = Field(
-        2**30,
-        ge=2**20,
-        description="Memory of each ingress for what is read of the index, in bytes. A vector index of a million "
-        "images with 768 dimensions has 0.8 GB, of which a search reads a part.",
-    )
     thumbnail_bytes: int = Field(
         8 * 2**20, ge=0, description="Largest sum of the thumbnails in a response, in bytes. The others are null."
     )

@@ -282,8 +282,7 @@ class SearchService:
                 del self._held[key]
 
     def _open(self, before: SearchedOutput | None) -> SearchedOutput:
-        config = self._config
-        return SearchedOutput.open(config.output, self._about.weights, config.cache_bytes, before)
+        return SearchedOutput.open(self._config.output, self._about.weights, before)
 
     def _open_changed(self, before: SearchedOutput) -> SearchedOutput | None:
         return None if before.is_current() else self._open(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +141,27 @@ def test_a_search_goes_on_if_the_files_of_its_state_were_deleted(tmp_path: Path)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
         assert int(response.headers["retry-after"]) >= 1
         assert str(growing.root) not in response.text
+
+
+def test_an_index_that_is_deleted_and_made_anew_is_followed(tmp_path: Path) -> None:
+    """Its table has the same address and the same version as the one before, and other rows."""
+    growing = make_growing(tmp_path / "tags")
+    growing.grow(3, 20)
+    build_index(open_output(str(growing.root)))
+    with run_endpoint(make_config(search={"output": str(growing.root), "refresh_seconds": 1})) as endpoint:
+        first = endpoint.post("/v1/search", ALL).json()
+        assert ids(first) == ids_of(growing.root)
+        before = searched(endpoint).opened
+        growing.grow(2, 15)
+        shutil.rmtree(growing.root / "index")
+        build_index(open_output(str(growing.root)))
+        await_true(lambda: searched(endpoint).opened is not before and not searched(endpoint).opened.recent)
+        index = searched(endpoint).opened.index
+        assert index is not None
+        assert before.index is not None
+        assert index.state.about.version == before.index.state.about.version
+        again = await_answer(endpoint, lambda answer: answer["rows"] == 90)
+        assert ids(again) == ids_of(growing.root)
 
 
 def test_images_that_are_too_many_to_be_compared_besides_are_counted(
