@@ -83,7 +83,8 @@ class OutputModel:
             try:
                 pixels.append(decode_image(data, self._encoder.spec, Limits(), "auto").pixels)
             except ImageRejected as error:
-                raise ConfigError(f"{name}: {error.reason}: {error.detail}") from error
+                detail = f": {error.detail}" if error.detail else ""
+                raise ConfigError(f"{name}: {error.reason}{detail}") from error
         return self._encoder.embed_images(np.stack(pixels))
 
     def load(self) -> None:

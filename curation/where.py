@@ -40,9 +40,7 @@ class Where:
             schema = pa.schema([field.with_name(INPUT_ID) if field.name == ID else field for field in schema])
         if ID not in schema.names:
             schema = schema.append(pa.field(ID, pa.string()))
-        found = self._find_columns()
-        by_lower_case = {name.lower(): name for name in schema.names}
-        self.columns: list[str] = sorted({by_lower_case[name] for name in found if name in by_lower_case})
+        self.columns: list[str] = self._choose(self._find_columns(), schema.names)
         """The columns that the condition uses. Batches that are given to `keep` need these, and may have others."""
         self._query = f"SELECT coalesce(CAST((\n{sql}\n) AS BOOLEAN), false) AS keep FROM {ROWS}"
         self.keep(schema.empty_table())
@@ -63,11 +61,29 @@ class Where:
         finally:
             self._connection.unregister(ROWS)
         if len(kept) != len(table):
-            raise self._wrong("an aggregate is not possible here: a condition sees one row")
+            raise self._wrong("an aggregate or unnest is not possible here: a condition sees one row")
         return np.asarray(kept, np.bool_)
 
+    def _choose(self, found: set[str], names: Sequence[str]) -> list[str]:
+        """Return the columns that names in the condition stand for. DuckDB does not tell upper from lower case.
+
+        So of columns that differ in nothing else, such as `key` of every output and `Key` of an input, only the one
+        whose name is in the condition as it stands is given to DuckDB.
+        """
+        chosen: dict[str, str] = {}
+        for part in sorted(found):
+            alike = [name for name in names if name.lower() == part.lower()]
+            name = part if part in alike else alike[0] if len(alike) == 1 else None
+            if alike and name is None:
+                raise self._wrong(
+                    f"{part} may be any of the columns {', '.join(alike)}: write one of them as it stands"
+                )
+            if name is not None and chosen.setdefault(name.lower(), name) != name:
+                raise self._wrong(f"columns {chosen[name.lower()]} and {name} cannot be used together")
+        return sorted(chosen.values())
+
     def _find_columns(self) -> set[str]:
-        """Return the names of the columns in the condition, in lower case, also of other things that look like them."""
+        """Return the names of the columns in the condition, also of other things that look like them."""
         try:
             [(text,)] = self._connection.execute(
                 "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM {ROWS} WHERE (\n{self.sql}\n)"]
@@ -86,7 +102,7 @@ class Where:
                 raise self._wrong(f"{kind.lower()} is not possible here: a condition sees one row")
         names = [node["column_names"] for node in nodes if node.get("class") == "COLUMN_REF"]
         # `rows.key` is a column of the table, `struct.field` a field of a column.
-        return {part.lower() for name in names for part in name}
+        return {part for name in names for part in name}
 
     def _wrong(self, why: str) -> ConfigError:
         line = " ".join(why.split("LINE ")[0].split())
@@ -105,6 +121,8 @@ def quote_label(label: str) -> str:
 
 def join_conditions(conditions: Sequence[str]) -> str | None:
     """Return the condition that all of some conditions hold, or None if there are none."""
+    if len(conditions) == 1:
+        return conditions[0]
     return " and ".join(f"(\n{one}\n)" for one in conditions) or None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,9 +19,13 @@ SUFFIXES = (".csv", ".jsonl", ".parquet", ".txt")
 
 def check_target(output: TaggedOutput, target: Path) -> None:
     """Raise `ConfigError` if results cannot be written to `target`: see `write_results`."""
+    parent = target.absolute().parent
     if target.suffix in SUFFIXES:
-        if not target.absolute().parent.is_dir():
-            raise ConfigError(f"--to {target}: there is no folder {target.absolute().parent}")
+        if not parent.is_dir():
+            raise ConfigError(f"--to {target}: there is no folder {parent}")
+        if target.is_dir():
+            raise ConfigError(f"--to {target}: it is a folder: name a file")
+        _check_writable(target, parent)
         return
     if target.suffix and not target.is_dir():
         raise ConfigError(f"--to {target}: give a folder, or a file that ends with {', '.join(SUFFIXES)}")
@@ -28,6 +33,16 @@ def check_target(output: TaggedOutput, target: Path) -> None:
         raise ConfigError(f"--to {target}: {output.uri} has no thumbnails for a folder: give a file, such as found.csv")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to {target}: it is not an empty folder: give another one")
+    _check_writable(target, next(one for one in (target.absolute(), *target.absolute().parents) if one.is_dir()))
+
+
+def _check_writable(target: Path, folder: Path) -> None:
+    """Raise `ConfigError` if no file can be made in `folder`."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--to {target}: {folder} cannot be written to: {error.strerror or error}") from error
 
 
 def write_results(results: Results, output: TaggedOutput, target: Path) -> None:

@@ -63,3 +63,6 @@ def test_texts_and_images_that_the_output_has_not_are_embedded(encoder: sightlin
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"broken\.png: not_an_image"):
         output.search(image=[tmp_path / "broken.png"])
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ConfigError, match=r"empty\.png: empty$"):
+        output.search(image=tmp_path / "empty.png")

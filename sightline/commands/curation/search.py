@@ -130,8 +130,18 @@ def describe_results(results: Results, fold: bool = False) -> str:
         parts[0] += f" of {results.rows:,}"
     if results.left_out:
         parts.append(f"{'about ' if results.estimated else ''}{results.left_out:,} left out by --not")
+    folded = sum(results.table["copies"].to_pylist())
+    if not results.searched:
+        return f"no image of {results.rows:,} satisfies the conditions"
     if results.relevant is None:
         parts.append(f"the nearest {shown:,} are shown")
+    elif (
+        not results.relevant
+        and results.best is not None
+        and results.cutoff is not None
+        and results.best > results.cutoff
+    ):
+        parts.append("all relevant images are left out" if results.left_out else "no other image is relevant")
     elif not results.relevant:
         best = (
             "" if results.best is None else f": the best score is {results.best:.3g}, the cut-off {results.cutoff:.3g}"
@@ -141,7 +151,9 @@ def describe_results(results: Results, fold: bool = False) -> str:
         about = "about " if results.estimated else ""
         parts.append(f"{about}{results.relevant:,} are relevant, with scores over {results.cutoff:.3g}")
         if shown < results.relevant:
-            parts.append(f"the first {shown:,} are shown{', one of each group of near-duplicates' if fold else ''}")
+            parts.append(f"the first {shown:,} are shown")
+    if fold and folded:
+        parts.append(f"{folded:,} near-duplicates of them are folded")
     if results.relevant is None and results.table["score"].null_count:
         parts.append("images have no scores, so that no cut-off applies")
     return "; ".join(parts)

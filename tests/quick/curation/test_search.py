@@ -297,6 +297,30 @@ def test_the_command_says_how_many_are_relevant(output: TaggedOutput) -> None:
     assert "1 images searched of 501" in said
 
 
+def test_the_command_says_what_is_left_out_and_why(output: TaggedOutput, tmp_path: Path) -> None:
+    code, said = run(output.uri, "--text", "dog", "--where", "key = 'nobody'")
+    assert (code, "no image of 501 satisfies the conditions" in said) == (0, True)
+    code, said = run(output.uri, "--text", "dog", "--not", "Dog")  # SigLIP reads both as the same text
+    assert (code, "all relevant images are left out" in said, "best score" in said) == (0, True, False)
+    folded = search_output(output, Query(["dog"], top=501, cutoff="none", fold=True))
+    count = 501 - folded.table.num_rows
+    assert count > 0
+    target = str(tmp_path / "found.txt")
+    code, said = run(output.uri, "--text", "dog", "--top", "501", "--cutoff", "none", "--fold", "--to", target)
+    assert (code, f"{count} near-duplicates of them are folded" in said) == (0, True)
+
+
+@pytest.mark.parametrize("target", ["/proc/found.csv", "/proc/found", "folder.csv"])
+def test_results_that_cannot_be_written_are_refused_before_the_search(
+    output: TaggedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.csv").mkdir()
+    code, said = run(output.uri, "--text", "dog", "--to", target)
+    assert (code, f"--to {target}" in said) == (2, True)
+    assert "searching" not in said
+
+
 def test_the_python_api_searches_too(output: TaggedOutput) -> None:
     opened = sightline.open_output(output.uri)
     assert ids(opened.search("dog", top=9)) == ids(search_output(output, Query(["dog"], top=9)))

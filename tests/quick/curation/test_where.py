@@ -108,3 +108,28 @@ def test_a_condition_cannot_read_a_file(output: TaggedOutput, tmp_path: Path) ->
     secret.write_text("a\n1\n")
     with pytest.raises(ConfigError):
         Where(f"getenv('HOME') = '' or list_contains(glob('{secret}'), 'x')", output)
+
+
+def test_of_columns_whose_names_differ_in_case_the_one_that_stands_there_is_meant(tmp_path: Path) -> None:
+    """DuckDB takes them for one: a column `Key` of the input must not be compared where `key` is written."""
+    made = SyntheticOutput(
+        LabelSet.model_validate({"names": NAMES, "threshold": 0.001}), draw_vectors(3, 16, 1), 1,
+        lambda shard: draw_vectors(40, 16, shard), passed=pa.schema([("Key", pa.int64()), ("KEY", pa.int64())]),
+        values=lambda rows: {"Key": [row % 4 for row in rows], "KEY": list(rows)},
+    )  # fmt: skip
+    write_output(str(tmp_path / "made"), made)
+    output = open_output(str(tmp_path / "made"))
+    assert keep(output, "key like '%7'") == [row % 10 == 7 for row in range(40)]
+    assert keep(output, "Key = 3 and width > 1") == [row % 4 == 3 for row in range(40)]
+    assert keep(output, "KEY = 30") == [row == 30 for row in range(40)]
+    with pytest.raises(ConfigError, match="any of the columns key, Key, KEY"):
+        keep(output, "kEy = 3")
+    with pytest.raises(ConfigError, match="cannot be used together"):
+        keep(output, "Key = 3 and key like '%3'")
+
+
+def test_a_message_shows_the_condition_as_it_was_written(output: TaggedOutput) -> None:
+    for sql in ("labels", "unnest(labels) = 'cat'"):
+        with pytest.raises(ConfigError) as refused:
+            keep(output, join_conditions([sql]) or "")
+        assert str(refused.value).startswith(f"--where {sql!r}: ")
