@@ -12,21 +12,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from curation.browse.snapshot import Snapshot
 from curation.export.export import export_output
 from curation.tagged_output import ID
+from storage.schemes import scheme_of
 from storage.settings import ConfigError
 from storage.store import StoreError
 
 
-def list_ids(snapshot: Snapshot, positions: Sequence[int]) -> list[str]:
-    """Return the ids of the rows at some positions, for `sightline export --keep`. Raises `ConfigError` for none."""
+def check_positions(snapshot: Snapshot, positions: Sequence[int]) -> NDArray[np.int64]:
+    """Return some positions as int64 (K,). Raises `ConfigError` for none, and for one that there is not."""
     if not positions:
         raise ConfigError("no image is selected")
-    if any(not 0 <= position < snapshot.rows for position in positions):
+    if min(positions) < 0 or max(positions) >= snapshot.rows:
         raise ConfigError("there is no such image")
-    ids: list[str] = snapshot.take(positions, [ID])[ID].to_pylist()
-    return ids
+    return np.asarray(positions, np.int64)
+
+
+def list_ids(snapshot: Snapshot, positions: Sequence[int]) -> list[str]:
+    """Return the ids of the rows at some positions, each once, for `sightline export --keep`.
+
+    Raises `ConfigError` as `check_positions` does.
+    """
+    ids = snapshot.take(check_positions(snapshot, positions), [ID])[ID].to_pylist()
+    return list(dict.fromkeys(ids))
 
 
 class Answers:
@@ -45,12 +57,14 @@ class Answers:
     ) -> int:
         """Append an answer about a label for each of some images; they are on disk afterwards. Return their number.
 
+        An image whose row was replaced, and that is selected at both positions, is one image.
+
         Raises `ConfigError` for a label that the output does not have, and if the file cannot be written.
         """
         if label not in snapshot.output.labels.label_names():
             raise ConfigError(f"the output has no label {label!r}: add it to the label set, with `sightline retag`")
-        list_ids(snapshot, positions)
-        rows = snapshot.take(positions, [ID, "key", "sha256"]).to_pylist()
+        taken = snapshot.take(check_positions(snapshot, positions), [ID, "key", "sha256"]).to_pylist()
+        rows = {row[ID]: row for row in taken}.values()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         lines = "".join(
             json.dumps({**row, "label": label, "answer": answer, "at": now}, ensure_ascii=False) + "\n" for row in rows
@@ -82,15 +96,17 @@ class Export:
     def start(
         self, snapshot: Snapshot, positions: Sequence[int], target: str, destination: str, *, thumbnails: bool
     ) -> None:
-        """Start an export of the rows at some positions. Raises `ConfigError` if one is under way."""
+        """Start an export of the rows at some positions.
+
+        Raises `ConfigError` if one is under way, and for a destination that can be no name of a folder or file.
+        """
         ids = list_ids(snapshot, positions)
-        if not destination.strip():
-            raise ConfigError("name a folder that the export is written to")
+        destination = _find_place(destination.strip())
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 raise ConfigError("another export is under way: wait for its end")
             self._said = {"state": "running", "rows": 0, "lines": []}
-            arguments = (snapshot, ids, target, str(Path(destination).expanduser()), thumbnails)
+            arguments = (snapshot, ids, target, destination, thumbnails)
             self._thread = threading.Thread(target=self._run, args=arguments, name="export", daemon=True)
             self._thread.start()
 
@@ -116,5 +132,21 @@ class Export:
             except Exception as error:
                 self._said = {"state": "failed", "rows": 0, "lines": [f"{type(error).__name__}: {error}"]}
                 raise
-        missing = [f"{done.without_file:,} images have no file"] if done.without_file else []
-        self._said = {"state": "done", "rows": done.images, "lines": [str(done), *missing, *done.notices]}
+        lines = [f"{done.images:,} of {len(ids):,} images are in {done.destination}"]
+        if done.without_file:
+            lines.append(f"{done.without_file:,} have no file, such as {done.missing[0]}")
+        self._said = {"state": "done", "rows": done.images, "lines": [*lines, *done.notices]}
+
+
+def _find_place(destination: str) -> str:
+    """Return a destination with a home folder in place of `~`. A URL, which Qdrant takes, stays as it is."""
+    if not destination:
+        raise ConfigError("name a folder that the export is written to")
+    if not destination.isprintable():
+        raise ConfigError(f"{destination!r} has characters that cannot be seen: name another folder")
+    if scheme_of(destination):
+        return destination
+    try:
+        return str(Path(destination).expanduser())
+    except RuntimeError:
+        raise ConfigError(f"{destination}: there is no such home folder") from None

@@ -6,23 +6,24 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
-from curation.browse.actions import Answers, Export, list_ids
+from curation.browse.actions import Answers, Export, check_positions, list_ids
 from curation.browse.follow import Follower
 from curation.browse.query import BrowseQuery, Embedder
 from curation.browse.results import BINS, FIRST, Result, Searcher, describe_rows
 from curation.browse.snapshot import Snapshot
 from curation.export.export import TARGETS
 from curation.local_page import IMAGE_HEADERS, make_local_app
-from curation.tagged_output import ID, read_embeddings
+from curation.tagged_output import ID, INPUT_ID, read_embeddings
 from storage.settings import ConfigError
 
 _PAGE = Path(__file__).parent / "page"
@@ -61,7 +62,8 @@ def make_app(follower: Follower, embedder: Embedder, answers: Path, review: Fast
     """Make the app: the page and its API. The follower has been started.
 
     `answers` is the file that answers are appended to. With `review`, the app of a sample's review is at `/review/`.
-    Positions belong to this process: a page that was opened before is told to load again.
+    Positions belong to this process and to one output: a page that was opened before, or before another output took the
+    place of the first one, is told to load again.
     """
     app = make_local_app(_PAGE)
     run = uuid.uuid4().hex[:12]
@@ -70,18 +72,24 @@ def make_app(follower: Follower, embedder: Embedder, answers: Path, review: Fast
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Any, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
+        place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)
 
+    def name_run(snapshot: Snapshot) -> str:
+        return f"{run}-{snapshot.number}"
+
     def check(of: str) -> Snapshot:
-        if of != run:
-            raise HTTPException(410, "this page belongs to an earlier run of the command: load it again")
-        return follower.snapshot
+        snapshot = follower.snapshot
+        if of != name_run(snapshot):
+            raise HTTPException(
+                410, "this page belongs to an earlier run of the command, or to another output: load it again"
+            )
+        return snapshot
 
     def find_result(name: str) -> Result:
         found = searcher.get(name)
         if found is None:
-            raise HTTPException(410, "the result is no longer there: search again")
+            raise HTTPException(409, "the result is no longer there: search again")
         return found
 
     @app.get("/api/about")
@@ -91,7 +99,7 @@ def make_app(follower: Follower, embedder: Embedder, answers: Path, review: Fast
         reasons = Counter(snapshot.rejects["reason"].to_pylist())
         return JSONResponse(
             {
-                "run": run,
+                "run": name_run(snapshot),
                 "output": snapshot.output.uri,
                 "model": snapshot.output.model,
                 "version": snapshot.version,
@@ -177,12 +185,25 @@ def make_app(follower: Follower, embedder: Embedder, answers: Path, review: Fast
         return JSONResponse({"count": rows.num_rows, "rows": rows.slice(max(0, start), _MOST_REJECTS).to_pylist()})
 
     @app.post("/api/upload/{of}")
-    def upload(of: str, data: Annotated[bytes, Body(media_type="application/octet-stream")]) -> JSONResponse:
-        """Take an image, to search for images like it. Sends a token for it."""
+    async def upload(of: str, request: Request) -> JSONResponse:
+        """Take an image, to search for images like it. Sends a token for it. A body that is too large is not held."""
         snapshot = check(of)
-        if len(data) > _IMAGE_BYTES:
+        data, size = bytearray(), 0
+        async for part in request.stream():  # to its end, because browsers show no response before they have sent all
+            size += len(part)
+            if size <= _IMAGE_BYTES:
+                data += part
+        if size > _IMAGE_BYTES:
             raise HTTPException(413, f"the image has more than {_IMAGE_BYTES >> 20} MiB")
-        return JSONResponse({"image": _try(lambda: embedder.add_image(data, snapshot))})
+        token = await run_in_threadpool(_try, lambda: embedder.add_image(bytes(data), snapshot))
+        return JSONResponse({"image": token})
+
+    @app.post("/api/moved/{of}")
+    def send_moved(of: str, selected: Selected) -> JSONResponse:
+        """Send where some images are now, -1 for those that are no longer in the output: see `Snapshot.find_live`."""
+        snapshot = check(of)
+        positions = _try(lambda: check_positions(snapshot, selected.positions))
+        return JSONResponse(snapshot.find_live(positions).tolist())
 
     @app.post("/api/list/{of}")
     def send_list(of: str, selected: Selected) -> Response:
@@ -236,17 +257,19 @@ def _find_thresholds(snapshot: Snapshot) -> dict[str, float]:
 
 
 def _describe_image(snapshot: Snapshot, position: int) -> dict[str, Any]:
-    hidden = ("embedding", "thumbnail")
-    columns = [name for name in snapshot.output.columns if name not in hidden and name != ID]
+    stored = [name for name in snapshot.output.columns if name not in ("embedding", "thumbnail")]
+    columns = [name for name in stored if name != ID]
+    if ID in stored and INPUT_ID not in stored:
+        columns.append(INPUT_ID)
     table = snapshot.take([position], [ID, *columns, "embedding"])
     scores = snapshot.output.head.scores(read_embeddings(table))[0]
     names = snapshot.output.labels.label_names()
-    [row] = table.select([ID, *columns]).to_pylist()
-    given = row["labels"] or []
+    given = table["labels"][0].as_py() or []
     best = np.argsort(-scores, kind="stable")[:_SCORES].tolist()
     shown = dict.fromkeys([*given, *(names[label] for label in best)])
     by_name = dict(zip(names, scores.tolist(), strict=True))
-    values = {name: _show(value) for name, value in row.items() if name not in ("labels", "scores", "bands")}
+    shown_as_scores = ("labels", "scores", "bands")
+    values = {name: _show(table[name][0]) for name in [ID, *columns] if name not in shown_as_scores}
     return {
         "position": position,
         "live": bool(snapshot.live[position]),
@@ -255,10 +278,20 @@ def _describe_image(snapshot: Snapshot, position: int) -> dict[str, Any]:
     }
 
 
-def _show(value: Any) -> str | int | float | None:
-    """Return a value as JSON has it: a number, a text, or the text of anything else. NaN and infinity are texts."""
-    if value is None or isinstance(value, (str, bool, int)):
+def _show(scalar: pa.Scalar) -> str | int | float | None:
+    """Return a value as JSON has it: a number, a text, or the text of anything else. NaN and infinity are texts.
+
+    So are integers that a page would round, and dates and times, of which Python's types have not all.
+    """
+    try:
+        dated = pa.types.is_timestamp(scalar.type) or pa.types.is_date(scalar.type) or pa.types.is_time(scalar.type)
+        value = scalar.cast(pa.string()).as_py() if dated else scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):  # such as a list of dates after the year 9999
+        return f"{scalar.type}, which cannot be shown"
+    if value is None or isinstance(value, (str, bool)):
         return value
+    if isinstance(value, int):
+        return value if abs(value) <= 2**53 else str(value)
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     if isinstance(value, bytes):

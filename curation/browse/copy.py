@@ -36,29 +36,35 @@ SHARD = ":shard"
 class LocalCopy:
     """Copies an output to a folder, and takes up what is new or was replaced in it. For one thread.
 
+    When another output has taken its place, the copy begins anew, with another `number` (see `Snapshot`).
+
     Memory holds the rows of one batch, and for each row one byte, the end of its labels, and its labels as numbers.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files = self._version = self._outputs = 0
+        self._begin("")
+
+    def _begin(self, identity: str) -> None:
+        self._identity = identity
         self._batches: list[pa.RecordBatch] = []
         self._shards: dict[int, tuple[int, int]] = {}
-        self._identity = ""
         self._live = np.zeros(0, np.bool_)
         self._names: dict[str, int] = {}
         self._label_ids = np.zeros(0, np.int32)
         self._label_ends = np.zeros(1, np.int64)
-        self._files = self._version = 0
 
     def update(self, output: TaggedOutput, publish: Callable[[Snapshot], None]) -> None:
         """Bring the copy up to an output, and publish a snapshot after each file, and at the end.
 
         Shards that are new are read, and the rows of shards that were replaced are no longer live. Raises `ConfigError`
-        if there is no room for the copy, and `StoreError`; what was published before stays right.
+        if there is no room for the copy, and `StoreError`; what was published before stays right, and the shards that
+        were read as a whole until then are not read again by the next call.
         """
         if (identity := identify(output)) != self._identity:
-            self._shards, self._identity = {}, identity  # another output in the same place
-            self._live[:] = False
+            self._begin(identity)
+            self._outputs += 1
         self._live = self._live.copy()  # earlier snapshots have the array
         for name in output.labels.label_names():
             self._names.setdefault(name, len(self._names))
@@ -72,10 +78,8 @@ class LocalCopy:
         before = len(self._live)
         try:
             self._copy(self._read(output, missing), lambda: publish(self._snapshot(output, rejects)))
-        except BaseException:  # the shards are read again, so that their rows must not be there twice
-            self._live = np.concatenate([self._live[:before], np.zeros(len(self._live) - before, np.bool_)])
-            raise
-        self._shards = wanted
+        finally:
+            self._keep_whole(before, wanted)
 
     def _copy(self, batches: Iterator[pa.RecordBatch], publish: Callable[[], None]) -> None:
         size, done = _FIRST, False
@@ -83,6 +87,21 @@ class LocalCopy:
             done = self._write(batches, size)
             size = min(_LARGEST, 2 * size)
             publish()
+
+    def _keep_whole(self, before: int, wanted: dict[int, tuple[int, int]]) -> None:
+        """Take up the shards all of whose rows are behind the position `before`. The rows of others are read again."""
+        parts, start = [], 0
+        for batch in self._batches:
+            if start >= before:
+                parts.append(batch.column(0).to_numpy())
+            start += len(batch)
+        numbers = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        for shard, count in zip(*(one.tolist() for one in np.unique(numbers, return_counts=True)), strict=True):
+            if count == wanted[shard][1]:
+                self._shards[shard] = wanted[shard]
+        live = np.isin(numbers, list(self._shards))
+        if not live.all():
+            self._live = np.concatenate([self._live[:before], live])
 
     def _forget(self, shards: list[int]) -> None:
         if not shards:
@@ -101,44 +120,60 @@ class LocalCopy:
         free = shutil.disk_usage(self._folder).free
         if needed + _SPARE_BYTES > free:
             raise ConfigError(
-                f"the page needs a copy of {output.uri} on this machine, {needed / 1e9:.1f} GB, and {self._folder} "
-                f"has {free / 1e9:.1f} GB free: name another folder with --copy-to"
+                f"the page needs a copy of {output.uri} on this machine of {needed / 1e9:.1f} GB, "
+                f"and 1 GB besides; {self._folder} has {free / 1e9:.1f} GB free: name another folder with --copy-to"
             )
 
     def _read(self, output: TaggedOutput, shards: set[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of shards as batches of `ROWS`, whatever the shards' sizes are."""
+        """Yield the rows of shards as batches of `ROWS`, whatever the shards' sizes are.
+
+        If a shard cannot be read, the shards before it are yielded as a whole, and then the exception goes on.
+        """
         waiting: list[pa.RecordBatch] = []
-        rows = 0
-        for shard, _, batch in output.shard_batches(shards, output.columns, ROWS) if shards else ():
-            numbers = pa.array(np.full(len(batch), number_shard(shard), np.int64))
-            fields = [pa.field(SHARD, pa.int64()), *batch.schema]
-            waiting.append(pa.RecordBatch.from_arrays([numbers, *batch.columns], schema=pa.schema(fields)))
-            rows += len(batch)
-            while rows >= ROWS:
-                table = pa.Table.from_batches(waiting).combine_chunks()
-                yield from table.slice(0, ROWS).to_batches()
-                waiting, rows = table.slice(ROWS).to_batches(), rows - ROWS
+        rows, failure = 0, None
+        try:
+            for shard, _, batch in output.shard_batches(shards, output.columns, ROWS) if shards else ():
+                numbers = pa.array(np.full(len(batch), number_shard(shard), np.int64))
+                fields = [pa.field(SHARD, pa.int64()), *batch.schema]
+                waiting.append(pa.RecordBatch.from_arrays([numbers, *batch.columns], schema=pa.schema(fields)))
+                rows += len(batch)
+                while rows >= ROWS:
+                    table = pa.Table.from_batches(waiting).combine_chunks()
+                    yield from table.slice(0, ROWS).to_batches()
+                    waiting, rows = table.slice(ROWS).to_batches(), rows - ROWS
+        except Exception as error:
+            failure = error
         if rows:
             yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
+        if failure is not None:
+            raise failure
 
     def _write(self, batches: Iterator[pa.RecordBatch], count: int) -> bool:
-        """Write up to `count` batches to a new file, and take it up. Tell whether there are no more."""
+        """Write up to `count` batches to a new file, and take it up. Tell whether there are no more.
+
+        If the next batch cannot be read, what was written until then is taken up, and the exception goes on.
+        """
         first = next(batches, None)
         if first is None:
             return True
         path = self._folder / f"rows-{self._files}.arrow"
         self._files += 1
-        done = False
+        done, failure = False, None
         try:
             with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
                 writer.write_batch(first)
                 for _ in range(count - 1):
-                    batch = next(batches, None)
+                    try:
+                        batch = next(batches, None)
+                    except Exception as error:
+                        failure = error
+                        break
                     if batch is None:
                         done = True
                         break
                     writer.write_batch(batch)
         except OSError as error:
+            path.unlink(missing_ok=True)
             raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         written = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -146,6 +181,8 @@ class LocalCopy:
         self._batches += written
         self._live = np.concatenate([self._live, np.ones(sum(map(len, written)), np.bool_)])
         self._add_labels(written)
+        if failure is not None:
+            raise failure
         return done
 
     def _add_labels(self, batches: list[pa.RecordBatch]) -> None:
@@ -176,4 +213,5 @@ class LocalCopy:
             rejects,
             output.rows,
             self._version,
+            self._outputs,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from pipelines.output.output import MANIFEST
 from storage.settings import ConfigError
 from storage.store import StoreError
 
-SECONDS = 5.0
-"""How often the follower looks whether the output has changed."""
+SECONDS, LONGEST = 5.0, 600.0
+"""How often the follower looks whether the output has changed. After an attempt to copy it that failed, it waits twice
+as long as before the last one, because each reads a part of the output again."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class State:
 class Follower:
     """Copies an output, and takes up what later runs commit. `snapshot` is what there is.
 
-    A problem, such as an output that a run is writing to now, leaves the snapshot as it is, and is in `state`.
+    A problem, such as an output that is gone, leaves the snapshot as it is, is in `state` and is told once.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class Follower:
         self._ready = threading.Event()
         self._snapshot: Snapshot | None = None
         self._state = State(0, output.rows, None, "")
-        self._manifest = b""
+        self._tried = b""  # the manifest of the latest attempt to copy
+        self._again, self._wait, self._told = 0.0, seconds, ""
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._failure: Exception | None = None
 
@@ -76,25 +80,42 @@ class Follower:
         return self._state
 
     def _run(self) -> None:
-        uri = self._output.uri
         while not self._stopped.is_set():
             try:
-                manifest = self._output.output.read(MANIFEST)
-                if manifest != self._manifest:
-                    output = self._output if self._snapshot is None else open_output(uri)
-                    self._copy.update(output, self._publish)
-                    self._manifest = manifest
-                    now = datetime.now(UTC).isoformat(timespec="seconds")
-                    self._state = State(self._state.copied, output.rows, now, "")
-                    self._tell(f"{output.rows:,} images are on the page")
+                self._look()
             except _Stopped:
                 return
-            except (ConfigError, StoreError) as error:
-                self._failure = error
-                self._state = State(self._state.copied, self._state.wanted, self._state.complete, str(error))
+            except Exception as error:  # whatever it is: the page goes on with what there is, and says so
+                known = isinstance(error, (ConfigError, StoreError))
+                told = str(error) if known else f"{type(error).__name__}: {error}"
+                self._fail(error, " ".join(told.split()))
             finally:
                 self._ready.set()
             self._stopped.wait(self._seconds)
+
+    def _look(self) -> None:
+        manifest = self._output.output.read(MANIFEST)
+        if manifest == self._tried and time.monotonic() < self._again:
+            if self._again == math.inf:  # there may have been a problem meanwhile, such as a store that was away
+                self._state = replace(self._state, problem="")
+            return
+        if manifest != self._tried:
+            self._tried, self._wait = manifest, self._seconds
+        self._wait = min(LONGEST, 2 * self._wait)
+        self._again = time.monotonic() + self._wait
+        output = self._output if self._snapshot is None else open_output(self._output.uri)
+        self._copy.update(output, self._publish)
+        self._again, self._told = math.inf, ""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._state = State(self._state.copied, output.rows, now, "")
+        self._tell(f"{output.rows:,} images are on the page")
+
+    def _fail(self, error: Exception, problem: str) -> None:
+        self._failure = error
+        self._state = replace(self._state, problem=problem)
+        if self._snapshot is not None and problem != self._told:
+            self._told = problem
+            self._tell(f"the page is not up to date: {problem}")
 
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

@@ -69,8 +69,8 @@ class Embedder:
         self._config = config
         self._lock = threading.Lock()
         self._model: tuple[str, OutputModel] | None = None
-        self._vectors: OrderedDict[tuple[str, str], Floats] = OrderedDict()
-        self._images: OrderedDict[str, Floats] = OrderedDict()
+        self._vectors: OrderedDict[tuple[str, str, str], Floats] = OrderedDict()
+        self._images: OrderedDict[tuple[str, str], Floats] = OrderedDict()
 
     def make_terms(self, query: BrowseQuery, snapshot: Snapshot) -> Terms:
         """Return a query as vectors.
@@ -94,10 +94,11 @@ class Embedder:
     def add_image(self, data: bytes, snapshot: Snapshot) -> str:
         """Embed the image in a file's bytes, and return a token for it. Raises `ConfigError` if it is no image."""
         token = hashlib.sha256(data).hexdigest()[:32]
+        key = snapshot.output.weights, token
         with self._lock:
-            if token not in self._images:
+            if key not in self._images:
                 with _explain():
-                    self._images[token] = self._find_model(snapshot).embed_image_bytes([("the image", data)])[0]
+                    self._images[key] = self._find_model(snapshot).embed_image_bytes([("the image", data)])[0]
                 while len(self._images) > _KEPT:
                     self._images.popitem(last=False)
         return token
@@ -124,13 +125,14 @@ class Embedder:
         return build_head(make_labels(texts, output), vectors, output.table.scale, output.weights)
 
     def _embed(self, texts: Sequence[str], snapshot: Snapshot) -> Floats:
-        digest = str(snapshot.output.fingerprint["labels.digest"])
-        missing = [text for text in texts if (digest, text) not in self._vectors]
+        # Templates are a part of the labels' digest, and the model is not.
+        of = snapshot.output.weights, str(snapshot.output.fingerprint["labels.digest"])
+        missing = [text for text in texts if (*of, text) not in self._vectors]
         if missing:
             with _explain():
                 found = self._find_model(snapshot).embed_labels(make_labels(missing, snapshot.output))
-            self._vectors |= {(digest, text): vector for text, vector in zip(missing, found, strict=True)}
-        vectors = np.stack([self._vectors[digest, text] for text in texts])
+            self._vectors |= {(*of, text): vector for text, vector in zip(missing, found, strict=True)}
+        vectors = np.stack([self._vectors[*of, text] for text in texts])
         while len(self._vectors) > _KEPT:
             self._vectors.popitem(last=False)
         return vectors
@@ -145,9 +147,10 @@ class Embedder:
         parts = []
         with self._lock:
             for token in query.images:
-                if token not in self._images:
+                vector = self._images.get((snapshot.output.weights, token))
+                if vector is None:
                     raise ConfigError("the image is no longer known: drop it again")
-                parts.append(self._images[token][None])
+                parts.append(vector[None])
         if query.like:
             parts.append(read_embeddings(snapshot.take(query.like, ["embedding"])))
         return average_examples(np.concatenate(parts)) if parts else None

@@ -19,8 +19,9 @@ from siglip.scoring import Floats
 class Snapshot:
     """The rows of an output that have been copied to this machine, N of them.
 
-    A row's position is its index in the order in which rows were copied. It stays the same in later snapshots.
-    `live`, bool (N,), is False for rows that are no longer in the output, because their shard was replaced.
+    A row's position is its index in the order in which rows were copied. It stays the same in later snapshots of the
+    same output. `number` is another one when another output has taken its place: then positions begin anew. `live`,
+    bool (N,), is False for rows that are no longer in the output, because their shard was replaced.
 
     `batches` are the copied rows, each with the number of its shard in the first column (see `name_shard`) and the
     output's own columns behind it. `names` are the labels that the output has given; `label_ids`, int32 (T,), has the
@@ -37,6 +38,7 @@ class Snapshot:
     rejects: pa.Table
     wanted: int
     version: int
+    number: int = 1
 
     @property
     def rows(self) -> int:
@@ -70,7 +72,7 @@ class Snapshot:
         parts = []
         for batch in np.unique(at).tolist():
             places = wanted[order[at[order] == batch]] - starts[batch]
-            parts.append(pa.Table.from_batches([self._select(self.batches[batch].take(pa.array(places)), columns)]))
+            parts.append(pa.Table.from_batches([self._select(self.batches[batch], columns, pa.array(places))]))
         if not parts:
             return pa.table({name: [] for name in columns})
         return pa.concat_tables(parts).take(pa.array(np.argsort(order, kind="stable")))
@@ -98,9 +100,38 @@ class Snapshot:
         counts = np.bincount(self.label_ids[np.repeat(rows, lengths)], minlength=len(self.names))
         return counts.astype(np.int64), int(rows[lengths == 0].sum())
 
-    def _select(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-        stored = batch.select(stored_columns(columns, self.output))
-        return add_id(stored, _name_shards(batch.column(0)), columns)
+    def find_live(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return for each position, int64 (K,), that of the same image in the output now, -1 if it is not there.
+
+        They differ where a shard was replaced, as by a retry of its rejected images.
+        """
+        found = positions.copy()
+        stale = np.flatnonzero(~self.live[positions])
+        if not len(stale):
+            return found
+        starts = self.starts()
+        at = np.searchsorted(starts, positions[stale], side="right") - 1
+        places: dict[tuple[int, int], list[int]] = {}
+        for index, batch, position in zip(stale.tolist(), at.tolist(), positions[stale].tolist(), strict=True):
+            row = position - int(starts[batch])
+            image = self.batches[batch].column(0)[row].as_py(), self.batches[batch]["row"][row].as_py()
+            places.setdefault(image, []).append(index)
+        found[stale] = -1
+        shards = np.unique([shard for shard, _ in places])
+        for start, batch in zip(starts.tolist(), self.batches, strict=False):
+            numbers = batch.column(0).to_numpy()
+            for place in np.flatnonzero(np.isin(numbers, shards) & self.live[start : start + len(batch)]).tolist():
+                image = int(numbers[place]), batch["row"][place].as_py()
+                found[places.get(image, [])] = start + place
+        return found
+
+    def _select(self, batch: pa.RecordBatch, columns: Sequence[str], places: pa.Array | None = None) -> pa.RecordBatch:
+        # The output may have a column of the same name as the first one, so names are looked up in the others.
+        own = pa.RecordBatch.from_arrays(batch.columns[1:], schema=pa.schema([*batch.schema][1:]))
+        stored, shards = own.select(stored_columns(columns, self.output)), batch.column(0)
+        if places is not None:
+            stored, shards = stored.take(places), shards.take(places)
+        return add_id(stored, _name_shards(shards), columns)
 
 
 def _name_shards(numbers: pa.Array) -> pa.Array:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from storage.settings import ConfigError
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 
@@ -36,5 +39,31 @@ def serve(app: FastAPI, listener: socket.socket, stop: Callable[[], None]) -> No
             await super().shutdown(sockets)
 
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    with suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop
-        Server(config).run(sockets=[listener])
+    server = Server(config)
+    with suppress(KeyboardInterrupt), _hang_up(server):  # Ctrl-C is the usual way to stop
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _hang_up(server: uvicorn.Server) -> Iterator[None]:
+    """End the server when the terminal is closed, as it ends itself at other signals, and then pass the signal on.
+
+    An exception in the middle of its event loop would not end it.
+    """
+    previous = signal.getsignal(signal.SIGHUP)
+    if previous is signal.SIG_IGN:  # nohup
+        yield
+        return
+    received = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        server.should_exit = True
+
+    signal.signal(signal.SIGHUP, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    if received:
+        signal.raise_signal(signal.SIGHUP)

@@ -19,11 +19,11 @@ export function prepare(run) {
   });
 }
 
-/** Show the counts of a result. */
-export function showFacets(found) {
+/** Show the counts of a result. With `stay`, what somebody is typing stays. */
+export function showFacets(found, stay) {
   result = found;
   counts = found.labels;
-  if (document.activeElement !== $("where")) $("where").value = state.where;
+  if (!stay) $("where").value = state.where;
   draw();
 }
 

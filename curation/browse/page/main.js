@@ -11,6 +11,7 @@ const $ = (id) => document.getElementById(id);
 const FAST = 1000, SLOW = 5000; // milliseconds between two looks at the copy, while it grows and afterwards
 let running = null; // the controller of the search that is under way
 let shown = null; // the response that is shown
+let silent = false; // whether the command did not answer when it was last asked how far the copy is
 let updated = false; // whether there are images that the result does not know of
 
 function note(text, button = "", action = null) {
@@ -24,28 +25,31 @@ function note(text, button = "", action = null) {
 
 function fail(error) {
   if (error.name === "AbortError") return;
-  const lost = error.status === 410;
-  note(error.message, lost ? "Load again" : "", lost ? () => window.location.reload() : null);
+  if (error.status === 410) note(error.message, "Load again", () => window.location.reload());
+  else if (error.status === 409) note(error.message, "Search again", () => search(true));
+  else note(error.message);
 }
 
-/** Search for what the state says. With `stay`, the grid stays where it is. */
+/** Search for what the state says. With `stay`, the grid stays where it is, and so does what somebody is typing. */
 async function search(stay = false) {
   running?.abort();
   const controller = (running = new AbortController());
-  drawControls();
+  drawControls(stay === true);
   const listed = Boolean(state.reason);
   $("grid").hidden = listed;
   $("rejects").hidden = !listed;
-  if (listed) await showRejects(0);
+  if (listed) await showRejects(0, controller);
   const waiting = setTimeout(() => document.body.classList.add("busy"), 150);
   try {
     const found = await api.search(makeQuery(), controller.signal);
     if (controller !== running) return;
     shown = found;
     if (found.version !== api.about.version) await api.loadAbout();
-    note("");
+    const gone = await selection.follow(found.version);
+    if (controller !== running) return;
+    note(gone ? `${gone.toLocaleString()} of the selected images are no longer in the output.` : "");
     grid.showResult(found, stay === true);
-    facets.showFacets(found);
+    facets.showFacets(found, stay === true);
     describe(found);
     updated = false;
   } catch (error) {
@@ -61,7 +65,9 @@ function describe(found) {
   const number = (value) => value.toLocaleString();
   const parts = [];
   const ranked = parse(state.q).texts.length > 0;
-  if (ranked && state.cutoff === "auto" && !found.count) {
+  if (ranked && state.cutoff === "auto" && !found.count && found.best > found.cutoff) {
+    parts.push(found.left_out ? "All relevant images are left out" : "No other image is relevant");
+  } else if (ranked && state.cutoff === "auto" && !found.count) {
     parts.push("Nothing here is relevant");
     if (found.best !== null) note(`The best score is ${grid.formatNumber(found.best)}, and the cut-off ${grid.formatNumber(found.cutoff)}.`, "Show the nearest", () => {
       change({ cutoff: "none" });
@@ -75,9 +81,10 @@ function describe(found) {
   $("count").textContent = parts.join(" ");
 }
 
-async function showRejects(start) {
+async function showRejects(start, of = running) {
   try {
     const { count, rows } = await api.rejects(state.reason, start);
+    if (of !== running) return; // something else was asked for meanwhile
     const body = $("rejects").querySelector("tbody");
     const lines = rows.map((row) => {
       const line = document.createElement("tr");
@@ -99,8 +106,8 @@ async function showRejects(start) {
   }
 }
 
-function drawControls() {
-  if (document.activeElement !== $("q") || $("q").value.trim() !== state.q) $("q").value = state.q;
+function drawControls(stay) {
+  if (!stay && $("q").value.trim() !== state.q) $("q").value = state.q;
   $("order").value = state.order;
   $("order").options[0].textContent = isRanked() || state.labels.length ? "best first" : "as they come";
   $("fold").checked = state.fold;
@@ -166,9 +173,14 @@ async function follow() {
     const before = api.about.version;
     const about = await api.loadAbout();
     if (about.run !== started) {
-      fail(Object.assign(new Error("the command was started again"), { status: 410 }));
+      fail(Object.assign(new Error("The command was started again, or there is another output in the place of this one."), { status: 410 }));
       return;
     }
+    if (silent) {
+      note("");
+      if (shown) describe(shown);
+    }
+    silent = false;
     if (about.copied < about.wanted && !about.problem) wait = FAST;
     showState(about);
     updated ||= about.version !== before || (shown !== null && shown.version !== about.version);
@@ -177,6 +189,7 @@ async function follow() {
       else note("There are more images than this result knows of.", "Search again", () => search(true));
     }
   } catch (error) {
+    silent ||= error.status === 0;
     fail(error);
   }
   setTimeout(follow, wait);
@@ -247,12 +260,14 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   const typing = event.target.matches("input, select, textarea");
+  const listed = $("grid").hidden; // rejected images are shown, of which none can be selected
   if (event.key === "/" && !typing) $("q").focus();
-  else if (event.key.toLowerCase() === "a" && (event.ctrlKey || event.metaKey) && !typing) selection.selectAll(grid.results());
-  else if (event.ctrlKey || event.metaKey || event.altKey) return;
+  else if (event.key.toLowerCase() === "a" && (event.ctrlKey || event.metaKey) && !typing) {
+    if (!listed) selection.selectAll(grid.results());
+  } else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (event.key === "Escape" && typing) event.target.blur();
   else if (event.key === "Escape") selection.clear();
-  else if (typing || event.target.matches("button, a")) return;
+  else if (typing || listed || event.target.matches("button, a")) return;
   else if (event.key.toLowerCase() === "m" && shown?.count) grid.fetchRow(grid.current()).then((row) => row && searchLike([row.position]), fail);
   else if (!grid.press(event)) return;
   event.preventDefault();

@@ -3,6 +3,21 @@
 const EMPTY = { q: "", labels: [], unlabelled: false, like: [], images: [], where: "", fold: false, order: "best", cutoff: "auto", reason: "" };
 
 export let state = { ...EMPTY };
+const list = (read) => (value) => (Array.isArray(value) ? value.map(read).filter((one) => one !== undefined) : undefined);
+const of = (type) => (value) => (typeof value === type ? value : undefined);
+const among = (...known) => (value) => (known.includes(value) ? value : undefined);
+const READ = { // how each part of an address is read that somebody may have changed by hand: undefined for what it cannot be
+  q: of("string"),
+  labels: list((one) => (typeof one?.label !== "string" ? undefined : typeof one.min === "number" ? { label: one.label, min: one.min } : { label: one.label })),
+  unlabelled: of("boolean"),
+  like: list((one) => (Number.isInteger(one) ? one : undefined)),
+  images: list(of("string")),
+  where: of("string"),
+  fold: of("boolean"),
+  order: among("best", "first", "last"),
+  cutoff: among("auto", "none"),
+  reason: of("string"),
+};
 let run = null; // positions and images in the address are of one run of the command
 
 /** Read the state from the page's address. What is of another run of the command is left out. */
@@ -11,7 +26,7 @@ export function readAddress(currentRun) {
   state = { ...EMPTY };
   try {
     const stored = JSON.parse(decodeURIComponent(window.location.hash.slice(1)) || "{}");
-    for (const name of Object.keys(EMPTY)) if (typeof stored[name] === typeof EMPTY[name]) state[name] = stored[name];
+    for (const [name, read] of Object.entries(READ)) state[name] = read(stored[name]) ?? EMPTY[name];
     if (stored.run !== run) state.like = state.images = [];
   } catch { /* an address that somebody has changed by hand */ }
   return state;

@@ -12,6 +12,7 @@ let failed = () => {};
 let search = () => {};
 let undo = null; // the answers that were saved last
 let polling = null;
+let version = null; // that of the output that the positions in `chosen` were last looked up in
 
 export const has = (position) => chosen.has(position);
 
@@ -29,6 +30,21 @@ function changed() {
   $("more-like").title = count > 100 ? "Of up to 100 images" : "";
   $("status").textContent = count ? `${count.toLocaleString()} selected` : "Nothing is selected";
   grid.markTiles();
+}
+
+/** Look up where the selected images are in another version of the output. Returns how many are no longer there. */
+export async function follow(latest) {
+  const positions = latest === version ? [] : [...chosen];
+  const now = positions.length ? await api.moved(positions) : [];
+  version = latest;
+  let gone = 0;
+  for (const [index, position] of positions.entries()) {
+    if (now[index] === position || !chosen.delete(position)) continue;
+    if (now[index] < 0) gone += 1;
+    else chosen.add(now[index]);
+  }
+  if (positions.length) changed();
+  return gone;
 }
 
 function setAnchor(result, index) {
@@ -85,6 +101,8 @@ async function attempt(what) {
 
 const images = (count) => `${count.toLocaleString()} ${count === 1 ? "image" : "images"}`;
 
+const answers = (count) => `${count.toLocaleString()} ${count === 1 ? "answer is" : "answers are"}`;
+
 function say(element, lines, wrong = false) {
   element.hidden = false;
   element.classList.toggle("wrong", wrong);
@@ -122,7 +140,7 @@ async function saveAnswers() {
   try {
     const { saved, file, next } = await api.answer(positions, label, answer);
     undo = { positions, label };
-    say($("answers-said"), [`${saved.toLocaleString()} answers are in ${file}. Next commands:`, ...next]);
+    say($("answers-said"), [`${answers(saved)} in ${file}. Next commands:`, ...next]);
     $("answers-undo").hidden = false;
   } catch (error) {
     say($("answers-said"), [error.message], true);
@@ -136,7 +154,7 @@ async function takeBack() {
     const { saved } = await api.answer(undo.positions, undo.label, "taken back");
     undo = null;
     $("answers-undo").hidden = true;
-    say($("answers-said"), [`${saved.toLocaleString()} answers are taken back.`]);
+    say($("answers-said"), [`${answers(saved)} taken back.`]);
   } catch (error) {
     say($("answers-said"), [error.message], true);
   }
@@ -166,8 +184,11 @@ function showExport({ state, rows, lines }) {
   if (state === "running") {
     say($("export-said"), [`${images(rows)} so far …`]);
     polling = setTimeout(async () => {
-      const now = await attempt(api.readExport);
-      if (now) showExport(now);
+      try {
+        showExport(await api.readExport());
+      } catch (error) {
+        showExport({ state: "failed", rows, lines: [error.message] });
+      }
     }, 300);
   } else {
     say($("export-said"), lines, state === "failed");

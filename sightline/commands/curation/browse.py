@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,9 @@ from storage.settings import ConfigError
 
 def browse(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
-    text: Annotated[str | None, typer.Option(help="Start with a search for this text.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Start with this in the search box, where `-cat` and ` + ` have a meaning.")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Start with the images that have this label.")] = None,
     answers: Annotated[
         Path, typer.Option(metavar="FILE", help="The file that answers about selected images are appended to.")
@@ -60,19 +63,33 @@ def browse(
         config = opened.table.model.model_copy(update={"source": model, "revision": None}) if model else None
         if copy_to is not None and not copy_to.is_dir():
             raise ConfigError(f"--copy-to {copy_to}: it is no folder")
+        if answers.is_dir() or not answers.absolute().parent.is_dir():
+            raise ConfigError(f"--answers {answers}: name a file in a folder that there is")
         if name is not None and sample is None:
             raise ConfigError("--name is a person who answers a sample's questions: give --sample, or leave it out")
         with ExitStack() as stack:
             listener = stack.enter_context(listen(port))
             review = None if sample is None else stack.enter_context(open_review(sample, name))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-browse-", dir=copy_to))
-            follower = stack.enter_context(closing(Follower(opened, Path(folder), tell=_print_line)))
+            folder = stack.enter_context(_make_folder(copy_to))
+            follower = stack.enter_context(closing(Follower(opened, folder, tell=_print_line)))
             embedder = Embedder(config)
             embedder.load_in_background(follower.start(), _print_line)
             url = make_address(text, label, listener.getsockname()[1])
             out.print(f"ready: [bold]{escape(url)}[/bold]", highlight=False)
             app = make_app(follower, embedder, answers, None if review is None else review.app)
             serve(app, listener, (lambda: None) if review is None else review.originals.stop)
+
+
+@contextmanager
+def _make_folder(parent: Path | None) -> Iterator[Path]:
+    """Make a folder for the copy, which is removed at the end. Raises `ConfigError` if that is not possible."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="sightline-browse-", dir=parent)
+    except OSError as error:
+        where = parent or tempfile.gettempdir()
+        raise ConfigError(f"{where} cannot be written to: {error.strerror}: name a folder with --copy-to") from error
+    with made as name:
+        yield Path(name)
 
 
 def _print_line(line: str) -> None:

@@ -297,7 +297,7 @@ def test_the_api_sends_what_was_found_in_parts(client: TestClient, output: Tagge
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/api/rows/{run}/99?start=0&stop=60", 410),
+        ("GET", "/api/rows/{run}/99?start=0&stop=60", 409),
         ("GET", "/api/rows/other/1?start=0&stop=60", 410),
         ("GET", "/api/rows/{run}/1?start=0&stop=100000", 422),
         ("GET", "/api/rows/{run}/1?start=-1&stop=1", 422),
