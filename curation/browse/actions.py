@@ -132,7 +132,7 @@ class Export:
             except Exception as error:
                 self._said = {"state": "failed", "rows": 0, "lines": [f"{type(error).__name__}: {error}"]}
                 raise
-        lines = [f"{done.images:,} of {len(ids):,} images are in {done.destination}"]
+        lines = [f"{done.images:,} images are in {done.destination}"]
         if done.without_file:
             lines.append(f"{done.without_file:,} have no file, such as {done.missing[0]}")
         self._said = {"state": "done", "rows": done.images, "lines": [*lines, *done.notices]}

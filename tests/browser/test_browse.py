@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +22,11 @@ from curation.quality.truth_files import read_truth_file
 from curation.search.query import Query
 from curation.search.search import search_output
 from curation.tagged_output import open_output
-from pipelines.output.output import MANIFEST
 from siglip.labels import LabelSet
 from siglip.scoring import Scale
+from tests.support.browse_page import COUNT, POSITIONS, SHOWN, browse, search, send, show
 from tests.support.chromium import Browser
+from tests.support.growing_output import GrowingOutput
 from tests.support.outputs import draw_picture
 from tests.support.samples import make_sample, write_sample_files
 from tests.support.vectors import draw_vectors
@@ -39,9 +36,6 @@ PHONE = (390, 844)
 NAMES = ["cat", "dog", "bird", "<b>tree</b> & 'c'"]
 WIDTH, SHARD = 16, 400
 TEXTS = draw_vectors(len(NAMES), WIDTH, 1)
-POSITIONS = "[...document.querySelectorAll('.tile[data-position]')].map(tile => Number(tile.dataset.position))"
-SHOWN = f"{POSITIONS}.sort((a, b) => a - b)"
-COUNT = "document.getElementById('count').textContent"
 
 
 @pytest.fixture(scope="module")
@@ -57,41 +51,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )  # fmt: skip
     return root
-
-
-@contextmanager
-def browse(root: Path, *options: str) -> Iterator[str]:
-    """Run `sightline browse` on a free port, in the folder that holds the output. Yields its URL, and ends it."""
-    command = [sys.executable, "-m", "sightline", "browse", str(root), "--port", "0", *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root.parent
-    ) as process:
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline()
-            assert "ready: " in line, line
-            yield line.rpartition("ready: ")[2].strip()
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def show(browser: Browser, url: str, width: int = 1280, height: int = 860, **media: str) -> None:
-    browser.open(url, width, height, **media)
-    browser.wait("document.querySelectorAll('.tile img.shown').length > 5")
-
-
-def send(browser: Browser, *keys: str) -> None:
-    ActionChains(browser.driver).send_keys(*keys).perform()
-
-
-def search(browser: Browser, text: str) -> None:
-    """Type into the search box, and wait for the result."""
-    browser.run("document.getElementById('count').textContent = 'waiting'")
-    box = browser.find("#q")
-    box.clear()
-    box.send_keys(text, Keys.ENTER)
-    browser.wait(f"{COUNT} !== 'waiting'")
 
 
 def order(browser: Browser) -> list[str]:
@@ -268,27 +227,17 @@ def test_a_grid_of_a_million_images_reaches_each_of_them(browser: Browser, many:
         assert sorted(positions) == list(range(min(positions), max(positions) + 1))
 
 
-def test_what_later_runs_commit_appears(browser: Browser, root: Path, tmp_path: Path) -> None:
-    small = tmp_path / "growing"
-    labels = LabelSet.model_validate({"names": NAMES, "threshold": 0.2})
-
-    def write(target: Path, shards: int) -> None:
-        made = SyntheticOutput(
-            labels, TEXTS, shards, lambda shard: draw_vectors(100, WIDTH, shard), thumbnail=draw_picture
-        )
-        write_output(str(target), made)
-
-    write(small, 1)
-    with browse(small) as url:
-        show(browser, url)
-        assert browser.run(COUNT).startswith("100 images")
-        write(tmp_path / "later", 3)
-        for name in ("data", "commits", "ledger", "plan"):
-            for path in sorted((tmp_path / "later" / name).iterdir()):
-                (small / name).mkdir(exist_ok=True)
-                path.replace(small / name / path.name)
-        (tmp_path / "later" / MANIFEST).replace(small / MANIFEST)
+def test_what_later_runs_commit_appears_and_what_is_typed_meanwhile_stays(browser: Browser, tmp_path: Path) -> None:
+    growing = GrowingOutput(tmp_path / "growing")
+    growing.grow(1, 100)
+    with browse(growing.root) as url:
+        browser.open(url)
+        browser.wait(f"{COUNT}.startsWith('100 images')")
+        browser.find("#q").send_keys("a dog on a be")
+        growing.grow(2, 100)
         browser.wait(f"{COUNT}.startsWith('300 images')")
+        assert browser.run("document.getElementById('q').value") == "a dog on a be"
+        assert browser.complaints() == []
 
 
 def test_a_review_of_a_sample_is_a_part_of_the_page(browser: Browser, root: Path, tmp_path: Path) -> None:
