@@ -61,7 +61,7 @@ def find_copies(
     """Group the rows that are not base rows with each other and with base rows, or only `against` the other output's.
 
     `earlier` has the groups of an earlier run, which stay. Memory holds about 150 bytes a row, and what `Parts` states.
-    `folder` is for temporary files: those of `Parts`, and 2.7 kB for each image that is close to another one.
+    `folder` is for temporary files: those of `Parts`, and 5.8 kB for each image that is close to another one.
     """
     count = len(rows)
     first = rows.find_identical()

@@ -88,7 +88,7 @@ def dedup_output(
     dimensions. Cells are fitted on up to 64 embeddings for each of up to 4,096 cells, which takes 0.8 GB, and a part in
     which many pairs are close takes up to 0.6 GB. A temporary folder beside `target` holds 2 bytes for each number of
     an embedding, 50 bytes and the close pairs (`curation.dedup.parts`) of each image, about 150 bytes for each image in
-    a group, and 2.7 kB for each that is close to another one.
+    a group, and 5.8 kB for each that is close to another one.
 
     Raises `ConfigError` if the outputs do not fit each other or the earlier result, and `storage.store.StoreError`.
     """

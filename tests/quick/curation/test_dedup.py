@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 import sightline
@@ -488,6 +489,32 @@ def test_fingerprints_tell_copies_from_other_pictures() -> None:
     for number in range(len(pictures)):
         others = np.delete(np.arange(len(pictures)), number)
         assert compare_fingerprints(prints[number], prints[others]).levels.min() > 2 * MOST_LEVELS
+
+
+def test_figures_of_one_kind_on_a_plain_ground_are_no_copies_of_each_other() -> None:
+    """Their hashes and coarse colours agree: most of the picture is ground."""
+    rng = np.random.default_rng(3)
+
+    def draw(kind: str, turn: float, side: tuple[int, int] = (220, 180)) -> Image.Image:
+        image = Image.new("RGB", side, (128, 128, 128))
+        center = (side[0] / 2, side[1] / 2)
+        corners = {"star": 10, "triangle": 3, "bar": 4}[kind]
+        radii = [50 if kind != "star" or number % 2 == 0 else 22 for number in range(corners)]
+        angles = np.radians(turn + np.arange(corners) * 360 / corners)
+        if kind == "bar":
+            angles = np.radians(turn + np.array([10, 170, 190, 350]))
+        points = [(center[0] + r * np.cos(a), center[1] + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
+        ImageDraw.Draw(image).polygon(points, fill=(200, 60, 40))
+        return image
+
+    for kind, turn in (("star", 36), ("triangle", 40), ("bar", 25)):
+        pictures = [draw(kind, 0), draw(kind, turn), draw(kind, 0, (180, 180))]
+        prints, _ = take_fingerprints([encode_jpeg(picture) for picture in pictures])
+        assert not compare_fingerprints(prints[0], prints[1:]).are_copies().any(), kind
+        for name, change in COPIES.items():
+            if name != "marked":
+                copies, _ = take_fingerprints([encode_jpeg(change(pictures[0], rng))])
+                assert compare_fingerprints(prints[0], copies).are_copies().all(), (kind, name)
 
 
 def run(*arguments: str) -> tuple[int, str]:
