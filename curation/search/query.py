@@ -56,6 +56,8 @@ class Query:
         """Check a query, and return its condition on rows. Raises `ConfigError` before anything is read."""
         if not (self.texts or self.images or self.like):
             raise ConfigError("give at least one --text, --image or --like: rows cannot be ordered without one")
+        if any(not text.strip() for text in (*self.texts, *self.without)):
+            raise ConfigError("--text or --not: a text is empty")
         if self.top < 1:
             raise ConfigError(f"--top {self.top}: give a number from 1 on")
         known = set(output.labels.label_names())

@@ -25,8 +25,12 @@ def dedup(
         str,
         typer.Option(help="Which copy is kept: largest, newest, or a pattern of keys such as 'originals/*'."),
     ] = "largest",
-    copy: Annotated[float, typer.Option(help="Lowest cosine of copies, whose thumbnails are compared too.")] = 0.85,
-    similar: Annotated[float, typer.Option(help="Lowest cosine of images that are told to be similar.")] = 0.95,
+    copy: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Lowest cosine of copies, whose thumbnails are compared too.")
+    ] = 0.85,
+    similar: Annotated[
+        float, typer.Option(min=0.5, max=1, help="Lowest cosine of images that are told to be similar.")
+    ] = 0.95,
 ) -> None:
     """Find the copies among OUTPUT's images: identical bytes, confirmed copies, and images that are only similar.
 

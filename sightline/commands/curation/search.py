@@ -88,8 +88,9 @@ def search(
         if to is not None:
             check_target(opened, to)
         config = opened.table.model.model_copy(update={"source": model, "revision": None}) if model else None
+        query.check(opened)  # its message comes before the line about the work
         try:
-            err.print(f"searching {opened.rows:,} images ...", highlight=False)
+            err.print(f"searching {count_images(opened.rows)} ...", highlight=False)
             results = search_index(opened, query, config) if index else search_output(opened, query, config)
         except (CheckpointError, LabelError) as error:
             raise ConfigError(str(error)) from error
@@ -122,10 +123,15 @@ def _is_told(results: Results, name: str) -> bool:
     return any(column.to_pylist()) if name == "copies" else column.null_count == 0
 
 
+def count_images(count: int) -> str:
+    """Return a number of images in words."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def describe_results(results: Results, fold: bool = False) -> str:
     """Return the line that ends a search: how many images were searched, are relevant, and are shown."""
     shown = results.table.num_rows
-    parts = [f"{results.searched:,} images searched"]
+    parts = [f"{count_images(results.searched)} searched"]
     if results.searched < results.rows:
         parts[0] += f" of {results.rows:,}"
     if results.left_out:

@@ -181,7 +181,7 @@ def test_folded_results_are_no_near_duplicates_of_each_other(output: TaggedOutpu
         (Query(["cat"], where="color = 1"), "color"),
         (Query(like=["image 9999"]), "no image with this key"),
         (Query(like=["the same"]), "2 images have this key"),
-        (Query([""]), "name"),
+        (Query([""]), "a text is empty"),
         (Query(["something else"]), "made-up"),
         (Query(images=[Path("not there.jpg")]), "not there.jpg"),
     ],
