@@ -2,6 +2,7 @@
 
     python -m benchmarks.dedup speed --rows 200000 1000000      embeddings in groups of similar ones, no thumbnails
     python -m benchmarks.dedup speed --rows 1000000 --share 0.2 --identical --later 10000
+    python -m benchmarks.dedup cells --rows 100000 1000000      how many close pairs share a cell
     python -m benchmarks.dedup copies --pictures 100000         different pictures with planted copies of 1,000 of them
 
 `copies` has pictures in scenes of ten, whose embeddings have a cosine of about 0.9, so that all of them have to be told
@@ -27,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.outputs import SyntheticOutput, write_output
+from curation.dedup.cells import CELL_ROWS, MOST_CELLS, NEAREST, SAMPLE_PER_CELL, assign_cells, fit_cells
 from curation.dedup.result import dedup_output
 from curation.tagged_output import TaggedOutput, open_output
 from siglip.labels import LabelSet
@@ -187,6 +189,20 @@ def measure_copies(pictures: int, width: int, folder: str | None) -> Iterator[st
         )
 
 
+def measure_cells(rows: int, width: int, pairs: int = 4000) -> Iterator[str]:
+    """Yield how many pairs of random vectors share a cell, of those that so many rows would have."""
+    cells = min(MOST_CELLS, -(-rows // CELL_ROWS))
+    centers = fit_cells(draw_scenes(SAMPLE_PER_CELL * cells, width, 1, share=0), cells)
+    ones, others = draw_scenes(pairs, width, 2, share=0), draw_scenes(pairs, width, 3, share=0)
+    others -= ones * (ones * others).sum(axis=1, keepdims=True)
+    others /= np.linalg.norm(others, axis=1, keepdims=True)
+    nearest = assign_cells(ones, centers, NEAREST)
+    for cosine in (0.85, 0.9, 0.95, 0.98):
+        theirs = assign_cells(cosine * ones + np.sqrt(np.float32(1 - cosine**2)) * others, centers, NEAREST)
+        shared = (nearest[:, :, None] == theirs[:, None]).any(axis=(1, 2)).mean()
+        yield f"{rows:,} rows, {cells} cells: {shared:.1%} of the pairs with a cosine of {cosine} share one"
+
+
 def main() -> None:
     """Run a benchmark, and print its lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -197,14 +213,18 @@ def main() -> None:
     speed.add_argument("--identical", action="store_true", help="a tenth of the rows has the bytes of another one")
     speed.add_argument("--similar", type=float, default=0.88)
     speed.add_argument("--later", type=int, default=0, help="then a run in which so many rows are new")
+    cells = commands.add_parser("cells")
+    cells.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     copies = commands.add_parser("copies")
     copies.add_argument("--pictures", type=int, default=100_000)
-    for command in (speed, copies):
+    for command in (speed, cells, copies):
         command.add_argument("--width", type=int, default=768)
         command.add_argument("--folder")
     arguments = parser.parse_args()
     if arguments.command == "copies":
         lines = measure_copies(arguments.pictures, arguments.width, arguments.folder)
+    elif arguments.command == "cells":
+        lines = (line for rows in arguments.rows for line in measure_cells(rows, arguments.width))
     else:
         lines = (line for rows in arguments.rows for line in measure_speed(arguments, rows))
     for line in lines:

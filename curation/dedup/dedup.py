@@ -70,8 +70,8 @@ def find_copies(
     alone = first == np.arange(count)
     new = ~rows.base & alone
     parts = Parts(rows, alone, new, folder)
-    near = parts.find_near(min(copy, similar))
     confirmed = all("thumbnail" in output.columns for output in rows.outputs)
+    near = parts.find_near(min(copy, similar) if confirmed else similar)
     leads = rows.other if against else np.ones(count, np.bool_)
     prints = _Prints(rows, near if confirmed else np.zeros(count, np.bool_), folder)
     copies = Groups(copy, rows.rank, new, leads & alone, prints.confirm)
