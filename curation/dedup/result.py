@@ -85,7 +85,7 @@ def dedup_output(
     keys such as `originals/*`. `copy` and `similar` are the lowest cosines.
 
     Memory holds about 150 bytes a row, 20 to 40 for each image in a group, and about 60 MB for each core at 768
-    dimensions. Cells are fitted on up to 64 embeddings for each of up to 4,096 cells, which takes 0.8 GB, and a part in
+    dimensions. Cells are fitted on up to 64 embeddings for each of up to 4,096 cells, which takes 1.1 GB, and a part in
     which many pairs are close takes up to 0.6 GB. A temporary folder beside `target` holds 2 bytes for each number of
     an embedding, 50 bytes and the close pairs (`curation.dedup.parts`) of each image, about 150 bytes for each image in
     a group, and 5.8 kB for each that is close to another one.
