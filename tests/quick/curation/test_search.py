@@ -294,7 +294,7 @@ def test_the_command_says_how_many_are_relevant(output: TaggedOutput) -> None:
     worst = search_output(output, Query(["dog"], top=501, cutoff="none")).table["id"][-1].as_py()
     code, said = run(output.uri, "--text", "dog", "--where", f"id = '{worst}'")
     assert (code, "nothing here is relevant" in said) == (0, True)
-    assert "1 images searched of 501" in said
+    assert "1 image searched of 501" in said
 
 
 def test_the_command_says_what_is_left_out_and_why(output: TaggedOutput, tmp_path: Path) -> None:
