@@ -107,7 +107,7 @@ def make_app(follower: Follower, embedder: Embedder, answers: Path, review: Fast
                 "wanted": state.wanted,
                 "as_of": state.complete,
                 "problem": state.problem,
-                "labels": list(snapshot.names),
+                "labels": snapshot.output.labels.label_names(),
                 "thresholds": _find_thresholds(snapshot),
                 "rejected": dict(reasons.most_common()),
                 "thumbnails": snapshot.has_thumbnails,

@@ -9,15 +9,14 @@ kept in memory, but the operating system keeps what is used of them there as lon
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from curation.browse.snapshot import Snapshot
+from curation.index.labels import RowLabels, number_labels
 from curation.index.state import identify, list_shards
 from curation.index.table import name_shard, number_shard
 from curation.tagged_output import TaggedOutput
@@ -51,9 +50,7 @@ class LocalCopy:
         self._batches: list[pa.RecordBatch] = []
         self._shards: dict[int, tuple[int, int]] = {}
         self._live = np.zeros(0, np.bool_)
-        self._names: dict[str, int] = {}
-        self._label_ids = np.zeros(0, np.int32)
-        self._label_ends = np.zeros(1, np.int64)
+        self._labels = RowLabels.join([])
 
     def update(self, output: TaggedOutput, publish: Callable[[Snapshot], None]) -> None:
         """Bring the copy up to an output, and publish a snapshot after each file, and at the end.
@@ -66,8 +63,6 @@ class LocalCopy:
             self._begin(identity)
             self._outputs += 1
         self._live = self._live.copy()  # earlier snapshots have the array
-        for name in output.labels.label_names():
-            self._names.setdefault(name, len(self._names))
         wanted = list_shards(output)
         gone = [shard for shard, found in self._shards.items() if wanted.get(shard) != found]
         self._forget(gone)
@@ -77,14 +72,16 @@ class LocalCopy:
         rejects = pa.Table.from_batches(output.rejects(_REJECTS), pa.schema([schema.field(name) for name in _REJECTS]))
         before = len(self._live)
         try:
-            self._copy(self._read(output, missing), lambda: publish(self._snapshot(output, rejects)))
+            self._copy(
+                self._read(output, missing), number_labels(output), lambda: publish(self._snapshot(output, rejects))
+            )
         finally:
             self._keep_whole(before, wanted)
 
-    def _copy(self, batches: Iterator[pa.RecordBatch], publish: Callable[[], None]) -> None:
+    def _copy(self, batches: Iterator[pa.RecordBatch], names: Mapping[str, int], publish: Callable[[], None]) -> None:
         size, done = _FIRST, False
         while not done:
-            done = self._write(batches, size)
+            done = self._write(batches, size, names)
             size = min(_LARGEST, 2 * size)
             publish()
 
@@ -148,7 +145,7 @@ class LocalCopy:
         if failure is not None:
             raise failure
 
-    def _write(self, batches: Iterator[pa.RecordBatch], count: int) -> bool:
+    def _write(self, batches: Iterator[pa.RecordBatch], count: int, names: Mapping[str, int]) -> bool:
         """Write up to `count` batches to a new file, and take it up. Tell whether there are no more.
 
         If the next batch cannot be read, what was written until then is taken up, and the exception goes on.
@@ -180,26 +177,10 @@ class LocalCopy:
         path.unlink()  # its bytes stay until the process ends, however it ends
         self._batches += written
         self._live = np.concatenate([self._live, np.ones(sum(map(len, written)), np.bool_)])
-        self._add_labels(written)
+        self._labels = RowLabels.join([self._labels, *(RowLabels.read(batch["labels"], names) for batch in written)])
         if failure is not None:
             raise failure
         return done
-
-    def _add_labels(self, batches: list[pa.RecordBatch]) -> None:
-        ids, ends = [self._label_ids], [self._label_ends]
-        total = int(self._label_ends[-1])
-        for batch in batches:
-            ids.append(self._number(batch["labels"].flatten()))
-            lengths = pc.fill_null(pc.list_value_length(batch["labels"]), 0).to_numpy(zero_copy_only=False)
-            ends.append(total + np.cumsum(lengths, dtype=np.int64))
-            total += int(lengths.sum())
-        self._label_ids, self._label_ends = np.concatenate(ids), np.concatenate(ends)
-
-    def _number(self, labels: pa.Array) -> NDArray[np.int32]:
-        encoded = labels.dictionary_encode()
-        numbers = [self._names.setdefault(name, len(self._names)) for name in encoded.dictionary.to_pylist()]
-        places = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        return np.asarray(numbers, np.int32)[places] if numbers else np.zeros(0, np.int32)
 
     def _snapshot(self, output: TaggedOutput, rejects: pa.Table) -> Snapshot:
         self._version += 1
@@ -207,9 +188,7 @@ class LocalCopy:
             output,
             tuple(self._batches),
             self._live,
-            tuple(self._names),
-            self._label_ids,
-            self._label_ends,
+            self._labels,
             rejects,
             output.rows,
             self._version,

@@ -226,7 +226,7 @@ class Searcher:
         if query.where.strip():
             rows = rows & self._check_where(query.where, snapshot)
         if query.unlabelled:
-            rows = rows & (np.diff(snapshot.label_ends) == 0)
+            rows = rows & (np.diff(snapshot.labels.starts) == 0)
         return rows
 
     def _check_where(self, sql: str, snapshot: Snapshot) -> NDArray[np.bool_]:

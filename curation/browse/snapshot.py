@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curation.index.labels import RowLabels, number_labels
 from curation.index.table import name_shard
 from curation.tagged_output import TaggedOutput, add_id, read_vectors, stored_columns
 from siglip.scoring import Floats
@@ -24,17 +25,14 @@ class Snapshot:
     bool (N,), is False for rows that are no longer in the output, because their shard was replaced.
 
     `batches` are the copied rows, each with the number of its shard in the first column (see `name_shard`) and the
-    output's own columns behind it. `names` are the labels that the output has given; `label_ids`, int32 (T,), has the
-    labels of all rows one after the other, and `label_ends`, int64 (N + 1,), where each row's begin and end. `rejects`
-    are the images that could not be tagged. `wanted` is the number of rows that the output has.
+    output's own columns behind it. `labels` are the labels of the rows. `rejects` are the images that could not be
+    tagged. `wanted` is the number of rows that the output has.
     """
 
     output: TaggedOutput
     batches: tuple[pa.RecordBatch, ...]
     live: NDArray[np.bool_]
-    names: tuple[str, ...]
-    label_ids: NDArray[np.int32]
-    label_ends: NDArray[np.int64]
+    labels: RowLabels
     rejects: pa.Table
     wanted: int
     version: int
@@ -87,17 +85,14 @@ class Snapshot:
         return value
 
     def find(self, label: str) -> NDArray[np.bool_]:
-        """Tell for each row whether the output has given it a label, bool (N,)."""
-        found = np.zeros(self.rows, np.bool_)
-        if label in self.names:
-            places = np.flatnonzero(self.label_ids == self.names.index(label))
-            found[np.searchsorted(self.label_ends, places, side="right") - 1] = True
-        return found
+        """Tell for each row whether the output has given it a label of its label set, bool (N,)."""
+        return self.labels.have_all([number_labels(self.output)[label]])
 
     def count_labels(self, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
         """Count how many of some rows, bool (N,), have each label, int64 (L,), and how many have none."""
-        lengths = np.diff(self.label_ends)
-        counts = np.bincount(self.label_ids[np.repeat(rows, lengths)], minlength=len(self.names))
+        lengths = np.diff(self.labels.starts)
+        known = len(self.output.labels.names)
+        counts = np.bincount(self.labels.numbers[np.repeat(rows, lengths)], minlength=known)
         return counts.astype(np.int64), int(rows[lengths == 0].sum())
 
     def find_live(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
