@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -14,6 +16,8 @@ from storage.settings import ConfigError
 if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
+
+    from curation.review.originals import Originals
 
 
 @contextmanager
@@ -42,6 +46,13 @@ def serve(app: FastAPI, listener: socket.socket, stop: Callable[[], None]) -> No
     server = Server(config)
     with suppress(KeyboardInterrupt), _hang_up(server):  # Ctrl-C is the usual way to stop
         server.run(sockets=[listener])
+
+
+def leave(originals: Originals) -> None:
+    """End the process now if an original is being read: Python would wait for it, and so for a store that is away."""
+    if originals.busy:
+        sys.stdout.flush()
+        os._exit(0)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def browse(
         from curation.browse.follow import Follower
         from curation.browse.query import Embedder
         from curation.review.session import open_review
-        from sightline.commands.loopback import listen, serve
+        from sightline.commands.loopback import leave, listen, serve
 
         opened = open_reported(output)
         if label is not None and label not in opened.labels.label_names():
@@ -78,6 +78,8 @@ def browse(
             out.print(f"ready: [bold]{escape(url)}[/bold]", highlight=False)
             app = make_app(follower, embedder, answers, None if review is None else review.app)
             serve(app, listener, (lambda: None) if review is None else review.originals.stop)
+        if review is not None:
+            leave(review.originals)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +32,7 @@ def review(
         from curation.review.agreement import read_reviews
         from curation.review.session import find_disputed, open_review
         from curation.sampling.files import read_sample
-        from sightline.commands.loopback import listen, serve
+        from sightline.commands.loopback import leave, listen, serve
 
         if settle and name is not None:
             raise ConfigError("--settle and --name: settled answers are nobody's: leave one of the two out")
@@ -55,6 +53,4 @@ def review(
         out.print(escape(f"{review.describe_progress()}: {answers.path}"), highlight=False)
         for line in read_reviews(folder).describe():
             out.print(escape(line), highlight=False)
-        if originals.busy:  # Python would wait for the threads that read, and so for a store that does not answer
-            sys.stdout.flush()
-            os._exit(0)
+        leave(originals)
