@@ -32,7 +32,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.vocabulary = settings.vocab_size
         self.embeddings = TokenEmbeddings(settings)
-        self.encoder = Transformer(settings)
+        self.encoder: nn.Module = Transformer(settings)
         self.final_layer_norm = make_norm(settings)
         self.head = nn.Linear(settings.hidden_size, settings.projection_size or settings.hidden_size)
 
