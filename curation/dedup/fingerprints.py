@@ -19,6 +19,7 @@ plain ground, of which the first comparison had taken six for copies, have 0.07 
 from __future__ import annotations
 
 import io
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -40,8 +41,8 @@ MOST_BITS, MOST_LEVELS = 0.12, 12.0
 PIXEL_SIDE, COMPARED_SIDE = 32, 24
 """Sides of the small picture of an image, and of the pictures that are made of it to compare windows."""
 MOST_RESIDUAL = 0.08
-"""The most that copies differ in these, as a share: the mean square of the difference, less its mean, of the geometric
-mean of the two variances."""
+"""The most that copies differ in these, as a share: the mean square of the difference, of the geometric mean of the two
+variances. A tint or another exposure is a part of the difference."""
 MOST_ASPECT = 1.13
 """The most by which the ratios of the sides of copies differ: a tenth is cropped away along one side, and rounding."""
 
@@ -124,16 +125,19 @@ def _find_residual(whole: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> float
     """Return how much a small picture differs from that window of another one from which it differs least."""
     side = (COMPARED_SIDE, COMPARED_SIDE)
     first = np.asarray(Image.fromarray(whole).resize(side, Image.Resampling.BILINEAR), np.float32)
-    first -= first.mean(axis=(0, 1))
+    variance = _find_variance(first)
     other, lowest = Image.fromarray(pixels), np.inf
     for left, top, share in WINDOWS:
         box = (PIXEL_SIDE * left, PIXEL_SIDE * top, PIXEL_SIDE * (left + share), PIXEL_SIDE * (top + share))
         window = np.asarray(other.resize(side, Image.Resampling.BILINEAR, box), np.float32)
-        window = window - window.mean(axis=(0, 1))
         # In pictures of one colour there is no contrast, and differences of less than a level are noise.
-        contrast = max(1.0, float(np.sqrt(np.square(first).mean() * np.square(window).mean())))
+        contrast = max(1.0, math.sqrt(variance * _find_variance(window)))
         lowest = min(lowest, float(np.square(first - window).mean()) / contrast)
     return lowest
+
+
+def _find_variance(pixels: NDArray[np.float32]) -> float:
+    return float(np.square(pixels - pixels.mean(axis=(0, 1))).mean())
 
 
 class _Windows(NamedTuple):
