@@ -37,7 +37,8 @@ from pipelines.stages.reader import ReaderConfig, prepare_reader
 from pipelines.stages.tagger import TaggerConfig
 from pipelines.startup import Startup
 from pipelines.upkeep.retry import list_retries
-from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
+from siglip.checkpoint import PinnedModel, pin_model
+from siglip.checkpoints.files import CheckpointError
 from siglip.families.tokenizer import load_tokenizer
 from siglip.heads import check_probes
 from siglip.labels import LabelError, LabelSet

@@ -13,7 +13,8 @@ from pipelines.config import JobConfig
 from pipelines.output.labels import LabelTable, make_label_table
 from pipelines.progress import Progress
 from pipelines.sizing import Cluster
-from siglip.checkpoint import CheckpointError, PinnedModel
+from siglip.checkpoint import PinnedModel
+from siglip.checkpoints.files import CheckpointError
 from siglip.config import ModelConfig
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale

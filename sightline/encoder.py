@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 import siglip.encoder
-from siglip.checkpoint import CheckpointError, PinnedModel, pin_model
+from siglip.checkpoint import PinnedModel, pin_model
+from siglip.checkpoints.files import CheckpointError
 from siglip.config import DType, Limits, ModelConfig
 from siglip.heads import LinearHead, build_head
 from siglip.images.decode import DecodeMode, ImageRejected, decode_image, resize_image

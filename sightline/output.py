@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import curation.tagged_output
-from siglip.checkpoint import CheckpointError
+from siglip.checkpoints.files import CheckpointError
 from siglip.labels import LabelError
 from storage.settings import ConfigError
 

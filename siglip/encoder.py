@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from siglip.checkpoint import CheckpointError, PinnedModel
+from siglip.checkpoint import PinnedModel
+from siglip.checkpoints.files import CheckpointError
 from siglip.checkpoints.self_test import (
     TEXTS,
     check_dtype,

@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from siglip.checkpoint import Architecture, CheckpointError
+from siglip.checkpoints.files import CheckpointError
+from siglip.checkpoints.settings import Architecture
 from siglip.towers.text import TextTower
 from siglip.towers.vit import VisionTower
 

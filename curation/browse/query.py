@@ -16,7 +16,7 @@ from curation.browse.snapshot import Snapshot
 from curation.model import OutputModel
 from curation.search.query import Terms, average_examples, make_labels
 from curation.tagged_output import read_embeddings
-from siglip.checkpoint import CheckpointError
+from siglip.checkpoints.files import CheckpointError
 from siglip.config import ModelConfig
 from siglip.heads import LinearHead, build_head
 from siglip.labels import LabelError

@@ -12,7 +12,8 @@ from rich.markup import escape
 
 from sightline.commands.outputs import open_reported
 from sightline.exits import FAILED, out, report_errors
-from siglip.checkpoint import CheckpointError, pin_model
+from siglip.checkpoint import pin_model
+from siglip.checkpoints.files import CheckpointError
 from siglip.config import ModelConfig
 from siglip.labels import LabelSet
 from storage.mirror import Mirror

@@ -66,7 +66,8 @@ def check(
     whose numbers are in siglip/checkpoints/known.json. --json prints the entry to add for another one.
     """
     with report_errors():
-        from siglip.checkpoint import CheckpointError, pin_model
+        from siglip.checkpoint import pin_model
+        from siglip.checkpoints.files import CheckpointError
         from siglip.checkpoints.self_test import TEXTS, draw_images, read_known
         from siglip.config import ModelConfig
         from siglip.encoder import Encoder

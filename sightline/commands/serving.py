@@ -24,7 +24,8 @@ from serve.rayserve.folders import make_folder
 from serve.rayserve.proxy import CALLBACK_PATH
 from serve.tokens import TokenVocabulary
 from sightline.exits import INTERRUPTED, err, fail
-from siglip.checkpoint import CheckpointError, PinnedModel
+from siglip.checkpoint import PinnedModel
+from siglip.checkpoints.files import CheckpointError
 from siglip.families.tokenizer import load_tokenizer
 from siglip.labels import LabelError
 from storage.settings import ConfigError

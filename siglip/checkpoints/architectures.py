@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip.checkpoint import TINY, quiet_transformers
+from siglip.checkpoint import quiet_transformers
+from siglip.checkpoints.files import TINY
 
 if TYPE_CHECKING:
     from transformers import SiglipModel

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from siglip.checkpoint import CheckpointError
+from siglip.checkpoints.files import CheckpointError
 from siglip.families.tokenizer import Tokenizer
 from siglip.scoring import Floats
 from siglip.towers.text import TextTower

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from siglip.checkpoint import CheckpointError, PinnedModel, quiet_transformers
+from siglip.checkpoint import PinnedModel, quiet_transformers
+from siglip.checkpoints.files import CheckpointError
 from siglip.families import Family
 from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet

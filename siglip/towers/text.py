@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from siglip.checkpoint import TextSettings
+from siglip.checkpoints.settings import TextSettings
 from siglip.towers.transformer import Transformer, make_norm, make_table
 
 

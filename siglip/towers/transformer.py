@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siglip.checkpoint import TowerSettings
+from siglip.checkpoints.settings import TowerSettings
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siglip.checkpoint import VisionSettings
+from siglip.checkpoints.settings import VisionSettings
 from siglip.towers.transformer import MLP, Transformer, attend, make_norm, make_table
 
 

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from serve.admission.auth import new_key
-from siglip.checkpoint import TINY
+from siglip.checkpoints.files import TINY
 from storage.schemes import open_store
 from storage.store import StoreOptions
 from tests.k8s.support.promtool import check_queries

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import SiglipModel
 
-from siglip.checkpoint import TINY, CheckpointError, pin_model
+from siglip.checkpoint import pin_model
+from siglip.checkpoints.files import TINY, CheckpointError
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 

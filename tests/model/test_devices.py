@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from siglip.checkpoint import CheckpointError, pin_model
+from siglip.checkpoint import pin_model
+from siglip.checkpoints.files import CheckpointError
 from siglip.config import ModelConfig
 from siglip.encoder import DeviceError, Encoder, choose_device
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from siglip.checkpoint import CheckpointError, pin_model
+from siglip.checkpoint import pin_model
+from siglip.checkpoints.files import CheckpointError
 from siglip.config import Limits, ModelConfig
 from siglip.encoder import Encoder
 from siglip.images.decode import decode_image

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from sightline.cli import app
 from siglip import encoder as encoder_module
-from siglip.checkpoint import TINY, CheckpointError, PinnedModel, pin_model
+from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints import self_test
 from siglip.checkpoints.architectures import init_checkpoint
+from siglip.checkpoints.files import TINY, CheckpointError
 from siglip.checkpoints.self_test import TEXTS, KnownCosines, draw_images, read_known
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder

@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
 from sightline.demo.shapes import LABELS, render
-from siglip.checkpoint import TINY, pin_model
+from siglip.checkpoint import pin_model
 from siglip.checkpoints.architectures import init_checkpoint
+from siglip.checkpoints.files import TINY
 from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.encoder import Encoder
 from siglip.families.tokenizer import load_tokenizer

@@ -38,8 +38,8 @@ from pipelines.sizing import Cluster
 from pipelines.upkeep.verify import Report, verify_output
 from sightline.demo.dataset import CONFIG, encode_image, render_dataset
 from sightline.demo.shapes import LABELS
-from siglip.checkpoint import TINY
 from siglip.checkpoints.architectures import ARCHITECTURES, init_checkpoint
+from siglip.checkpoints.files import TINY
 from storage.schemes import open_store
 from storage.settings import ConfigError
 from storage.store import StoreOptions

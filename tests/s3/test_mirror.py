@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from siglip.checkpoint import TINY, CheckpointError, PinnedModel, pin_model
+from siglip.checkpoint import PinnedModel, pin_model
+from siglip.checkpoints.files import TINY, CheckpointError
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from storage.mirror import Mirror

@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageOps
 
 from sightline.demo.shapes import LABELS
-from siglip.checkpoint import TINY
+from siglip.checkpoints.files import TINY
 from tests.support.images import encode, make_rgb
 from tests.support.jobs import make_parquet
 

@@ -12,7 +12,7 @@ from sightline.commands.labels import read_labels
 from sightline.commands.outputs import open_reported
 from sightline.exits import GO_ON, err, out, report_errors
 from sightline.progress import RunProgress
-from siglip.checkpoint import CheckpointError
+from siglip.checkpoints.files import CheckpointError
 from siglip.labels import LabelError
 from storage.settings import ConfigError
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sightline.commands.outputs import open_reported
 from sightline.exits import err, out, report_errors
-from siglip.checkpoint import CheckpointError
+from siglip.checkpoints.files import CheckpointError
 from siglip.labels import LabelError
 from storage.settings import ConfigError
 

@@ -188,7 +188,7 @@ def test_folded_results_are_no_near_duplicates_of_each_other(output: TaggedOutpu
     ids=str,
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(output: TaggedOutput, query: Query, says: str) -> None:
-    from siglip.checkpoint import CheckpointError
+    from siglip.checkpoints.files import CheckpointError
     from siglip.labels import LabelError
 
     with pytest.raises((ConfigError, LabelError, CheckpointError)) as error:

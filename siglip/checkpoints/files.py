@@ -1,0 +1,106 @@
+"""Where a checkpoint's files are: a directory, a prefix of an object store, or the hub; and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from siglip.config import ModelConfig
+from siglip.families import FAMILIES
+from storage.store import Unreachable
+
+TINY = Path(__file__).parent / "tiny"
+"""The checkpoint that ships with Sightline: see its README."""
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+IMAGES, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+SETTINGS = (CONFIG, IMAGES, PROCESSOR, TOKENIZER)
+_FAMILY_FILES = {name for family in FAMILIES.values() for name in family.FILES}
+TOKENIZER_EXTRAS = ("special_tokens_map.json", "added_tokens.json")
+FILES = frozenset((*SETTINGS, *TOKENIZER_EXTRAS, *_FAMILY_FILES))
+"""The files of a checkpoint that are read, besides the weights. Pickles and code are never read."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used. The message is one line that says what to change."""
+
+
+class PrefixMirror(Protocol):
+    """The interface for downloading a checkpoint from an object store. `storage.mirror.Mirror` implements it."""
+
+    def identify(self, prefix: str, wanted: Callable[[str], bool]) -> str:
+        """A string that changes when one of the wanted files changes."""
+
+    def fetch(self, prefix: str, wanted: Callable[[str], bool], now: Callable[[str], bool]) -> tuple[Path, str]:
+        """Download the wanted files that are needed `now`. Returns their folder, and the wanted files' identity."""
+
+
+def locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str] | None) -> tuple[Path, str]:
+    """The directory of a checkpoint's files, and its identity. Only the files `now` are downloaded; None is all."""
+    source = config.source
+    if "://" in source:
+        if mirror is None:
+            raise CheckpointError(f"model.source: {source}: a checkpoint in an object store needs a mirror")
+        try:
+            directory, etags = mirror.fetch(source, _is_wanted, lambda name: now is None or name in now)
+        except Exception as error:
+            if isinstance(error, Unreachable):  # not for the user to correct
+                raise
+            raise CheckpointError(f"model.source: {error}") from error
+        return directory, f"etags:{etags}"
+    path = TINY if source == "tiny" else Path(source).expanduser()
+    if path.is_dir():
+        return path, f"sha256:{_hash_files(path, _versions(path))}"
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        directory = _fetch_hub(source, config.revision, now)
+        return directory, f"commit:{directory.name}"
+    raise CheckpointError(f"model.source: {source} is not a directory, an s3:// prefix or a hub id")
+
+
+def _is_wanted(name: str) -> bool:
+    return name in FILES or name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _versions(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    paths = sorted(path for path in directory.iterdir() if _is_wanted(path.name))
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+
+
+@cache
+def _hash_files(directory: Path, versions: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 of a checkpoint's files. Cached, so each process reads the gigabytes once for each version."""
+    digest = hashlib.sha256()
+    for name, size, _ in versions:
+        digest.update(f"{name} {size}\n".encode())
+        with (directory / name).open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_json(path: Path, source: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"model.source: {source} has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.source: {source}: cannot read {path.name}: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"model.source: {source}: {path.name} is not a JSON object")
+    return value
+
+
+def _fetch_hub(source: str, revision: str | None, now: Collection[str] | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*FILES, "*.safetensors", "*.safetensors.index.json"] if now is None else [*now]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises a dozen unrelated types: offline, missing, gated, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"model.source: {source} is not a directory here and could not be fetched from the hub ({reason})"
+        ) from error

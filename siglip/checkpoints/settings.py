@@ -1,0 +1,119 @@
+"""The settings in a checkpoint's JSON files that count, with transformers' defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from siglip.checkpoints.files import CONFIG, IMAGES, PROCESSOR, CheckpointError, read_json
+from siglip.config import ImageSpec
+
+_Count = Annotated[int, Field(gt=0, strict=True)]
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+class TowerSettings(BaseModel):
+    """Settings that both towers have, with transformers' defaults. Those for training (dropout, initialisation) are
+    ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    hidden_size: _Count = 768
+    intermediate_size: _Count = 3072
+    num_hidden_layers: _Count = 12
+    num_attention_heads: _Count = 12
+    hidden_act: Literal["gelu_pytorch_tanh", "gelu"] = "gelu_pytorch_tanh"
+    layer_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"{self.num_attention_heads} heads cannot share a hidden_size of {self.hidden_size}")
+        return self
+
+
+class VisionSettings(TowerSettings):
+    """A `vision_config`, as transformers' `SiglipVisionConfig` reads it. Sizes are in pixels."""
+
+    image_size: _Count = 224
+    patch_size: _Count = 16
+    num_channels: Literal[3] = 3
+    vision_use_head: Literal[True] = True
+
+
+class TextSettings(TowerSettings):
+    """A `text_config`. `projection_size` is the width of the text embeddings, if it is not the tower's width."""
+
+    vocab_size: _Count = 32000
+    max_position_embeddings: _Count = 64
+    projection_size: _Count | None = None
+
+
+class Architecture(BaseModel):
+    """A `config.json`. Missing values are those of `google/siglip-base-patch16-224`, as in transformers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    vision_config: VisionSettings = VisionSettings()
+    text_config: TextSettings = TextSettings()
+
+
+class _Images(BaseModel):
+    """The keys of `preprocessor_config.json` that count, with the defaults of transformers' `SiglipImageProcessor`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    size: Any = None
+    resample: Annotated[int, Field(ge=0, le=5, strict=True)] = 3
+    image_mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)] = [
+        0.5
+    ] * 3
+    image_std: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)
+    ] = [0.5] * 3
+    rescale_factor: float = 1 / 255
+    do_resize: bool = True
+    do_rescale: bool = True
+    do_normalize: bool = True
+
+
+def read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
+    """Read the preprocessing from its own file or, as transformers 5 writes it, from the processor's file."""
+    name = IMAGES
+    nested = read_json(directory / PROCESSOR, source) if (directory / PROCESSOR).exists() else {}
+    if isinstance(nested.get("image_processor"), dict):
+        name, given = PROCESSOR, nested["image_processor"]
+    else:
+        given = read_json(directory / IMAGES, source)
+    images = parse(given, _Images, name, source)
+    size = images.size
+    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    if type(height) is not int or height != width or height != trained:
+        raise CheckpointError(
+            f"model.source: {source}: {name}: size {size!r} is not the {trained} x {trained} pixels of {CONFIG}"
+        )
+    for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
+        if getattr(images, key) is not wanted:
+            raise CheckpointError(
+                f"model.source: {source}: {name}: {key}: false is not supported, because no SigLIP was trained so"
+            )
+    if abs(images.rescale_factor * 255 - 1) > 1e-6:
+        raise CheckpointError(
+            f"model.source: {source}: {name}: rescale_factor: expected 1/255 (given: {images.rescale_factor!r})"
+        )
+    mean, std = tuple(images.image_mean), tuple(images.image_std)
+    return ImageSpec.model_validate({"size": height, "resample": images.resample, "mean": mean, "std": std})
+
+
+def parse(values: Mapping[str, Any], kind: type[_Settings], name: str, source: str) -> _Settings:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"model.source: {source}: {name}: {where}: {first['msg']} (given: {str(first['input'])[:60]})"
+        ) from None
