@@ -30,6 +30,7 @@ from benchmarks.photos import write_tars
 from sightline.demo.shapes import LABELS
 from siglip.checkpoint import pin_model
 from siglip.checkpoints.architectures import init_checkpoint
+from siglip.checkpoints.self_test import draw_images
 from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 
@@ -63,8 +64,7 @@ def run_job(
 
 def encoder_rate(encoder: Encoder, seconds: float) -> float:
     """Measure the encoder alone, in images/s: pixels in memory, several batches in a call as in a job."""
-    size = encoder.spec.size
-    pixels = np.random.default_rng(0).integers(0, 256, (8 * encoder.batch_size, size, size, 3), np.uint8)
+    pixels = np.tile(draw_images(encoder.spec)[:1], (8 * encoder.batch_size, *[1] * len(encoder.spec.shape)))
     encoder.warm_up()
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:

@@ -128,7 +128,7 @@ def _process(
 ) -> _Processed:
     """Process the shards of a run on Ray, and commit them."""
     cluster = startup.connect(work.model)
-    with data_context(cluster, 3 * work.model.spec.size**2), keep_actors():
+    with data_context(cluster, work.model.spec.bytes), keep_actors():
         reader = prepare_readers(config, work, cluster, report.started, retry)
         tagger = prepare_tagger(config, work, cluster, startup)
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None

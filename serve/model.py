@@ -79,7 +79,7 @@ class Model(Protocol):
         """Raise `ModelStuck` or `ApiError` if the model does not respond."""
 
     async def embed_images(self, pixels: NDArray[np.uint8], seconds: float) -> Embedded:
-        """Embed preprocessed images, uint8 (N, S, S, 3), within `seconds`."""
+        """Embed preprocessed images, uint8 (N, *spec.shape), within `seconds`."""
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:
         """Embed texts within `seconds`."""

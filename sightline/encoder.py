@@ -102,7 +102,7 @@ class Encoder:
         `reason` is one of the batch job's reasons, and `detail` explains it. Raises `TypeError` for other objects, and
         for an array of another shape or dtype.
         """
-        size, at_once = self._pinned.spec.size, self._encoder.batch_size
+        shape, at_once = self._pinned.spec.shape, self._encoder.batch_size
         found = [np.zeros((0, self.width), np.float32)]
         batch: list[NDArray[np.uint8]] = []
         for index, image in enumerate(images):
@@ -116,7 +116,7 @@ class Encoder:
             if len(batch) == at_once:
                 found.append(self._encoder.embed_images(np.stack(batch)))
                 batch.clear()
-        found.append(self._encoder.embed_images(np.array(batch, np.uint8).reshape(-1, size, size, 3)))
+        found.append(self._encoder.embed_images(np.array(batch, np.uint8).reshape(-1, *shape)))
         return np.concatenate(found)
 
     def texts(self, texts: Sequence[str]) -> Floats:
@@ -152,7 +152,10 @@ class Encoder:
         return head.scores(self.images(images))
 
     def _prepare(self, image: ImageInput) -> NDArray[np.uint8]:
-        """Return what the model sees, uint8 (S, S, 3). Raises `ImageRejected`, and `TypeError` for what is no image."""
+        """Return what the model sees, uint8 of the spec's `shape`.
+
+        Raises `ImageRejected`, and `TypeError` for what is no image.
+        """
         spec = self._pinned.spec
         if isinstance(image, Image.Image):
             return resize_image(image, spec)

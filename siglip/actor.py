@@ -51,7 +51,7 @@ class SiglipActor:
         self.encoder.warm_up()
 
     def embed(self, pixels: NDArray[np.uint8]) -> Floats:
-        """Embed images: uint8 (N, S, S, 3) to float32 (N, D) of unit norm. Adds the time to `model_seconds`."""
+        """Embed images: uint8 (N, *spec.shape) to float32 (N, D) of unit norm. Adds the time to `model_seconds`."""
         start = time.perf_counter()
         embeddings = self.encoder.embed_images(pixels)
         self.model_seconds += time.perf_counter() - start

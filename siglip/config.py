@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 _MOST_BYTES = 2**31 - 1
 """Most bytes of an image, encoded or as RGB: decoders count them in signed 32-bit numbers."""
+
+LEAST_PATCHES, MOST_PATCHES = 4, 4096
+"""Fewest and most patches that an image may be cut into at most. NaFlex models were trained with 128 to 1,024."""
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -69,17 +73,61 @@ class Limits(BaseModel):
     max_seconds: float = Field(30.0, gt=0, description="Longest time for decoding one image, in seconds.")
 
 
-class ImageSpec(BaseModel):
-    """The preprocessing of a checkpoint: the part of `preprocessor_config.json` that SigLIP uses."""
+class PatchBudget(BaseModel):
+    """How a NaFlex model sees an image: in its own proportions, as at most `count` square patches of `size` pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int = Field(
-        gt=0, description="Width and height, in pixels, that images are resized to without keeping their aspect ratio."
+    size: int = Field(gt=1, le=64)
+    count: int = Field(ge=LEAST_PATCHES, le=MOST_PATCHES)
+
+
+class ImageSpec(BaseModel):
+    """The preprocessing of a checkpoint: the part of `preprocessor_config.json` that SigLIP uses.
+
+    It has either `size` or `patches`. All images of a model are arrays of one shape: see `shape`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int | None = Field(
+        None,
+        gt=0,
+        description="Width and height, in pixels, that images are resized to without keeping their aspect ratio.",
     )
+    patches: PatchBudget | None = None
     resample: int = Field(3, ge=0, le=5, description="Pillow's resampling filter: 3 is bicubic, 2 bilinear.")
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if (self.size is None) == (self.patches is None):
+            raise ValueError("needs either size or patches")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the uint8 array that holds one image, which is C-contiguous.
+
+        It is (S, S, 3) for a square of RGB pixels, and (T + 1, 3 * P * P) for T patches of P x P pixels, each in a row
+        of its own, and a last row that says how they are arranged: see `siglip.images.patches`.
+        """
+        if self.patches is None:
+            assert self.size is not None
+            return self.size, self.size, 3
+        return self.patches.count + 1, 3 * self.patches.size**2
+
+    def describe(self) -> str:
+        """Say in a few words what the model sees of an image."""
+        if self.patches is None:
+            return f"{self.size} x {self.size} pixels"
+        return f"at most {self.patches.count} patches of {self.patches.size} x {self.patches.size} pixels"
+
+    @property
+    def bytes(self) -> int:
+        """Size of one image's array, in bytes."""
+        return math.prod(self.shape)
 
 
 def count_cores() -> int:

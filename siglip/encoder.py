@@ -97,7 +97,7 @@ class Encoder:
     def _convert(self, pinned: PinnedModel, dtype: torch.dtype) -> None:
         """Move the towers from float32 to `dtype`, with the self-test before and after. Raises `CheckpointError`."""
         known = pinned.identity in read_known()
-        pixels = draw_images(self.spec.size)
+        pixels = draw_images(self.spec)
         if pinned.vision_flops > LARGE_FLOPS and not known:
             pixels = pixels[:1]
         rows = None
@@ -133,7 +133,7 @@ class Encoder:
             return images, self._embed_ids(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
-        """Embed images: uint8 (N, S, S, 3) to float32 (N, D) of unit norm. N may be 0, or more than a batch."""
+        """Embed images: uint8 (N, *spec.shape) to float32 (N, D) of unit norm. N may be 0, or more than a batch."""
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
         rows = view_as_tensor(np.ascontiguousarray(pixels))  # a job's pixels are in Ray's store, which is read-only
@@ -158,9 +158,8 @@ class Encoder:
 
         Raises `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
         """
-        size = self.spec.size
         for count in self._sizes if self.compiled else [self.batch_size]:
-            black = np.zeros((count, size, size, 3), np.uint8)
+            black = np.zeros((count, *self.spec.shape), np.uint8)
             if self.compiled:
                 self._cores.run_first(self._embed_first, torch.from_numpy(black))
             _check_finite(self.embed_images(black[: self.batch_size]), "images")

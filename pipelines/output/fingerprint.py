@@ -16,6 +16,7 @@ from pipelines.config import JobConfig
 from pipelines.output.output import FINGERPRINT, LABELS, MANIFEST, Output
 from pipelines.output.schema import DATA_SCHEMA_VERSION
 from siglip.checkpoint import PinnedModel
+from siglip.config import ImageSpec
 from siglip.families.text_rules import OWN_RULES, find_rule
 from siglip.labels import LabelSet, TextRule
 from storage.settings import ConfigError
@@ -57,7 +58,7 @@ def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) 
     return {
         "schema_version": DATA_SCHEMA_VERSION,
         "model.weights": model.identity,
-        "model.image_size": model.spec.size,
+        **_describe_size(model.spec),
         "model.resample": model.spec.resample,
         "model.mean": list(model.spec.mean),
         "model.std": list(model.spec.std),
@@ -70,6 +71,12 @@ def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) 
         **describe_columns(columns),
         **({"parquet.renamed": renamed} if renamed else {}),
     }
+
+
+def _describe_size(spec: ImageSpec) -> dict[str, Any]:
+    if spec.patches is None:
+        return {"model.image_size": spec.size}
+    return {"model.patches": spec.patches.count, "model.patch_size": spec.patches.size}
 
 
 def read_fingerprint(output: Output) -> dict[str, Any] | None:

@@ -97,14 +97,14 @@ def prepare_reader(config: ReaderConfig) -> None:
 
 def _read_one(ref: ShardRef, inputs: list[Input], config: ReaderConfig) -> Iterator[pa.Table]:
     schema = config.format.block_schema()
-    per_table = max(1, BLOCK_PIXEL_BYTES // (3 * config.spec.size**2))
+    per_table = max(1, BLOCK_PIXEL_BYTES // config.spec.bytes)
 
     def summary_line(summary: ShardSummary) -> dict[str, Any]:
         return {"shard": ref.name, "row": SUMMARY_ROW, "summary": summary.to_json()}
 
     def wait(reason: WaitReason, detail: str) -> pa.Table:
         # A new block: the one that is being filled may hold the value that raised. Its rows are not committed anyway.
-        return _Block(schema, 1, config.spec.size).flush(summary_line(ShardSummary(wait=reason, detail=detail)))
+        return _Block(schema, 1, config.spec.shape).flush(summary_line(ShardSummary(wait=reason, detail=detail)))
 
     if config.deadline is not None and time.time() >= config.deadline:
         yield wait("stopped", "the time that --for gives was over")
@@ -122,7 +122,7 @@ def _read_one(ref: ShardRef, inputs: list[Input], config: ReaderConfig) -> Itera
         rows, rows_in = read_retried(inputs, retry, config.reading, skipped), lambda: retry.rows_in
     else:
         rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
-    block = _Block(schema, per_table, config.spec.size)
+    block = _Block(schema, per_table, config.spec.shape)
 
     try:
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
@@ -157,9 +157,9 @@ def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator
 class _Block:
     """A table being filled: its rows as dictionaries, and one array for the pixels of all its images."""
 
-    def __init__(self, schema: pa.Schema, rows: int, size: int) -> None:
+    def __init__(self, schema: pa.Schema, rows: int, shape: tuple[int, ...]) -> None:
         self._schema = schema
-        self._shape = (rows, size, size, 3)
+        self._shape = (rows, *shape)
         self._images = np.empty(self._shape, np.uint8)
         self._filled = 0
         self._other_bytes = 0

@@ -52,9 +52,9 @@ class Tagger:
         """
         started = time.time()
         valid = pc.is_valid(block["pixels"])
-        width, size = self._config.model.width, self._config.model.spec.size
+        width = self._config.model.width
         before = self._actor.model_seconds
-        embeddings = self._actor.embed(pixels_of(block["pixels"], size))
+        embeddings = self._actor.embed(pixels_of(block["pixels"], self._config.model.spec.shape))
         seconds = self._actor.model_seconds - before
         if not np.isfinite(embeddings).all():
             raise RuntimeError("the model gave embeddings that are not finite")
@@ -76,8 +76,8 @@ class Tagger:
         return block
 
 
-def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """Return the images of a binary column as uint8 (N, S, S, 3), S = `size`. Copies only if it has several chunks.
+def pixels_of(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the images of a binary column, each of `shape`: uint8 (N, ...). Copies only if it has several chunks.
 
     Nulls are rows without an image. They take no bytes and are left out, so N is the number of the other rows.
     """
@@ -87,4 +87,4 @@ def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
             offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
             chunks.append(np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]])
     flat = chunks[0] if len(chunks) == 1 else np.concatenate([*chunks, np.zeros(0, np.uint8)])
-    return flat.reshape(-1, size, size, 3)
+    return flat.reshape(-1, *shape)

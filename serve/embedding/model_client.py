@@ -45,7 +45,7 @@ class ModelClient:
         self.about = about
 
     async def embed_images(self, pixels: NDArray[np.uint8], seconds: float) -> Embedded:
-        """Embed uint8 pixels (N, S, S, 3) within `seconds`. Raises `ApiError` and `Expired`."""
+        """Embed preprocessed images, uint8 (N, *spec.shape), within `seconds`. Raises `ApiError` and `Expired`."""
         return await self._call(partial(self._model.embed_images, pixels, seconds), OTHER_MODEL_PATIENCE)
 
     async def embed_texts(self, texts: Sequence[str], seconds: float) -> Embedded:

@@ -86,13 +86,13 @@ class ModelServer:
         return self.about
 
     async def embed_images(self, pixels: NDArray[np.uint8], seconds: float) -> Embedded:
-        """Embed preprocessed images, uint8 (N, S, S, 3), within `seconds`.
+        """Embed preprocessed images, uint8 (N, *spec.shape), within `seconds`.
 
-        The deadline is passed as seconds from now, because the caller's clock may differ. Pixels of another size, which
-        an ingress of another model sends during an update, give no embeddings: `weights` of the result tells the caller
-        that this is another model. Raises `serve.admission.batcher.Expired`.
+        The deadline is passed as seconds from now, because the caller's clock may differ. Pixels of another shape,
+        which an ingress of another model sends during an update, give no embeddings: `weights` of the result tells the
+        caller that this is another model. Raises `serve.admission.batcher.Expired`.
         """
-        if pixels.shape[1] != self.about.spec.size:
+        if pixels.shape[1:] != self.about.spec.shape:
             return Embedded(np.zeros((0, self.about.width), np.float32), self.about.weights, 0.0, 0.0, 0)
         done = await self._images.submit(list(pixels), time.monotonic() + seconds)
         return self._embedded(done, done.results)
@@ -122,10 +122,10 @@ class ModelServer:
         """
         if time.monotonic() - self._answered < STUCK_SECONDS / 2:
             return
-        size = self.about.spec.size
+        black = np.zeros(self.about.spec.shape, np.uint8)
         try:
             async with asyncio.timeout(STUCK_SECONDS):
-                await self._run_images([np.zeros((size, size, 3), np.uint8)], health_check=True)
+                await self._run_images([black], health_check=True)
         except TimeoutError:
             raise ModelStuck(f"the model has not answered for {STUCK_SECONDS:g} s") from None
 

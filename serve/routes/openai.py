@@ -76,7 +76,12 @@ class ModelCard(ResponseModel):
     created: int = Field(description="When the replica loaded the model, in seconds since 1970.")
     owned_by: str = "sightline"
     dimensions: int
-    image_size: int
+    image_size: int | None = Field(None, exclude_if=lambda size: size is None, description="Pixels at a side.")
+    patches: int | None = Field(
+        None,
+        exclude_if=lambda patches: patches is None,
+        description="Most patches of an image, for a model that keeps the image's proportions.",
+    )
     text_length: int
     device: str
     dtype: str
@@ -164,6 +169,7 @@ def make_card(service: Service) -> ModelCard:
         created=about.loaded,
         dimensions=about.width,
         image_size=about.spec.size,
+        patches=None if about.spec.patches is None else about.spec.patches.count,
         text_length=about.text_length,
         device=about.device,
         dtype=about.dtype,

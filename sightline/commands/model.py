@@ -86,7 +86,7 @@ def check(
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
         if as_json:
-            cosines = encoder.embed_images(draw_images(encoder.spec.size)) @ encoder.embed_texts(TEXTS).T
+            cosines = encoder.embed_images(draw_images(encoder.spec)) @ encoder.embed_texts(TEXTS).T
             print(json.dumps({pinned.identity: {"name": source, "cosines": cosines.astype(float).round(4).tolist()}}))
             return
         numbers = "compared with known ones" if pinned.identity in read_known() else "not known for this checkpoint"
@@ -94,7 +94,7 @@ def check(
         facts = {
             "checkpoint": pinned.identity,
             "family": pinned.family,
-            "images": f"{encoder.spec.size} x {encoder.spec.size} pixels",
+            "images": encoder.spec.describe(),
             "texts": f"{encoder.text_length} tokens",
             "embeddings": f"{encoder.width} dimensions",
             "computed in": f"{dtype_name} on {encoder.device.type}",

@@ -9,6 +9,7 @@ embeddings are not those of float32. They hold for any checkpoint, so they need 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from siglip.checkpoints.files import CheckpointError
+from siglip.config import ImageSpec
 from siglip.families.tokenizer import Tokenizer
+from siglip.images.patches import pack_patches
 from siglip.scoring import Floats
 from siglip.towers.text import TextTower
 
@@ -41,14 +44,30 @@ class KnownCosines:
     cosines: Floats
 
 
-def draw_images(size: int) -> NDArray[np.uint8]:
-    """Return three images that any machine draws alike, uint8 (3, S, S, 3): a gradient, a chessboard, a disc."""
-    rows, columns = np.mgrid[0:size, 0:size]
-    along, down = (255 * columns) // max(1, size - 1), (255 * rows) // max(1, size - 1)
+def draw_images(spec: ImageSpec) -> NDArray[np.uint8]:
+    """Return three images that any machine draws alike, uint8 (3, *spec.shape): a gradient, a chessboard, a disc.
+
+    For a NaFlex model they have three shapes: half as many patches as it takes at most, a wide grid and a high one.
+    """
+    if spec.patches is None:
+        assert spec.size is not None
+        return _draw(spec.size, spec.size)
+    side, most = spec.patches.size, spec.patches.count
+    square, short = max(1, math.isqrt(most // 2)), max(1, math.isqrt(most) // 2)
+    grids = (square, square), (short, 2 * short), (2 * short, short)
+    drawn = [_draw(rows * side, columns * side)[kind] for kind, (rows, columns) in enumerate(grids)]
+    return np.stack([pack_patches(pixels, spec.patches) for pixels in drawn])
+
+
+def _draw(height: int, width: int) -> NDArray[np.uint8]:
+    """Draw the three images in one size: uint8 (3, H, W, 3)."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    along, down = (255 * columns) // max(1, width - 1), (255 * rows) // max(1, height - 1)
     gradient = np.stack([along, down, 255 - along], axis=-1)
-    odd = ((rows * 8 // size + columns * 8 // size) % 2)[..., None]
+    odd = ((rows * 8 // height + columns * 8 // width) % 2)[..., None]
     chessboard = np.where(odd, [220, 30, 30], [30, 60, 200])
-    inside = ((rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 3) ** 2)[..., None]
+    radius = min(height, width) / 3
+    inside = ((rows - height / 2) ** 2 + (columns - width / 2) ** 2 < radius**2)[..., None]
     disc = np.where(inside, [40, 170, 60], [128, 128, 128])
     return np.stack([gradient, chessboard, disc]).astype(np.uint8)
 

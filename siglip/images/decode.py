@@ -31,6 +31,7 @@ from siglip.images.opening import (
     readable_suffixes,
     reopen,
 )
+from siglip.images.patches import fit_grid, pack_patches
 from siglip.images.pillow_internals import set_orientation
 from siglip.images.rejection import REASONS, ImageRejected
 
@@ -58,7 +59,7 @@ _MOST_THUMBNAIL = 65500
 class Decoded:
     """One decoded image.
 
-    `pixels` is uint8 (S, S, 3), RGB, not yet scaled to the model's range. `width` and `height` are those of the
+    `pixels` is uint8 of the spec's `shape`, not yet scaled to the model's range. `width` and `height` are those of the
     upright image, after its EXIF orientation was applied. `thumbnail` is a JPEG or None. `seconds` is the time that a
     decoder process took, and 0 where it is not known.
     """
@@ -78,7 +79,10 @@ def decode_image(
     thumbnail: int | None = None,
     out: np.ndarray | None = None,
 ) -> Decoded:
-    """Decode `data` and resize it to the model's square, without keeping the aspect ratio; in `out` if that is given.
+    """Decode `data` and resize it to what the model sees, which is in `out` if that is given.
+
+    For most models that is a square, and the aspect ratio is not kept. For NaFlex models it is a grid of patches, in
+    the proportions of the upright image.
 
     EXIF orientation is applied; EXIF that cannot be parsed is ignored. Alpha is composited on white, palettes and CMYK
     are converted to RGB, and 16-bit samples are rescaled to 8 bits. Of an animation the first frame is used. Colour
@@ -98,7 +102,7 @@ def decode_image(
 
     Raises `ImageRejected`, and `ValueError` for a thumbnail that is no size.
     """
-    from siglip.images.resize import QUARTER_TURNS, resize  # needs torch: not for processes that only call a decoder
+    from siglip.images.resize import QUARTER_TURNS  # needs torch: not for processes that only call a decoder
 
     if thumbnail is not None and not 0 <= thumbnail <= _MOST_THUMBNAIL:
         raise ValueError(f"thumbnail={thumbnail}: a JPEG has at most {_MOST_THUMBNAIL} pixels at a side")
@@ -112,25 +116,27 @@ def decode_image(
         if width * height > limits.max_pixels:
             raise ImageRejected("too_many_pixels", f"{width} x {height}, over {limits.max_pixels}")
         orientation = _read_orientation(opened.image)
-        shrink = _choose_shrink(opened, mode, spec.size, thumbnail or 0)
-        pixels = _decode(opened, shrink)
-        if orientation in QUARTER_TURNS:
+        sideways = orientation in QUARTER_TURNS
+        if sideways:
             width, height = height, width
-        square = resize(pixels, (spec.size, spec.size), spec.resample, orientation, out)
+        size = _choose_size(width, height, spec)
+        shrink = _choose_shrink(opened, mode, size[::-1] if sideways else size, thumbnail or 0)
+        pixels = _decode(opened, shrink)
+        seen = _resize(pixels, size, spec, orientation, out)
         small = _encode_thumbnail(pixels, orientation, thumbnail) if thumbnail else None
     except Exception as error:
         raise _as_rejection(error, data) from None
-    return Decoded(square, width, height, small)
+    return Decoded(seen, width, height, small)
 
 
 def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """Resize an image that Pillow holds as `decode_image` does with a file's: upright, RGB, uint8 (S, S, 3).
+    """Resize an image that Pillow holds as `decode_image` does with a file's: upright RGB, uint8 of the spec's `shape`.
 
     `image` is not changed. Only `decode_image` compares checksums, finds zeros at the end of a file, and has white
     where the first frame of a WebP has no pixels (Pillow has black). Raises `ImageRejected`, also for a file that
     Pillow has opened and cannot read.
     """
-    from siglip.images.resize import resize
+    from siglip.images.resize import QUARTER_TURNS
 
     try:
         scale = prepare_tiff(image) if isinstance(image, TiffImageFile) else GreyScale()
@@ -141,9 +147,33 @@ def resize_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
         orientation = _read_orientation(copy)
         pixels = np.asarray(to_rgb(copy, scale, sure_of_alpha=promises_alpha(image)))
         pixels = _clear_uncovered(pixels, covered)
+        height, width = pixels.shape[1::-1] if orientation in QUARTER_TURNS else pixels.shape[:2]
+        size = _choose_size(width, height, spec)
     except Exception as error:
         raise _as_rejection(error, b"") from None
-    return resize(pixels, (spec.size, spec.size), spec.resample, orientation)
+    return _resize(pixels, size, spec, orientation)
+
+
+def _choose_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
+    """Return the width and height, in pixels, that an upright image is resized to. Raises `ImageRejected`."""
+    if spec.size is not None:
+        return spec.size, spec.size
+    assert spec.patches is not None
+    rows, columns = fit_grid(width, height, spec.patches)
+    if rows * columns > spec.patches.count:
+        raise ImageRejected("unsupported", f"{width} x {height} is too long for {spec.patches.count} patches")
+    return columns * spec.patches.size, rows * spec.patches.size
+
+
+def _resize(
+    pixels: np.ndarray, size: tuple[int, int], spec: ImageSpec, orientation: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Turn RGB pixels upright and resize them to `size` (width, height): uint8 of the spec's `shape`, in `out`."""
+    from siglip.images.resize import resize
+
+    if spec.patches is None:
+        return resize(pixels, size, spec.resample, orientation, out)
+    return pack_patches(resize(pixels, size, spec.resample, orientation), spec.patches, out)
 
 
 def _check_key_color(image: Image.Image) -> None:
@@ -173,13 +203,18 @@ def _as_rejection(error: Exception, data: bytes) -> ImageRejected:
     return ImageRejected("truncated" if is_cut(data) else "corrupt", f"{type(error).__name__}: {text}")
 
 
-def _choose_shrink(opened: Opened, mode: DecodeMode, size: int, thumbnail: int) -> int:
-    """The factor by which libjpeg is to shrink the image: 1, 2, 4 or 8."""
+def _choose_shrink(opened: Opened, mode: DecodeMode, size: tuple[int, int], thumbnail: int) -> int:
+    """The factor by which libjpeg is to shrink the image: 1, 2, 4 or 8. `size` is the model's, as the file lies."""
     if opened.jpeg is None or not opened.jpeg.shrinkable:
         return 1
     sides, most = _SHRINK[mode]
     width, height = opened.image.size
-    fit = [n for n in (2, 4, 8) if min(width, height) // n >= sides * size and max(width, height) // n >= thumbnail]
+    across, down = size
+    fit = [
+        n
+        for n in (2, 4, 8)
+        if width // n >= sides * across and height // n >= sides * down and max(width, height) // n >= thumbnail
+    ]
     return max((n for n in fit if n <= most), default=1)
 
 

@@ -14,6 +14,7 @@ Decoders are forked by a server process, `siglip.images.decoder_process`, and sh
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import socket
@@ -29,7 +30,16 @@ from numpy.typing import NDArray
 from siglip.config import ImageSpec, Limits
 from siglip.images.decode import Decoded, DecodeMode, ImageRejected
 from siglip.images.decoder_server import SERVER, STARTUP_SECONDS
-from siglip.images.protocol import SLOTS, DecoderSettings, ProtocolError, read_ready, read_result, send_message
+from siglip.images.patches import fit_grid, read_grids
+from siglip.images.protocol import (
+    SLOTS,
+    DecoderSettings,
+    ProtocolError,
+    SlotResult,
+    read_ready,
+    read_result,
+    send_message,
+)
 
 _SOCKET_BYTES = 1 << 20
 
@@ -119,10 +129,10 @@ class Decoder:
     def take(self, out: NDArray[np.uint8] | None = None) -> Decoded | ImageRejected:
         """The result of the oldest image: what `siglip.images.decode.decode_image` returns or raises.
 
-        The pixels are copied into `out`, uint8 (S, S, 3), if that is given, and into a new array otherwise. When the
-        process dies on this image, a new one tries it once more; if that dies too, the image is rejected. When the
-        process does not reply within `limits.max_seconds`, the image is rejected. The images after it are handed to the
-        new process. Raises `RuntimeError` when no image waits, and when no process can be started.
+        The pixels are copied into `out`, uint8 of the spec's `shape`, if that is given, and into a new array otherwise.
+        When the process dies on this image, a new one tries it once more; if that dies too, the image is rejected. When
+        the process does not reply within `limits.max_seconds`, the image is rejected. The images after it are handed to
+        the new process. Raises `RuntimeError` when no image waits, and when no process can be started.
         """
         if not self._waiting:
             raise RuntimeError("no image is waiting")
@@ -187,6 +197,7 @@ class Decoder:
             slot = self._taken % SLOTS
             seconds = 0.0 if self._stuck else self.limits.max_seconds
             result = read_result(connection, slot, self._settings, self._layout, seconds)
+            outcome = result if isinstance(result, ImageRejected) else self._copy(slot, result, out)
         except TimeoutError:
             self._end()
             return ImageRejected("decoder_timeout", f"over {self.limits.max_seconds:g} s")
@@ -199,12 +210,22 @@ class Decoder:
             self.deaths += 1
             raise _Died(None if status is None else f"the decoder's exit status was {status}") from None
         self._taken += 1
-        if isinstance(result, ImageRejected):
-            return result
+        return outcome
+
+    def _copy(self, slot: int, result: SlotResult, out: NDArray[np.uint8] | None) -> Decoded:
+        """Copy a decoded image out of the shared memory, which its decoder can still change.
+
+        Raises `ProtocolError` if the grid of an image for a NaFlex model is not the one that follows from the image's
+        size, which was checked: it would spoil the embeddings of a whole batch.
+        """
         pixels, thumbnail = self._layout.slot(self._memory, slot)
-        if out is None:
-            out = np.empty_like(pixels)
+        out = np.empty_like(pixels) if out is None else out
         out[:] = pixels
+        patches = self._settings.spec.patches
+        if patches is not None:
+            grid = fit_grid(result.width, result.height, patches)
+            if math.prod(grid) > patches.count or tuple(read_grids(out[None])[0].tolist()) != grid:
+                raise ProtocolError(f"another grid than an image of {result.width} x {result.height} has")
         small = bytes(thumbnail[: result.thumbnail_bytes]) or None
         return Decoded(out, result.width, result.height, small, result.seconds)
 

@@ -92,7 +92,7 @@ class DecoderSettings:
 
     def layout(self) -> SlotLayout:
         """The layout of the shared memory for these settings."""
-        return SlotLayout(self.spec.size, self.thumbnail or 0)
+        return SlotLayout(self.spec.shape, self.thumbnail or 0)
 
 
 class SlotLayout:
@@ -101,16 +101,16 @@ class SlotLayout:
     `bytes` is the size of the whole memory, `thumbnail_bytes` the size of one slot's room for a thumbnail.
     """
 
-    def __init__(self, size: int, thumbnail: int) -> None:
-        self._shape = (size, size, 3)
-        self._pixels = 3 * size**2
+    def __init__(self, shape: tuple[int, ...], thumbnail: int) -> None:
+        self._shape = shape
+        self._pixels = math.prod(shape)
         # A JPEG of noise has fewer bytes than its samples. The 4096 are for the headers of a JPEG of a few pixels.
         self.thumbnail_bytes = 3 * thumbnail**2 + 4096 if thumbnail else 0
         self._slot = self._pixels + self.thumbnail_bytes
         self.bytes = SLOTS * self._slot
 
     def slot(self, memory: NDArray[np.uint8], number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Views of a slot: its pixels, uint8 (S, S, 3), and the bytes of its room for a thumbnail, uint8 (n,)."""
+        """Views of a slot: its pixels, uint8 of the spec's shape, and the room for a thumbnail's bytes, uint8 (n,)."""
         slot = memory[number * self._slot : (number + 1) * self._slot]
         return slot[: self._pixels].reshape(self._shape), slot[self._pixels :]
 

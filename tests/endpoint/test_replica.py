@@ -27,8 +27,8 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_as_many_batches_run_at_the_same_time_as_there_are_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two cores the model gets the second batch before the first one ends; with one core it gets them in turn."""
     server = ModelServer(make_config(replicas={"num_cpus": cores}))
-    size, batch = server.about.spec.size, server.about.batch_size
-    pixels = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), np.uint8)
+    batch = server.about.batch_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * batch, *server.about.spec.shape), np.uint8)
     embed, lock, running, peak = server.actor.embed, threading.Lock(), 0, 0
     both = threading.Event()
 

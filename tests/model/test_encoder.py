@@ -85,8 +85,7 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
     assert computed == expected, "all batch sizes that can occur must be compiled before the first image"
     assert len(frozen) == 3, "the weights must be packed once for each size, by the thread that compiles"
     plain = Encoder(pin_model(ModelConfig(source="tiny", dtype="float32", compile=False)), texts=False)
-    size = encoder.spec.size
-    pixels = np.random.default_rng(0).integers(0, 256, (27, size, size, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (27, *encoder.spec.shape), np.uint8)
     nine = eight if threads == 3 else sixteen  # three cores compute three images each
     for images, shapes in ((1, [1]), (2, [eight]), (8, [eight]), (9, [nine]), (27, [sixteen, nine])):
         computed.clear()
@@ -105,8 +104,7 @@ def test_embeddings_from_several_cores_keep_the_order_of_the_images(torch_thread
     assert (encoder.batch_size, single.batch_size) == (66, 64), (
         "the batch size must be a multiple of the number of cores"
     )
-    size = encoder.spec.size
-    pixels = np.random.default_rng(0).integers(0, 256, (140, size, size, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (140, *encoder.spec.shape), np.uint8)
     for count in (1, 2, 3, 4, 66, 140):
         np.testing.assert_allclose(encoder.embed_images(pixels[:count]), single.embed_images(pixels[:count]), atol=1e-6)
     texts = [f"a photo of {n} cats" for n in range(70)]
@@ -118,7 +116,7 @@ def test_weights_are_not_copied_for_each_token(torch_threads: Callable[[int], No
     torch_threads(1)  # the profiler records this thread only
     config = ModelConfig(source="tiny", dtype="bfloat16", device="cpu", compile=False)
     encoder = Encoder(pin_model(config), texts=False)
-    pixels = np.zeros((2, encoder.spec.size, encoder.spec.size, 3), np.uint8)
+    pixels = np.zeros((2, *encoder.spec.shape), np.uint8)
     encoder.embed_images(pixels)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         encoder.embed_images(pixels)

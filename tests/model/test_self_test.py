@@ -19,7 +19,7 @@ from siglip.checkpoints import self_test
 from siglip.checkpoints.architectures import init_checkpoint
 from siglip.checkpoints.files import TINY, CheckpointError
 from siglip.checkpoints.self_test import TEXTS, KnownCosines, draw_images, read_known
-from siglip.config import ModelConfig
+from siglip.config import ImageSpec, ModelConfig
 from siglip.encoder import Encoder
 from siglip.families import siglip as siglip_family
 from siglip.families.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def test_good_checkpoints_pass(unknown: Path, dtype: str) -> None:
     assert Encoder(pin("tiny", dtype)).dtype == getattr(torch, dtype)
     encoder = Encoder(pin(unknown, dtype))
     assert encoder.dtype == getattr(torch, dtype)
-    assert Encoder(pin(unknown, dtype), texts=False).embed_images(draw_images(64)).shape == (3, 128)
+    assert Encoder(pin(unknown, dtype), texts=False).embed_images(draw_images(ImageSpec(size=64))).shape == (3, 128)
 
 
 def test_texts_that_are_padded_to_the_longest_of_a_batch(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_known_checkpoint_with_other_preprocessing_or_rules(tmp_path: Path, mo
 def test_the_known_numbers_are_those_of_the_shipped_checkpoint() -> None:
     encoder = Encoder(pin())
     assert pin().identity in read_known()
-    cosines = encoder.embed_images(draw_images(64)) @ encoder.embed_texts(TEXTS).T
+    cosines = encoder.embed_images(draw_images(encoder.spec)) @ encoder.embed_texts(TEXTS).T
     assert np.abs(cosines - read_known()[pin().identity].cosines).max() < 2e-4
 
 

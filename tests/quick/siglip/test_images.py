@@ -147,7 +147,7 @@ def test_pixels_of_a_jpeg_equal_pillow_s(name: str, data: bytes, mode: DecodeMod
     image = Image.open(io.BytesIO(data))
     opened = open_image(data, 10**8)
     assert opened.jpeg is not None
-    shrink = images._choose_shrink(opened, mode, 64, 0)
+    shrink = images._choose_shrink(opened, mode, (64, 64), 0)
     assert (shrink > 1) == (max(image.size) > 1000 and mode != "exact"), "also a file that contains two images"
     pixels = decode_jpeg(data, opened.jpeg, shrink)
     assert pixels is not None, "decoded without Pillow"
