@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.dedup.cells import CELL_ROWS, MOST_CELLS, NEAREST, SAMPLE_PER_CELL, assign_cells, fit_cells
+from curation.dedup.cells import CELL_ROWS, NEAREST, fit_cells
 from curation.dedup.result import dedup_output
 from curation.tagged_output import TaggedOutput, open_output
 from siglip.labels import LabelSet
@@ -191,16 +191,17 @@ def measure_copies(pictures: int, width: int, folder: str | None) -> Iterator[st
 
 def measure_cells(rows: int, width: int, pairs: int = 4000) -> Iterator[str]:
     """Yield how many pairs of random vectors share a cell, of those that so many rows would have."""
-    cells = min(MOST_CELLS, -(-rows // CELL_ROWS))
-    centers = fit_cells(draw_scenes(SAMPLE_PER_CELL * cells, width, 1, share=0), cells)
+    number = -(-rows // CELL_ROWS)
+    sample = draw_scenes(min(rows, 300_000), width, 1, share=0)
+    cells = fit_cells(np.arange(len(sample)), sample, number)
     ones, others = draw_scenes(pairs, width, 2, share=0), draw_scenes(pairs, width, 3, share=0)
     others -= ones * (ones * others).sum(axis=1, keepdims=True)
     others /= np.linalg.norm(others, axis=1, keepdims=True)
-    nearest = assign_cells(ones, centers, NEAREST)
+    nearest = cells.assign(ones, NEAREST)
     for cosine in (0.85, 0.9, 0.95, 0.98):
-        theirs = assign_cells(cosine * ones + np.sqrt(np.float32(1 - cosine**2)) * others, centers, NEAREST)
+        theirs = cells.assign(cosine * ones + np.sqrt(np.float32(1 - cosine**2)) * others, NEAREST)
         shared = (nearest[:, :, None] == theirs[:, None]).any(axis=(1, 2)).mean()
-        yield f"{rows:,} rows, {cells} cells: {shared:.1%} of the pairs with a cosine of {cosine} share one"
+        yield f"{rows:,} rows, {len(cells)} cells: {shared:.1%} of the pairs with a cosine of {cosine} share one"
 
 
 def main() -> None:

@@ -14,11 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from curation.dedup.cells import (
     CELL_ROWS,
-    MOST_CELLS,
     MOST_ROWS,
     NEAREST,
-    SAMPLE_PER_CELL,
-    assign_cells,
     fit_cells,
     list_cells,
     split_cell,
@@ -180,20 +177,19 @@ class Parts:
 
 def _list_parts(rows: NDArray[np.int64], vectors: Any) -> Iterator[NDArray[np.int64]]:
     """Yield rows in parts of close embeddings, each in ascending order. `vectors` are those of all rows, (N, D)."""
+    if len(rows) < 2:
+        return
     # Few rows are all compared with each other: cells would not be cheaper.
-    cells = 1 if len(rows) <= MOST_ROWS else min(MOST_CELLS, -(-len(rows) // CELL_ROWS))
-    rng = np.random.default_rng(0)
-    chosen = np.sort(rng.choice(rows, min(len(rows), SAMPLE_PER_CELL * cells), replace=False))
-    centers = fit_cells(np.asarray(vectors[chosen], np.float32), cells)
+    cells = fit_cells(rows, vectors, 1 if len(rows) <= MOST_ROWS else -(-len(rows) // CELL_ROWS))
     nearest = np.empty((len(rows), NEAREST), np.int32)
 
     def assign(start: int) -> None:
         part = slice(start, start + _BLOCK)
-        nearest[part] = assign_cells(np.asarray(vectors[rows[part]], np.float32), centers, NEAREST)
+        nearest[part] = cells.assign(np.asarray(vectors[rows[part]], np.float32), NEAREST)
 
     for _ in map_on_cores(assign, range(0, len(rows), _BLOCK)):
         pass
-    for cell in list_cells(nearest, len(centers)):
+    for cell in list_cells(nearest, len(cells)):
         yield from split_cell(rows[cell], vectors, MOST_ROWS)
 
 

@@ -60,7 +60,10 @@ def export_output(
             notices += [f"{one} was left behind by an export that was killed: remove it" for one in find_partial(path)]
         if ID in output.columns:
             if INPUT_ID in output.columns:
-                raise ConfigError(f"{output.uri} has columns id and input_id, and an export calls the first so too")
+                raise ConfigError(
+                    f"{output.uri} has columns id and input_id of its input, and an export needs both names: tag into "
+                    "a new output with another name for one, as in input.parquet.columns: {id: original_id}"
+                )
             notices.append("the output's own column id is called input_id: id identifies the row in the output")
         job = Job(output, Selection(output, where, keep), reader, progress)
         if path is None:

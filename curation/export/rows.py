@@ -15,7 +15,8 @@ def describe(batch: pa.RecordBatch, *, parse: bool = True) -> list[dict[str, Any
     """Return the rows of a batch as mappings that `dump` can write. They contain all columns of the batch.
 
     `scores` are NumPy arrays of float32. `metadata` is the JSON value that it contains, or with `parse` false its text.
-    Dates and times are texts of ISO 8601.
+    Dates and times are texts of ISO 8601. One that is no valid time, or of a year beyond 32767, is its number in the
+    column's unit, as a text.
     """
     columns = {name: batch[name] for name in batch.schema.names}
     scores = columns.pop("scores", None)
@@ -54,4 +55,8 @@ def _without_times(column: pa.Array) -> pa.Array:
     if not temporal:
         return column.cast(pa.int64()).cast(pa.string()) if pa.types.is_duration(column.type) else column
     text = column.cast(pa.string())
+    beyond = pc.starts_with(text, "<value out of range")  # Arrow writes this, and no error
+    if pc.any(beyond).as_py():
+        width = pa.int32() if column.type.bit_width == 32 else pa.int64()
+        text = pc.if_else(beyond, column.cast(width).cast(pa.string()), text)
     return pc.replace_substring(text, " ", "T", max_replacements=1) if pa.types.is_timestamp(column.type) else text

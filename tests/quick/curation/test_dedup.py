@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import sightline
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.dedup import described, earlier, pairs, parts, result
-from curation.dedup.cells import assign_cells, fit_cells, list_cells, split_cell
+from curation.dedup.cells import Cells, list_cells, split_cell
 from curation.dedup.dedup import COPY, SIMILAR
 from curation.dedup.fingerprints import MOST_LEVELS, compare_fingerprints, take_fingerprints
 from curation.dedup.groups import NONE, Groups, Members
@@ -460,17 +460,17 @@ def test_close_rows_share_a_cell() -> None:
     vectors = draw_vectors(3000, 16, 1)
     twins = np.stack([near(vector, 0.98, number) for number, vector in enumerate(vectors)])
     both = np.concatenate([vectors, twins])
-    centers = fit_cells(both[::7], 30)
-    nearest = assign_cells(both, centers, 4)
-    assert all(len(set(cells)) == 4 for cells in nearest.tolist())
-    cosines = np.take_along_axis(both @ centers.T, nearest.astype(np.int64), axis=1)
+    cells = Cells(both[::7], 30)
+    nearest = cells.assign(both, 4)
+    assert all(len(set(row)) == 4 for row in nearest.tolist())
+    cosines = np.take_along_axis(both @ cells.centers.T, nearest.astype(np.int64), axis=1)
     assert (np.diff(cosines, axis=1) <= 0).all()
     shared = [set(nearest[row]) & set(nearest[row + 3000]) for row in range(3000)]
     assert np.mean([bool(one) for one in shared]) >= 0.99
-    listed = list(list_cells(nearest, len(centers)))
+    listed = list(list_cells(nearest, len(cells)))
     assert sum(map(len, listed)) == 4 * len(both)
-    assert (assign_cells(both[:9], centers[:2], 4)[:, 2:] == -1).all()
-    assert sum(map(len, list_cells(assign_cells(both[:9], centers[:1], 4), 1))) == 9
+    assert (Cells(both[:9], 2).assign(both[:9], 4)[:, 2:] == -1).all()
+    assert sum(map(len, list_cells(Cells(both[:9], 1).assign(both[:9], 4), 1))) == 9
     assert all((np.diff(cell) > 0).all() for cell in listed)
     split = list(split_cell(np.arange(6000), both, 500))
     assert max(map(len, split)) <= 500

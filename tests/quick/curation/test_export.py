@@ -458,6 +458,21 @@ def test_extensions_follow_the_content() -> None:
     assert find_extension(b"text") is None
 
 
+def test_columns_id_and_input_id_are_refused_together(tmp_path: Path) -> None:
+    labels = LabelSet.model_validate({"names": ["cat"]})
+    made = SyntheticOutput(
+        labels,
+        draw_vectors(1, 16, 0),
+        1,
+        lambda shard: draw_vectors(3, 16, shard),
+        passed=pa.schema([("id", pa.int64()), ("input_id", pa.int64())]),
+        values=lambda rows: {"id": list(rows), "input_id": list(rows)},
+    )
+    write_output(f"{tmp_path}/tags", made)
+    with pytest.raises(ConfigError, match=r"input\.parquet\.columns: \{id: original_id\}"):
+        export_output(open_output(f"{tmp_path}/tags"), "coco", tmp_path / "a.json")
+
+
 def test_any_column_becomes_json() -> None:
     table = pa.table(
         {
@@ -473,6 +488,9 @@ def test_any_column_becomes_json() -> None:
             "bytes": pa.array([b"\xff"], pa.binary()),
             "text": pa.array(["\u2028 \x00 \U0001f408"]),
             "half": pa.array(np.array([0.5], np.float16)),
+            "far": pa.array([2**62], pa.timestamp("s")),
+            "farther": pa.array([2**30], pa.date32()),
+            "negative": pa.array([-1], pa.int64()).cast(pa.time64("us")),
         }
     )
     [batch] = table.to_batches()
@@ -490,4 +508,7 @@ def test_any_column_becomes_json() -> None:
         "bytes": "/w==",
         "text": "\u2028 \x00 \U0001f408",
         "half": 0.5,
+        "far": str(2**62),
+        "farther": str(2**30),
+        "negative": "-1",
     }
