@@ -2,6 +2,7 @@
 
     python -m benchmarks.batch tiny     decoding is the limit: compared with two processes that only decode
     python -m benchmarks.batch base     the model is the limit: compared with the encoder alone, and with transformers
+    python -m benchmarks.batch --s3     reading from an S3 server and decoding are the limit, for each core
 
 All figures of a run come from the same machine at about the same time. Compare ratios, not figures of different runs.
 """
@@ -27,6 +28,7 @@ from PIL import Image
 
 from benchmarks.limits import decode_rate, matrix_rate
 from benchmarks.photos import write_tars
+from benchmarks.s3_job import measure_s3
 from sightline.demo.shapes import LABELS
 from siglip.checkpoint import pin_model
 from siglip.checkpoints.architectures import init_checkpoint
@@ -39,7 +41,13 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def run_job(
-    folder: Path, source: str, rows_per_shard: int, compile: bool | str, code: Path = HERE, **extra: Any
+    folder: Path,
+    source: str,
+    rows_per_shard: int,
+    compile: bool | str,
+    code: Path = HERE,
+    device: str = "auto",
+    **extra: Any,
 ) -> dict[str, Any]:
     """Tag the images in `folder`/input with the command line. Return the run's report from the manifest.
 
@@ -49,7 +57,7 @@ def run_job(
         "input": str(folder / "input"),
         "output": str(folder / f"output-{time.time_ns()}"),
         "labels": list(LABELS),
-        "model": {"source": source, "compile": compile},
+        "model": {"source": source, "compile": compile, "device": device},
         "rows_per_shard": rows_per_shard,
         **extra,
     }
@@ -138,13 +146,18 @@ def measure_base(folder: Path, images: int, compile: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=["tiny", "base"])
+    parser.add_argument("model", nargs="?", choices=["tiny", "base"], default="tiny")
+    parser.add_argument("--s3", action="store_true", help="Read from an S3 server on loopback: see CONTRIBUTING.md.")
     parser.add_argument("--images", type=int)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tars", type=int, default=16, help="Number of tars that the images are in, for tiny.")
     parser.add_argument("--size", default="640x480", help="Width and height of the photos, for tiny.")
     parser.add_argument("--old", type=Path, help="A checkout of another version to alternate with, for tiny.")
     arguments = parser.parse_args()
+    if arguments.s3:
+        for line in measure_s3(arguments.images or 6000):
+            print(line, flush=True)
+        raise SystemExit
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.model == "tiny":
             width, height = arguments.size.split("x")

@@ -20,6 +20,26 @@ ARCHITECTURES: dict[str, dict[str, dict[str, int]]] = {
         "vision": {"image_size": 256, "patch_size": 16},
         "text": {},
     },
+    # Costs next to nothing, so that the rest of a job is measured.
+    "thin": {
+        "vision": {
+            "image_size": 256,
+            "patch_size": 32,
+            "hidden_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "intermediate_size": 64,
+        },
+        "text": {
+            "vocab_size": 200,
+            "hidden_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "intermediate_size": 64,
+            "max_position_embeddings": 16,
+            "projection_size": 64,
+        },
+    },
     "tiny": {
         "vision": {
             "image_size": 64,
