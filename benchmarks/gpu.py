@@ -55,8 +55,8 @@ def load_encoder(pinned: PinnedModel, device: str, batch: int | str, *, compile:
 
 def resident_rate(encoder: Encoder, seconds: float) -> float:
     """Measure forward passes alone, in images/s: one batch of pixels that is on the device already."""
-    size = encoder.spec.size
-    pixels = torch.randint(0, 256, (encoder.batch_size, size, size, 3), dtype=torch.uint8, device=encoder.device)
+    shape = encoder.batch_size, *encoder.spec.shape
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=encoder.device)
     wait: Callable[[], None] = torch.cuda.synchronize if encoder.device.type == "cuda" else lambda: None
     encoder.warm_up()
     with torch.inference_mode():
@@ -80,7 +80,7 @@ def measure(pinned: PinnedModel, arguments: argparse.Namespace, folder: Path) ->
     limit = matrix_rate(dtype, device, seconds=max(1.0, seconds / 2))
     yield Rate(f"limit: products of {str(dtype)[6:]}, {limit / 1e12:.2f} TFLOP/s", limit / pinned.vision_flops)
     photos = write_tars(folder / "input", 16, arguments.images // 16)
-    size = chosen.spec.size
+    size = chosen.spec.size or 256
     yield Rate(
         f"limit: decoding photos of 640 x 480 on {_CORES} cores", decode_rate(photos, size, _CORES, min(8.0, seconds))
     )
