@@ -18,7 +18,8 @@ from siglip.checkpoints.files import (
     locate,
     read_json,
 )
-from siglip.checkpoints.settings import Architecture, parse, read_spec
+from siglip.checkpoints.layouts import check_weights, read_config
+from siglip.checkpoints.settings import Architecture, choose_size, parse, read_spec
 from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
 from siglip.families.text_rules import RULES, choose_family
@@ -32,7 +33,8 @@ class PinnedModel:
 
     `config` is the user's, with a branch of the hub resolved to its commit. `identity` changes when a file changes: it
     is the SHA-256 of a directory's files, the ETags of files in an object store, or the hub's commit. The same weights
-    in two places may therefore have two identities.
+    in two places may therefore have two identities. With another image size than the checkpoint's own, the identity
+    begins with it ("378px sha256:..."), because embeddings of two sizes are not to be compared.
     """
 
     config: ModelConfig
@@ -48,6 +50,11 @@ class PinnedModel:
         return self.architecture.vision_config.hidden_size
 
     @property
+    def new_size(self) -> int | None:
+        """Width and height of images in pixels, if `model.image_size` asks for others than the checkpoint's own."""
+        return _find_new_size(self.spec, self.architecture)
+
+    @property
     def text_length(self) -> int:
         """Number of tokens of a text that the model reads."""
         return self.architecture.text_config.max_position_embeddings
@@ -61,7 +68,7 @@ class PinnedModel:
         """
         vision = self.architecture.vision_config
         width = vision.hidden_size
-        tokens = (vision.image_size // vision.patch_size) ** 2
+        tokens = ((self.spec.size or vision.image_size) // vision.patch_size) ** 2
         each = 8 * width**2 + 4 * tokens * width + 4 * width * vision.intermediate_size
         return float(vision.num_hidden_layers * tokens * each)
 
@@ -85,7 +92,8 @@ class PinnedModel:
         prefix that was overwritten.
         """
         now = None if weights else (*SETTINGS, *self.rule.FILES, *TOKENIZER_EXTRAS)
-        directory, identity = locate(self.config, self.mirror, now)
+        directory, files = locate(self.config, self.mirror, now)
+        identity = _identify(files, self.new_size)
         if identity != self.identity:
             raise CheckpointError(
                 f"model.source: {self.config.source} is another checkpoint here ({_short(identity)}) than the one "
@@ -100,10 +108,12 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
 
     Raises `CheckpointError` when there is no such checkpoint, or when it is not a SigLIP of a supported family.
     """
-    directory, identity = locate(config, mirror, SETTINGS)
+    directory, files = locate(config, mirror, SETTINGS)
     source = config.source
-    settings = read_json(directory / CONFIG, source)
+    settings = read_config(directory, source)
     _check_type(settings, source)
+    if files.startswith("sha256:"):
+        check_weights(directory, source)
     architecture = parse(settings, Architecture, CONFIG, source)
     vision, text = architecture.vision_config, architecture.text_config
     if (text.projection_size or text.hidden_size) != vision.hidden_size:
@@ -114,7 +124,7 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
         )
     tokenizer = read_json(directory / TOKENIZER, source) if (directory / TOKENIZER).exists() else {}
     # Only the settings of a remote checkpoint are downloaded yet, so all files are assumed to exist.
-    here = {path.name for path in directory.iterdir()} if identity.startswith("sha256:") else FILES
+    here = {path.name for path in directory.iterdir()} if files.startswith("sha256:") else FILES
     family = recognize_family(tokenizer, here)
     if family is None:
         known = ", ".join(f"{known.CLASSES[0]} with {' or '.join(known.FILES)}" for known in RULES.values())
@@ -122,16 +132,28 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
             f"model.source: {source}: {TOKENIZER}: tokenizer_class {tokenizer.get('tokenizer_class') or 'missing'}: "
             f"expected that of a known family ({known})"
         )
-    if identity.startswith("commit:"):
-        config = config.model_copy(update={"revision": identity.removeprefix("commit:")})
+    if files.startswith("commit:"):
+        config = config.model_copy(update={"revision": files.removeprefix("commit:")})
+    spec = read_spec(directory, vision.image_size, source)
+    if config.image_size is not None:
+        spec = spec.model_copy(update={"size": choose_size(config.image_size, vision)})
     return PinnedModel(
         config,
-        identity,
-        read_spec(directory, vision.image_size, source),
+        _identify(files, _find_new_size(spec, architecture)),
+        spec,
         choose_family(family, config.text_rule).NAME,
         architecture,
         mirror,
     )
+
+
+def _find_new_size(spec: ImageSpec, architecture: Architecture) -> int | None:
+    return None if spec.size == architecture.vision_config.image_size else spec.size
+
+
+def _identify(files: str, new_size: int | None) -> str:
+    """The identity of a checkpoint's files, with the size of images if it is not the checkpoint's own."""
+    return files if new_size is None else f"{new_size}px {files}"
 
 
 def _check_type(model: Mapping[str, Any], source: str) -> None:

@@ -43,6 +43,12 @@ class ModelConfig(BaseModel):
         description="How texts are prepared: canonicalize is lower case without ASCII punctuation, lowercase is lower "
         "case, auto is canonicalize for SigLIP and lowercase for SigLIP 2. See docs/checkpoints.md.",
     )
+    image_size: Annotated[int, Field(gt=0)] | None = Field(
+        None,
+        description="Another width and height in pixels than the checkpoint's own, a multiple of its patch. The table "
+        "of positions is resized, so embeddings and scores are not those that the checkpoint was trained for. See "
+        "docs/checkpoints.md.",
+    )
     dtype: DType = Field(
         "auto", description="auto is bfloat16 where the CPU or GPU has instructions for it, else float32."
     )

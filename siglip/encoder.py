@@ -68,6 +68,8 @@ class Encoder:
         dtype = choose_dtype(config, self.device)
         self.dtype = torch.float32
         model = load_model(directory, config.source, pinned.architecture, texts=texts)
+        if pinned.new_size is not None:
+            model.vision_model.embeddings.resize(pinned.new_size)
         self._rule = pinned.rule
         self._tokenizer = load_tokenizer(pinned, directory) if texts else None
         # The scale and bias stay float32: bfloat16 would round a bias of -12.93 to -12.94.

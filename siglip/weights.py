@@ -13,9 +13,15 @@ from safetensors import safe_open
 from torch import nn
 
 from siglip.checkpoints.files import CheckpointError
+from siglip.checkpoints.layouts import WEIGHTS, check_weights
 from siglip.checkpoints.settings import Architecture
 from siglip.towers.text import TextTower
 from siglip.towers.vit import VisionTower
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""The dtypes, as safetensors names them, in which weights are stored as they are."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "siglip.")
+"""What wrappers put before every name: data-parallel training, torch.compile, and classes with the model as a field."""
 
 
 class Siglip(nn.Module):
@@ -29,25 +35,32 @@ class Siglip(nn.Module):
 
 
 def load_model(directory: Path, source: str, architecture: Architecture, *, texts: bool = True) -> Siglip:
-    """Load a checkpoint's weights as float32, from one safetensors file or from shards, of any stored dtype.
+    """Load a checkpoint's weights as float32, from one safetensors file or from shards, stored as float16 to float64.
 
     Without `texts` the text tower's weights are not read, and stay on torch's `meta` device. Position ids, which older
-    versions of transformers saved, are ignored. Raises `CheckpointError` for weights that are missing, not the model's,
-    of another shape, or not finite; the message names the first few.
+    versions of transformers saved, and a prefix before every name (`PREFIXES`) are ignored. Raises `CheckpointError`
+    for weights that are missing, not the model's, of another shape, quantized, or not finite; the message names the
+    first few.
     """
+    check_weights(directory, source)
     with torch.device("meta"):
         model = Siglip(architecture)
     wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in _list_weights(directory)]
-            found = {name: file for file in files for name in list(file.keys()) if not name.endswith(".position_ids")}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in found.items()}
+            all_names = [(name, file) for file in files for name in list(file.keys())]
+            prefix = find_prefix([name for name, _ in all_names])
+            found = {name.removeprefix(prefix): file for name, file in all_names if not name.endswith(".position_ids")}
+            shapes = {name: tuple(file.get_slice(prefix + name).get_shape()) for name, file in found.items()}
             fit = [name for name in wanted if shapes.get(name) == wanted[name]]
+            # Integers and float8 are values of a quantization, which are not the weights without their scales.
+            stored = {name: str(found[name].get_slice(prefix + name).get_dtype()) for name in fit}
+            whole = [name for name in fit if stored[name] in DTYPES]
             # Copied, because a tensor that is mapped from a file changes or disappears with the file.
             weights = {
-                name: found[name].get_tensor(name).to(torch.float32, copy=True)
-                for name in fit
+                name: found[name].get_tensor(prefix + name).to(torch.float32, copy=True)
+                for name in whole
                 if texts or not name.startswith("text_model.")
             }
     except Exception as error:  # safetensors raises its own types for bad files, and Python's for bad names
@@ -56,6 +69,7 @@ def load_model(directory: Path, source: str, architecture: Architecture, *, text
     problems = {
         "missing": wanted.keys() - found.keys(),
         "of another shape": (wanted.keys() & found.keys()) - set(fit),
+        "quantized": set(fit) - set(whole),
         "not this model's": found.keys() - wanted.keys(),
         "not finite": [name for name, weight in weights.items() if not weight.isfinite().all()],
     }
@@ -68,9 +82,17 @@ def load_model(directory: Path, source: str, architecture: Architecture, *, text
     return model.requires_grad_(False).eval()
 
 
+def find_prefix(names: Sequence[str]) -> str:
+    """The prefix out of `PREFIXES`, or several of them, with which all names begin; else the empty text."""
+    prefix = ""
+    while found := next((one for one in PREFIXES if names and all(n.startswith(prefix + one) for n in names)), ""):
+        prefix += found
+    return prefix
+
+
 def _list_weights(directory: Path) -> list[Path]:
     """The paths of a checkpoint's safetensors files: the single file, or the shards that its index names."""
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    whole, index = (directory / name for name in WEIGHTS)
     if whole.exists() or not index.exists():
         return [whole]
     named: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

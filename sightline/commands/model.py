@@ -1,11 +1,11 @@
-"""`sightline model`: write checkpoints with random weights, and check the checkpoints that there are."""
+"""`sightline model`: write checkpoints with random weights, convert those of open_clip, and check any."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,7 +13,11 @@ from rich.markup import escape
 from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError
 
-app = typer.Typer(no_args_is_help=True, help="Make and check checkpoints.")
+if TYPE_CHECKING:
+    from siglip.checkpoint import PinnedModel
+    from siglip.encoder import Encoder
+
+app = typer.Typer(no_args_is_help=True, help="Make, convert and check checkpoints.")
 
 
 class Arch(StrEnum):
@@ -68,7 +72,7 @@ def check(
     with report_errors():
         from siglip.checkpoint import pin_model
         from siglip.checkpoints.files import CheckpointError
-        from siglip.checkpoints.self_test import TEXTS, draw_images, read_known
+        from siglip.checkpoints.self_test import TEXTS, draw_images
         from siglip.config import ModelConfig
         from siglip.encoder import Encoder
         from storage.mirror import Mirror
@@ -89,16 +93,62 @@ def check(
             cosines = encoder.embed_images(draw_images(encoder.spec)) @ encoder.embed_texts(TEXTS).T
             print(json.dumps({pinned.identity: {"name": source, "cosines": cosines.astype(float).round(4).tolist()}}))
             return
-        numbers = "compared with known ones" if pinned.identity in read_known() else "not known for this checkpoint"
-        dtype_name = str(encoder.dtype).removeprefix("torch.")
-        facts = {
-            "checkpoint": pinned.identity,
-            "family": pinned.family,
-            "images": encoder.spec.describe(),
-            "texts": f"{encoder.text_length} tokens",
-            "embeddings": f"{encoder.width} dimensions",
-            "computed in": f"{dtype_name} on {encoder.device.type}",
-            "self-test": f"passed; cosines of known images and texts: {numbers}",
-        }
-        for name, value in facts.items():
-            out.print(escape(f"{name:12} {value}"), highlight=False)
+        _print_facts(pinned, encoder)
+
+
+@app.command("convert")
+def convert(
+    source: Annotated[str, typer.Argument(help="A directory or a hub id with files of open_clip, or pickled weights.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where to write; must be empty or new.")],
+    revision: Annotated[str | None, typer.Option(help="The hub's commit, tag or branch.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|ID",
+            help="Where the tokenizer is, if the source has none of SigLIP or SigLIP 2: a directory or a hub id.",
+        ),
+    ] = None,
+) -> None:
+    """Convert a checkpoint of open_clip into the layout that Sightline and transformers load.
+
+    For open_clip_config.json with open_clip_model.safetensors or open_clip_pytorch_model.bin, and for the hub's own
+    layout with pytorch_model.bin. Pickles are read as tensors only, and no code of a checkpoint is run. The result is
+    loaded, with the self-test, before it is in DIRECTORY.
+    """
+    with report_errors():
+        from siglip.checkpoint import pin_model
+        from siglip.checkpoints.conversion import convert_checkpoint
+        from siglip.checkpoints.files import CheckpointError
+        from siglip.config import ModelConfig
+
+        try:
+            encoder = convert_checkpoint(
+                source,
+                directory,
+                revision=revision,
+                tokenizer=tokenizer,
+                say=lambda line: err.print(escape(line), highlight=False),
+            )
+        except (CheckpointError, OSError) as error:
+            raise ConfigError(str(error).removeprefix("model.source: ")) from error
+        _print_facts(pin_model(ModelConfig(source=str(directory))), encoder)
+        out.print(escape(f"use it with     model.source: {directory}"), highlight=False)
+
+
+def _print_facts(pinned: PinnedModel, encoder: Encoder) -> None:
+    """Print what a loaded checkpoint is."""
+    from siglip.checkpoints.self_test import read_known
+
+    numbers = "compared with known ones" if pinned.identity in read_known() else "not known for this checkpoint"
+    dtype_name = str(encoder.dtype).removeprefix("torch.")
+    facts = {
+        "checkpoint": pinned.identity,
+        "family": pinned.family,
+        "images": encoder.spec.describe(),
+        "texts": f"{encoder.text_length} tokens",
+        "embeddings": f"{encoder.width} dimensions",
+        "computed in": f"{dtype_name} on {encoder.device.type}",
+        "self-test": f"passed; cosines of known images and texts: {numbers}",
+    }
+    for name, value in facts.items():
+        out.print(escape(f"{name:12} {value}"), highlight=False)

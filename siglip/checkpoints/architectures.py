@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from siglip.checkpoint import quiet_transformers
-from siglip.checkpoints.files import TINY
+from siglip.checkpoints.files import IMAGES, TINY, TOKENIZER, write_json
+from siglip.checkpoints.settings import describe_spec, describe_tokenizer
+from siglip.config import ImageSpec
 
 if TYPE_CHECKING:
     from transformers import SiglipModel
@@ -88,36 +89,8 @@ def write_checkpoint(model: SiglipModel, spiece: Path, directory: Path) -> None:
         shutil.copyfile(spiece, directory / "spiece.model")
     size = model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings
-    _write_json(
-        directory / "preprocessor_config.json",
-        {
-            "image_processor_type": "SiglipImageProcessor",
-            "processor_class": "SiglipProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"height": size, "width": size},
-            "resample": 3,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-    )
-    _write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "SiglipTokenizer",
-            "processor_class": "SiglipProcessor",
-            "do_lower_case": True,
-            "model_max_length": length,
-            # Without this, transformers makes an attention mask, which changes the scores.
-            "model_input_names": ["input_ids"],
-            "eos_token": "</s>",
-            "pad_token": "</s>",
-            "unk_token": "<unk>",
-        },
-    )
+    write_json(directory / IMAGES, describe_spec(ImageSpec(size=size)))
+    write_json(directory / TOKENIZER, describe_tokenizer(length))
 
 
 def init_checkpoint(directory: Path, arch: str, seed: int = 0) -> int:
@@ -131,7 +104,3 @@ def init_checkpoint(directory: Path, arch: str, seed: int = 0) -> int:
     model = build_model(arch, seed)
     write_checkpoint(model, TINY / "spiece.model", directory)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

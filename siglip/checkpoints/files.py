@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ TINY = Path(__file__).parent / "tiny"
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 IMAGES, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 SETTINGS = (CONFIG, IMAGES, PROCESSOR, TOKENIZER)
+OPEN_CLIP, ADAPTER = "open_clip_config.json", "adapter_config.json"
+"""Files that say that a repository is something else. They are no part of a checkpoint's identity."""
 _FAMILY_FILES = {name for family in FAMILIES.values() for name in family.FILES}
 TOKENIZER_EXTRAS = ("special_tokens_map.json", "added_tokens.json")
 FILES = frozenset((*SETTINGS, *TOKENIZER_EXTRAS, *_FAMILY_FILES))
@@ -55,7 +57,8 @@ def locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str
     if path.is_dir():
         return path, f"sha256:{_hash_files(path, _versions(path))}"
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        directory = _fetch_hub(source, config.revision, now)
+        every = (*FILES, "*.safetensors", "*.safetensors.index.json")
+        directory = fetch_hub(source, config.revision, every if now is None else (*now, OPEN_CLIP, ADAPTER))
         return directory, f"commit:{directory.name}"
     raise CheckpointError(f"model.source: {source} is not a directory, an s3:// prefix or a hub id")
 
@@ -93,12 +96,19 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     return value
 
 
-def _fetch_hub(source: str, revision: str | None, now: Collection[str] | None) -> Path:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def fetch_hub(source: str, revision: str | None, patterns: Collection[str]) -> Path:
+    """Download the files of a repository of the hub that match. Returns their folder, whose name is the commit.
+
+    Raises `CheckpointError` when the hub cannot be reached and the files are not here from before.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = [*FILES, "*.safetensors", "*.safetensors.index.json"] if now is None else [*now]
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[*patterns]))
     except Exception as error:  # the hub's client raises a dozen unrelated types: offline, missing, gated, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

@@ -108,6 +108,54 @@ def read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
     return ImageSpec.model_validate({"size": height, "resample": images.resample, "mean": mean, "std": std})
 
 
+def describe_spec(spec: ImageSpec) -> dict[str, Any]:
+    """The `preprocessor_config.json` that `read_spec` reads as `spec`."""
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "SiglipProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": spec.size, "width": spec.size},
+        "resample": spec.resample,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+
+
+def describe_tokenizer(length: int) -> dict[str, Any]:
+    """The `tokenizer_config.json` of a checkpoint with SigLIP's tokenizer, for texts of `length` tokens."""
+    return {
+        "tokenizer_class": "SiglipTokenizer",
+        "processor_class": "SiglipProcessor",
+        "do_lower_case": True,
+        "model_max_length": length,
+        # Without this, transformers makes an attention mask, which changes the scores.
+        "model_input_names": ["input_ids"],
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+    }
+
+
+def choose_size(size: int, vision: VisionSettings) -> int:
+    """The width and height of images for `model.image_size`: the checkpoint's own, or a multiple of its patch.
+
+    The checkpoint's own size may be no multiple: of 384 pixels, patches of 14 cover 378. Raises `CheckpointError`.
+    """
+    patch = vision.patch_size
+    if size % patch and size != vision.image_size:
+        below = size // patch * patch
+        near = " or ".join(str(one) for one in (below, below + patch) if one)
+        raise CheckpointError(
+            f"model.image_size: {size} is no multiple of {patch}, the size of the checkpoint's patches: use {near}, or "
+            f"leave it out for the checkpoint's own {vision.image_size}"
+        )
+    return size
+
+
 def parse(values: Mapping[str, Any], kind: type[_Settings], name: str, source: str) -> _Settings:
     try:
         return kind.model_validate(values)

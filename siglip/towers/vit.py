@@ -19,6 +19,19 @@ class PatchEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch)
         self.position_embedding = make_table((settings.image_size // patch) ** 2, width)
 
+    def resize(self, size: int) -> None:
+        """Make the table of positions one for images of `size` x `size` pixels, by bicubic interpolation.
+
+        This is what transformers does for `interpolate_pos_encoding=True`: without antialiasing, in the table's dtype.
+        The values of the table are lost.
+        """
+        table = self.position_embedding.weight
+        old, new = int(len(table) ** 0.5), size // self.patch_embedding.kernel_size[0]
+        grid = table.detach().view(1, old, old, -1).permute(0, 3, 1, 2)
+        resized = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+        self.position_embedding = make_table(new * new, table.shape[1])
+        self.position_embedding.weight = nn.Parameter(resized.permute(0, 2, 3, 1).reshape(new * new, -1), False)
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         patches: torch.Tensor = self.patch_embedding(pixels)
         return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight

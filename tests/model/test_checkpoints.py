@@ -51,10 +51,12 @@ WRONG_WEIGHTS: list[tuple[str, Callable[[Weights], Weights], str]] = [
     ("no text tower", without("text_model"), "missing: text_model.embeddings.position_embedding.weight"),
     ("no logit scale", without("logit_scale"), r"\(missing: logit_scale\)"),
     (
-        "names of a compiled model",
-        lambda w: {f"_orig_mod.{n}": v for n, v in w.items()},
-        "not this model's: _orig_mod.logit",
+        "a prefix before some names",
+        lambda w: {f"_orig_mod.{n}" if n.startswith("vision") else n: v for n, v in w.items()},
+        "not this model's: _orig_mod.vision",
     ),
+    ("int8", lambda w: {**w, PATCHES: w[PATCHES].to(torch.int8)}, rf"\(quantized: {PATCHES}\)"),
+    ("float8", lambda w: {**w, PATCHES: w[PATCHES].to(torch.float8_e4m3fn)}, rf"\(quantized: {PATCHES}\)"),
     (
         "a missing layer",
         without("vision_model.encoder.layers.3."),
