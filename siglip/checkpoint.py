@@ -19,7 +19,16 @@ from siglip.checkpoints.files import (
     read_json,
 )
 from siglip.checkpoints.layouts import check_weights, read_config
-from siglip.checkpoints.settings import Architecture, choose_size, parse, read_spec
+from siglip.checkpoints.settings import (
+    Architecture,
+    NaFlexArchitecture,
+    NaFlexSettings,
+    choose_patches,
+    choose_size,
+    parse,
+    read_naflex_spec,
+    read_spec,
+)
 from siglip.config import ImageSpec, ModelConfig
 from siglip.families import FAMILIES, Family, recognize_family
 from siglip.families.text_rules import RULES, choose_family
@@ -31,18 +40,28 @@ _SMALL_FLOPS = 1e9
 class PinnedModel:
     """A checkpoint pinned to one version: loading it on another machine gives the same weights or an error.
 
-    `config` is the user's, with a branch of the hub resolved to its commit. `identity` changes when a file changes: it
-    is the SHA-256 of a directory's files, the ETags of files in an object store, or the hub's commit. The same weights
-    in two places may therefore have two identities. With another image size than the checkpoint's own, the identity
-    begins with it ("378px sha256:..."), because embeddings of two sizes are not to be compared.
+    `config` is the user's, with a branch of the hub resolved to its commit, and without `patches` if they are the
+    checkpoint's own. `checkpoint` changes when a file changes: it is the SHA-256 of a directory's files, the ETags of
+    files in an object store, or the hub's commit. The same weights in two places may therefore have two of them.
     """
 
     config: ModelConfig
-    identity: str
+    checkpoint: str
     spec: ImageSpec
     family: str
-    architecture: Architecture
+    architecture: Architecture | NaFlexArchitecture
     mirror: PrefixMirror | None = None
+
+    @property
+    def identity(self) -> str:
+        """What makes the embeddings: the checkpoint and, if it is not the checkpoint's own, the size of images.
+
+        With another size the identity begins with it ("378px sha256:...", "1024patches sha256:..."), because embeddings
+        of two sizes are not to be compared.
+        """
+        if self.config.patches is not None:
+            return f"{self.config.patches}patches {self.checkpoint}"
+        return self.checkpoint if self.new_size is None else f"{self.new_size}px {self.checkpoint}"
 
     @property
     def width(self) -> int:
@@ -52,12 +71,21 @@ class PinnedModel:
     @property
     def new_size(self) -> int | None:
         """Width and height of images in pixels, if `model.image_size` asks for others than the checkpoint's own."""
-        return _find_new_size(self.spec, self.architecture)
+        vision = self.architecture.vision_config
+        return None if isinstance(vision, NaFlexSettings) or self.spec.size == vision.image_size else self.spec.size
 
     @property
     def text_length(self) -> int:
         """Number of tokens of a text that the model reads."""
         return self.architecture.text_config.max_position_embeddings
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of patches that the vision tower computes for an image, in a NaFlex model also for empty places."""
+        if self.spec.patches is not None:
+            return self.spec.patches.count
+        assert self.spec.size is not None
+        return int((self.spec.size // self.architecture.vision_config.patch_size) ** 2)
 
     @property
     def vision_flops(self) -> float:
@@ -66,9 +94,8 @@ class PinnedModel:
         Counts the transformer's matrix products: 8 D^2 for the attention's projections, 4 T D for the attention itself
         and 4 D M for the MLP of width M, for each of T tokens and each layer.
         """
-        vision = self.architecture.vision_config
+        vision, tokens = self.architecture.vision_config, self.image_tokens
         width = vision.hidden_size
-        tokens = ((self.spec.size or vision.image_size) // vision.patch_size) ** 2
         each = 8 * width**2 + 4 * tokens * width + 4 * width * vision.intermediate_size
         return float(vision.num_hidden_layers * tokens * each)
 
@@ -92,12 +119,11 @@ class PinnedModel:
         prefix that was overwritten.
         """
         now = None if weights else (*SETTINGS, *self.rule.FILES, *TOKENIZER_EXTRAS)
-        directory, files = locate(self.config, self.mirror, now)
-        identity = _identify(files, self.new_size)
-        if identity != self.identity:
+        directory, found = locate(self.config, self.mirror, now)
+        if found != self.checkpoint:
             raise CheckpointError(
-                f"model.source: {self.config.source} is another checkpoint here ({_short(identity)}) than the one "
-                f"with which the run started ({_short(self.identity)}): put the same files on all machines, or pin a "
+                f"model.source: {self.config.source} is another checkpoint here ({_short(found)}) than the one "
+                f"with which the run started ({_short(self.checkpoint)}): put the same files on all machines, or pin a "
                 "revision"
             )
         return directory
@@ -110,11 +136,9 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
     """
     directory, files = locate(config, mirror, SETTINGS)
     source = config.source
-    settings = read_config(directory, source)
-    _check_type(settings, source)
+    architecture = _read_architecture(read_config(directory, source), source)
     if files.startswith("sha256:"):
         check_weights(directory, source)
-    architecture = parse(settings, Architecture, CONFIG, source)
     vision, text = architecture.vision_config, architecture.text_config
     if (text.projection_size or text.hidden_size) != vision.hidden_size:
         raise CheckpointError(
@@ -134,12 +158,15 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
         )
     if files.startswith("commit:"):
         config = config.model_copy(update={"revision": files.removeprefix("commit:")})
-    spec = read_spec(directory, vision.image_size, source)
+    spec = _read_images(architecture, directory, source)
+    if config.patches is not None:
+        own, spec = spec, choose_patches(config.patches, spec)
+        config = config if spec != own else config.model_copy(update={"patches": None})
     if config.image_size is not None:
         spec = spec.model_copy(update={"size": choose_size(config.image_size, vision)})
     return PinnedModel(
         config,
-        _identify(files, _find_new_size(spec, architecture)),
+        files,
         spec,
         choose_family(family, config.text_rule).NAME,
         architecture,
@@ -147,24 +174,20 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
     )
 
 
-def _find_new_size(spec: ImageSpec, architecture: Architecture) -> int | None:
-    return None if spec.size == architecture.vision_config.image_size else spec.size
-
-
-def _identify(files: str, new_size: int | None) -> str:
-    """The identity of a checkpoint's files, with the size of images if it is not the checkpoint's own."""
-    return files if new_size is None else f"{new_size}px {files}"
-
-
-def _check_type(model: Mapping[str, Any], source: str) -> None:
+def _read_architecture(model: Mapping[str, Any], source: str) -> Architecture | NaFlexArchitecture:
+    """Read a `config.json`. The type siglip2 is that of NaFlex models: SigLIP 2 of fixed resolution has siglip."""
     kind = model.get("model_type")
     if kind == "siglip2":
-        raise CheckpointError(
-            f"model.source: {source} is a NaFlex model, for images of any shape, which is not supported: use a "
-            "SigLIP 2 checkpoint of fixed resolution, such as google/siglip2-base-patch16-256"
-        )
+        return parse(model, NaFlexArchitecture, CONFIG, source)
     if kind != "siglip":
         raise CheckpointError(f"model.source: {source} is a model of type {kind or 'unknown'}, not siglip")
+    return parse(model, Architecture, CONFIG, source)
+
+
+def _read_images(architecture: Architecture | NaFlexArchitecture, directory: Path, source: str) -> ImageSpec:
+    if isinstance(architecture, NaFlexArchitecture):
+        return read_naflex_spec(directory, architecture.vision_config.patch_size, source)
+    return read_spec(directory, architecture.vision_config.image_size, source)
 
 
 def quiet_transformers() -> None:

@@ -49,6 +49,13 @@ class ModelConfig(BaseModel):
         "of positions is resized, so embeddings and scores are not those that the checkpoint was trained for. See "
         "docs/checkpoints.md.",
     )
+    patches: int | None = Field(
+        None,
+        ge=LEAST_PATCHES,
+        le=MOST_PATCHES,
+        description="Most patches of an image, for NaFlex checkpoints only; null is the checkpoint's own number, which "
+        "is 256. More patches show smaller details and take more time. See docs/checkpoints.md.",
+    )
     dtype: DType = Field(
         "auto", description="auto is bfloat16 where the CPU or GPU has instructions for it, else float32."
     )

@@ -16,6 +16,7 @@ from siglip.checkpoints.self_test import (
     TEXTS,
     check_dtype,
     check_known,
+    check_padding,
     check_position,
     check_tokenizer,
     draw_images,
@@ -24,11 +25,15 @@ from siglip.checkpoints.self_test import (
 from siglip.config import ImageSpec, ModelConfig
 from siglip.cpu import CoreThreads
 from siglip.families.tokenizer import Tokenizer, load_tokenizer
+from siglip.images.patches import check_grids
 from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
 from siglip.tensors import view_as_tensor
 from siglip.torch_internals import freeze_weights, multiplies_bfloat16
+from siglip.towers.inputs import InputLayer
+from siglip.towers.naflex import NaFlexTower
+from siglip.towers.vit import VisionTower
 from siglip.weights import load_model
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +73,7 @@ class Encoder:
         dtype = choose_dtype(config, self.device)
         self.dtype = torch.float32
         model = load_model(directory, config.source, pinned.architecture, texts=texts)
-        if pinned.new_size is not None:
+        if pinned.new_size is not None and isinstance(model.vision_model, VisionTower):
             model.vision_model.embeddings.resize(pinned.new_size)
         self._rule = pinned.rule
         self._tokenizer = load_tokenizer(pinned, directory) if texts else None
@@ -86,11 +91,11 @@ class Encoder:
         self._sizes = sorted({self._cores.fill(size) for size in (*smaller, self.batch_size)})
         self._text = model.text_model.to(self.device) if texts else None
         self._vision = model.vision_model.to(self.device)
-        mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
-        # (pixel / 255 - mean) / std as one multiply and one add.
-        self._gain = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
-        self._offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        self._input = InputLayer(self.spec, self.device)
         self._convert(pinned, dtype)
+        if isinstance(self._vision, NaFlexTower):
+            images = torch.from_numpy(draw_images(self.spec)[:1]).to(self.device)
+            check_padding(self._vision, *self._input(images, self.dtype))
         self.compiled = choose_compile(config)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(self._embed_pixels, dynamic=False) if self.compiled else self._embed_pixels
@@ -135,9 +140,14 @@ class Encoder:
             return images, self._embed_ids(torch.from_numpy(rows).to(self.device)).cpu().numpy()
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
-        """Embed images: uint8 (N, *spec.shape) to float32 (N, D) of unit norm. N may be 0, or more than a batch."""
+        """Embed images: uint8 (N, *spec.shape) to float32 (N, D) of unit norm. N may be 0, or more than a batch.
+
+        Raises `ValueError` for an image that says that it has more patches than there are.
+        """
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
+        if self.spec.patches is not None:
+            check_grids(pixels)
         rows = view_as_tensor(np.ascontiguousarray(pixels))  # a job's pixels are in Ray's store, which is read-only
         batches = (self._prepare_batch(batch) for batch in torch.split(rows, self.batch_size))
         embeddings = self._cores.run(self._forward, batches)[: len(rows)]
@@ -231,9 +241,9 @@ class Encoder:
         return average_prompts(vectors, [len(group) for group in prompts])
 
     def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, S, S, 3) on the device to float32 (B, D) of unit norm."""
-        scaled = pixels.permute(0, 3, 1, 2).float() * self._gain + self._offset
-        return torch.nn.functional.normalize(self._vision(scaled.to(self.dtype)).float(), dim=-1)
+        """uint8 (B, *spec.shape) on the device to float32 (B, D) of unit norm."""
+        inputs = self._input(pixels, self.dtype)
+        return torch.nn.functional.normalize(self._vision(*inputs).float(), dim=-1)
 
     def _embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 (B, text_length) on the device to float32 (B, D) of unit norm."""

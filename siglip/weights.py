@@ -14,7 +14,8 @@ from torch import nn
 
 from siglip.checkpoints.files import CheckpointError
 from siglip.checkpoints.layouts import WEIGHTS, check_weights
-from siglip.checkpoints.settings import Architecture
+from siglip.checkpoints.settings import Architecture, NaFlexArchitecture
+from siglip.towers.naflex import NaFlexTower
 from siglip.towers.text import TextTower
 from siglip.towers.vit import VisionTower
 
@@ -27,14 +28,20 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "siglip.")
 class Siglip(nn.Module):
     """Both towers, and the scale and bias of the logits: all weights of a checkpoint, by its names."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture | NaFlexArchitecture) -> None:
         super().__init__()
         self.text_model = TextTower(architecture.text_config)
-        self.vision_model = VisionTower(architecture.vision_config)
+        self.vision_model: VisionTower | NaFlexTower
+        if isinstance(architecture, NaFlexArchitecture):
+            self.vision_model = NaFlexTower(architecture.vision_config)
+        else:
+            self.vision_model = VisionTower(architecture.vision_config)
         self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
 
 
-def load_model(directory: Path, source: str, architecture: Architecture, *, texts: bool = True) -> Siglip:
+def load_model(
+    directory: Path, source: str, architecture: Architecture | NaFlexArchitecture, *, texts: bool = True
+) -> Siglip:
     """Load a checkpoint's weights as float32, from one safetensors file or from shards, stored as float16 to float64.
 
     Without `texts` the text tower's weights are not read, and stay on torch's `meta` device. Position ids, which older

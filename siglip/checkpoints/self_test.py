@@ -24,6 +24,7 @@ from siglip.config import ImageSpec
 from siglip.families.tokenizer import Tokenizer
 from siglip.images.patches import pack_patches
 from siglip.scoring import Floats
+from siglip.towers.naflex import NaFlexTower
 from siglip.towers.text import TextTower
 
 KNOWN = Path(__file__).parent / "known.json"
@@ -119,6 +120,30 @@ def check_position(tower: TextTower, ids: NDArray[np.int64]) -> None:
         same = embed(given)
         if not torch.equal(same, embed(others)) or torch.equal(same, embed(last)):
             raise _failed("the embedding of a text is not read at the last position, where SigLIP has it")
+
+
+def check_padding(tower: NaFlexTower, patches: torch.Tensor, grids: torch.Tensor) -> None:
+    """Check that what a NaFlex model gets after an image's last patch does not change the embedding.
+
+    The arguments are those of `siglip.towers.naflex.NaFlexTower`, with an image that has fewer patches than there is
+    room for. Only the first layer is computed. Raises `CheckpointError`: this device's attention ignores its mask.
+    """
+    count = grids.prod(dim=1)[:, None, None]
+    place = torch.arange(patches.shape[1], device=patches.device)[None, :, None]
+    other = torch.where(place < count, patches, 8 - patches)
+    layers, tower.encoder.layers = tower.encoder.layers, tower.encoder.layers[:1]
+    try:
+        with torch.inference_mode():
+            found, spoiled = tower(patches, grids), tower(other, grids)
+    finally:
+        tower.encoder.layers = layers
+    cosine = float(torch.nn.functional.cosine_similarity(found.float(), spoiled.float()).min())
+    if not cosine >= LEAST_COSINE:
+        raise _failed(
+            f"an image's embedding changes with what follows its last patch (cosine {cosine:.4f}), so attention "
+            "ignores its mask here",
+            "install the version of torch that constraints.txt names, or use model.device: cpu",
+        )
 
 
 class _Layers(nn.Module):

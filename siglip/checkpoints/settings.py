@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -9,10 +10,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from siglip.checkpoints.files import CONFIG, IMAGES, PROCESSOR, CheckpointError, read_json
-from siglip.config import ImageSpec
+from siglip.config import LEAST_PATCHES, MOST_PATCHES, ImageSpec, PatchBudget
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Settings = TypeVar("_Settings", bound=BaseModel)
+_AnyImages = TypeVar("_AnyImages", bound="_Images")
 
 
 class TowerSettings(BaseModel):
@@ -44,6 +46,24 @@ class VisionSettings(TowerSettings):
     vision_use_head: Literal[True] = True
 
 
+class NaFlexSettings(TowerSettings):
+    """A `vision_config`, as transformers' `Siglip2VisionConfig` reads it.
+
+    `num_patches` is the number of learned position embeddings, a square grid. It is not the most patches of an image.
+    """
+
+    patch_size: _Count = 16
+    num_patches: _Count = 256
+    num_channels: Literal[3] = 3
+    vision_use_head: Literal[True] = True
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if math.isqrt(self.num_patches) ** 2 != self.num_patches:
+            raise ValueError(f"{self.num_patches} patches are no square grid")
+        return self
+
+
 class TextSettings(TowerSettings):
     """A `text_config`. `projection_size` is the width of the text embeddings, if it is not the tower's width."""
 
@@ -58,6 +78,15 @@ class Architecture(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     vision_config: VisionSettings = VisionSettings()
+    text_config: TextSettings = TextSettings()
+
+
+class NaFlexArchitecture(BaseModel):
+    """A `config.json` of a NaFlex model. Missing values are those of `google/siglip2-base-patch16-naflex`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    vision_config: NaFlexSettings = NaFlexSettings()
     text_config: TextSettings = TextSettings()
 
 
@@ -80,21 +109,55 @@ class _Images(BaseModel):
     do_normalize: bool = True
 
 
+class _NaFlexImages(_Images):
+    """The keys that count, with the defaults of transformers' `Siglip2ImageProcessor`."""
+
+    resample: Annotated[int, Field(ge=0, le=5, strict=True)] = 2
+    image_processor_type: str = "Siglip2ImageProcessor"
+    patch_size: _Count = 16
+    max_num_patches: Annotated[int, Field(ge=LEAST_PATCHES, le=MOST_PATCHES, strict=True)] = 256
+
+
 def read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
-    """Read the preprocessing from its own file or, as transformers 5 writes it, from the processor's file."""
-    name = IMAGES
-    nested = read_json(directory / PROCESSOR, source) if (directory / PROCESSOR).exists() else {}
-    if isinstance(nested.get("image_processor"), dict):
-        name, given = PROCESSOR, nested["image_processor"]
-    else:
-        given = read_json(directory / IMAGES, source)
-    images = parse(given, _Images, name, source)
+    """Read the preprocessing of a model for square images. Raises `CheckpointError`."""
+    images, name = _read_images(directory, _Images, source)
     size = images.size
     height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
     if type(height) is not int or height != width or height != trained:
         raise CheckpointError(
             f"model.source: {source}: {name}: size {size!r} is not the {trained} x {trained} pixels of {CONFIG}"
         )
+    return ImageSpec(size=height, resample=images.resample, **_read_colors(images))
+
+
+def read_naflex_spec(directory: Path, patch: int, source: str) -> ImageSpec:
+    """Read the preprocessing of a NaFlex model with patches of `patch` x `patch` pixels. Raises `CheckpointError`."""
+    images, name = _read_images(directory, _NaFlexImages, source)
+    if not images.image_processor_type.startswith("Siglip2ImageProcessor"):
+        raise CheckpointError(
+            f"model.source: {source}: {name}: image_processor_type {images.image_processor_type} is not the "
+            f"Siglip2ImageProcessor of the model_type siglip2 of {CONFIG}, which is for NaFlex models"
+        )
+    if images.patch_size != patch:
+        raise CheckpointError(
+            f"model.source: {source}: {name}: patch_size {images.patch_size} is not the {patch} of {CONFIG}"
+        )
+    patches = PatchBudget(size=patch, count=images.max_num_patches)
+    return ImageSpec(patches=patches, resample=images.resample, **_read_colors(images))
+
+
+def _read_images(directory: Path, kind: type[_AnyImages], source: str) -> tuple[_AnyImages, str]:
+    """Read the preprocessing from its own file or, as transformers 5 writes it, from the processor's file.
+
+    Also returns the file's name.
+    """
+    name = IMAGES
+    nested = read_json(directory / PROCESSOR, source) if (directory / PROCESSOR).exists() else {}
+    if isinstance(nested.get("image_processor"), dict):
+        name, given = PROCESSOR, nested["image_processor"]
+    else:
+        given = read_json(directory / IMAGES, source)
+    images = parse(given, kind, name, source)
     for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         if getattr(images, key) is not wanted:
             raise CheckpointError(
@@ -104,8 +167,11 @@ def read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
         raise CheckpointError(
             f"model.source: {source}: {name}: rescale_factor: expected 1/255 (given: {images.rescale_factor!r})"
         )
-    mean, std = tuple(images.image_mean), tuple(images.image_std)
-    return ImageSpec.model_validate({"size": height, "resample": images.resample, "mean": mean, "std": std})
+    return images, name
+
+
+def _read_colors(images: _Images) -> dict[str, Any]:
+    return {"mean": tuple(images.image_mean), "std": tuple(images.image_std)}
 
 
 def describe_spec(spec: ImageSpec) -> dict[str, Any]:
@@ -140,11 +206,15 @@ def describe_tokenizer(length: int) -> dict[str, Any]:
     }
 
 
-def choose_size(size: int, vision: VisionSettings) -> int:
+def choose_size(size: int, vision: VisionSettings | NaFlexSettings) -> int:
     """The width and height of images for `model.image_size`: the checkpoint's own, or a multiple of its patch.
 
     The checkpoint's own size may be no multiple: of 384 pixels, patches of 14 cover 378. Raises `CheckpointError`.
     """
+    if isinstance(vision, NaFlexSettings):
+        raise CheckpointError(
+            "model.image_size: a NaFlex checkpoint keeps an image's proportions: set model.patches, or leave both out"
+        )
     patch = vision.patch_size
     if size % patch and size != vision.image_size:
         below = size // patch * patch
@@ -154,6 +224,16 @@ def choose_size(size: int, vision: VisionSettings) -> int:
             f"leave it out for the checkpoint's own {vision.image_size}"
         )
     return size
+
+
+def choose_patches(count: int, spec: ImageSpec) -> ImageSpec:
+    """The preprocessing with the number of patches of `model.patches`. Raises `CheckpointError`."""
+    if spec.patches is None:
+        raise CheckpointError(
+            f"model.patches: this checkpoint sees {spec.describe()}, and only NaFlex checkpoints have a number of "
+            "patches to choose: leave it out, or set model.image_size"
+        )
+    return spec.model_copy(update={"patches": spec.patches.model_copy(update={"count": count})})
 
 
 def parse(values: Mapping[str, Any], kind: type[_Settings], name: str, source: str) -> _Settings:

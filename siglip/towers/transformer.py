@@ -1,8 +1,8 @@
 """Transformer layers that the vision and the text tower share (Zhai et al. 2023), in PyTorch.
 
-Modules have the names of a checkpoint's weights, so weights load without renaming. Only checkpoints of a fixed
-resolution are supported. transformers' own model is not used, because importing it takes two CPU seconds and 86 MiB
-more. Tests compare the embeddings with those of transformers' model.
+Modules have the names of a checkpoint's weights, so weights load without renaming. transformers' own model is not
+used, because importing it takes two CPU seconds and 86 MiB more. Tests compare the embeddings with those of
+transformers' model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,22 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """Multihead attention without projections: queries (B, Q, D), keys and values (B, T, D) to (B, Q, D)."""
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multihead attention without projections: queries (B, Q, D), keys and values (B, T, D) to (B, Q, D).
+
+    `mask` is bool (B, 1, 1, T): false for keys that are not attended to. Without it all are.
+    """
     query, key, value = (rows.view(*rows.shape[:2], heads, -1).transpose(1, 2) for rows in (query, key, value))
-    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    """Self-attention, (B, T, D) to (B, T, D). Without a mask, because SigLIP was trained without one."""
+    """Self-attention, (B, T, D) to (B, T, D).
+
+    Texts and square images have no mask, because SigLIP was trained without one. NaFlex models have: see `attend`.
+    """
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
@@ -37,8 +45,8 @@ class Attention(nn.Module):
         self.heads = settings.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        mixed = attend(self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens), self.heads)
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        mixed = attend(self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens), self.heads, mask)
         output: torch.Tensor = self.out_proj(mixed)
         return output
 
@@ -66,22 +74,22 @@ class Layer(nn.Module):
         self.self_attn = Attention(settings)
         self.mlp = MLP(settings)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = tokens + self.self_attn(self.layer_norm1(tokens))
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        tokens = tokens + self.self_attn(self.layer_norm1(tokens), mask)
         output: torch.Tensor = tokens + self.mlp(self.layer_norm2(tokens))
         return output
 
 
 class Transformer(nn.Module):
-    """All layers of a tower, (B, T, D) to (B, T, D)."""
+    """All layers of a tower, (B, T, D) to (B, T, D). See `attend` for `mask`."""
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         for layer in self.layers:
-            tokens = layer(tokens)
+            tokens = layer(tokens, mask)
         return tokens
 
 

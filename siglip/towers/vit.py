@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siglip.checkpoints.settings import VisionSettings
+from siglip.checkpoints.settings import TowerSettings, VisionSettings
 from siglip.towers.transformer import MLP, Transformer, attend, make_norm, make_table
 
 
@@ -38,14 +38,14 @@ class PatchEmbeddings(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Attention of one query to all tokens, (1, 1, D) and (B, T, D) to (B, 1, D).
+    """Attention of one query to all tokens, (1, 1, D) and (B, T, D) to (B, 1, D). See `attend` for `mask`.
 
     The weights have the names and layout of torch's `nn.MultiheadAttention`, because checkpoints have them. That module
     itself is not used: it puts the token dimension first, and then a matrix product in bfloat16 on a CPU copies the
     weights for each token. That took 0.5 s for a batch of eight images, 39 % of the base model's time.
     """
 
-    def __init__(self, settings: VisionSettings) -> None:
+    def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         width = settings.hidden_size
         self.heads = settings.num_attention_heads
@@ -53,14 +53,15 @@ class QueryAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, learned: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, learned: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         query, key, value = (
             functional.linear(rows, weight, bias)
             for rows, weight, bias in zip(
                 (learned, tokens, tokens), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
             )
         )
-        output: torch.Tensor = self.out_proj(attend(query.expand(len(tokens), -1, -1), key, value, self.heads))
+        mixed = attend(query.expand(len(tokens), -1, -1), key, value, self.heads, mask)
+        output: torch.Tensor = self.out_proj(mixed)
         return output
 
 
@@ -70,15 +71,15 @@ class MAPHead(nn.Module):
     Checkpoints call the query `probe`. It is not a linear probe.
     """
 
-    def __init__(self, settings: VisionSettings) -> None:
+    def __init__(self, settings: TowerSettings) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.empty(1, 1, settings.hidden_size))
         self.attention = QueryAttention(settings)
         self.layernorm = make_norm(settings)
         self.mlp = MLP(settings)
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        pooled: torch.Tensor = self.attention(self.probe, patches)
+    def forward(self, patches: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        pooled: torch.Tensor = self.attention(self.probe, patches, mask)
         pooled = pooled + self.mlp(self.layernorm(pooled))
         return pooled[:, 0]
 

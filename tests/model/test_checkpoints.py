@@ -112,7 +112,7 @@ INVALID_SETTINGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (MODEL, lambda c: {**c, "vision_config": {"vision_use_head": False}}, "vision_config.vision_use_head: .*False"),
     (MODEL, lambda c: {**c, "vision_config": {"num_channels": 1}}, "vision_config.num_channels: .*1"),
     (MODEL, lambda c: {**c, "vision_config": {"num_attention_heads": 5}}, "5 heads cannot share a hidden_size of 768"),
-    (MODEL, lambda c: {**c, "model_type": "siglip2"}, "NaFlex .* such as google/siglip2-base-patch16-256"),
+    (MODEL, lambda c: {**c, "model_type": "siglip2"}, "SiglipImageProcessor is not .* NaFlex models"),
     (MODEL, lambda c: {**c, "model_type": "clip"}, "is a model of type clip, not siglip"),
     (MODEL, lambda c: {}, "is a model of type unknown"),
     (TOKENIZER, lambda c: {**c, "tokenizer_class": "CLIPTokenizer"}, "tokenizer_class CLIPTokenizer: expected"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_everything_that_asks_for_the_size_follows(sources: dict[str, Path]) -> 
     changed = {key for key, value in describe(small).items() if value != describe(plain)[key]}
     assert changed == {"model.weights", "model.image_size"}
     with pytest.raises(CheckpointError, match="another checkpoint here"):
-        PinnedModel(**{**vars(small), "identity": plain.identity}).fetch()
+        replace(small, checkpoint="sha256:other").fetch()
     assert small.fetch() == sources["so400m"]
     encoder = Encoder(half)
     encoder.warm_up()

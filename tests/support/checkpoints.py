@@ -29,6 +29,15 @@ TEXTS = [
 """Texts in many scripts. The last two are longer than 64 tokens, the limit of every model."""
 
 _CORPUS = [text.lower() for text in TEXTS[:-2]] * 20
+_IMAGES: dict[str, Any] = {
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "rescale_factor": 1 / 255,
+}
 _TOWER = {"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -72,6 +81,36 @@ def make_siglip2(directory: Path, **tokenizer: Any) -> Path:
 
     Gemma's tokenizer is in tokenizer.json, resizing is bilinear, and config.json leaves out what has its default.
     """
+    directory.mkdir(parents=True)
+    size = _write_gemma_tokenizer(directory, tokenizer)
+    _write(directory, {**_TOWER, "image_size": 256}, {**_TOWER, "vocab_size": size}, resample=2)
+    return directory
+
+
+def make_naflex(directory: Path, vision: dict[str, Any] | None = None, **images: Any) -> Path:
+    """Write a checkpoint like google/siglip2-*-patch16-naflex, with `images` in its preprocessor_config.json."""
+    import torch
+    from transformers import Siglip2Config, Siglip2Model
+
+    quiet_transformers()
+    directory.mkdir(parents=True)
+    tower = {**_TOWER, **(vision or {})}
+    text = {**_TOWER, "vocab_size": _write_gemma_tokenizer(directory, {}), "projection_size": tower["hidden_size"]}
+    torch.manual_seed(7)
+    _save(Siglip2Model(Siglip2Config(vision_config=dict(tower), text_config=dict(text))), directory)
+    towers = {
+        "text_config": {"model_type": "siglip2_text_model", **text},
+        "vision_config": {"model_type": "siglip2_vision_model", **tower},
+    }
+    _write_json(directory / "config.json", {"architectures": ["Siglip2Model"], "model_type": "siglip2", **towers})
+    names = {"image_processor_type": "Siglip2ImageProcessor", "processor_class": "Siglip2Processor"}
+    sizes = {"patch_size": tower.get("patch_size", 16), "max_num_patches": 256, "resample": 2}
+    _write_json(directory / "preprocessor_config.json", {**_IMAGES, **names, **sizes, **images})
+    return directory
+
+
+def _write_gemma_tokenizer(directory: Path, changes: dict[str, Any]) -> int:
+    """Write Gemma's tokenizer, with `changes` in its tokenizer_config.json. Return the size of its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
@@ -89,14 +128,12 @@ def make_siglip2(directory: Path, **tokenizer: Any) -> Path:
     vocabulary = content["model"]["vocab"]
     for byte in range(256):
         vocabulary.setdefault(f"<0x{byte:02X}>", len(vocabulary))
-    tower = {**_TOWER, "image_size": 256}
-    _write(directory, tower, {**_TOWER, "vocab_size": len(vocabulary)}, resample=2)
     _write_json(directory / "tokenizer.json", content)
     _write_json(directory / "special_tokens_map.json", tokens)
     settings = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_max_length": 64}
     names = {"model_input_names": ["input_ids"], "tokenizer_class": "GemmaTokenizer"}
-    _write_json(directory / "tokenizer_config.json", {**settings, **tokens, **names, **tokenizer})
-    return directory
+    _write_json(directory / "tokenizer_config.json", {**settings, **tokens, **names, **changes})
+    return len(vocabulary)
 
 
 def _write(directory: Path, vision: dict[str, Any], text: dict[str, Any], resample: int) -> None:
@@ -106,13 +143,7 @@ def _write(directory: Path, vision: dict[str, Any], text: dict[str, Any], resamp
 
     quiet_transformers()
     torch.manual_seed(7)
-    model = SiglipModel(SiglipConfig(vision_config=dict(vision), text_config=dict(text)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)  # no bias stays zero
-        model.logit_scale.fill_(4.7)
-        model.logit_bias.fill_(-12.9)
-    model.save_pretrained(directory)
+    _save(SiglipModel(SiglipConfig(vision_config=dict(vision), text_config=dict(text))), directory)
     _write_json(
         directory / "config.json",
         {
@@ -123,12 +154,21 @@ def _write(directory: Path, vision: dict[str, Any], text: dict[str, Any], resamp
         },
     )
     size = vision["image_size"]
-    images = {"do_convert_rgb": None, "do_normalize": True, "do_rescale": True, "do_resize": True}
-    values = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": resample}
     names = {"image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor"}
-    _write_json(
-        directory / "preprocessor_config.json", {**images, **values, **names, "size": {"height": size, "width": size}}
-    )
+    sizes = {"resample": resample, "size": {"height": size, "width": size}}
+    _write_json(directory / "preprocessor_config.json", {**_IMAGES, **names, **sizes})
+
+
+def _save(model: Any, directory: Path) -> None:
+    """Save a model of transformers in which no bias is zero, with a scale and a bias like SigLIP's."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        model.logit_scale.fill_(4.7)
+        model.logit_bias.fill_(-12.9)
+    model.save_pretrained(directory)
 
 
 def _write_json(path: Path, value: Any) -> None:
