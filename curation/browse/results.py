@@ -19,7 +19,7 @@ from curation.browse.snapshot import Snapshot
 from curation.search.cutoff import LogitCounts, find_training_share
 from curation.search.folding import fold_embeddings
 from curation.search.query import Terms
-from curation.search.ranking import Ranking
+from curation.search.ranking import Order, Ranking, sum_moments
 from curation.search.search import compare
 from curation.tagged_output import read_embeddings
 from curation.where import Where
@@ -208,9 +208,9 @@ class Searcher:
         counts = {column: LogitCounts() for column in range(values.shape[1]) if column not in example}
         for column, one in counts.items():
             one.add(inside[:, column])
-        moments = np.stack([inside.sum(axis=0, dtype=np.float64), np.square(inside).sum(axis=0, dtype=np.float64)])
+        order = Order.estimate(*sum_moments(inside[:, : terms.ordering]))
         share = find_training_share(snapshot.output.model)
-        ranking = Ranking.make(terms, counts, moments, len(inside), share, cut=query.cutoff == "auto")
+        ranking = Ranking.make(terms, counts, order, share, cut=query.cutoff == "auto")
         unwanted = searched & ranking.find_unwanted(values)
         kept = searched & ~unwanted
         if ranking.cutoff is not None:
@@ -218,7 +218,7 @@ class Searcher:
         kept[list(terms.shown)] = False
         best = counts[0].best if terms.wanted and len(inside) else None
         # Only with unwanted texts, the images keep the order of the output.
-        return kept, int(unwanted.sum()), ranking if ranking.ordering else None, best
+        return kept, int(unwanted.sum()), ranking if terms.ordering else None, best
 
     def _check_conditions(self, query: BrowseQuery, snapshot: Snapshot) -> NDArray[np.bool_]:
         """Tell which rows satisfy the conditions that need no embeddings, bool (N,)."""

@@ -1,7 +1,10 @@
 """Search with an index: the nearest images from the index, and from an exact scan of those that it does not have yet.
 
-An index answers the queries that one vector orders: one text, or examples. What needs the similarities of all images
-is left to the exact search, and a note says so: several texts, texts with examples, conditions in SQL.
+Several texts, or texts with an example, order images by the lowest of several similarities. The nearest images of each
+are found, and compared with all. An image that is among none of them has each similarity below that of the last image
+found for it; so those that rank above all such images are known. Means and standard deviations, in which texts and
+examples are compared, are estimated from the sample. A condition in SQL holds for other images than those that an index
+finds: it is left to the exact search, and a note says so.
 
 The cut-off of a text needs the scores of all images too, but only as an estimate of a share. The images with the
 highest scores, which decide, are found by the index. Those with lower ones are represented by the sample of the index,
@@ -23,13 +26,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curation.index.labels import number_labels
+from curation.index.nearest import Nearest, NearRows, count_logits
 from curation.index.rows import RowBatch, read_row_batches
 from curation.index.state import IndexState, list_shards, read_index_state
 from curation.index.table import IndexTable, count_partitions, name_shard
 from curation.search.cutoff import LogitCounts, find_training_share
 from curation.search.folding import fold_embeddings
 from curation.search.query import Query, Terms, embed_query
-from curation.search.ranking import Ranking
 from curation.search.search import Results, compare, make_table, search_output
 from curation.tagged_output import TaggedOutput, read_vectors
 from siglip.config import ModelConfig
@@ -41,7 +44,7 @@ FOUND = 1000
 MOST = 2000
 """The most results: their embeddings are in memory, and with --fold those of twenty times as many rows."""
 DEEPEST = 20_000
-"""The most rows that are asked for because many of those found show something unwanted."""
+"""The most rows that are asked for, of all texts and examples together, because too few of those found are results."""
 _FILLED = 4
 """Rows that the partitions should have for each that is asked for."""
 
@@ -79,10 +82,6 @@ def why_exact(query: Query) -> str:
         return "a condition holds for other images than those that it finds"
     if query.top > MOST:
         return f"it finds up to {MOST:,}"
-    if len(set(query.texts)) > 1:
-        return "it finds the images of one text"
-    if query.texts and (query.images or query.like):
-        return "it finds the images of a text or of examples, and not of both"
     return ""
 
 
@@ -131,15 +130,24 @@ class OpenIndex:
         # Folding may need more rows than results.
         most = max(FOUND if estimates or query.without else 0, (20 if query.fold else 4) * query.top) + len(terms.shown)
         nearest = self._find(query, terms, most, read)
-        if query.without and nearest.may_lack(20 * wanted if query.fold else wanted) and most < DEEPEST:
-            nearest = self._find(query, terms, DEEPEST, read)
+        lists = terms.wanted + (terms.example is not None)
+        if lists == 1 and not query.without:
+            return self._collect(query, terms, nearest)
+        deepest = DEEPEST // lists
+        if nearest.may_lack(20 * wanted if query.fold else wanted) and most < deepest:
+            nearest = self._find(query, terms, deepest, read)
         results = self._collect(query, terms, nearest)
-        if query.without and nearest.may_lack(wanted) and results.table.num_rows < query.top:
-            note = f"only the {DEEPEST:,} nearest images were looked at: nearly all show something unwanted"
+        if nearest.may_lack(wanted) and results.table.num_rows < query.top:
+            note = f"only the {deepest:,} nearest images were looked at: nearly all show something unwanted"
+            if lists > 1:
+                note = (
+                    f"only the {deepest:,} images nearest to each text or example were looked at: there may be others"
+                )
             return replace(results, notes=(note,))
         return results
 
-    def _find(self, query: Query, terms: Terms, most: int, read: Callable[[], Iterable[RowBatch]]) -> _Nearest:
+    def _find(self, query: Query, terms: Terms, most: int, read: Callable[[], Iterable[RowBatch]]) -> Nearest:
+        """Find rows that are nearer than all others: up to `most` for each text and the example."""
         known = number_labels(self.output)
         labels = [known[label] for label in query.labels]
         total = sum(count for _, count in self.indexed.values())
@@ -147,37 +155,44 @@ class OpenIndex:
         in_sample = np.isin(self.state.sample_shards, np.fromiter(self.indexed, np.int64, len(self.indexed)))
         in_sample &= self.state.sample_labels.have_all(labels)
 
-        def find(vector: Floats, count: int) -> _Rows:
+        def find(vector: Floats, count: int) -> NearRows:
             probes = self._count_probes(matching, total, count)
             found = self.table.find(vector, count, probes, self.stale, labels)
-            return _Rows(found.shards, found.rows, found.embeddings, compare(found.embeddings, terms))
+            return NearRows(found.shards, found.rows, found.embeddings, compare(found.embeddings, terms))
 
-        vector = terms.head.vectors[0] if terms.wanted else terms.example
-        assert vector is not None
-        rows = find(vector, most)
+        def find_limit(rows: NearRows, similarities: NDArray[np.float32]) -> float:
+            # What rows may have that were not found. None is left if all were.
+            return -np.inf if len(rows.rows) >= matching else float(similarities.min(initial=np.inf))
+
+        rows = NearRows.empty(self.sample.shape[1], compare(self.sample[:0], terms).shape[1])
+        limits = []
+        if terms.wanted:
+            limits.append(np.inf)
+            for text, vector in enumerate(terms.head.vectors[: terms.wanted]):
+                found = find(vector, most)
+                limits[0] = min(limits[0], find_limit(found, terms.head.logits(found.embeddings)[:, text]))
+                rows = rows.add(found)
+        if terms.example is not None:
+            found = find(terms.example, most)
+            limits.append(find_limit(found, found.similarities[:, len(limits)]))
+            rows = rows.add(found)
+        sample = compare(self.sample[in_sample], terms)
         counts: dict[int, LogitCounts] = {}
-        if terms.wanted or len(terms.head.gain):
-            sample = compare(self.sample[in_sample], terms)
-            if terms.wanted:
-                counts[0] = _count_logits(rows.similarities[:, 0], sample[:, 0], matching)
-            for column in range(1, rows.similarities.shape[1]):
-                unwanted = find(terms.head.vectors[terms.wanted + column - 1], FOUND).similarities[:, column]
-                counts[column] = _count_logits(unwanted, sample[:, column], matching)
-        searched = matching
+        if terms.wanted:
+            counts[0] = count_logits(rows.similarities[:, 0], limits[0], sample[:, 0], matching)
+        for column in range(len(limits), rows.similarities.shape[1]):
+            unwanted = find(terms.head.vectors[terms.wanted + column - len(limits)], FOUND)
+            logits = unwanted.similarities[:, column]
+            counts[column] = count_logits(logits, find_limit(unwanted, logits), sample[:, column], matching)
+        known_rows = rows.similarities if len(rows.rows) >= matching else sample
+        nearest = Nearest(rows, np.asarray(limits, np.float32), known_rows, counts, matching, most)
         for batch in read():
             inside = np.flatnonzero(batch.labels.have_all(labels))
             similarities = compare(batch.embeddings[inside], terms)
-            for column, counted in counts.items():
-                counted.add(similarities[:, column])
             shards = np.full(len(inside), batch.shard, np.int64)
-            rows = rows.best(_Rows(shards, batch.rows[inside], batch.embeddings[inside], similarities), most)
-            searched += len(inside)
-        moments = np.zeros((2, rows.similarities.shape[1]))
-        share = find_training_share(self.output.model)
-        ranking = Ranking.make(terms, counts, moments, searched, share, cut=query.cutoff == "auto")
-        kept = ranking.find_relevant(rows.similarities) & ~ranking.find_unwanted(rows.similarities)
-        within = bool(ranking.find_relevant(rows.similarities[-1:]).all())
-        return _Nearest(rows, kept, ranking, counts, searched, len(rows.rows) < searched, within)
+            nearest.add(NearRows(shards, batch.rows[inside], batch.embeddings[inside], similarities))
+        nearest.rank(terms, find_training_share(self.output.model), cut=query.cutoff == "auto")
+        return nearest
 
     def _count_probes(self, matching: int, total: int, count: int) -> int:
         """Return how many partitions are looked into for `count` rows, if `matching` rows of `total` have the labels.
@@ -192,7 +207,7 @@ class OpenIndex:
         enough = max(probes * total, _FILLED * count * partitions) / matching
         return max(probes, min(partitions, int(np.ceil(enough))))
 
-    def _collect(self, query: Query, terms: Terms, nearest: _Nearest) -> Results:
+    def _collect(self, query: Query, terms: Terms, nearest: Nearest) -> Results:
         output, rows, cutoff = self.output, nearest.rows, nearest.ranking.cutoff
         most = query.top + len(terms.shown)
         places = np.flatnonzero(nearest.kept)
@@ -218,67 +233,3 @@ class OpenIndex:
             else None,
             nearest.more and (bool(query.without) or (cutoff is not None and nearest.within)),
         )
-
-
-@dataclass
-class _Rows:
-    """Rows with their embeddings, float32 (K, D), and the columns of `compare`, float32 (K, C), best first."""
-
-    shards: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    embeddings: Floats
-    similarities: NDArray[np.float32]
-
-    def best(self, other: _Rows, most: int) -> _Rows:
-        """Return the best of these and of others."""
-        joined = [
-            np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("shards", "rows", "embeddings", "similarities")
-        ]
-        order = np.lexsort((joined[1], joined[0], -joined[3][:, 0]))[:most]
-        return _Rows(*(one[order] for one in joined))
-
-
-@dataclass(frozen=True)
-class _Nearest:
-    """The nearest rows of a query. `kept` says which are results, bool (K,).
-
-    `more` says that there are more rows than these, and `within` that the last of these is within the cut-off.
-    """
-
-    rows: _Rows
-    kept: NDArray[np.bool_]
-    ranking: Ranking
-    counts: Mapping[int, LogitCounts]
-    searched: int
-    more: bool
-    within: bool
-
-    def may_lack(self, wanted: int) -> bool:
-        """Tell whether there may be results among the rows that were not looked at, and fewer than wanted are here."""
-        return self.more and self.within and int(self.kept.sum()) < wanted
-
-    def count_relevant(self) -> int:
-        """Return how many rows are within the cut-off and not left out: counted, or an estimate."""
-        kept, cutoff = int(self.kept.sum()), self.ranking.cutoff
-        if not (self.more and self.within) or cutoff is None:
-            return kept
-        share = kept / max(1, len(self.kept))  # of the rows here, all of which are within the cut-off
-        return max(kept, round(self.counts[0].count_above(cutoff) * share))
-
-    def count_left_out(self) -> int:
-        """Return about how many rows show something unwanted."""
-        return min(
-            self.searched,
-            round(sum(self.counts[column].count_above(one) for column, one in self.ranking.limits.items())),
-        )
-
-
-def _count_logits(found: NDArray[np.float32], sample: NDArray[np.float32], rows: int) -> LogitCounts:
-    """Count the highest logits of `rows` rows, and the others as a sample of the rows has them."""
-    counts = LogitCounts()
-    counts.add(found)
-    left = rows - len(found)
-    if left > 0 and len(found) and len(rest := sample[sample < found.min()]):
-        counts.add(rest, left / len(rest))
-    return counts

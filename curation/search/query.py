@@ -84,6 +84,11 @@ class Terms:
     example: Floats | None
     shown: frozenset[int]
 
+    @property
+    def ordering(self) -> int:
+        """The number of similarities that order images: one of the texts, and one of the example."""
+        return int(self.wanted > 0) + (self.example is not None)
+
 
 def embed_query(query: Query, output: TaggedOutput, model: ModelConfig | None = None) -> Terms:
     """Embed a query's texts and images. The model is loaded if the output does not hold what is needed.

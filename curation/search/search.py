@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curation.search.cutoff import LogitCounts, find_training_share
 from curation.search.folding import fold_duplicates
 from curation.search.query import Query, Terms, embed_query
-from curation.search.ranking import Ranking
+from curation.search.ranking import Order, Ranking, sum_moments
 from curation.tagged_output import ID, TaggedOutput, read_embeddings
 from curation.where import Where
 from siglip.config import ModelConfig
@@ -99,13 +99,14 @@ class _Scan:
     """The similarities of all rows, float32 (N, C), NaN where a row does not satisfy the conditions.
 
     The columns are the lowest wanted logit if there are texts, the cosine with the example if there is one, and the
-    logit of each unwanted text. `counts` counts the logits of each column that has logits.
+    logit of each unwanted text. `counts` counts the logits of each column that has logits. `moments` are the sums of
+    the columns that order rows, and of their squares, float64 (2, O).
     """
 
     similarities: NDArray[np.float32]
     counts: dict[int, LogitCounts]
     searched: int
-    moments: NDArray[np.float64]  # for each column the sum and the sum of squares
+    moments: NDArray[np.float64]
 
     def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for start in range(0, len(self.similarities), _CHUNK):
@@ -113,11 +114,10 @@ class _Scan:
 
 
 def _scan(batches: Iterable[tuple[Floats, NDArray[np.bool_] | None]], terms: Terms, file: Any) -> _Scan:
-    texts = int(terms.wanted > 0)
-    columns = texts + (terms.example is not None) + len(terms.head.gain) - terms.wanted
-    logit_columns = [*range(texts), *range(texts + (terms.example is not None), columns)]
+    columns = terms.ordering + len(terms.head.gain) - terms.wanted
+    logit_columns = [*range(int(terms.wanted > 0)), *range(terms.ordering, columns)]
     counts = {column: LogitCounts() for column in logit_columns}
-    moments = np.zeros((2, columns))
+    moments = np.zeros((2, terms.ordering))
     rows = searched = 0
     for embeddings, mask in batches:
         found = compare(embeddings, terms)
@@ -125,7 +125,7 @@ def _scan(batches: Iterable[tuple[Floats, NDArray[np.bool_] | None]], terms: Ter
         inside = found[kept]
         for column, counted in counts.items():
             counted.add(inside[:, column])
-        moments += [inside.sum(axis=0, dtype=np.float64), np.square(inside, dtype=np.float64).sum(axis=0)]
+        moments += sum_moments(inside[:, : terms.ordering])[0]
         found[~kept] = np.nan
         file.write(found.tobytes())
         rows, searched = rows + len(found), searched + len(inside)
@@ -157,7 +157,8 @@ class _Best:
 
 
 def _rank(scan: _Scan, terms: Terms, query: Query, training_share: float) -> _Best:
-    ranking = Ranking.make(terms, scan.counts, scan.moments, scan.searched, training_share, cut=query.cutoff == "auto")
+    by = Order.estimate(scan.moments, scan.searched)
+    ranking = Ranking.make(terms, scan.counts, by, training_share, cut=query.cutoff == "auto")
     best = _Best(np.zeros(0), np.zeros(0, np.int64), 0, 0, ranking.cutoff)
     shown = np.fromiter(terms.shown, np.int64, len(terms.shown))
     # Folding may need more rows than results.

@@ -29,7 +29,7 @@ CODES: dict[str, tuple[int, str]] = {
     "text_too_long": (400, "a text has more tokens than the model's input, and the request says not to cut it"),
     "too_many_labels": (400, "the request has more prompts (labels times templates) than limits.labels"),
     "too_many_pairs": (400, "the response would have more labels or matches than limits.pairs"),
-    "unsupported_search": (400, "the searched output or its index cannot answer this query; `param` names the field"),
+    "unsupported_search": (400, "the searched output cannot answer this query; `param` names the field"),
     "response_too_large": (400, "the response has more bytes than limits.response_bytes"),
     "label_too_long": (400, "a label or template has more characters than limits.label_characters"),
     "label_set_not_found": (404, "no label set of this name is registered: see GET /v1/label-sets"),

@@ -42,7 +42,7 @@ class SearchRequest(Strict):
     text: str | NonEmptyStrings | None = Field(
         None,
         description="What the images show. It is scored as a label of this name would be, with the templates of the "
-        "output. Of several texts, an image has the lowest score; an output with an index takes one text.",
+        "output. Of several texts, an image has the lowest score.",
     )
     not_: NonEmptyStrings | None = Field(
         None,

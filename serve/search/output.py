@@ -84,14 +84,6 @@ class SearchedOutput:
         """Tell whether output and index are still as they were. Reads the manifest."""
         return is_current(self.output, self.index_stamp)
 
-    def find_impossible(self, query: Query, *, example: bool) -> str | None:
-        """Return the part of a query that an index cannot answer, `text` or `example`; None if all can be answered."""
-        if self.index is None:
-            return None
-        if len(set(query.texts)) > 1:
-            return "text"
-        return "example" if query.texts and example else None
-
     def find_texts(self, labels: LabelSet) -> Floats | None:
         """Return the averaged prompts of labels, (L, D), if the output has them: then the model is not needed."""
         return find_texts(self.output, labels)

@@ -171,7 +171,7 @@ class SearchService:
         )
         with self._hold(context):
             opened = self.opened
-            check_query(opened, query, asked.thumbnails, example=asked.image is not None or asked.like is not None)
+            check_query(opened, query, asked.thumbnails)
             texts = QueryTexts.make(query, opened, self._about, self._embedder.limits)
             images = await self._reader.read([asked.image], ["image"], context) if asked.image is not None else []
             missing, cached = texts.count(self._cache) if texts else (0, 0)
@@ -291,8 +291,8 @@ class SearchService:
         return await asyncio.get_running_loop().run_in_executor(self._refresher, function)
 
 
-def check_query(opened: SearchedOutput, query: Query, thumbnails: bool, *, example: bool) -> None:
-    """Refuse what the output, or its index, cannot answer. Raises `ApiError`, whose `param` is the field."""
+def check_query(opened: SearchedOutput, query: Query, thumbnails: bool) -> None:
+    """Refuse what the output cannot answer. Raises `ApiError`, whose `param` is the field."""
     known = opened.labels
     if unknown := [label for label in query.labels if label not in known]:
         message = f"labels: the output has no label {quote(unknown[0])}: search for it with text"
@@ -300,14 +300,6 @@ def check_query(opened: SearchedOutput, query: Query, thumbnails: bool, *, examp
     if thumbnails and not opened.has_thumbnails:
         message = "thumbnails: the output has none: its job had no `thumbnails`"
         raise ApiError("unsupported_search", message, param="thumbnails")
-    match opened.find_impossible(query, example=example):
-        case "text":
-            message = "text: an index finds the images of one text: send one, or search with `sightline search`"
-            raise ApiError("unsupported_search", message, param="text")
-        case "example":
-            message = "image: an index finds the images of a text or of an example: leave one of them out"
-            field = "like" if query.like else "image"
-            raise ApiError("unsupported_search", message.replace("image", field, 1), param=field)
 
 
 def _unreadable() -> ApiError:

@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +203,62 @@ def test_more_images_are_looked_at_if_the_nearest_are_unwanted(
     assert (fewer.table.num_rows, "60 nearest images" in fewer.notes[0]) == (0, True)
 
 
+def compose(large: TaggedOutput) -> list[Query]:
+    """Queries of several texts, and of texts and an example, some of which are far apart."""
+    queries = [Query([one, other], top=10, cutoff="none") for one, other in pairwise(NAMES[:9])]
+    for number, name in enumerate(NAMES[:8]):
+        nearest = ids(search_output(large, Query([name], top=300, cutoff="none")))
+        queries.append(Query([name], like=[nearest[40 * number]], top=10, cutoff="none"))
+    queries.append(Query(NAMES[:2], like=["image 00000007"], top=10, cutoff="none"))
+    return queries
+
+
+def test_several_texts_and_examples_are_composed_as_by_an_exact_search(large: TaggedOutput) -> None:
+    recalls = []
+    for query in compose(large):
+        exact, found = search_output(large, query), search_index(large, query)
+        scores = {row["id"]: (row["score"], row["similarity"]) for row in exact.table.to_pylist()}
+        same = [row for row in found.table.to_pylist() if row["id"] in scores]
+        for row in same:
+            assert row["score"] == pytest.approx(scores[row["id"]][0], rel=1e-4)
+            assert row["similarity"] == (None if not query.like else pytest.approx(scores[row["id"]][1], rel=1e-4))
+        # Those that it does not find are none that it knows to be missing.
+        assert len(found.table) == 10 or "there may be others" in found.notes[0]
+        recalls.append(len(same) / max(1, len(found.table)))
+        assert found.searched == exact.searched
+    assert np.mean(recalls) >= 0.95
+
+
+def test_the_cutoff_of_several_texts_is_near_that_of_an_exact_search(large: TaggedOutput) -> None:
+    for one, other in zip(NAMES[:6], NAMES[6:12], strict=True):
+        query = Query([one, other], top=20)
+        exact, found = search_output(large, query), search_index(large, query)
+        assert exact.relevant is not None
+        assert found.relevant == pytest.approx(exact.relevant, rel=0.2, abs=12)
+        assert found.best == pytest.approx(exact.best, rel=1e-3)
+
+
+def test_what_ranks_above_all_that_was_not_found_is_shown_and_a_line_tells_of_the_rest(
+    large: TaggedOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few rows of each list, an image that is only in one of them may rank below one that is in none."""
+    monkeypatch.setattr(search_module, "DEEPEST", 100)
+    monkeypatch.setattr(search_module, "FOUND", 10)
+    short = 0
+    for query in compose(large):
+        exact, found = search_output(large, query), search_index(large, query)
+        count = found.table.num_rows
+        assert len({*ids(found)} & {*ids(exact)}) >= 0.9 * count
+        short += count < 10
+        assert bool(found.notes) == (count < 10)
+    assert short > 0
+
+
 @pytest.mark.parametrize(
     ("query", "why"),
     [
         (Query([NAMES[0]], where="width > 600"), "condition"),
         (Query([NAMES[0]], labels=[NAMES[1]], where="width > 600"), "condition"),
-        (Query([NAMES[0], NAMES[1]]), "one text"),
-        (Query([NAMES[0]], like=["image 00000007"]), "examples"),
         (Query([NAMES[0]], top=3000), "up to 2,000"),
     ],
 )
