@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,8 @@ def _read_weights(found: _Source, paths: list[Path], say: Callable[[str], None])
             loaded = load_file(path)
         else:
             try:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings(action="ignore"):  # torch's, about pickles that it did not write
+                    loaded = torch.load(path, map_location="cpu", weights_only=True)
             except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
                 raise found.refuse(
                     f"{path.name} is not a plain file of tensors, and other pickles are not read, because they can "
