@@ -155,8 +155,12 @@ def _read_images(directory: Path, kind: type[_AnyImages], source: str) -> tuple[
     nested = read_json(directory / PROCESSOR, source) if (directory / PROCESSOR).exists() else {}
     if isinstance(nested.get("image_processor"), dict):
         name, given = PROCESSOR, nested["image_processor"]
-    else:
+    elif (directory / IMAGES).exists():
         given = read_json(directory / IMAGES, source)
+    else:
+        raise CheckpointError(
+            f"model.source: {source} has no {IMAGES}: copy it from the checkpoint that this one was made from"
+        )
     images = parse(given, kind, name, source)
     for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         if getattr(images, key) is not wanted:
