@@ -17,24 +17,20 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pyarrow.dataset as ds
 import pytest
 import yaml
 from PIL import Image
-from rich.console import Console
 
-from pipelines.config import JobConfig
-from pipelines.job import run_job
 from serve.admission.auth import new_key
 from serve.http.errors import CODES
 from serve.label_sets.files import REREAD_SECONDS
 from serve.rayserve.haproxy import PEER
 from sightline.demo.shapes import LABELS
-from sightline.progress import RunProgress
 from siglip.checkpoint import pin_model
 from siglip.heads import accept_thresholds, build_head, name_bands, tag_embeddings
 from siglip.images.decode import REASONS
 from siglip.labels import LabelSet, Probe
+from tests.support.agreement import check_agreement
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 from tests.support.images import awkward_cases, encode, make_rgb
 from tests.support.searched_output import write_shapes
@@ -294,31 +290,7 @@ def test_batch_job_and_endpoint_give_the_same_numbers(endpoint: Endpoint, local_
     """The same images, among them unusual ones, through the batch job and over HTTP: embeddings, labels, scores."""
     images = {name: data for name, data, _ in awkward_cases()}
     images |= {label: shape_png(label, seed) for seed, label in enumerate(LABELS[::5])}
-    for number, data in enumerate(images.values()):
-        (tmp_path / f"{number:03}.img.png").write_bytes(data)
-    labels = endpoint.service.config.label_sets["shapes"].model_copy(update={"threshold": 0.0})
-    job = JobConfig.model_validate(
-        {
-            "input": str(tmp_path),
-            "output": str(tmp_path / "out"),
-            "labels": labels,
-            "model": {"source": "tiny", "dtype": "float32", "compile": False},
-        }
-    )
-    run_job(job, RunProgress(Console(quiet=True)))
-    rows = {row["key"][-11:]: row for row in ds.dataset(tmp_path / "out" / "data").to_table().to_pylist()}
-    assert len(rows) == len(images)
-    for number, data in enumerate(images.values()):
-        row = rows[f"{number:03}.img.png"]
-        uri = data_uri(data)
-        online = endpoint.post("/v1/classify", {"image": uri, "label_set": "shapes", "threshold": 0}).json()
-        [embedding] = endpoint.post("/v1/embeddings", {"model": "tiny", "input": uri}).json()["data"]
-        np.testing.assert_allclose(embedding["embedding"], row["embedding"], atol=2e-6)
-        assert [label["label"] for label in online["data"][0]["labels"]] == row["labels"]
-        np.testing.assert_allclose([label["score"] for label in online["data"][0]["labels"]], row["scores"], rtol=1e-4)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert online["fingerprint"]["model"] == manifest["fingerprint"]["model.weights"]
-    assert online["fingerprint"]["labels"] == manifest["fingerprint"]["labels.digest"]
+    check_agreement(endpoint, {"source": "tiny", "dtype": "float32"}, list(images.values()), tmp_path)
 
 
 def test_bands_groups_calibrations_and_probes_give_the_batch_jobs_results(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -326,3 +326,15 @@ def test_weights_that_were_saved_in_half_precision_are_loaded(directory: Path, t
     save_file({name: value.bfloat16() for name, value in weights.items()}, tmp_path / "half/model.safetensors")
     pixels = decode(ours, make_rgb(640, 480))
     assert lowest(Encoder(pin(tmp_path / "half")).embed_images(pixels), ours.embed_images(pixels)) >= 0.999
+
+
+def test_a_published_config_states_almost_nothing(directory: Path, tmp_path: Path) -> None:
+    """Google's files name the types and the vocabulary. The rest is transformers' defaults."""
+    shutil.copytree(directory, tmp_path / "model")
+    text = {"model_type": "siglip2_text_model", "vocab_size": 256000}
+    config = {"model_type": "siglip2", "text_config": text, "vision_config": {"model_type": "siglip2_vision_model"}}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    (tmp_path / "model/preprocessor_config.json").write_text("{}")
+    pinned = pin(tmp_path / "model")
+    assert (pinned.width, pinned.text_length, pinned.spec.shape, pinned.spec.resample) == (768, 64, (257, 768), 2)
+    assert pinned.vision_flops == pytest.approx(44e9, rel=0.1)

@@ -52,7 +52,7 @@ def decode_by_pillow(data: bytes) -> np.ndarray | None:
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB").resize((SPEC.size, SPEC.size), Image.Resampling.BICUBIC))
+            return np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
     except Exception:
         return None
 
