@@ -30,6 +30,7 @@ from siglip.checkpoints.files import (
     TOKENIZER_EXTRAS,
     CheckpointError,
     fetch_hub,
+    list_hub,
     read_json,
     write_json,
 )
@@ -66,20 +67,22 @@ _CLEANING = {"canonicalize": "canonicalize", "lower": "lowercase"}
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a checkpoint comes from. `name` is what the user gave, and `directory` has its settings."""
+    """Where a checkpoint comes from.
+
+    `name` is what the user gave. `directory` has its settings, and is named by the commit if it is from the hub.
+    `files` are the names of its files, of which weights are not downloaded yet.
+    """
 
     name: str
-    revision: str | None
     directory: Path
+    files: frozenset[str]
     on_hub: bool
 
-    def find(self, *names: str) -> Path | None:
-        """The first of these files that there is, downloaded now. A pattern is a name too."""
-        for name in names:
-            directory = fetch_hub(self.name, self.revision, (name,)) if self.on_hub else self.directory
-            if found := sorted(directory.glob(name)):
-                return found[0]
-        return None
+    def get(self, name: str) -> Path:
+        """One of `files`, downloaded if it is on the hub."""
+        if self.on_hub:
+            return fetch_hub(self.name, self.directory.name, (name,)) / name
+        return self.directory / name
 
     def refuse(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.name}: {what}")
@@ -127,10 +130,11 @@ def convert_checkpoint(
 def _locate(source: str, revision: str | None) -> _Source:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _Source(source, None, path, on_hub=False)
+        return _Source(source, path, frozenset(file.name for file in path.iterdir()), on_hub=False)
     if "://" in source or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise CheckpointError(f"{source} is not a directory or a hub id")
-    return _Source(source, revision, fetch_hub(source, revision, (*FILES, OPEN_CLIP, ADAPTER)), on_hub=True)
+    directory = fetch_hub(source, revision, (*FILES, OPEN_CLIP, ADAPTER))
+    return _Source(source, directory, list_hub(source, directory.name), on_hub=True)
 
 
 def _convert_open_clip(found: _Source, part: Path, tokenizer: str | None, say: Callable[[str], None]) -> str:
@@ -138,44 +142,44 @@ def _convert_open_clip(found: _Source, part: Path, tokenizer: str | None, say: C
     settings = read_settings(read_json(found.directory / OPEN_CLIP, found.name), found.name)
     text = settings.model_cfg.text_cfg
     where = _take_tokenizer(found, part, tokenizer, text)
+    _compare_tokens(found, part, text, where)
     say(f"tokenizer: from {where}")
-    path = found.find(*OPEN_CLIP_WEIGHTS, WEIGHTS[0])
-    if path is None:
+    file = next((name for name in (*OPEN_CLIP_WEIGHTS, WEIGHTS[0]) if name in found.files), None)
+    if file is None:
         raise found.refuse(f"it has none of the weights {', '.join(OPEN_CLIP_WEIGHTS)}")
-    weights = rename_weights(_read_weights(found, [path], say), settings, found.name)
+    weights = rename_weights(_read_weights(found, [file], say), settings, found.name)
     write_json(part / CONFIG, make_config(settings, weights))
     write_json(part / IMAGES, describe_spec(make_spec(settings)))
     save_file(weights, part / WEIGHTS[0], metadata={"format": "pt"})
-    _compare_tokens(found, part, text, where)
     return str(text.tokenizer_kwargs.get("clean", "whitespace"))
 
 
 def _convert_pickle(found: _Source, part: Path, tokenizer: str | None, say: Callable[[str], None]) -> None:
     """Write a checkpoint that has the hub's layout, except that its weights are pickles."""
     read_config(found.directory, found.name)
-    if found.find(*WEIGHTS):
+    if found.files & set(WEIGHTS):
         raise found.refuse("it has the layout that is loaded, so there is nothing to convert: use it as model.source")
-    if found.find(PICKLES[1]):
-        index = read_json(found.directory / PICKLES[1], found.name)
-        paths = [found.find(name) for name in sorted(set(index["weight_map"].values()))]
-    else:
-        paths = [found.find(PICKLES[0])]
-    if None in paths:
-        raise found.refuse(f"it has none of the weights {PICKLES[0]}, {', '.join(OPEN_CLIP_WEIGHTS)}")
+    names = [PICKLES[0]]
+    if PICKLES[1] in found.files:
+        shards = read_json(found.get(PICKLES[1]), found.name).get("weight_map")
+        names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+    missing = [name for name in names if name not in found.files]
+    if missing or not names:
+        raise found.refuse(f"it has no {missing[0] if missing else 'weight_map'}, nor weights of open_clip")
     for name in FILES:
         if (found.directory / name).exists():
             shutil.copyfile(found.directory / name, part / name)
     if tokenizer:
         text = json.loads((part / CONFIG).read_text(encoding="utf-8")).get("text_config", {})
         say(f"tokenizer: from {_take_files(found, part, tokenizer, text.get('max_position_embeddings', 64))}")
-    weights = _read_weights(found, [path for path in paths if path], say)
+    weights = _read_weights(found, names, say)
     save_file(weights, part / WEIGHTS[0], metadata={"format": "pt"})
 
 
-def _read_weights(found: _Source, paths: list[Path], say: Callable[[str], None]) -> Weights:
+def _read_weights(found: _Source, names: list[str], say: Callable[[str], None]) -> Weights:
     """Read tensors by name, without a prefix that all have, and without position ids."""
     weights: Weights = {}
-    for path in paths:
+    for path in map(found.get, names):
         if path.suffix == ".safetensors":
             loaded = load_file(path)
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,8 +108,22 @@ def fetch_hub(source: str, revision: str | None, patterns: Collection[str]) -> P
     """
     from huggingface_hub import snapshot_download
 
-    try:
+    with _hub_errors(source):
         return Path(snapshot_download(source, revision=revision, allow_patterns=[*patterns]))
+
+
+def list_hub(source: str, revision: str) -> frozenset[str]:
+    """The names of all files of a repository of the hub. Raises `CheckpointError` when the hub cannot be reached."""
+    from huggingface_hub import list_repo_files
+
+    with _hub_errors(source):
+        return frozenset(list_repo_files(source, revision=revision))
+
+
+@contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub's client raises a dozen unrelated types: offline, missing, gated, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

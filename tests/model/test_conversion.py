@@ -5,6 +5,7 @@ The reference for open_clip is what open_clip itself computed: see `tests/suppor
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import pickle
@@ -184,6 +185,7 @@ def test_t5s_tokenizer_is_replaced_by_the_same_vocabulary_for_siglip(
         return tokenizers["siglip"]
 
     monkeypatch.setattr(conversion, "fetch_hub", fetch)
+    monkeypatch.setattr(conversion, "list_hub", lambda *_: frozenset())
     result = run(source, tmp_path / "model")
     assert result.exit_code == 0, result.output
     assert "tokenizer: from google/siglip-base-patch16-224" in result.stderr
@@ -292,3 +294,47 @@ def test_other_mistakes_are_refused(tmp_path: Path) -> None:
         result = run(source, directory)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the hub: a request downloads the files that match into a snapshot, as the hub's client does."""
+    folder = tmp_path / "hub"
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        snapshot = tmp_path / "snapshots" / name / "0123abc"
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for path in (folder / name).iterdir():
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copyfile(path, snapshot / path.name)
+        return str(snapshot)
+
+    def list_files(name: str, *, revision: str) -> list[str]:
+        assert revision == "0123abc"
+        return [path.name for path in (folder / name).iterdir()]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", list_files)
+    return folder
+
+
+def test_a_repository_of_the_hub_is_converted(hub: Path, tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    name = "ViT-B-16-SigLIP"
+    source = make_open_clip(name, hub / "timm" / name, tokenizers["siglip"])
+    (source / "open_clip_pytorch_model.bin").write_bytes(b"never read, because there are safetensors")
+    line = rf"model\.source: timm/{name}: .* run sightline model convert timm/{name} DIRECTORY, and use the directory"
+    with pytest.raises(CheckpointError, match=line):
+        pin_model(ModelConfig(source=f"timm/{name}"))
+    result = run(f"timm/{name}", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    assert not list((tmp_path / "snapshots").rglob("*.bin"))
+    check_equal(load(tmp_path / "model").embed_images(draw_inputs(name)[0]), read_embeddings(name)[0])
+
+
+def test_weights_that_a_repository_of_the_hub_does_not_have_are_named(hub: Path, tokenizers: dict[str, Path]) -> None:
+    """Only when weights are downloaded is it known which there are."""
+    shutil.copytree(tokenizers["siglip"], hub / "someone" / "export")
+    (hub / "someone" / "export" / "model.safetensors").unlink()
+    pinned = pin_model(ModelConfig(source="someone/export", dtype="float32", compile=False))
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors: if it has pytorch_model\.bin, convert it with"):
+        Encoder(pinned)

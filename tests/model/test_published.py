@@ -229,3 +229,19 @@ def test_weights_in_float16_are_computed_in_float32(tokenizers: dict[str, Path],
     save_file(half, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"not finite: text_model\.head\.bias"):
         load(source)
+
+
+def test_the_documentation_has_every_repository() -> None:
+    """`-256` after a name stands for the same name with another size."""
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    loads, _, refused = page.partition("## Which repositories load")[2].partition("Everything else is refused")
+    named: list[str] = []
+    for code in re.findall(r"`([^`]+)`", loads):
+        named.append(f"{named[-1].rpartition('-')[0]}{code}" if code.startswith("-") else code)
+    assert {row.name for row in ROWS} <= set(named)
+    assert [name for name in named if name.startswith("google/") and named.count(name) > 1] == []
+    unknown = {name for name in named if name.startswith("google/")} - {row.name for row in ROWS}
+    assert unknown == {"google/siglip2-base-patch16-naflex", "google/siglip2-so400m-patch16-naflex"}
+    for row in REFUSED:
+        if "/" in row.name and not row.name.startswith("openai/"):
+            assert f"`{row.name}`" in refused

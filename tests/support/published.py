@@ -2,8 +2,10 @@
 
 A row has the settings of the repository's own files: sizes in pixels, patch, length of texts, vocabulary, projection,
 tokenizer and resampling filter. They were read from transformers' conversion scripts for SigLIP and SigLIP 2, and from
-the model configurations of open_clip 3.3.0 and timm 1.0.31. `make_published` writes the same files with the same keys.
-It divides the widths, and has two layers and the vocabulary of the small tokenizers of `tests/support/checkpoints.py`.
+the model configurations of open_clip 3.3.0 and timm 1.0.31. The files of medsiglip-448 are behind a licence: its row is
+so400m's at the size that its name says, with SigLIP's tokenizer. `make_published` writes the same files with the same
+keys. It divides the widths, and has two layers and the vocabulary of the small tokenizers of
+`tests/support/checkpoints.py`.
 """
 
 from __future__ import annotations
