@@ -115,6 +115,12 @@ def read_settings(values: Mapping[str, Any], source: str) -> Settings:
     """Read an `open_clip_config.json`. Raises `CheckpointError` for another model than a SigLIP of fixed resolution."""
     model = values.get("model_cfg")
     text = model.get("text_cfg") if isinstance(model, dict) else None
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if isinstance(vision, dict) and str(vision.get("timm_model_name")).startswith("naflexvit"):
+        raise CheckpointError(
+            f"model.source: {source}: {OPEN_CLIP}: its image tower is timm's for NaFlex ({vision['timm_model_name']}), "
+            "which is not converted: use google/siglip2-base-patch16-naflex or google/siglip2-so400m-patch16-naflex"
+        )
     if isinstance(text, dict) and text.get("hf_model_name"):
         raise CheckpointError(
             f"model.source: {source}: {OPEN_CLIP}: its text tower is {text['hf_model_name']}, and not SigLIP's"

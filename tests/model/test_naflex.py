@@ -19,6 +19,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.files import CheckpointError
+from siglip.checkpoints.open_clip import read_settings
 from siglip.checkpoints.self_test import check_padding, draw_images
 from siglip.config import Limits, ModelConfig
 from siglip.encoder import Encoder
@@ -318,6 +319,14 @@ def test_a_naflex_checkpoint_with_the_tokenizer_of_siglip_gets_its_text_rule_by_
     for name in ("spiece.model", "tokenizer_config.json"):
         shutil.copy(square / name, directory / name)
     assert pin(directory).family == "siglip"
+
+
+def test_open_clip_s_naflex_is_not_converted_as_a_square_model(tmp_path: Path) -> None:
+    """timm's ViT-SO400M-16-SigLIP2-naflex has a tower of its own, and squares only as one of two ways."""
+    vision = {"image_size": 384, "timm_model_name": "naflexvit_so400m_patch16_siglip", "timm_pool": "map"}
+    with pytest.raises(CheckpointError, match=r"NaFlex .*use google/siglip2-base-patch16-naflex") as refused:
+        read_settings({"model_cfg": {"init_logit_bias": -10, "vision_cfg": vision, "text_cfg": {}}}, "timm/x")
+    assert "\n" not in str(refused.value)
 
 
 def test_weights_that_were_saved_in_half_precision_are_loaded(directory: Path, tmp_path: Path, ours: Encoder) -> None:
