@@ -157,8 +157,8 @@ REFUSED = (
         gone=("preprocessor_config.json",),
     ),
 )  # fmt: skip
-"""Repositories that are refused. Public reports of what happened elsewhere: michaelfeil/infinity#543 (Marqo's settings),
-timm#2178 (gap), optimum#1897 (ONNX), OpenBMB/VisRAG#57 (no settings of images)."""
+"""Repositories that are refused. Public reports of what happened elsewhere: michaelfeil/infinity#543 (Marqo's
+settings), timm#2178 (gap), optimum#1897 (ONNX), OpenBMB/VisRAG#57 (no settings of images)."""
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)
