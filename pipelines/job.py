@@ -33,6 +33,7 @@ from pipelines.progress import Progress
 from pipelines.ray_internals import READER_ENVIRONMENT, keep_actors
 from pipelines.run_report import RunReport
 from pipelines.sizing import Cluster
+from pipelines.stages.first_images import check_first_images
 from pipelines.stages.reader import ReaderConfig, read_shard
 from pipelines.stages.sink import write_parts
 from pipelines.stages.tagger import Tagger, TaggerConfig
@@ -131,6 +132,7 @@ def _process(
     with data_context(cluster, work.model.spec.bytes), keep_actors():
         reader = prepare_readers(config, work, cluster, report.started, retry)
         tagger = prepare_tagger(config, work, cluster, startup)
+        fidelity = check_first_images(work, cluster, reader, tagger, progress)
         batch_rows = min(GPU_ROWS, config.rows_per_shard) if cluster.actor_gpus else None
         progress.start(work.shards, work.rows)
         committer = Committer(work.state, work.writer, report, progress, cluster.count_readers)
@@ -155,6 +157,8 @@ def _process(
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
         tasks = cluster.count_tasks(min(work.shards, WAVE_BLOCKS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
+        if fidelity is not None:
+            summary["fidelity"] = asdict(fidelity)
     # Without a deadline, shards that were not expected are another run's, which has committed them meanwhile.
     left = committer.stopped + work.beyond
     if late:

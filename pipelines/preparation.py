@@ -259,7 +259,7 @@ def prepare_tagger(config: JobConfig, work: Work, cluster: Cluster, startup: Sta
     if table is None:
         with as_config_errors():
             table = claim_labels(output, startup.prepare(model))
-    elif gpus or model.config.device == "cuda" or model.config.compile is True:
+    elif gpus or model.config.device == "cuda" or model.config.compile is True or model.config.dtype == "int8":
         startup.check_machine(model)
     if model.config.compile == "auto":
         worth_it = work.rows * model.vision_flops >= COMPILE_FLOPS["cuda" if gpus else "cpu"]

@@ -54,7 +54,7 @@ class Startup:
         cluster = self.connect(model)
         if not self._checked:
             # Only this task has a time limit, which is for finding a node: embedding many labels may take longer.
-            _run_like_actor(_check_machine, cluster, model.config, cluster.actor_gpus, seconds=ACTOR_START_SECONDS)
+            run_like_actor(_check_machine, cluster, model.config, cluster.actor_gpus, seconds=ACTOR_START_SECONDS)
         self._checked = True
 
     def prepare(self, model: PinnedModel) -> LabelTable:
@@ -67,7 +67,7 @@ class Startup:
             cluster = self.connect(model)
             self.check_machine(model)
             threads, labels = max(1, int(cluster.actor_cpus)), self._config.labels
-            texts, scale = _run_like_actor(_embed_labels, cluster, model, labels, threads, cluster.actor_gpus)
+            texts, scale = run_like_actor(_embed_labels, cluster, model, labels, threads, cluster.actor_gpus)
             self._labels = make_label_table(labels, texts, scale, model)
         return self._labels
 
@@ -92,7 +92,7 @@ def _check_machine(model: ModelConfig, gpus: float) -> None:
     check_machine(model, gpus)
 
 
-def _run_like_actor(task: Any, cluster: Cluster, *arguments: Any, seconds: float | None = None) -> Any:
+def run_like_actor(task: Any, cluster: Cluster, *arguments: Any, seconds: float | None = None) -> Any:
     """Run a Ray task with the resources of an actor, and return its result.
 
     Raises `ConfigError` if the task has not ended within `seconds`, which means that no node has room for an actor, and

@@ -51,7 +51,8 @@ class ModelAbout:
     During an update, an ingress recognizes the replicas of its own model by it. `weights` is the digest of the
     checkpoint. `width` is the size of an embedding. `text_length` is the number of tokens of a text. `batch_size` and
     `text_batch` are the numbers of images and of texts in one forward pass. `family` is a key of
-    `siglip.families.FAMILIES`. `loaded` is the Unix time in seconds at which the model was ready.
+    `siglip.families.FAMILIES`. `min_cosine` is the lowest that the self-test's images have in this dtype with their
+    embeddings in float32, None for float32. `loaded` is the Unix time in seconds at which the model was ready.
     """
 
     config: str
@@ -64,6 +65,7 @@ class ModelAbout:
     text_batch: int
     device: str
     dtype: str
+    min_cosine: float | None
     weights: str
     family: str
     loaded: int

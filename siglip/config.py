@@ -15,7 +15,7 @@ _MOST_BYTES = 2**31 - 1
 LEAST_PATCHES, MOST_PATCHES = 4, 4096
 """Fewest and most patches that an image may be cut into at most. NaFlex models were trained with 128 to 1,024."""
 
-DType = Literal["auto", "float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class ModelConfig(BaseModel):
@@ -57,7 +57,16 @@ class ModelConfig(BaseModel):
         "is 256. More patches show smaller details and take more time. See docs/checkpoints.md.",
     )
     dtype: DType = Field(
-        "auto", description="auto is bfloat16 where the CPU or GPU has instructions for it, else float32."
+        "auto",
+        description="auto is bfloat16 where the CPU or GPU has instructions for it, else float32. int8 is for CPUs "
+        "with AVX-512 VNNI: faster, and not quite the same embeddings. See docs/performance.md.",
+    )
+    min_cosine: float = Field(
+        0.99,
+        ge=-1,
+        le=1,
+        description="For int8: the lowest cosine that an image's embedding may have with that of bfloat16. It is "
+        "measured when the model is loaded and on a run's first images, and an image below it refuses the model.",
     )
     compile: Literal["auto"] | bool = Field(
         "auto",

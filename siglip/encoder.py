@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from siglip.checkpoint import PinnedModel
 from siglip.checkpoints.files import CheckpointError
 from siglip.checkpoints.self_test import (
+    LEAST_COSINE,
     TEXTS,
     check_dtype,
     check_known,
@@ -30,8 +31,9 @@ from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
 from siglip.tensors import view_as_tensor
-from siglip.torch_internals import freeze_weights, multiplies_bfloat16
+from siglip.torch_internals import freeze_weights, has_vnni, multiplies_bfloat16
 from siglip.towers.inputs import InputLayer
+from siglip.towers.int8 import pack_tower, quantize_tower
 from siglip.towers.naflex import NaFlexTower
 from siglip.towers.vit import VisionTower
 from siglip.weights import load_model
@@ -58,9 +60,11 @@ class Encoder:
     padded to the next of these sizes.
 
     Attributes: `spec` (preprocessing), `width` (D), `scale` (the learned logit scale and bias), `text_length` (tokens),
-    `batch_size` (images in one forward pass), `dtype`, `device`, `compiled`, `concurrency` (threads that may call
-    `embed_images` at the same time: two on several cores, so that a core that has finished its part of one batch starts
-    with the next batch). The other methods may be called by one thread only.
+    `batch_size` (images in one forward pass), `dtype` (int8 if only the products of the vision tower's layers are),
+    `min_cosine` (the lowest that the self-test's images have with their embeddings in float32; None in float32),
+    `device`, `compiled`, `concurrency` (threads that may call `embed_images` at the same time: two on several cores, so
+    that a core that has finished its part of one batch starts with the next batch). The other methods may be called by
+    one thread only.
 
     Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
     """
@@ -71,7 +75,8 @@ class Encoder:
         directory = pinned.fetch()
         self.spec: ImageSpec = pinned.spec
         dtype = choose_dtype(config, self.device)
-        self.dtype = torch.float32
+        self.dtype = self._floats = torch.float32
+        self.min_cosine: float | None = None
         model = load_model(directory, config.source, pinned.architecture, texts=texts)
         if pinned.new_size is not None and isinstance(model.vision_model, VisionTower):
             model.vision_model.embeddings.resize(pinned.new_size)
@@ -95,8 +100,10 @@ class Encoder:
         self._convert(pinned, dtype)
         if isinstance(self._vision, NaFlexTower):
             images = torch.from_numpy(draw_images(self.spec)[:1]).to(self.device)
-            check_padding(self._vision, *self._input(images, self.dtype))
+            check_padding(self._vision, *self._input(images, self._floats))
         self.compiled = choose_compile(config)
+        if self.dtype == torch.int8 and not self.compiled:
+            pack_tower(self._vision)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(self._embed_pixels, dynamic=False) if self.compiled else self._embed_pixels
         )
@@ -105,7 +112,7 @@ class Encoder:
         """Move the towers from float32 to `dtype`, with the self-test before and after. Raises `CheckpointError`."""
         known = pinned.identity in read_known()
         pixels = draw_images(self.spec)
-        if pinned.vision_flops > LARGE_FLOPS and not known:
+        if pinned.vision_flops > LARGE_FLOPS and not known and dtype != torch.int8:
             pixels = pixels[:1]
         rows = None
         if self._text is not None:
@@ -119,13 +126,18 @@ class Encoder:
         images, texts = self._embed_known(pixels, rows)
         if dtype != torch.float32:
             expected = images, texts
-            self.dtype = dtype
-            for tower in (self._vision, self._text):
-                if tower is not None:
-                    tower.to(dtype)
+            self.dtype = self._floats = dtype
+            least = LEAST_COSINE
+            if dtype == torch.int8:
+                self._floats, least = choose_floats(self.device), pinned.config.min_cosine
+                quantize_tower(self._vision, self._floats)
+            else:
+                self._vision.to(dtype)
+            if self._text is not None:
+                self._text.to(self._floats)
             images, texts = self._embed_known(pixels, rows)
-            check_dtype(images, expected[0], dtype, "images")
-            check_dtype(texts, expected[1], dtype, "texts")
+            self.min_cosine = check_dtype(images, expected[0], dtype, "images", least)
+            check_dtype(texts, expected[1], self._floats, "texts")
         _check_finite(images, "images")
         _check_finite(texts, "texts")
         if known and rows is not None:
@@ -242,7 +254,7 @@ class Encoder:
 
     def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, *spec.shape) on the device to float32 (B, D) of unit norm."""
-        inputs = self._input(pixels, self.dtype)
+        inputs = self._input(pixels, self._floats)
         return torch.nn.functional.normalize(self._vision(*inputs).float(), dim=-1)
 
     def _embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
@@ -258,7 +270,7 @@ class Encoder:
 
 def check_machine(config: ModelConfig, gpus: float) -> None:
     """Raise the errors that an `Encoder` would raise about this machine. Loads nothing."""
-    choose_device(config, gpus)
+    choose_dtype(config, choose_device(config, gpus))
     choose_compile(config)
 
 
@@ -296,9 +308,17 @@ def _check_finite(vectors: Floats, what: str) -> None:
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The dtype to compute in. `auto` is bfloat16 where the hardware multiplies it, because emulation is slower."""
-    if config.dtype != "auto":
-        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    """The dtype to compute in: `choose_floats` for `auto`. Raises `DeviceError` where int8 is asked for in vain."""
+    if config.dtype == "auto":
+        return choose_floats(device)
+    if config.dtype == "int8" and not (device.type == "cpu" and has_vnni()):
+        why = "is for CPUs" if device.type == "cuda" else "needs a CPU with AVX-512 VNNI, and this one does not have it"
+        raise DeviceError(f"model.dtype: int8 {why}: use model.dtype: auto")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[config.dtype]
+
+
+def choose_floats(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, because emulation is slower, and float32 elsewhere."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if multiplies_bfloat16() else torch.float32
@@ -321,4 +341,9 @@ def choose_compile(config: ModelConfig) -> bool:
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if config.compile is True and not has_compiler:
         raise CheckpointError("model.compile: true needs a C++ compiler: install g++, or set it to auto or false")
+    if config.compile == "auto" and config.dtype == "int8" and not has_compiler:
+        raise CheckpointError(
+            "model.dtype: int8 is slower than bfloat16 if it is not compiled, which needs a C++ compiler: install g++, "
+            "or use model.dtype: auto"
+        )
     return has_compiler if config.compile == "auto" else config.compile

@@ -63,6 +63,8 @@ def make_fingerprint(config: JobConfig, model: PinnedModel, columns: pa.Schema) 
         "model.mean": list(model.spec.mean),
         "model.std": list(model.spec.std),
         "decode": config.decode,
+        # Only int8, whose embeddings are not quite those of the others: see `ModelConfig.min_cosine`.
+        **({"model.dtype": "int8"} if model.config.dtype == "int8" else {}),
         # Only another rule than the family's own: outputs of earlier versions have no such field.
         **({"model.text_rule": find_rule(model.family)} if model.rule.NAME not in OWN_RULES else {}),
         **describe_labels(config.labels, model.rule),

@@ -68,6 +68,7 @@ class ModelServer:
             text_batch=TEXT_BATCH,
             device=about["device"],
             dtype=about["dtype"],
+            min_cosine=about["min_cosine"],
             weights=pinned.identity,
             family=pinned.family,
             loaded=int(time.time()),
@@ -181,9 +182,10 @@ def choose_threads(config: EndpointConfig, pinned: PinnedModel) -> int | None:
 def resolve_compile(model: ModelConfig) -> ModelConfig:
     """Return the settings with `compile: auto` resolved: for an endpoint, compile on a GPU only.
 
-    On a CPU, compiling makes the start minutes longer. Set `compile: true` if only throughput matters.
+    On a CPU, compiling makes the start minutes longer. Set `compile: true` if only throughput matters. With int8 it
+    does: without compiling, int8 is slower than bfloat16.
     """
-    if model.compile != "auto":
+    if model.compile != "auto" or model.dtype == "int8":
         return model
     import torch
 

@@ -85,6 +85,9 @@ class ModelCard(ResponseModel):
     text_length: int
     device: str
     dtype: str
+    min_cosine: float | None = Field(
+        description="Lowest cosine of the self-test's images with their embeddings in float32; null in float32."
+    )
     fingerprint: Fingerprint
     search: SearchCard | None = Field(None, exclude_if=lambda card: card is None)
 
@@ -173,6 +176,7 @@ def make_card(service: Service) -> ModelCard:
         text_length=about.text_length,
         device=about.device,
         dtype=about.dtype,
+        min_cosine=None if about.min_cosine is None else round(about.min_cosine, 5),
         fingerprint=service.fingerprint(),
         search=None if service.search is None else SearchCard(**service.search.opened.describe()),
     )

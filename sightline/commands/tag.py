@@ -20,6 +20,7 @@ from sightline.commands.skipped import print_skipped
 from sightline.exits import FAILED, GO_ON, TOO_MANY_REJECTS, err, out, report_errors
 from sightline.indexing import check_index, describe_built, index_output
 from sightline.progress import RunProgress
+from siglip.checkpoints.fidelity import Fidelity
 from siglip.images.rejection import REASONS, RENAMED
 from storage.schemes import is_remote
 from storage.settings import ConfigError, list_keys, parse_override
@@ -246,6 +247,8 @@ def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:
     )
     limit = f" (limited by {run['limited_by']})" if run["limited_by"] else ""
     table.add_row("images/s", f"{run['images_per_second']:,.1f}{limit}")
+    if "fidelity" in run:
+        table.add_row(run["fidelity"]["dtype"], Fidelity(**run["fidelity"]).describe())
     counted = f"{manifest['rows_tagged']:,} tagged, {manifest['rows_rejected']:,} rejected"
     table.add_row("whole output", f"{manifest['rows_in']:,} images, {counted}")
     for title, key in (("  best labels", "top_labels"), ("  rejects", "reasons")):

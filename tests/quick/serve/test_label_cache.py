@@ -30,6 +30,7 @@ ABOUT = ModelAbout(
     text_batch=64,
     device="cpu",
     dtype="float32",
+    min_cosine=None,
     weights="0" * 64,
     family="siglip",
     loaded=0,

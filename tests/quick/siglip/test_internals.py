@@ -14,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 from siglip.images.opening import FORMATS
 from siglip.images.pillow_internals import hide_exif, open_format, read_low_bytes, set_orientation, use_libtiff
 from siglip.tensors import view_as_tensor
+from siglip.torch_internals import has_vnni
 from tests.support.image_files import make_png
 from tests.support.images import encode, make_rgb
 
@@ -107,3 +108,10 @@ def test_the_thread_safe_code_does_not_change_the_warning_filters() -> None:
 
     for module in (color, decode, encoder, jpeg, opening, png, resize, tensors, tiff):
         assert "catch_warnings" not in inspect.getsource(module), module.__name__
+
+
+@pytest.mark.parametrize("name", ["qlinear_prepack", "qlinear_pointwise"])
+def test_torch_has_the_products_in_int8(name: str) -> None:
+    wrong = f"torch {torch.__version__} has no onednn::{name}: see siglip/torch_internals.py"
+    assert hasattr(torch.ops.onednn, name), wrong
+    assert isinstance(has_vnni(), bool)
