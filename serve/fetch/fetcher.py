@@ -1,143 +1,42 @@
-"""Fetching images by URLs from untrusted clients, protected against server-side request forgery (SSRF).
-
-The check is at the place where a socket is opened: it checks the IP address of each connection, also after a redirect,
-and the connection goes to exactly this address. No second DNS lookup can return another address (DNS rebinding). Safety
-therefore does not depend on how a parser reads an ambiguous URL. Ambiguous URLs are refused anyway, so that their
-senders get an error message.
-
-The check does not know which public addresses lead into this network, such as NAT64 under the network's own prefix or
-a public address of an internal load balancer. A network policy that blocks internal addresses for the ingress is
-the second protection. Proxies named in environment variables are not used, because the proxy would do the DNS lookup.
-"""
+"""Fetching images by URLs from untrusted clients. What may be fetched is decided by the guard, `storage.web.guard`."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv6Address
+from collections.abc import Callable
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Self
 from weakref import WeakValueDictionary
 
-import httpcore2
-import httpx2
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-from serve.fetch.addresses import Address, Network, classify_address, parse_address
-from serve.http.quoting import quote, shorten
 from serve.log import log
+from storage.web.client import WebClient
+from storage.web.guard import FetchRefused, GuardConfig, Resolver
 
-Resolver = Callable[[str], Awaitable[Sequence[str]]]
-"""Returns all IP addresses of a host name. Raises `OSError` if there are none."""
-
-MAX_URL = 8192
-"""Largest number of characters in a URL. Signed URLs of object stores have about 2,000."""
 CONNECTIONS = 64
 """Connections open at the same time. Further fetches wait, and the wait counts towards `max_seconds`."""
 KEY_CONNECTIONS = 16
 """Fetches of one API key at the same time. Its further fetches wait, and this wait does not count towards
 `max_seconds`."""
-CONNECT_SECONDS = 3.0
-CONNECT_ADDRESSES = 4
-"""Timeout for connecting to one address, and how many of a host's addresses are tried."""
-LOOKUPS = 8
-"""Threads for DNS lookups. A slow DNS server blocks a thread, so no other work uses these threads."""
-
-CODES: dict[str, str] = {
-    "fetch_disabled": "fetching URLs is disabled on this server",
-    "fetch_bad_url": "not a plain http or https URL, or its host is ambiguous",
-    "fetch_forbidden": "this server does not fetch from the host, its address or its port",
-    "fetch_failed": "no connection, no valid certificate, too many redirects, or a response other than 200",
-    "fetch_encoded": "the response is compressed, although the request asked for no compression",
-    "fetch_too_large": "the response is larger than fetch.max_bytes",
-    "fetch_timeout": "the response did not arrive within fetch.max_seconds",
-}
-"""All codes of `FetchRefused`, with their meanings."""
-
-_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-# The URL Standard's rule: a host whose last part is a number is an IPv4 address, even 2130706433 or 0x7f.1.
-_NUMBER = re.compile(r"([0-9]+|0x[0-9a-f]*)")
 
 
-class FetchConfig(BaseModel):
+class FetchConfig(GuardConfig):
     """Settings for fetching images by URL: whether, from which hosts, and the limits of one fetch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(False, description="Fetch images by URL. If false, clients have to send the image itself.")
     max_bytes: int = Field(20 * 2**20, gt=0, description="Largest response, in bytes.")
-    max_seconds: float = Field(10.0, gt=0, description="Seconds for the whole fetch: DNS lookups, redirects, body.")
-    max_redirects: int = Field(3, ge=0, description="Redirects to follow; each is checked like the first URL.")
-    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field((80, 443), description="Allowed ports.")
-    allowed_hosts: tuple[str, ...] | None = Field(
-        None, description="Only these hosts, such as images.example.org or *.example.org; null is every public host."
-    )
-    allowed_networks: tuple[Network, ...] = Field(
-        (),
-        description="Networks that are not public and still allowed, such as an internal image store's. Every client "
-        "that may send a URL can reach them.",
-    )
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _plain(cls, hosts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for host in hosts or ():
-            if not _HOST.fullmatch(host.removeprefix("*.")):
-                raise ValueError(
-                    f"{host!r} is not a host name in lower case, such as images.example.org or *.example.org"
-                )
-        return hosts
-
-
-class FetchRefused(Exception):
-    """A fetch was refused or failed. `code` is a key of `CODES`, `message` is for the client.
-
-    `detail` is for the server's log only, because a client must not learn which private address a host name has.
-    """
-
-    def __init__(self, code: str, message: str, detail: str = "") -> None:
-        if code not in CODES:
-            raise KeyError(f"{code!r} is not a documented code")
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.detail = detail
-
-
-class SystemResolver:
-    """Resolves host names with the operating system's resolver, including /etc/hosts and search domains."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="dns-lookup")
-
-    async def __call__(self, host: str) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        )
-        return [str(entry[4][0]) for entry in found]
 
 
 class Fetcher:
-    """HTTP client that fetches URLs within the limits of `config`. Each event loop needs its own.
+    """Fetches the URLs of clients within the limits of `config`, and fairly: each API key has a few connections.
 
-    Use it as an async context manager, or call `aclose`. A host name is resolved once for each connection. All its
-    addresses must be allowed, because a host name with a forbidden address is suspicious. The first address that
-    accepts a connection is used. An idle connection is kept for 5 s and reused for the same scheme, host and port, so
-    still at the checked address.
+    Each event loop needs its own. Use it as an async context manager, or call `aclose`.
     """
 
     def __init__(self, config: FetchConfig, resolver: Resolver | None = None) -> None:
         self.config = config
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=httpcore2.default_ssl_context() if config.enabled else None,
-            max_connections=CONNECTIONS,
-            keepalive_expiry=5.0,
-            network_backend=_GuardedBackend(config, resolver or SystemResolver()),
-        )
+        self._client = WebClient(config, config.max_bytes, CONNECTIONS, resolver=resolver, tls=config.enabled)
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
@@ -150,7 +49,7 @@ class Fetcher:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._pool.aclose()
+        await self._client.aclose()
 
     async def fetch(self, url: str, key: str = "", hold: Callable[[int], None] = lambda count: None) -> bytes:
         """GET `url` and return the body.
@@ -162,170 +61,14 @@ class Fetcher:
         slots = self._slots.get(key) or self._slots.setdefault(key, asyncio.Semaphore(KEY_CONNECTIONS))
         try:
             async with slots:
-                return await self._fetch(url, hold)
+                if not self.config.enabled:
+                    raise FetchRefused(
+                        "fetch_disabled",
+                        "this server does not fetch URLs: send the image's bytes as a data: URI or as base64 "
+                        "(its operator can set fetch.enabled)",
+                    )
+                return (await self._client.get(url, hold)).body
         except FetchRefused as refused:
             # The message is not logged, because it may repeat a part of the URL, which may be secret.
             log.info("a URL was not fetched: %s %s", refused.code, refused.detail)
             raise
-
-    async def _fetch(self, url: str, hold: Callable[[int], None]) -> bytes:
-        if not self.config.enabled:
-            raise FetchRefused(
-                "fetch_disabled",
-                "this server does not fetch URLs: send the image's bytes as a data: URI or as base64 "
-                "(its operator can set fetch.enabled)",
-            )
-        try:
-            async with asyncio.timeout(self.config.max_seconds):
-                return await self._follow(url, hold)
-        except TimeoutError:
-            raise FetchRefused(
-                "fetch_timeout", f"the image did not arrive within {self.config.max_seconds:g} s"
-            ) from None
-        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-            message = "the image's host could not be connected to, or has no valid certificate"
-            raise FetchRefused("fetch_failed", message, str(error)) from error
-        except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            raise FetchRefused(
-                "fetch_failed", "the image's host closed the connection early or did not speak HTTP", str(error)
-            ) from error
-
-    async def _follow(self, url: str, hold: Callable[[int], None]) -> bytes:
-        target = parse_url(url)
-        for _ in range(self.config.max_redirects + 1):
-            self._check(target)
-            headers: dict[str | bytes, str | bytes] = {
-                "Host": target.netloc.decode("ascii"),
-                "Accept": "image/*",
-                "Accept-Encoding": "identity",
-                "User-Agent": "sightline",
-            }
-            request = httpcore2.URL(
-                scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
-            )
-            async with self._pool.stream("GET", request, headers=headers) as response:
-                fields = {name.lower(): value.decode("utf-8", "replace") for name, value in response.headers}
-                if response.status in (301, 302, 303, 307, 308) and b"location" in fields:
-                    target = parse_url(fields[b"location"], target)
-                    continue
-                return await self._read(response, fields, hold)
-        raise FetchRefused("fetch_failed", f"the image's URL redirects more than {self.config.max_redirects} times")
-
-    def _check(self, target: httpx2.URL) -> None:
-        """Check what needs no DNS lookup: port and host name. Raises `FetchRefused`."""
-        port = {"http": 80, "https": 443}[target.scheme] if target.port is None else target.port
-        if port not in self.config.ports:
-            ports = ", ".join(map(str, self.config.ports))
-            raise FetchRefused("fetch_forbidden", f"port {port}: this server fetches from ports {ports} only")
-        allowed = self.config.allowed_hosts
-        host = target.raw_host.decode("ascii")
-        if allowed is not None and not any(_matches(host, pattern) for pattern in allowed):
-            raise FetchRefused("fetch_forbidden", f"{shorten(host)}: this server does not fetch from this host")
-
-    async def _read(self, response: httpcore2.Response, fields: dict[bytes, str], hold: Callable[[int], None]) -> bytes:
-        """Read the body of a response, up to `max_bytes`. Raises `FetchRefused`."""
-        if response.status != 200:
-            raise FetchRefused("fetch_failed", f"the image's host answered {response.status}")
-        encoding = fields.get(b"content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):  # a few kB of gzip can expand to GB, and images are compressed anyway
-            raise FetchRefused("fetch_encoded", f"the image's host sent it with Content-Encoding: {quote(encoding)}")
-        limit = self.config.max_bytes
-        too_large = FetchRefused("fetch_too_large", f"the image is larger than {limit:,} bytes")
-        length = fields.get(b"content-length", "")
-        if length.isdecimal() and int(length[:20]) > limit:  # Python refuses to read thousands of digits
-            raise too_large
-        body = bytearray()
-        async for chunk in response.aiter_stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
-            hold(len(chunk))
-        return bytes(body)
-
-
-def parse_url(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
-    """Parse an absolute, unambiguous http(s) URL: no credentials, no control characters, one reading of the host.
-
-    `base` is the URL that redirected to `text`. Raises `FetchRefused`.
-    """
-    where = "the image's URL" if base is None else "the image's host redirected to a URL that"
-    if len(text) > MAX_URL:
-        raise FetchRefused("fetch_bad_url", f"{where} is longer than {MAX_URL} characters")
-    try:
-        url = httpx2.URL(text) if base is None else base.join(text)
-    except (httpx2.InvalidURL, ValueError) as error:
-        raise FetchRefused("fetch_bad_url", f"{where} cannot be read: {shorten(str(error))}") from None
-    if url.scheme not in ("http", "https"):
-        raise FetchRefused("fetch_bad_url", f"{where} does not start with http:// or https://")
-    if url.userinfo:
-        raise FetchRefused("fetch_bad_url", f"{where} carries a user name or password")
-    host = url.raw_host.decode("ascii").removesuffix(".")
-    if ":" not in host:  # a host with a colon is an IPv6 address, which httpx2 has validated
-        if not _HOST.fullmatch(host):
-            raise FetchRefused("fetch_bad_url", f"{where} has no valid host name")
-        if _NUMBER.fullmatch(host.rpartition(".")[2]) and parse_address(host) is None:
-            raise FetchRefused("fetch_bad_url", f"{where} has a host that is not four decimal numbers from 0 to 255")
-    return url.copy_with(host=host)
-
-
-class _GuardedBackend(httpcore2.AnyIOBackend):
-    """Network backend that connects to allowed addresses only. The pool opens every connection with it."""
-
-    def __init__(self, config: FetchConfig, resolver: Resolver) -> None:
-        self._config = config
-        self._resolver = resolver
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        addresses = await self._resolve(host)
-        for address in addresses[:CONNECT_ADDRESSES]:
-            try:
-                return await super().connect_tcp(str(address), port, CONNECT_SECONDS, local_address, socket_options)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                failure = error
-        raise failure
-
-    async def _resolve(self, host: str) -> list[Address]:
-        """Return the addresses of `host`. Raises `FetchRefused` unless all of them are allowed.
-
-        A host name without an address and a host name with an internal address get the same message, so that a client
-        cannot find out which internal names exist.
-        """
-        literal = parse_address(host)
-        try:
-            answers = [host] if literal else await self._resolver(host)
-        except (OSError, UnicodeError) as error:
-            answers, why = [], str(error)
-        else:
-            why = "no address"
-        addresses = [parse_address(answer) for answer in answers]
-        for answer, address in zip(answers, addresses, strict=True):
-            reason = self._refusal_reason(address)
-            if reason:
-                addresses, why = [], f"{answer} is {reason}"
-                break
-        if not addresses:
-            shown = why if literal else "it has no public address"
-            raise FetchRefused("fetch_forbidden", f"{shorten(host)}: this server does not fetch from it: {shown}", why)
-        return [address for address in addresses if address is not None]
-
-    def _refusal_reason(self, address: Address | None) -> str | None:
-        """Return why this server must not connect to an IP address, or None if it may. `None` is not an IP address."""
-        if address is None:
-            return "not an address"
-        if isinstance(address, IPv6Address) and address.scope_id is not None:
-            return "bound to an interface"
-        if any(address in network for network in self._config.allowed_networks):
-            return None
-        return classify_address(address)
-
-
-def _matches(host: str, pattern: str) -> bool:
-    """Whether a host equals the pattern, or is a subdomain of it if the pattern starts with `*.`"""
-    return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern

@@ -9,9 +9,10 @@ from urllib.parse import unquote_to_bytes
 import pybase64
 
 from serve.context import RequestContext
-from serve.fetch.fetcher import Fetcher, FetchRefused
+from serve.fetch.fetcher import Fetcher
 from serve.fetch.recognition import is_data_uri, is_url
 from serve.http.errors import ApiError
+from storage.web.guard import FetchRefused
 
 REQUEST_CONNECTIONS = 8
 """URLs of one request that are fetched at the same time."""

@@ -50,7 +50,7 @@ CODES: dict[str, tuple[int, str]] = {
     "internal_error": (500, "an unexpected error of the server; its log has the request id"),
 }
 """The status and the meaning of every error code, except those of rejected images (`siglip.images.decode.REASONS`) and
-of refused URLs (`serve.fetch.fetcher`)."""
+of refused URLs (`storage.web.guard`)."""
 
 MESSAGE_CHARACTERS, PARAM_CHARACTERS = 1000, 200
 """Longest message of an error, and longest name of its field. A message quotes a client's string with

@@ -22,10 +22,10 @@ import pytest
 import uvicorn
 
 from serve.admission.auth import REREAD_SECONDS, new_key
-from serve.fetch.fetcher import CODES
 from serve.http.app import make_app
 from serve.label_sets.files import LabelFiles
 from sightline.demo.shapes import render
+from storage.web.guard import CODES
 from tests.quick.serve.test_fetch import HOSTILE, METADATA, Respond, Web, drip, redirect, reply
 from tests.support.endpoint import Endpoint, make_config, run_endpoint
 from tests.support.images import encode

@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve.fetch.addresses import Address, Network, classify_address
-from serve.fetch.fetcher import CODES, FetchConfig, Fetcher, FetchRefused, parse_url
+from serve.fetch.fetcher import FetchConfig, Fetcher
+from storage.web.addresses import Address, Network, classify_address
+from storage.web.guard import CODES, FetchRefused, parse_url
 
 METADATA = "169.254.169.254"
 NAMES = {
