@@ -1,23 +1,27 @@
-"""`sightline model`: write checkpoints with random weights, convert those of open_clip, and check any."""
+"""`sightline model`: write checkpoints with random weights, convert those of open_clip, check any, compare two."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from sightline.commands.labels import read_labels
 from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError
 
 if TYPE_CHECKING:
     from siglip.checkpoint import PinnedModel
+    from siglip.checkpoints.comparison import ComparedModel
+    from siglip.config import ModelConfig
     from siglip.encoder import Encoder
+    from siglip.labels import LabelSet
 
-app = typer.Typer(no_args_is_help=True, help="Make, convert and check checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="Make, convert, check and compare checkpoints.")
 
 
 class Arch(StrEnum):
@@ -33,6 +37,7 @@ class DTypeChoice(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 @app.command("init")
@@ -78,7 +83,7 @@ def check(
         from storage.mirror import Mirror
         from storage.store import StoreOptions
 
-        if as_json and dtype is DTypeChoice.bfloat16:
+        if as_json and dtype in (DTypeChoice.bfloat16, DTypeChoice.int8):
             raise ConfigError("--json prints cosines of float32: leave out --dtype")
         config = ModelConfig(
             source=source, revision=revision, dtype="float32" if as_json else dtype.value, compile=False
@@ -133,6 +138,124 @@ def convert(
             raise ConfigError(str(error).removeprefix("model.source: ")) from error
         _print_facts(pin_model(ModelConfig(source=str(directory))), encoder)
         out.print(escape(f"use it with     model.source: {directory}"), highlight=False)
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[str, typer.Argument(metavar="MODEL", help="SOURCE, or SOURCE@DTYPE: see --dtype of model check.")],
+    second: Annotated[str, typer.Argument(metavar="MODEL", help="The other one, such as tiny@int8.")],
+    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="A folder with images, also in its folders.")],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="A label set: how often do the labels differ?")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile both models, as a long job does. It takes a minute or two.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Embed the same images with two models, and say how near their embeddings, labels and scores are, and how fast.
+
+    Two dtypes of one checkpoint are compared by cosine. Embeddings of two checkpoints are not: those of one mean
+    nothing to the other. Images that cannot be decoded are counted and named. No bound is applied (model.min_cosine).
+    """
+    with report_errors():
+        from siglip.checkpoints.comparison import compare_models
+
+        paths, skipped = _list_images(images)
+        label_set = None if labels is None else read_labels(labels)
+        found = _load_both((first, second), label_set, compile)
+        err.print(f"embedding {len(paths):,} images with each ...", highlight=False)
+        comparison = compare_models(found, paths, label_set)
+        for name, reason, detail in comparison.rejected:
+            err.print(escape(f"not compared: {name}: {reason}{f': {detail}' if detail else ''}"), highlight=False)
+        if not comparison.images:
+            raise ConfigError(f"--images: none of the {len(paths):,} images in {images} can be decoded")
+        figures = {**comparison.as_dict(), "skipped": skipped}
+        if as_json:
+            print(json.dumps(figures))
+            return
+        _print_comparison(figures)
+
+
+def _list_images(folder: Path) -> tuple[list[Path], int]:
+    """The images in a folder and its folders, by the suffix of their names, and how many other files there are."""
+    from siglip.images.decode import readable_suffixes
+
+    if not folder.is_dir():
+        raise ConfigError(f"--images: {folder} is not a folder")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    suffixes = readable_suffixes()
+    found = [path for path in files if path.suffix.lower().removeprefix(".") in suffixes]
+    if not found:
+        raise ConfigError(f"--images: {folder} has no image ({len(files):,} other files)")
+    return found, len(files) - len(found)
+
+
+def _load_both(names: tuple[str, str], labels: LabelSet | None, compile: bool) -> tuple[ComparedModel, ComparedModel]:
+    from siglip.checkpoint import pin_model
+    from siglip.checkpoints.comparison import ComparedModel
+    from siglip.checkpoints.files import CheckpointError
+    from siglip.labels import LabelError
+    from storage.mirror import Mirror
+    from storage.store import StoreOptions
+
+    mirror = Mirror(StoreOptions.from_environment())
+    try:
+        configs = [_read_model(name, compile) for name in names]
+        pinned = [pin_model(config, mirror) for config in configs]
+        found = []
+        for name, model in zip(names, pinned, strict=True):
+            err.print(f"loading {escape(name)} ...", highlight=False)
+            found.append(ComparedModel.load(name, model, labels))
+    except (CheckpointError, LabelError) as error:
+        raise ConfigError(str(error)) from error
+    return found[0], found[1]
+
+
+def _read_model(name: str, compile: bool) -> ModelConfig:
+    """The settings of SOURCE or SOURCE@DTYPE. A source that is a folder may have an @ in its name."""
+    from siglip.config import ModelConfig
+
+    source, at, dtype = name.rpartition("@")
+    if not at or Path(name).exists():
+        source, dtype = name, DTypeChoice.auto
+    elif dtype not in [*DTypeChoice]:
+        raise ConfigError(f"{name}: {dtype!r} is not a dtype: use SOURCE@DTYPE with {', '.join(DTypeChoice)}")
+    return ModelConfig.model_validate({"source": source, "dtype": str(dtype), "compile": compile, "min_cosine": -1})
+
+
+def _print_comparison(figures: dict[str, Any]) -> None:
+    """Print what was found, one line for each kind of figure."""
+    count = figures["images"]
+    skipped = f", {figures['skipped']:,} other files" if figures["skipped"] else ""
+    lines = {"images": f"{count:,} compared, {len(figures['rejected']):,} cannot be decoded{skipped}"}
+    cosines = figures["cosines"]
+    if cosines:
+        told = ", ".join(f"{cosines[f'p{percent}']:.5f} at {percent} %" for percent in (1, 5, 50))
+        lines["cosines"] = f"{cosines['min']:.5f} at least, {told}, {cosines['mean']:.5f} on average"
+    else:
+        lines["cosines"] = "none: these are two checkpoints, and embeddings of one mean nothing to the other"
+    labels = figures["labels"]
+    if labels:
+        lines["labels"] = (
+            f"the best one agrees for {labels['best_label_agrees']:,} of {count:,} images; "
+            f"{labels['relabelled']:,} images get other labels from the label set"
+        )
+        lines["scores"] = (
+            f"differ by {labels['mean_score_difference']:.4f} on average, by {labels['largest_score_difference']:.4f} "
+            "at most"
+        )
+    else:
+        lines["labels"] = "not compared: give --labels"
+    models = figures["models"]
+    for model in models:
+        how = "compiled" if model["compiled"] else "not compiled"
+        lines[model["name"]] = f"{model['images_per_second']:,.1f} images/s, {model['dtype']}, {how}"
+    if not models[0]["compiled"] and "int8" in [model["dtype"] for model in models]:
+        lines["speed"] = "int8 is faster than bfloat16 only if it is compiled: see --compile"
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        out.print(escape(f"{name:{width}}  {value}"), highlight=False, soft_wrap=True)
 
 
 def _print_facts(pinned: PinnedModel, encoder: Encoder) -> None:

@@ -21,8 +21,7 @@ from siglip.scoring import Floats
 class Fidelity:
     """How near the embeddings of `images` images in `dtype` are to those in the dtype `reference`.
 
-    The cosines are those of an image's two embeddings. `relabelled` images get other labels from the run's label set,
-    or the same labels in another order.
+    The cosines are those of an image's two embeddings. `relabelled` images get other labels from the run's label set.
     """
 
     dtype: str
@@ -53,10 +52,10 @@ def measure_cosines(found: Floats, expected: Floats) -> Floats:
     return np.asarray((found * expected).sum(axis=1), np.float32)
 
 
-def count_relabelled(found: Floats, expected: Floats, labels: LabelSet, head: LinearHead) -> int:
-    """Number of images whose labels, or whose order, differ between two embeddings of them, both (N, D)."""
-    ours, theirs = (tag_embeddings(vectors, labels, head).rows() for vectors in (found, expected))
-    return sum(not np.array_equal(ours_, theirs_) for (ours_, _), (theirs_, _) in zip(ours, theirs, strict=True))
+def count_relabelled(one: tuple[Floats, LinearHead], other: tuple[Floats, LinearHead], labels: LabelSet) -> int:
+    """Number of images that get other labels from the one model than from the other: (N, D) and the head of each."""
+    ours, theirs = (tag_embeddings(vectors, labels, head).rows() for vectors, head in (one, other))
+    return sum(set(first) != set(second) for (first, _), (second, _) in zip(ours, theirs, strict=True))
 
 
 def measure_fidelity(pinned: PinnedModel, pixels: NDArray[np.uint8], labels: LabelSet, head: LinearHead) -> Fidelity:
@@ -82,5 +81,5 @@ def measure_fidelity(pinned: PinnedModel, pixels: NDArray[np.uint8], labels: Lab
         len(pixels),
         round(float(cosines.min()), 5),
         round(float(cosines.mean()), 5),
-        count_relabelled(found, expected, labels, head),
+        count_relabelled((found, head), (expected, head), labels),
     )

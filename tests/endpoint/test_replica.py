@@ -12,7 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from serve.rayserve.replica import ModelServer
+from siglip.checkpoints.files import CheckpointError
 from siglip.scoring import Floats
+from siglip.torch_internals import has_vnni
+from tests.conftest import require
 from tests.support.endpoint import make_config
 
 
@@ -22,6 +25,17 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     yield request.param
     torch.set_num_threads(before)
+
+
+def test_a_model_in_int8_says_how_near_it_is_to_float32() -> None:
+    require("AVX-512 VNNI", None if has_vnni() else "a CPU with AVX-512 VNNI is needed")
+    server = ModelServer(make_config(model={"source": "tiny", "dtype": "int8", "compile": False}))
+    server.close()
+    assert server.about.dtype == "int8"
+    assert server.about.min_cosine is not None
+    assert 0.999 <= server.about.min_cosine < 1
+    with pytest.raises(CheckpointError, match=r"model.dtype: int8: .*min_cosine"):
+        ModelServer(make_config(model={"source": "tiny", "dtype": "int8", "compile": False, "min_cosine": 0.99999}))
 
 
 def test_as_many_batches_run_at_the_same_time_as_there_are_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:

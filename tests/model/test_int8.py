@@ -213,8 +213,8 @@ def test_images_whose_labels_differ_are_counted() -> None:
     labels = LabelSet(names=["a", "b"], threshold=0.5, top_k=1)
     head = build_head(labels, np.eye(2, dtype=np.float32), Encoder(pin(dtype="auto")).scale, "")
     before = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
-    assert count_relabelled(before, before, labels, head) == 0
-    assert count_relabelled(before[[1, 1, 0]], before, labels, head) == 1
+    assert count_relabelled((before, head), (before, head), labels) == 0
+    assert count_relabelled((before[[1, 1, 0]], head), (before, head), labels) == 1
 
 
 def test_int8_is_refused_where_it_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
