@@ -147,6 +147,11 @@ def pin_model(config: ModelConfig, mirror: PrefixMirror | None = None) -> Pinned
             "(vision_config.hidden_size)"
         )
     tokenizer = read_json(directory / TOKENIZER, source) if (directory / TOKENIZER).exists() else {}
+    if tokenizer.get("fast_tokenizer_files") not in (None, [], ["tokenizer.json"]):
+        raise CheckpointError(
+            f"model.source: {source}: {TOKENIZER}: fast_tokenizer_files names other files than tokenizer.json, which "
+            "are no part of a checkpoint: remove the key"
+        )
     # Only the settings of a remote checkpoint are downloaded yet, so all files are assumed to exist.
     here = {path.name for path in directory.iterdir()} if files.startswith("sha256:") else FILES
     family = recognize_family(tokenizer, here)

@@ -15,6 +15,12 @@ _MOST_BYTES = 2**31 - 1
 LEAST_PATCHES, MOST_PATCHES = 4, 4096
 """Fewest and most patches that an image may be cut into at most. NaFlex models were trained with 128 to 1,024."""
 
+LEAST_PATCH, MOST_PATCH = 2, 64
+"""Smallest and largest side in pixels of the square patches of a NaFlex model."""
+
+MOST_PIXELS = 4096
+"""Largest width and height of images that `model.image_size` takes: 50 MB an image, and 65,536 patches of 16 pixels."""
+
 DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
@@ -43,7 +49,7 @@ class ModelConfig(BaseModel):
         description="How texts are prepared: canonicalize is lower case without ASCII punctuation, lowercase is lower "
         "case, auto is canonicalize for SigLIP and lowercase for SigLIP 2. See docs/checkpoints.md.",
     )
-    image_size: Annotated[int, Field(gt=0)] | None = Field(
+    image_size: Annotated[int, Field(gt=0, le=MOST_PIXELS)] | None = Field(
         None,
         description="Another width and height in pixels than the checkpoint's own, a multiple of its patch. The table "
         "of positions is resized, so embeddings and scores are not those that the checkpoint was trained for. See "
@@ -100,7 +106,7 @@ class PatchBudget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int = Field(gt=1, le=64)
+    size: int = Field(ge=LEAST_PATCH, le=MOST_PATCH)
     count: int = Field(ge=LEAST_PATCHES, le=MOST_PATCHES)
 
 

@@ -124,6 +124,8 @@ class Encoder:
         if dtype == torch.float32 and not known:
             return  # there is nothing to compare
         images, texts = self._embed_known(pixels, rows)
+        _check_norms(images, "images")
+        _check_norms(texts, "texts")
         if dtype != torch.float32:
             expected = images, texts
             self.dtype = self._floats = dtype
@@ -138,8 +140,6 @@ class Encoder:
             images, texts = self._embed_known(pixels, rows)
             self.min_cosine = check_dtype(images, expected[0], dtype, "images", least)
             check_dtype(texts, expected[1], self._floats, "texts")
-        _check_finite(images, "images")
-        _check_finite(texts, "texts")
         if known and rows is not None:
             check_known(pinned.identity, images, texts, dtype)
 
@@ -154,7 +154,8 @@ class Encoder:
     def embed_images(self, pixels: NDArray[np.uint8]) -> Floats:
         """Embed images: uint8 (N, *spec.shape) to float32 (N, D) of unit norm. N may be 0, or more than a batch.
 
-        Raises `ValueError` for an image that says that it has more patches than there are.
+        Raises `ValueError` for an image that says that it has more patches than there are, and `CheckpointError` if an
+        embedding is no unit vector: finite weights may still overflow.
         """
         if not len(pixels):
             return np.zeros((0, self.width), np.float32)
@@ -163,7 +164,7 @@ class Encoder:
         rows = view_as_tensor(np.ascontiguousarray(pixels))  # a job's pixels are in Ray's store, which is read-only
         batches = (self._prepare_batch(batch) for batch in torch.split(rows, self.batch_size))
         embeddings = self._cores.run(self._forward, batches)[: len(rows)]
-        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
+        return _check_norms(np.asarray(embeddings.cpu().numpy(), dtype=np.float32), "images")
 
     def _prepare_batch(self, batch: torch.Tensor) -> torch.Tensor:
         """Move a batch to the device. If the model is compiled, pad it to a size that has a graph."""
@@ -180,13 +181,13 @@ class Encoder:
     def warm_up(self) -> None:
         """Embed batches of black images, so that torch compiles the model or chooses its kernels.
 
-        Raises `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
+        Raises `siglip.checkpoint.CheckpointError` when the embeddings are no unit vectors.
         """
         for count in self._sizes if self.compiled else [self.batch_size]:
             black = np.zeros((count, *self.spec.shape), np.uint8)
             if self.compiled:
                 self._cores.run_first(self._embed_first, torch.from_numpy(black))
-            _check_finite(self.embed_images(black[: self.batch_size]), "images")
+            self.embed_images(black[: self.batch_size])
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Embed texts: float32 (N, D) of unit norm. Tokens beyond the model's text length are cut off."""
@@ -206,7 +207,7 @@ class Encoder:
         self._check_vocabulary(rows)
         ids = torch.from_numpy(rows).to(self.device)
         embeddings = self._cores.run(self._embed_ids, torch.split(ids, TEXT_BATCH))
-        return np.asarray(embeddings.cpu().numpy(), dtype=np.float32)
+        return _check_norms(np.asarray(embeddings.cpu().numpy(), dtype=np.float32), "texts")
 
     def _check_vocabulary(self, rows: NDArray[np.int64]) -> None:
         assert self._text is not None
@@ -240,7 +241,7 @@ class Encoder:
 
         `warn` gets a line if the tokenizer does not know some characters of the prompts. Raises
         `siglip.labels.LabelError`, before anything is embedded, when the model cannot read a label or cannot tell two
-        apart, and `siglip.checkpoint.CheckpointError` when the embeddings are not finite.
+        apart, and `siglip.checkpoint.CheckpointError` when the embeddings are no unit vectors.
         """
         labels.check(self._rule)
         prompts = labels.prompts(self._rule)
@@ -248,9 +249,7 @@ class Encoder:
         found.check()
         if line := found.describe_partly_read():
             warn(line)
-        vectors = self._embed_tokens(ids)
-        _check_finite(vectors, "texts")
-        return average_prompts(vectors, [len(group) for group in prompts])
+        return average_prompts(self._embed_tokens(ids), [len(group) for group in prompts])
 
     def _embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, *spec.shape) on the device to float32 (B, D) of unit norm."""
@@ -301,10 +300,11 @@ def choose_device(config: ModelConfig, gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def _check_finite(vectors: Floats, what: str) -> None:
-    """Raise `CheckpointError` unless all values are finite. Finite weights may still overflow."""
-    if not np.isfinite(vectors).all():
-        raise CheckpointError(f"model.source: the model's embeddings of {what} are not finite: its weights are broken")
+def _check_norms(vectors: Floats, what: str) -> Floats:
+    """Return vectors. Raises `CheckpointError` unless their norm is 1: finite weights may overflow, to NaN or to 0."""
+    if not (np.abs(np.linalg.norm(vectors, axis=-1) - 1) < 0.01).all():
+        raise CheckpointError(f"model.source: the model's embeddings of {what} are not finite or 0: broken weights")
+    return vectors
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

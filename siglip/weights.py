@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
 from siglip.checkpoints.files import CheckpointError
-from siglip.checkpoints.layouts import WEIGHTS, check_weights
+from siglip.checkpoints.layouts import check_weights, list_weights
 from siglip.checkpoints.settings import Architecture, NaFlexArchitecture
 from siglip.towers.naflex import NaFlexTower
 from siglip.towers.text import TextTower
@@ -50,12 +49,13 @@ def load_model(
     first few.
     """
     check_weights(directory, source)
+    paths = list_weights(directory, source)
     with torch.device("meta"):
         model = Siglip(architecture)
     wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, framework="pt")) for path in _list_weights(directory)]
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
             all_names = [(name, file) for file in files for name in list(file.keys())]
             prefix = find_prefix([name for name, _ in all_names])
             found = {name.removeprefix(prefix): file for name, file in all_names if not name.endswith(".position_ids")}
@@ -73,9 +73,11 @@ def load_model(
     except Exception as error:  # safetensors raises its own types for bad files, and Python's for bad names
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"model.source: {source}: {reason}") from error
+    names = [name.removeprefix(prefix) for name, _ in all_names]
     problems = {
         "missing": wanted.keys() - found.keys(),
         "of another shape": (wanted.keys() & found.keys()) - set(fit),
+        "in more than one file": {name for name in found if names.count(name) > 1} if len(paths) > 1 else set(),
         "quantized": set(fit) - set(whole),
         "not this model's": found.keys() - wanted.keys(),
         "not finite": [name for name, weight in weights.items() if not weight.isfinite().all()],
@@ -84,6 +86,11 @@ def load_model(
     if wrong:
         raise CheckpointError(
             f"model.source: {source}: its weights are not those of its config.json ({'; '.join(wrong)})"
+        )
+    if not 0 < (scale := weights["logit_scale"].exp().item()) < math.inf:
+        raise CheckpointError(
+            f"model.source: {source}: the exponential of its weight logit_scale is {scale:g}, and scores need a number "
+            "above 0 that is not infinite: use weights that were saved whole"
         )
     model.load_state_dict(weights, strict=False, assign=True)
     return model.requires_grad_(False).eval()
@@ -95,15 +102,6 @@ def find_prefix(names: Sequence[str]) -> str:
     while found := next((one for one in PREFIXES if names and all(n.startswith(prefix + one) for n in names)), ""):
         prefix += found
     return prefix
-
-
-def _list_weights(directory: Path) -> list[Path]:
-    """The paths of a checkpoint's safetensors files: the single file, or the shards that its index names."""
-    whole, index = (directory / name for name in WEIGHTS)
-    if whole.exists() or not index.exists():
-        return [whole]
-    named: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [directory / name for name in sorted(set(named.values()))]
 
 
 def _show_names(names: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str
         return directory, f"etags:{etags}"
     path = TINY if source == "tiny" else Path(source).expanduser()
     if path.is_dir():
-        return path, f"sha256:{_hash_files(path, _versions(path))}"
+        return path, f"sha256:{_hash_files(path, _versions(path, source))}"
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         every = (*FILES, "*.safetensors", "*.safetensors.index.json")
         directory = fetch_hub(source, config.revision, every if now is None else (*now, OPEN_CLIP, ADAPTER))
@@ -68,8 +68,11 @@ def _is_wanted(name: str) -> bool:
     return name in FILES or name.endswith((".safetensors", ".safetensors.index.json"))
 
 
-def _versions(directory: Path) -> tuple[tuple[str, int, int], ...]:
+def _versions(directory: Path, source: str) -> tuple[tuple[str, int, int], ...]:
     paths = sorted(path for path in directory.iterdir() if _is_wanted(path.name))
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"model.source: {source}: {path.name} is a folder or a link to nothing: remove it")
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
@@ -90,7 +93,7 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"model.source: {source} has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"model.source: {source}: cannot read {path.name}: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"model.source: {source}: {path.name} is not a JSON object")

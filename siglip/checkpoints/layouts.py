@@ -70,6 +70,7 @@ def check_weights(directory: Path, source: str) -> None:
     names what may be there.
     """
     if any((directory / name).exists() for name in WEIGHTS):
+        list_weights(directory, source)
         return
     if any((directory / name).exists() for name in PICKLES):
         raise _convert(source, f"its weights are in {PICKLES[0]}, which is a pickle")
@@ -83,6 +84,29 @@ def check_weights(directory: Path, source: str) -> None:
         f"it has no {WEIGHTS[0]}: if it has {PICKLES[0]}, convert it with sightline model convert {source} DIRECTORY; "
         f"if it is an export (ONNX, GGUF), {_use_base(config)}",
     )
+
+
+def list_weights(directory: Path, source: str) -> list[Path]:
+    """The paths of a checkpoint's safetensors files: the single file, or the shards that its index names.
+
+    Raises `CheckpointError` for an index without shards, and for a shard that is not a file of this folder: a
+    checkpoint's identity has the files of its folder only, so another file could change and nobody would know.
+    """
+    whole, index = (directory / name for name in WEIGHTS)
+    if whole.exists() or not index.exists():
+        return [whole]
+    shards = read_json(index, source).get("weight_map")
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    if not names:
+        raise _refuse(source, f"{INDEX} names no shards (weight_map): copy it from where the checkpoint is from")
+    for name in sorted(names):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise _refuse(
+                source, f"{INDEX} names {name}: put all shards beside it, with names that end in .safetensors"
+            )
+        if not (directory / name).is_file():
+            raise _refuse(source, f"{INDEX} names {name}, which is not there: copy it, too")
+    return [directory / name for name in sorted(names)]
 
 
 def _convert(source: str, what: str) -> CheckpointError:

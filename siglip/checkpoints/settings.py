@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from siglip.checkpoints.files import CONFIG, IMAGES, PROCESSOR, CheckpointError, read_json
-from siglip.config import LEAST_PATCHES, MOST_PATCHES, ImageSpec, PatchBudget
+from siglip.config import LEAST_PATCH, LEAST_PATCHES, MOST_PATCH, MOST_PATCHES, ImageSpec, PatchBudget
 
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Settings = TypeVar("_Settings", bound=BaseModel)
@@ -52,7 +53,7 @@ class NaFlexSettings(TowerSettings):
     `num_patches` is the number of learned position embeddings, a square grid. It is not the most patches of an image.
     """
 
-    patch_size: _Count = 16
+    patch_size: Annotated[int, Field(ge=LEAST_PATCH, le=MOST_PATCH, strict=True)] = 16
     num_patches: _Count = 256
     num_channels: Literal[3] = 3
     vision_use_head: Literal[True] = True
@@ -107,6 +108,10 @@ class _Images(BaseModel):
     do_resize: bool = True
     do_rescale: bool = True
     do_normalize: bool = True
+    do_center_crop: bool | None = False
+    do_pad: bool | None = False
+    image_processor_type: str = ""
+    feature_extractor_type: str = ""
 
 
 class _NaFlexImages(_Images):
@@ -121,13 +126,27 @@ class _NaFlexImages(_Images):
 def read_spec(directory: Path, trained: int, source: str) -> ImageSpec:
     """Read the preprocessing of a model for square images. Raises `CheckpointError`."""
     images, name = _read_images(directory, _Images, source)
-    size = images.size
-    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
-    if type(height) is not int or height != width or height != trained:
+    for key in ("image_processor_type", "feature_extractor_type"):
+        kind = getattr(images, key)
+        if kind and not kind.startswith("SiglipImageProcessor"):
+            raise CheckpointError(
+                f"model.source: {source}: {name}: {key} {kind} prepares images in another way than the "
+                "SiglipImageProcessor of SigLIP: copy the file from the checkpoint that this one was made from"
+            )
+        if kind:
+            break  # the newer key counts, as in transformers
+    for key in ("do_center_crop", "do_pad"):
+        if getattr(images, key):
+            raise CheckpointError(
+                f"model.source: {source}: {name}: {key}: true is not supported, because no SigLIP was trained so"
+            )
+    size = {"height": trained, "width": trained}
+    if not isinstance(images.size, dict) or {k: v for k, v in images.size.items() if v is not None} != size:
         raise CheckpointError(
-            f"model.source: {source}: {name}: size {size!r} is not the {trained} x {trained} pixels of {CONFIG}"
+            f"model.source: {source}: {name}: size {images.size!r} is not the {trained} x {trained} pixels of "
+            f"{CONFIG}: expected {json.dumps(size)}"
         )
-    return ImageSpec(size=height, resample=images.resample, **_read_colors(images))
+    return ImageSpec(size=trained, resample=images.resample, **_read_colors(images))
 
 
 def read_naflex_spec(directory: Path, patch: int, source: str) -> ImageSpec:
@@ -162,6 +181,8 @@ def _read_images(directory: Path, kind: type[_AnyImages], source: str) -> tuple[
             f"model.source: {source} has no {IMAGES}: copy it from the checkpoint that this one was made from"
         )
     images = parse(given, kind, name, source)
+    if name == PROCESSOR and (directory / IMAGES).exists():
+        _compare_images(images, parse(read_json(directory / IMAGES, source), kind, IMAGES, source), source)
     for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         if getattr(images, key) is not wanted:
             raise CheckpointError(
@@ -172,6 +193,18 @@ def _read_images(directory: Path, kind: type[_AnyImages], source: str) -> tuple[
             f"model.source: {source}: {name}: rescale_factor: expected 1/255 (given: {images.rescale_factor!r})"
         )
     return images, name
+
+
+def _compare_images(images: _Images, others: _Images, source: str) -> None:
+    """Raise `CheckpointError` if the two files differ: versions of transformers differ in which one they read."""
+    names = {"image_processor_type", "feature_extractor_type"}  # each file's is checked, or says Fast in one of them
+    ours, theirs = (one.model_dump(exclude=names) for one in (images, others))
+    for key, value in ours.items():
+        if value != theirs[key]:
+            raise CheckpointError(
+                f"model.source: {source}: {key} is {value!r} in {PROCESSOR} and {theirs[key]!r} in {IMAGES}: remove "
+                f"the file that is wrong (transformers 5 reads {PROCESSOR})"
+            )
 
 
 def _read_colors(images: _Images) -> dict[str, Any]:

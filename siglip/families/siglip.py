@@ -35,4 +35,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Load transformers' `SiglipTokenizer`."""
     from transformers import SiglipTokenizer
 
-    return SiglipTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = SiglipTokenizer.from_pretrained(directory, local_files_only=True)
+    if tokenizer.sp_model_kwargs.get("enable_sampling"):
+        raise ValueError("tokenizer_config.json: sp_model_kwargs: enable_sampling gives a text other tokens each time")
+    return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,12 @@ WRONG_WEIGHTS: list[tuple[str, Callable[[Weights], Weights], str]] = [
     ),
     ("another shape", lambda w: {**w, PATCHES: torch.zeros(128, 3, 8, 8)}, rf"\(of another shape: {PATCHES}\)"),
     ("two logit scales", lambda w: {**w, "logit_scale": torch.zeros(2)}, r"\(of another shape: logit_scale\)"),
+    (
+        "an infinite scale",
+        lambda w: {**w, "logit_scale": torch.full((1,), 100.0)},
+        "logit_scale is inf, and scores need",
+    ),
+    ("a scale of 0", lambda w: {**w, "logit_scale": torch.full((1,), -200.0)}, "logit_scale is 0, and scores need"),
     ("NaN", lambda w: {**w, PATCHES: w[PATCHES] * float("nan")}, rf"\(not finite: {PATCHES}\)"),
     (
         "an additional layer",
@@ -93,6 +100,18 @@ INVALID_SETTINGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (IMAGES, lambda c: {**c, "size": {"shortest_edge": 64}}, "is not the 64 x 64 pixels of config.json"),
     (IMAGES, lambda c: {**c, "size": "64"}, "is not the 64 x 64 pixels of config.json"),
     (IMAGES, lambda c: {**c, "size": {"height": 32, "width": 32}}, "is not the 64 x 64 pixels of config.json"),
+    (IMAGES, lambda c: {**c, "size": 64}, r'size 64 is not .*: expected {"height": 64, "width": 64}'),
+    (IMAGES, lambda c: {**c, "size": {**c["size"], "shortest_edge": 64}}, "shortest_edge.* is not the 64 x 64 pixels"),
+    (IMAGES, lambda c: {**c, "do_center_crop": True, "crop_size": 48}, "do_center_crop: true is not supported"),
+    (IMAGES, lambda c: {**c, "do_pad": True}, "do_pad: true is not supported"),
+    (IMAGES, lambda c: {**c, "image_processor_type": "ViTImageProcessor"}, "image_processor_type ViTImageProcessor"),
+    (IMAGES, lambda c: {**c, "image_processor_type": "Siglip2ImageProcessor"}, "_type Siglip2ImageProcessor prepares"),
+    (
+        IMAGES,
+        lambda c: {**{k: v for k, v in c.items() if "type" not in k}, "feature_extractor_type": "ViTFeatureExtractor"},
+        "feature_extractor_type ViTFeatureExtractor prepares",
+    ),
+    (TOKENIZER, lambda c: {**c, "fast_tokenizer_files": ["tokenizer.4.0.json"]}, "fast_tokenizer_files names other"),
     (IMAGES, lambda c: {**c, "do_normalize": False}, "do_normalize: false is not supported"),
     (IMAGES, lambda c: {**c, "rescale_factor": 1.0}, "rescale_factor: expected 1/255"),
     (IMAGES, lambda c: [c], "preprocessor_config.json is not a JSON object"),
@@ -135,6 +154,18 @@ def test_invalid_settings_are_refused_before_the_weights_are_read(
         pin_model(ModelConfig(source=source))
     assert source in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_two_files_of_settings_that_differ_are_refused(tmp_path: Path) -> None:
+    """transformers 5 reads the nested settings, and 4 the others: whoever edits one of them must not wonder."""
+    directory = Path(copy_tiny(tmp_path / "model"))
+    images = json.loads((directory / "preprocessor_config.json").read_text())
+    nested = {**images, "image_processor_type": "SiglipImageProcessorFast"}
+    (directory / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    pin_model(ModelConfig(source=str(directory)))
+    (directory / "processor_config.json").write_text(json.dumps({"image_processor": {**nested, "resample": 2}}))
+    with pytest.raises(CheckpointError, match=r"resample is 2 in processor_config\.json and 3 in preprocessor_config"):
+        pin_model(ModelConfig(source=str(directory)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
@@ -180,6 +211,87 @@ def test_damaged_files_give_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.source: ") as refused:
         load(source)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "added_tokens.json"])
+def test_links_to_nothing_and_folders_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = Path(copy_tiny(tmp_path / "model")) / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=f"{name} is a folder or a link to nothing"):
+        pin_model(ModelConfig(source=str(path.parent)))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=f"{name} is a folder or a link to nothing"):
+        pin_model(ModelConfig(source=str(path.parent)))
+
+
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    source = copy_tiny(tmp_path / "model")
+    (Path(source) / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"cannot read config\.json"):
+        pin_model(ModelConfig(source=source))
+
+
+def write_shards(directory: Path, *names: str, weight_map: Any = None, twice: bool = False) -> str:
+    """The tiny checkpoint in two shards of these names, and its index."""
+    source = Path(copy_tiny(directory))
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    order = sorted(weights)
+    first, second = ({name: weights[name] for name in order[part::2]} for part in (0, 1))
+    if twice:
+        second[order[0]] = weights[order[0]] * 2
+    for name, shard in zip(names, (first, second), strict=True):
+        (source / name).parent.mkdir(exist_ok=True)
+        save_file(shard, source / name, metadata={"format": "pt"})
+    named = {name: names[number % 2] for number, name in enumerate(order)}
+    index = {"weight_map": named if weight_map is None else weight_map}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    return str(source)
+
+
+@pytest.mark.parametrize("name", ["../b.safetensors", "sub/b.safetensors", "b.bin"])
+def test_a_shard_that_is_no_part_of_the_checkpoints_identity_is_refused(tmp_path: Path, name: str) -> None:
+    """It could change between two runs, which would then write to the same output."""
+    source = write_shards(tmp_path / "model", "a.safetensors", name)
+    with pytest.raises(CheckpointError, match=rf"index\.json names {re.escape(name)}: put all shards beside it"):
+        pin_model(ModelConfig(source=source))
+
+
+@pytest.mark.parametrize("weight_map", [[], {}, ["a.safetensors"]])
+def test_an_index_without_shards_is_refused(tmp_path: Path, weight_map: Any) -> None:
+    source = write_shards(tmp_path / "model", "a.safetensors", "b.safetensors", weight_map=weight_map)
+    with pytest.raises(CheckpointError, match=r"index\.json names no shards"):
+        pin_model(ModelConfig(source=source))
+
+
+def test_a_weight_that_is_in_two_shards_is_refused(tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "model", "a.safetensors", "b.safetensors", twice=True)
+    with pytest.raises(CheckpointError, match=r"in more than one file: logit_bias\)"):
+        load(source)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e30])
+def test_embeddings_that_are_no_unit_vectors_are_refused(tmp_path: Path, factor: float) -> None:
+    """Weights of 0 give embeddings of 0, and large ones a norm that is infinite, so that the embedding is 0, too."""
+
+    def change(weights: Weights) -> Weights:
+        last = ("vision_model.head.mlp.fc2.", "vision_model.head.attention.out_proj.")
+        return {name: value * factor if name.startswith(last) else value for name, value in weights.items()}
+
+    source = copy_tiny(tmp_path / "model", change)
+    with pytest.raises(CheckpointError, match="embeddings of images are not finite or 0"):
+        load(source).warm_up()
+    with pytest.raises(CheckpointError, match="embeddings of images are not finite or 0"):
+        Encoder(pin_model(ModelConfig(source=source, dtype="bfloat16", compile=False)))
+
+
+def test_a_tokenizer_that_draws_tokens_at_random_is_refused(tmp_path: Path) -> None:
+    sampling = {"enable_sampling": True, "alpha": 0.1, "nbest_size": -1}
+    source = copy_tiny(tmp_path / "model", tokenizer_config=lambda c: {**c, "sp_model_kwargs": sampling})
+    with pytest.raises(CheckpointError, match=r"its tokenizer: .*enable_sampling gives a text other tokens each time"):
+        load(source)
 
 
 def test_weights_that_change_after_pinning_are_refused(tmp_path: Path) -> None:

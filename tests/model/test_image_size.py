@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModel, SiglipImageProcessorPil
 
 from pipelines.config import JobConfig
@@ -115,6 +116,11 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest(
         pin(sources[kind], size)
     assert str(refused.value).startswith(f"model.image_size: {size} ")
     assert "\n" not in str(refused.value)
+
+
+def test_a_size_that_no_machine_can_hold_is_refused(sources: dict[str, Path]) -> None:
+    with pytest.raises(ValidationError, match=r"image_size\n +Input should be less than or equal to 4096"):
+        pin(sources["siglip"], 1_600_000)
 
 
 def test_the_last_pixels_of_384_are_not_seen_and_those_of_378_are(sources: dict[str, Path]) -> None:

@@ -270,6 +270,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("preprocessor_config.json", {"image_processor_type": "SiglipImageProcessor"}, "image_processor_type"),
     ("config.json", {"vision_config": {"num_patches": 200}}, "200 patches are no square grid"),
     ("config.json", {"vision_config": {"patch_size": [16, 16]}}, "vision_config.patch_size"),
+    ("config.json", {"vision_config": {"patch_size": 128}}, "vision_config.patch_size: .*64"),
+    ("config.json", {"vision_config": {"patch_size": 1}}, "vision_config.patch_size: .*2"),
     ("config.json", {"vision_config": {"vision_use_head": False}}, "vision_use_head"),
 ]
 
