@@ -37,6 +37,7 @@ from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.plan import ShardRef, read_plan
 from pipelines.progress import Progress
+from pipelines.tables.publication import Publication
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES
 from siglip.heads import build_head, check_probes, tag_embeddings
@@ -113,7 +114,8 @@ def retag_output(
     for segment in source.segments():
         path = source.path_of(segment.uri)
         new.put_if_absent(path, source.read(path))
-    state = read_state(new, read_plan(new, inputs=False))
+    publication = Publication()
+    state = read_state(new, read_plan(new, inputs=False), publication)
     planned, pending = _list_pending(output.ledger, state)
     rows = changed = 0
     if pending:
@@ -130,7 +132,10 @@ def retag_output(
                     rows, changed = rows + receipt["rows"], changed + receipt["changed"]
                     progress.update(rows=receipt["rows"], shards=1)
     run = {"retagged_from": output.uri, "rows": rows, "changed": changed}
-    return Retagged(len(pending), rows, changed, state.finish(fingerprint, run, [], planned))
+    manifest = state.finish(fingerprint, run, [], planned)
+    if publication.failure:
+        raise StoreError(publication.failure)
+    return Retagged(len(pending), rows, changed, manifest)
 
 
 def _list_pending(source: Ledger, state: OutputState) -> tuple[int, list[ShardRef]]:

@@ -206,6 +206,11 @@ class JobConfig(BaseModel):
         description="After a run that committed something, bring the output's index up to it, as `sightline index` "
         "does. If that fails, the run exits with 1, and what it committed stays.",
     )
+    table: Literal["delta"] | None = Field(
+        None,
+        description="delta: keep a Delta table over the output's files, for Spark, Trino, DuckDB and others. A run "
+        "brings it up to the output at its end. If that fails, it exits with 1, and what it committed stays.",
+    )
     on_changed: Literal["error", "retag"] = Field(
         "error",
         description="What to do with an input that changed since it was planned. error: skip it, do everything else "

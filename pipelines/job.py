@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -51,7 +51,8 @@ class Outcome:
     """The result of a run. `new_shards` and `rejected_fraction` are of this run, `manifest` is of the whole output.
 
     `waiting` are shards that were not committed and inputs that were not planned, because they could not be read now.
-    `left` is the number of planned shards that a run with a `Limit` left to later runs.
+    `left` is the number of planned shards that a run with a `Limit` left to later runs. `published` tells what became
+    of the output's tables, and `unpublished` why they were not brought up to it, empty if they were.
     """
 
     plan: PlanReport
@@ -60,6 +61,8 @@ class Outcome:
     rejected_fraction: float
     waiting: list[Waiting]
     left: int = 0
+    published: list[str] = field(default_factory=list)
+    unpublished: str = ""
 
 
 def run_job(
@@ -91,7 +94,9 @@ def _run(
     work = find_work(config, progress, startup, retry, limit)
     waiting = list(work.plan.waiting)
     if not work.shards:
-        return Outcome(work.plan, _current_manifest(work, waiting), 0, 0.0, waiting)
+        manifest = _current_manifest(work, waiting)
+        told = work.publication.lines, work.publication.failure
+        return Outcome(work.plan, manifest, 0, 0.0, waiting, 0, *told)
     work.state.announce(work.segments())
     for other in work.state.find_others():
         progress.say(
@@ -107,7 +112,8 @@ def _run(
         raise
     about = _describe_time(report, config) | {"stopped": done.left > 0}
     manifest = _finish(work, done.summary | about, done.waiting)
-    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), done.waiting, done.left)
+    told = work.publication.lines, work.publication.failure
+    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), done.waiting, done.left, *told)
 
 
 @dataclass
@@ -250,10 +256,15 @@ def _finish(work: Work, run: dict[str, Any], waiting: list[Waiting]) -> dict[str
 
 
 def _current_manifest(work: Work, waiting: list[Waiting]) -> dict[str, Any]:
-    """Return the manifest of an output with nothing to do. Write it first if a run was killed after its last commit."""
+    """Return the manifest of an output with nothing to do.
+
+    Write it first, and bring the tables up to the output, if that is not done: after a run that was killed, or with a
+    table that is new in the configuration.
+    """
     manifest = work.state.read_manifest()
     if not manifest:
         return _finish(work, {}, waiting)
-    if work.state.is_current(manifest) and not waiting and not manifest.get("waiting"):
+    told = not waiting and not manifest.get("waiting")
+    if told and work.state.is_current(manifest) and work.publication.is_current(work.state):
         return manifest
     return _finish(work, manifest.get("run", {}), waiting)

@@ -36,6 +36,7 @@ from pipelines.sizing import Cluster
 from pipelines.stages.reader import ReaderConfig, prepare_reader
 from pipelines.stages.tagger import TaggerConfig
 from pipelines.startup import Startup
+from pipelines.tables.publication import Publication, check_table
 from pipelines.upkeep.retry import list_retries
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.files import CheckpointError
@@ -57,6 +58,7 @@ class Work:
 
     `shards` is the number of shards to process in this run, `rows` the expected number of their images, and `retries`
     those of them that are committed and have rejected rows to retry. `beyond` shards are beyond the run's limit.
+    `publication` is of the output's tables.
     """
 
     model: PinnedModel
@@ -69,6 +71,7 @@ class Work:
     retries: list[ShardRef] = field(default_factory=list)
     limit: Limit = NO_LIMIT
     beyond: int = 0
+    publication: Publication = field(default_factory=Publication)
 
     def waves(self, blocks: int) -> Iterator[list[list[ShardRef]]]:
         """Yield the shards to process: up to `WAVE_BLOCKS` lists of shards at a time, each for one input block.
@@ -119,6 +122,8 @@ def find_work(
     Raises `ConfigError` for everything that the user must change, `Unreachable` if the store does not answer.
     """
     options = StoreOptions.from_environment(config.s3.endpoint, config.s3.region)
+    check_table(config.table, config.output)
+    publication = Publication(config.table)
     with as_config_errors():
         output = Output(config.output, options)
         model = find_model(config, options)
@@ -128,14 +133,14 @@ def find_work(
         planned, plan, writer, fingerprint = extend_plan(config, output, model, startup)
         for line in [*(f"images are in {line}" for line in plan.columns.describe()), *plan.notes]:
             progress.say(line)
-        state = read_state(output, planned)
+        state = read_state(output, planned, publication)
         shards, rows = state.count_pending()
         retries = [] if retry is None else list(list_retries(state.ledger, planned, retry))
     shards, rows = shards + len(retries), rows + sum(ref.rows for ref in retries)
     within = shards, rows
     if limit.images is not None:
         within = _apply(limit, _list_pending(state, retries, limit))
-    return Work(model, writer, fingerprint, plan, state, *within, retries, limit, shards - within[0])
+    return Work(model, writer, fingerprint, plan, state, *within, retries, limit, shards - within[0], publication)
 
 
 def find_model(config: JobConfig, options: StoreOptions) -> PinnedModel:

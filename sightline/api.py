@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import JobConfig, absolute, load_config
 from storage.settings import ConfigError, check_settings, override_keys
-from storage.store import Forbidden, InvalidUri, NotFound, StoreOptions
+from storage.store import Forbidden, InvalidUri, NotFound, StoreError, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.job import Outcome
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.output.output import Output
     from pipelines.preview import Preview
     from pipelines.progress import Progress
-    from pipelines.upkeep.compaction import Compaction
+    from pipelines.upkeep.merging import Compaction
     from pipelines.upkeep.status import Status
     from pipelines.upkeep.verify import Report
 
@@ -53,7 +53,7 @@ def tag(
 
     Raises `ConfigError`, in one line, when something must be changed and nothing was done. Raises `StoreError` or an
     exception of Ray when the run could not finish: what is committed stays, and another call continues from there. With
-    `index`, also if the index could not be made after the run.
+    `index` or `table`, also if the index or the table could not be brought up to the output after the run.
     """
     from rich.console import Console
 
@@ -67,6 +67,8 @@ def tag(
     with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
         outcome = run_job(job, progress, retry_rejects, limit or NO_LIMIT)
     index_output(job, outcome.manifest, outcome.new_shards)
+    if outcome.unpublished:
+        raise StoreError(outcome.unpublished)
     return outcome
 
 
@@ -126,21 +128,39 @@ def compact(output: str | PathLike[str], progress: Progress | None = None) -> Co
         return compact_output(opened, progress or quiet)
 
 
+def publish(output: str | PathLike[str], table: str | None = None) -> list[str]:
+    """Bring the tables of an output up to it, as `sightline publish` does. Returns what was done, in words.
+
+    `table` is one to make if the output does not have it: `delta`, which is also made if there is none. Raises
+    `ConfigError` when there is no finished output, or a package is missing, and `StoreError` when it failed: the output
+    stays as it is, and another call goes on.
+    """
+    from pipelines.tables.publication import publish_output
+
+    with _open(output) as opened:
+        return publish_output(opened, table).lines
+
+
 def upgrade(output: str | PathLike[str]) -> int:
     """Bring an output of an earlier version to this one, as `sightline upgrade` does. Returns its number of shards.
 
-    Raises `ConfigError` when there is no output, and `StoreError` when a commit record is damaged.
+    Raises `ConfigError` when there is no output, and `StoreError` when a commit record is damaged, or a table of the
+    output cannot be brought up to it.
     """
     from pipelines.output.fingerprint import read_fingerprint
     from pipelines.output.state import read_state
     from pipelines.planning.plan import read_plan
+    from pipelines.tables.publication import Publication
 
     with _open(output) as opened:
         plan, fingerprint = read_plan(opened, inputs=False), read_fingerprint(opened)
         if not plan.segments or fingerprint is None:
             raise ConfigError(f"{opened.uri}: there is no plan here, so this is no output of `sightline tag`")
-        state = read_state(opened, plan)
+        publication = Publication()
+        state = read_state(opened, plan, publication)
         state.renew(fingerprint)
+        if publication.failure:
+            raise StoreError(publication.failure)
         return state.ledger.totals.shards
 
 

@@ -27,7 +27,7 @@ from sightline.commands.curation.search import search
 from sightline.commands.demo import demo
 from sightline.commands.plan import plan
 from sightline.commands.tag import SCHEMA_HELP, describe_keys, tag
-from sightline.commands.upkeep import compact, status, upgrade, verify
+from sightline.commands.upkeep import compact, publish, status, upgrade, verify
 from sightline.exits import err, out, report_errors
 from storage.key_table import list_settings
 
@@ -48,6 +48,7 @@ app.command()(plan)
 app.command()(status)
 app.command()(verify)
 app.command()(compact)
+app.command()(publish)
 app.command()(upgrade)
 
 

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from curation.tagged_output import TaggedOutput, read_vectors
 from pipelines.output.output import parse_shard, shard_id
 from siglip.scoring import Floats
+from storage.object_store import make_rust_options
 from storage.schemes import is_remote
 from storage.settings import ConfigError
-from storage.store import StoreError, StoreOptions
+from storage.store import StoreError
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -79,7 +80,7 @@ class IndexTable:
         lancedb = import_lancedb()
         uri = output.output.uri_of(FOLDER)
         with _errors(uri):
-            options = _storage_options(output.output.options) if is_remote(uri) else None
+            options = make_rust_options(output.output.options) if is_remote(uri) else None
             # Not with a session that several tables share: it would know files of a folder that was since made anew.
             database = lancedb.connect(uri.removeprefix("file://"), storage_options=options)
             if version is None:
@@ -293,22 +294,3 @@ def _errors(uri: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise StoreError(f"the index {uri} cannot be used: {line[:400]}") from error
-
-
-def _storage_options(options: StoreOptions) -> dict[str, str]:
-    """Return how LanceDB reaches the object store that boto3 reaches with these options."""
-    import boto3
-
-    found = {"aws_virtual_hosted_style_request": "false"} if options.endpoint else {}
-    if options.endpoint:
-        found["aws_endpoint"] = options.endpoint
-        found["allow_http"] = str(options.endpoint.startswith("http://")).lower()
-    if options.region:
-        found["aws_region"] = options.region
-    credentials = boto3.session.Session().get_credentials()
-    # LanceDB reads keys in the environment and the identities of clouds itself, and renews those. It has no profiles.
-    if credentials is not None and credentials.method in ("shared-credentials-file", "config-file", "sso"):
-        keys = credentials.get_frozen_credentials()
-        found |= {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
-        found |= {"aws_session_token": keys.token} if keys.token else {}
-    return found

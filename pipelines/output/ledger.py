@@ -12,7 +12,6 @@ file holds what the ledger adds to the totals of the output.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,27 +25,13 @@ from numpy.typing import NDArray
 
 from pipelines.output.output import Output, owner_of, parse_shard, shard_id
 from pipelines.output.row_files import RowFile, dump_files, list_files, make_row_file
-from pipelines.output.totals import Totals, damage_of, describe_ledger, read_about
+from pipelines.output.totals import Totals, damage_of, encode_ledger, read_about
 from storage.files import read_ahead
 from storage.store import Entry, StoreError
 
 if TYPE_CHECKING:
     from pipelines.planning.plan import ShardRef
 
-_SCHEMA = pa.schema(
-    [
-        ("segment", pa.int32()),
-        ("number", pa.int32()),
-        ("generation", pa.int16()),
-        ("kind", pa.string()),
-        ("path", pa.string()),
-        ("first", pa.int64()),
-        ("rows", pa.int64()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("reasons", pa.string()),
-    ]
-)
 _STATE = ["segment", "number", "generation"]
 
 
@@ -92,6 +77,8 @@ class Ledger:
         self.count = 0
         self.times: list[str] = []
         """When each ledger was sealed, in UTC, as ISO 8601."""
+        self.moves: list[bool] = []
+        """Whether each ledger is a compaction's: its rows say where images lie, and are about no new ones."""
         self.replacing = -1
         """The number of the last ledger with a row about a shard that an earlier ledger has too, or -1."""
         self.replaced: set[str] = set()
@@ -189,7 +176,7 @@ class Ledger:
         """
         shards = set(self._waiting)
         while self._waiting:
-            data = _encode(list(self._make_rows()), self._added)
+            data = encode_ledger(list(self._make_rows()), self._added)
             if self._output.put_if_absent(ledger_path(self.count), data):
                 self.replaced |= self._replaced
                 self._waiting, self._added = {}, Totals()
@@ -218,7 +205,7 @@ class Ledger:
         for shard, files in merged.items():
             rows += [{**told[shard], **asdict(file)} for file in files]
         rows.sort(key=lambda row: (row["segment"], row["number"]))
-        data = _encode(rows, Totals())
+        data = encode_ledger(rows, Totals())
         while not self._output.put_if_absent(ledger_path(self.count), data):
             self.refresh()
             if any(self._ledger_of(shard) != number for shard, number in ledgers.items()):
@@ -238,11 +225,17 @@ class Ledger:
                     yield shard_id(row["segment"], row["number"]), make_row_file(row)
 
     def read_tables(
-        self, kinds: Sequence[str] = ("data", "rejects"), first: int = 0, segments: Collection[int] | None = None
+        self,
+        kinds: Sequence[str] = ("data", "rejects"),
+        first: int = 0,
+        segments: Collection[int] | None = None,
+        *,
+        replaced: bool = False,
     ) -> Iterator[pa.Table]:
         """Yield the rows that count of each ledger from number `first` on, with the columns of a ledger.
 
-        With `segments`, only the rows about their shards, from the ledgers that have some.
+        With `segments`, only the rows about their shards, from the ledgers that have some. With `replaced`, also the
+        rows that a later ledger replaces.
         """
         wanted: Sequence[int] = range(first, self.count)
         if segments is not None:
@@ -250,7 +243,9 @@ class Ledger:
             numbers = np.unique(np.concatenate([np.zeros(0, np.int32), *states])).tolist()
             wanted = [number for number in numbers if number >= first]
         for number, table in self._read(wanted):
-            chosen = pc.and_(pa.array(self._counts(table, number)), pc.is_in(table["kind"], pa.array([*kinds])))
+            chosen = pc.is_in(table["kind"], pa.array([*kinds]))
+            if not replaced:
+                chosen = pc.and_(chosen, pa.array(self._counts(table, number)))
             if segments is not None:
                 chosen = pc.and_(chosen, pc.is_in(table["segment"], pa.array([*segments], pa.int32())))
             yield table.filter(chosen)
@@ -322,6 +317,7 @@ class Ledger:
             segments, numbers, generations = (table[name].to_numpy() for name in _STATE)
         self.totals.merge(about["totals"])
         self.times.append(about["sealed_at"])
+        self.moves.append(about["totals"] == Totals().as_dict())
         for segment in np.unique(segments):
             rows = segments == segment
             state = self._segments.setdefault(int(segment), _SegmentState())
@@ -339,10 +335,3 @@ def list_ledgers(output: Output) -> list[Entry]:
     """Return the ledgers of an output, in order."""
     found = (entry for entry in output.store.list(output.uri_of("ledger")) if entry.uri.endswith(".parquet"))
     return sorted(found, key=lambda entry: entry.uri)
-
-
-def _encode(rows: Sequence[Mapping[str, Any]], totals: Totals) -> bytes:
-    schema = _SCHEMA.with_metadata(describe_ledger(totals))
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()

@@ -13,6 +13,7 @@ Its files:
     ledger/000000.parquet          the committed shards with their files, many in one file
     runs/<id>.json                 the segments that a run works on, until it ends
     manifest.json                  totals, and the number of ledgers, as of the last run that finished
+    tables.json                    the tables of the output, if it has some; Delta's are in `data/_delta_log` and so on
 
 A shard whose rejected rows were retried has a commit record for each generation: `commits/<shard>.1.json` and so on.
 The record of the highest generation is the valid one. It also names the files that earlier generations left valid.
@@ -40,7 +41,10 @@ from storage.store import Entry, Store, StoreError, StoreOptions, join
 
 FINGERPRINT = "fingerprint.json"
 LABELS = "labels.parquet"
+TABLES = "tables.json"
 MANIFEST = "manifest.json"
+DELTA_LOG = "_delta_log"
+"""The folder of a Delta table's log, in `data/` and in `rejects/`."""
 MANIFEST_VERSION = 2
 """Version of the keys of `manifest.json`."""
 
@@ -147,10 +151,15 @@ class Output:
         return sorted(found, key=lambda entry: entry.uri)
 
     def files(self) -> Iterator[str]:
-        """Yield the paths of all files in `data/`, `rejects/` and `parts/`, including files that no run wrote."""
+        """Yield the paths of all files in `data/`, `rejects/` and `parts/`, including files that no run wrote.
+
+        The logs of Delta tables are left out.
+        """
         for kind in ("data", "rejects", "parts"):
             for entry in self.store.list(self.uri_of(kind)):
-                yield self.path_of(entry.uri)
+                path = self.path_of(entry.uri)
+                if not path.startswith(f"{kind}/{DELTA_LOG}/"):
+                    yield path
 
     def list_commits(self, segments: Collection[int]) -> Iterator[tuple[str, int]]:
         """Yield the committed shards of some segments with their generations, one for each record."""

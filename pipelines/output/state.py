@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipelines.inputs.rows import fold_suffixes
 from pipelines.output.ledger import Ledger
 from pipelines.output.markers import Kind, Marker, make_marker, marker_path, read_markers
-from pipelines.output.output import MANIFEST, MANIFEST_VERSION, Output, merged_at, owner_of, parse_shard
+from pipelines.output.output import MANIFEST, MANIFEST_VERSION, TABLES, Output, merged_at, owner_of, parse_shard
 from pipelines.planning.plan import Plan, ShardRef, count_shards
 from storage.schemes import is_remote
 from storage.store import Forbidden, StoreError, Unreachable
@@ -61,6 +61,9 @@ class OutputState:
     plan: Plan
     ledger: Ledger
     kind: Kind = "run"
+    publish: Callable[[OutputState], bool] | None = None
+    """Brings the tables of the output to the state of the ledgers, and tells whether they are there now. While they are
+    not, no file is deleted, because tables name it: `pipelines.tables.publication`."""
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     _marker: Marker | None = None
     _over: list[Marker] = field(default_factory=list)
@@ -144,18 +147,22 @@ class OutputState:
 
         `run` is the report of this run, `waiting` the shards and inputs that could not be read now. `planned` is the
         number of shards that the output is to have, by default that of the plan. Raises `StoreError`
-        when a ledger or a commit record is damaged; then nothing is deleted.
+        when a ledger or a commit record is damaged; then nothing is deleted. Nor is it if the output has tables that
+        could not be brought up to it: the next run does that and deletes the files.
         """
         self.ledger.seal()
         self.ledger.refresh()
+        published = self._bring_up()
         markers = [one for one in read_markers(self.output) if one.id != self.run]
         self._over = [one for one in markers if one.is_over() and set(one.segments) <= self._touched]
-        if any(one.kind == "compaction" for one in self._over):
+        if published and any(one.kind == "compaction" for one in self._over):
             self.delete_abandoned()
         kept = self._list_led_to()
-        self._delete_leftovers(kept)
+        if published:
+            self._delete_leftovers(kept)
         count = -1
         while count < self.ledger.count:  # other runs may write ledgers, and end before this one
+            published = published and (count < 0 or self._bring_up())
             count = self.ledger.count
             shards = count_shards(self.output, self.plan) if planned is None else planned
             manifest = self._make_manifest(fingerprint, run, waiting, shards)
@@ -163,6 +170,9 @@ class OutputState:
             content = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
             self.output.store.put(self.output.uri_of(MANIFEST), content)
             self.ledger.refresh()
+        if not published:
+            self.leave(run)
+            return manifest
         if kept:  # until now, the manifest before led to them
             self._delete_leftovers(frozenset())
         self._delete_replaced()
@@ -181,6 +191,10 @@ class OutputState:
         """Tell whether a manifest describes this state."""
         counts = manifest.get("ledgers"), manifest.get("planned_shards")
         return counts == (self.ledger.count, self.plan.shards) and not self._touched
+
+    def _bring_up(self) -> bool:
+        """Bring the tables of the output to the state of the ledgers. Return False if they name files of before."""
+        return self.publish(self) if self.publish else not self.output.exists(TABLES)
 
     def _make_manifest(
         self, fingerprint: dict[str, Any], run: dict[str, Any], waiting: list[dict[str, Any]], planned: int
@@ -272,6 +286,10 @@ class OutputState:
             named.update(table["path"].to_pylist())
         return named
 
+    def retire(self) -> None:
+        """Delete this run's marker, without what `finish` does."""
+        self.output.delete(marker_path(self.run))
+
     def _delete_markers(self) -> None:
         """Delete this run's marker, and those of runs that are over, whose leftovers are deleted by now."""
         for id_ in (self.run, *(one.id for one in self._over)):
@@ -301,8 +319,8 @@ class OutputState:
         return [path for path in found if path not in named]
 
 
-def read_state(output: Output, plan: Plan) -> OutputState:
+def read_state(output: Output, plan: Plan, publish: Callable[[OutputState], bool] | None = None) -> OutputState:
     """Read an output's ledgers, and seal what earlier runs committed and did not seal."""
-    state = OutputState(output, plan, Ledger.read(output))
+    state = OutputState(output, plan, Ledger.read(output), publish=publish)
     state.catch_up()
     return state

@@ -1,10 +1,14 @@
-"""Totals: the counts of an output's shards. The metadata of each ledger has what the ledger adds to them."""
+"""Totals: the counts of an output's shards. The metadata of each ledger has what the ledger adds to them.
+
+Here is also how a ledger is encoded.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +23,20 @@ from storage.store import Entry, StoreError
 
 LEDGER_VERSION = 1
 _KEY = b"sightline.ledger"
+_SCHEMA = pa.schema(
+    [
+        ("segment", pa.int32()),
+        ("number", pa.int32()),
+        ("generation", pa.int16()),
+        ("kind", pa.string()),
+        ("path", pa.string()),
+        ("first", pa.int64()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("reasons", pa.string()),
+    ]
+)
 
 
 @dataclass
@@ -66,11 +84,14 @@ class Totals:
         }
 
 
-def describe_ledger(totals: Totals) -> dict[bytes, bytes]:
-    """Return the metadata of a ledger that is written now and adds these totals."""
+def encode_ledger(rows: Sequence[Mapping[str, Any]], totals: Totals) -> bytes:
+    """Return the content of a ledger that is written now, has these rows, and adds these totals."""
     time = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"version": LEDGER_VERSION, "sealed_at": time, "totals": totals.as_dict()}
-    return {_KEY: json.dumps(about, ensure_ascii=False).encode()}
+    schema = _SCHEMA.with_metadata({_KEY: json.dumps(about, ensure_ascii=False).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def read_totals(output: Output, entries: Iterable[Entry]) -> Totals:

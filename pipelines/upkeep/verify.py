@@ -31,6 +31,7 @@ from pipelines.output.row_files import RowFile
 from pipelines.output.state import OutputState
 from pipelines.output.writer import FINGERPRINT_KEY
 from pipelines.planning.plan import Plan, read_plan
+from pipelines.tables.publication import Publication
 from storage.files import download
 from storage.schemes import is_remote
 from storage.settings import ConfigError
@@ -105,7 +106,11 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     unread = sum("commit record" in problem for problem in report.problems)
     if since is None:
         manifest = _check_manifest(output, ledger, report, unsealed)
-        _check_orphans(output, report, named, remove=remove_orphans, unsure=_doubt(manifest, unread))
+        # A table that is behind the ledgers may name files that these name no more.
+        behind = remove_orphans and not Publication().is_current(OutputState(output, plan, ledger))
+        _check_orphans(
+            output, report, named, remove=remove_orphans, unsure=_doubt(manifest, unread, behind, output.uri)
+        )
     else:
         for path in OutputState(output, plan, ledger).find_abandoned():
             report.orphans += 1
@@ -220,10 +225,12 @@ def _check_shards(output: Output, files: list[tuple[str, RowFile]], fingerprint:
             )
 
 
-def _doubt(manifest: bool, unread: int) -> str:
+def _doubt(manifest: bool, unread: int, behind: bool, uri: str) -> str:
     """Return why it is unsafe to delete files that no commit names, or an empty string if it is safe."""
     if unread:
         return f"{unread} commit records cannot be read"
+    if behind:
+        return f"its table may name them: run `sightline publish {uri}`"
     return "" if manifest else "manifest.json cannot be read, or says something else"
 
 

@@ -91,9 +91,9 @@ def tag(
     part is done; a line says what is left.
 
     Exit codes: 0 all shards are committed; 1 run it again: the run failed, or some inputs could not be read now and
-    their shards wait, or the index (`index: true`) could not be made; 2 nothing was done: change the usage, the config,
-    the input or the credentials; 3 all shards are committed, but more than max_reject_fraction of the run's images were
-    rejected; 129, 130 or 143 interrupted.
+    their shards wait, or the table (`table: delta`) or the index (`index: true`) could not be made; 2 nothing was done:
+    change the usage, the config, the input or the credentials; 3 all shards are committed, but more than
+    max_reject_fraction of the run's images were rejected; 129, 130 or 143 interrupted.
     """
     with report_errors(GO_ON):
         if reasons and not retry_rejects:
@@ -184,8 +184,12 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
             f"{job.max_reject_fraction:.1%}[/red] ({total:.1%} of the whole output): see {escape(job.output)}/rejects",
             highlight=False,
         )
+    for line in outcome.published:
+        out.print(escape(line), highlight=False)
+    if outcome.unpublished:
+        err.print(f"[red]{escape(outcome.unpublished)}[/red]", highlight=False)
     indexed = _index(job, outcome.manifest, outcome.new_shards)
-    if outcome.waiting or not indexed:
+    if outcome.waiting or outcome.unpublished or not indexed:
         return FAILED
     return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
 

@@ -1,4 +1,4 @@
-"""`sightline verify`, `status`, `compact` and `upgrade`: the upkeep of an output."""
+"""`sightline verify`, `status`, `compact`, `publish` and `upgrade`: the upkeep of an output."""
 
 from __future__ import annotations
 
@@ -135,6 +135,26 @@ def compact(
                 "command again",
                 highlight=False,
             )
+
+
+def publish(
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3:// prefix.")
+    ],
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="[TABLE]", help="delta. Default: the tables that it has, or delta.", show_default=False),
+    ] = None,
+) -> None:
+    """Bring the tables of an output up to it, for Spark, Trino, DuckDB, Polars and others: docs/tables.md.
+
+    `sightline tag` with `table: delta` does the same after each run. Nothing is copied: the table names the files of
+    the output. From then on, every command that changes the output's files brings the table up to it.
+    """
+    with report_errors("what is committed stays, run the same command again"):
+        lines = api.publish(output, table)
+        for line in lines or [f"nothing to do: the table has all that is in {output}"]:
+            out.print(escape(line), highlight=False)
 
 
 def upgrade(

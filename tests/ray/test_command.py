@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from pipelines.output.markers import make_marker
@@ -88,6 +89,40 @@ def test_a_run_that_is_to_index_its_output_does_so_and_fails_alone_if_that_fails
     lock.unlink()
     later = place.tag(**keys)
     assert (later.returncode, "2 images in the index, 1 added" in later.stdout) == (0, True), later.stderr
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_keeps_a_table_and_fails_alone_if_that_fails(place: Place) -> None:
+    place.put("0.png", make_image(0))
+    place.put("bad.jpg", b"no image")
+    keys = {"labels": ["cat"], "max_reject_fraction": 1}
+    plain = place.tag(**keys)
+    assert (plain.returncode, "Delta" in plain.stdout) == (0, False), plain.stderr
+    first = place.tag(table="delta", **keys)
+    assert first.returncode == 0, first.stderr
+    assert "the Delta table is up to date: 1 images; files: 2 added, 0 removed" in first.stdout
+    idle = place.tag(table="delta", **keys)
+    assert (idle.returncode, "Delta" in idle.stdout) == (0, False), idle.stderr
+    place.put("1.png", make_image(1))
+    log = Path(place.output) / "data" / "_delta_log"
+    log.rename(log.with_name("_away"))
+    log.write_text("no folder")
+    failed = place.tag(**keys)  # an output that has a table keeps it
+    assert failed.returncode == 1
+    assert "the table was not brought up to the output: the Delta table" in " ".join(failed.stderr.split())
+    assert "Traceback" not in failed.stderr
+    log.unlink()
+    log.with_name("_away").rename(log)
+    assert json.loads(verify(place.output, "--json").stdout)["rows_tagged"] == 2, "what was committed stays"
+    later = run_sightline("publish", place.output)
+    assert (later.returncode, "the Delta table is up to date: 2 images; files: 1 added, 0 removed" in later.stdout) == (
+        0,
+        True,
+    )
+    again = run_sightline("publish", place.output)
+    assert (again.returncode, "nothing to do: the table has all" in again.stdout) == (0, True)
+    sources = DeltaTable(f"{place.output}/data").to_pyarrow_table()["source"].to_pylist()
+    assert sorted(sources) == [f"{place.input}/{number}.png" for number in (0, 1)]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.inputs.rows import Input
 from pipelines.output.commit import commit_shard
 from pipelines.output.fingerprint import claim_output, describe_labels, read_fingerprint
 from pipelines.output.labels import claim_labels, make_format, read_label_table
-from pipelines.output.output import Output
+from pipelines.output.output import FINGERPRINT, Output
 from pipelines.output.state import OutputState, read_state
 from pipelines.output.writer import OutputWriter
 from pipelines.planning.packing import SegmentWriter
@@ -29,29 +29,33 @@ from pipelines.upkeep.retry import list_retries
 from pipelines.upkeep.verify import verify_output
 from siglip.families import siglip
 from siglip.labels import LabelSet
+from storage.store import StoreOptions
 from tests.support.vectors import draw_vectors
 
+Publish = Callable[[OutputState], bool]
 WIDTH = 4
 LABELS = LabelSet.model_validate({"names": ["cat", "dog", "bird"], "threshold": 0.001})
 
 
 class GrowingOutput:
-    """An output at a folder, which has no shards at first. `plan` adds some, and a `Run` commits them.
+    """An output at a folder or URI, which has no shards at first. `plan` adds some, and a `Run` commits them.
 
-    `made` is what it has at first, by default three labels and nothing.
+    `made` is what it has at first, by default three labels and nothing. An output that is there is taken up.
     """
 
-    def __init__(self, root: Path, made: SyntheticOutput | None = None) -> None:
-        self.root = root
+    def __init__(self, root: Path | str, made: SyntheticOutput | None = None) -> None:
+        self.root, self.uri = Path(root), str(root)
+        if self.output.exists(FINGERPRINT):
+            return
         made = made or SyntheticOutput(
             LABELS, draw_vectors(3, WIDTH, 1), 0, lambda shard: draw_vectors(0, WIDTH, shard)
         )
-        write_output(str(root), made)
+        write_output(self.uri, made)
 
     @property
     def output(self) -> Output:
         """The output, as a new process opens it."""
-        return Output(str(self.root))
+        return Output(self.uri, StoreOptions.from_environment())
 
     def plan(self, shards: int, rows: int = 3) -> int:
         """Plan shards of `rows` images each, as a new segment. Return its number."""
@@ -63,26 +67,30 @@ class GrowingOutput:
         assert self.output.put_if_absent(f"plan/{number:06d}.parquet", segment.close())
         return number
 
-    def grow(self, shards: int, rows: int = 3, rejected: Collection[int] = ()) -> dict[str, Any]:
+    def grow(
+        self, shards: int, rows: int = 3, rejected: Collection[int] = (), publish: Publish | None = None
+    ) -> dict[str, Any]:
         """Plan shards, commit them with these rows rejected, and finish. Return the manifest."""
         self.plan(shards, rows)
-        run = self.run()
+        run = self.run(publish)
         for ref in list(run.state.list_pending()):
             run.commit(ref, rejected)
         return run.finish()
 
-    def run(self) -> Run:
-        """Start a run."""
+    def run(self, publish: Publish | None = None) -> Run:
+        """Start a run. `publish` brings the tables up to the output at its end."""
         output = self.output
         fingerprint = read_fingerprint(output)
         assert fingerprint is not None
         format_ = make_format(fingerprint, read_label_table(output))
         writer = OutputWriter(output, format_, output.read("fingerprint.json").decode())
-        return Run(read_state(output, read_plan(output)), writer, fingerprint)
+        return Run(read_state(output, read_plan(output), publish), writer, fingerprint)
 
-    def retry(self, reasons: Collection[str] = (), still: Collection[int] = ()) -> dict[str, Any]:
+    def retry(
+        self, reasons: Collection[str] = (), still: Collection[int] = (), publish: Publish | None = None
+    ) -> dict[str, Any]:
         """Retry rejected rows, of which those numbered `still` are rejected once more. Return the manifest."""
-        run = self.run()
+        run = self.run(publish)
         for ref in run.retries(reasons):
             run.retry(ref, still)
         return run.finish()

@@ -18,8 +18,9 @@ from pipelines.output import state as state_module
 from pipelines.output.markers import make_marker, read_markers
 from pipelines.output.output import find_marker, merged_at, owner_of
 from pipelines.planning.plan import append_inputs, read_plan
-from pipelines.upkeep import compaction
-from pipelines.upkeep.compaction import Compaction, compact_output
+from pipelines.upkeep import compaction, merging
+from pipelines.upkeep.compaction import compact_output
+from pipelines.upkeep.merging import Compaction
 from pipelines.upkeep.verify import verify_output
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
@@ -267,17 +268,17 @@ def test_a_retry_committed_before_a_compaction_and_sealed_after_it(growing: Grow
 def test_a_retry_that_is_sealed_while_a_compaction_merges(growing: GrowingOutput) -> None:
     """The compaction leaves these files, and says so."""
     before = rows(growing)
-    write = compaction._write_merged
+    write = merging._write_merged
 
     def retry_first(*arguments: object) -> object:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compaction, "_write_merged", write)
+            patch.setattr(merging, "_write_merged", write)
             if growing.run().retries()[0].generation == 1:
                 growing.retry(still=[1])
         return write(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, "_write_merged", retry_first)
+        patch.setattr(merging, "_write_merged", retry_first)
         done = compact(growing)
     assert done.kept > 0
     assert rows(growing) == before
@@ -288,7 +289,7 @@ def test_a_retry_that_is_sealed_while_a_compaction_merges(growing: GrowingOutput
 
 def test_new_shards_are_sealed_while_a_compaction_merges(growing: GrowingOutput) -> None:
     before = rows(growing)
-    write, calls = compaction._write_merged, []
+    write, calls = merging._write_merged, []
 
     def grow_first(*arguments: object) -> object:
         calls.append(1)
@@ -297,7 +298,7 @@ def test_new_shards_are_sealed_while_a_compaction_merges(growing: GrowingOutput)
         return write(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, "_write_merged", grow_first)
+        patch.setattr(merging, "_write_merged", grow_first)
         assert compact(growing).kept == 0
     manifest = open_output(str(growing.root)).manifest
     assert (manifest["planned_shards"], manifest["shards"]) == (14, 14)
@@ -341,7 +342,7 @@ def test_two_compactions_at_once(growing: GrowingOutput) -> None:
 @pytest.mark.parametrize("moment", ["before it reads", "after it wrote"])
 def test_another_compaction_is_faster(growing: GrowingOutput, moment: str) -> None:
     before = rows(growing)
-    write, calls = compaction._write_merged, []
+    write, calls = merging._write_merged, []
 
     def compact_first(*arguments: object) -> object:
         calls.append(1)
@@ -351,7 +352,7 @@ def test_another_compaction_is_faster(growing: GrowingOutput, moment: str) -> No
         return write(*arguments) if found is None else found  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, "_write_merged", compact_first)
+        patch.setattr(merging, "_write_merged", compact_first)
         assert compact(growing).kept > 0
     assert rows(growing) == before
     growing.check()
@@ -410,7 +411,7 @@ def test_a_file_without_its_rows_is_not_merged(growing: GrowingOutput) -> None:
 def test_a_merged_file_that_was_deleted_before_it_counted_is_noticed(growing: GrowingOutput) -> None:
     """A compaction on a machine whose clock is days ahead takes it for abandoned."""
     before = rows(growing)
-    write = compaction._write_merged
+    write = merging._write_merged
 
     def delete(*arguments: object) -> object:
         found = write(*arguments)  # type: ignore[arg-type]
@@ -418,7 +419,7 @@ def test_a_merged_file_that_was_deleted_before_it_counted_is_noticed(growing: Gr
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, "_write_merged", delete)
+        patch.setattr(merging, "_write_merged", delete)
         with pytest.raises(StoreError, match="was deleted before it counted"):
             compact(growing)
     assert rows(growing) == before

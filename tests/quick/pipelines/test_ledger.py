@@ -597,8 +597,7 @@ def test_a_finish_that_is_killed_anywhere_is_done_again(tmp_path: Path, again: s
 
     records = [template.output.read_commit(ref, 2) for ref in run.state.ledger._waiting if ref.startswith("000000")]
     records += [template.output.read_commit(ref, 0) for ref in run.state.ledger._waiting if ref.startswith("000001")]
-    made = GrowingOutput.__new__(GrowingOutput)
-    made.root = tmp_path / "made"
+    made = GrowingOutput(tmp_path / "made")
     for _ in kill_everywhere(finish):
         kills += 1
         state = read_state(made.output, read_plan(made.output))

@@ -123,8 +123,7 @@ def test_a_compaction_upgrades_too(earlier: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_it_can_be_retagged(earlier: Path, tmp_path: Path) -> None:
     api.upgrade(earlier)
-    output = GrowingOutput.__new__(GrowingOutput)
-    output.root = earlier
+    output = GrowingOutput(earlier)
     labels = open_output(str(earlier)).labels.model_dump(mode="json", exclude_defaults=True)
     manifest = output.retag(tmp_path / "other", LabelSet.model_validate({**labels, "top_k": 1}))
     assert (manifest["planned_shards"], manifest["rows_in"], manifest["rows_rejected"]) == (SHARDS, ROWS, REJECTED)

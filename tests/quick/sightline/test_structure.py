@@ -32,6 +32,7 @@ EXCEPTIONS = {
         "pipelines.config",
         "pipelines.planning",
         "pipelines.progress",
+        "pipelines.tables",
     ),  # a job on Ray
     "curation.tagged_output": ("pipelines.config",),
     "curation.export.images": ("pipelines.inputs",),  # what an archive is
