@@ -136,6 +136,7 @@ class Committer:
                 self._unreachable, self._look_at = 0, _AWAY_SHARDS
             if summary.wait is None:
                 self._report.lost += summary.lost
+                self._report.add_trouble(summary.trouble)
                 self._complete.append((ref, parts, summary))
             elif summary.wait == "stopped":
                 self.stopped += 1

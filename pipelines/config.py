@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipelines.inputs.web.config import FetchConfig
 from pipelines.output.schema import OWN_COLUMNS
 from pipelines.planning.dates import default_dates, expand_dates, fixed_part
 from siglip.config import Limits, ModelConfig
@@ -172,6 +173,9 @@ class JobConfig(BaseModel):
     actors: ActorsConfig = Field(ActorsConfig(), description="The pool of actors that run the model.")
     parquet: ParquetConfig = Field(ParquetConfig(), description="How to read Parquet inputs.")
     lists: ListsConfig = Field(ListsConfig(), description="How to read lists of images.")
+    fetch: FetchConfig = Field(
+        FetchConfig(), description="Fetching the http(s) URLs of lists. Off by default: see docs/inputs.md."
+    )
     limits: Limits = Field(Limits(), description="Limits for one image; larger images are rejected.")
     s3: S3Config = Field(S3Config(), description="The object store.")
     ray: RayConfig = Field(RayConfig(), description="The Ray cluster to run on.")

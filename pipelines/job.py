@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
@@ -52,7 +53,8 @@ class Outcome:
 
     `waiting` are shards that were not committed and inputs that were not planned, because they could not be read now.
     `left` is the number of planned shards that a run with a `Limit` left to later runs. `published` tells what became
-    of the output's tables, and `unpublished` why they were not brought up to it, empty if they were.
+    of the output's tables, and `unpublished` why they were not brought up to it, empty if they were. `trouble` counts
+    the images of this run whose hosts were in trouble, by the host and what it did: a later run tries them again.
     """
 
     plan: PlanReport
@@ -63,6 +65,12 @@ class Outcome:
     left: int = 0
     published: list[str] = field(default_factory=list)
     unpublished: str = ""
+    trouble: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def host_trouble(self) -> int:
+        """How many images of the whole output wait for a later run, because their hosts were in trouble."""
+        return int(self.manifest.get("reasons", {}).get("host_trouble", 0))
 
 
 def run_job(
@@ -70,7 +78,7 @@ def run_job(
 ) -> Outcome:
     """Tag all images that are not yet committed. With `retry`, also retry rows rejected for these reasons (none: any).
 
-    With a `limit`, do a part of the work.
+    With a `limit`, do a part of the work. If `fetch.enabled` is true, images whose hosts were in trouble are retried.
 
     Every run compares the inputs with the plan and the plan with the commits, and does what is missing. So a run that
     is killed at any moment loses and duplicates nothing: start it again.
@@ -78,6 +86,8 @@ def run_job(
     Raises `ConfigError` before any work if the user must change something, and `StoreError` or an exception of Ray if
     the run could not finish.
     """
+    if config.fetch.enabled and (retry is None or retry):
+        retry = {*(retry or ()), "host_trouble"}
     report = RunReport()
     with ExitStack() as stack:
         return _run(config, progress, Startup(config, progress, stack), report, retry, limit)
@@ -112,8 +122,9 @@ def _run(
         raise
     about = _describe_time(report, config) | {"stopped": done.left > 0}
     manifest = _finish(work, done.summary | about, done.waiting)
-    told = work.publication.lines, work.publication.failure
-    return Outcome(work.plan, manifest, report.shards, report.rejected_fraction(), done.waiting, done.left, *told)
+    fraction = report.rejected_fraction()
+    told = work.publication.lines, work.publication.failure, report.trouble
+    return Outcome(work.plan, manifest, report.shards, fraction, done.waiting, done.left, *told)
 
 
 @dataclass

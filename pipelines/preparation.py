@@ -234,6 +234,7 @@ def prepare_readers(
         work.writer.format.columns,
         config.on_changed,
         config.on_missing,
+        config.fetch.for_reader(max(1, min(cluster.count_readers(), work.shards))),
     )
     reader = ReaderConfig(
         output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,12 @@ LIMIT_BUSY, LIMIT_LEAD = 0.75, 0.15
 """A stage is the limit if its workers were busy for this share of the time, and for so much more than any others."""
 
 
+TROUBLE_LISTED = 100
+"""The most hosts with trouble that the manifest names."""
+HOSTS, OTHER_HOSTS = 10_000, "other hosts"
+"""The most hosts with trouble that are counted one by one, and what the others are counted as."""
+
+
 @dataclass
 class RunReport:
     """The counts and times of one run.
@@ -21,8 +28,10 @@ class RunReport:
     `started`, `working` and `received` are the Unix times of the start, of the first decoded image and of the first
     receipt, and `ended` is the time of the latest receipt or commit. All are by the clock of this machine at the start
     of the run: it may be set during the run, and the clocks of the workers may differ. `rows` are images read, `tagged`
-    and `rejected` of them. `lost` estimates the images that broken archives held beyond their reject row. `shards`
-    counts commits, and `receipts` counts receipts. `seconds` are the seconds of work by stage, over all workers.
+    and `rejected` of them. `lost` estimates the images that broken archives held beyond their reject row. `trouble`
+    counts the rejected rows that a later run tries again, by their host and what it did; it has up to `HOSTS` of them.
+    `shards` counts commits, and `receipts` counts receipts. `seconds` are the seconds of work by stage, over all
+    workers.
     """
 
     started: float = field(default_factory=time.time)
@@ -35,6 +44,7 @@ class RunReport:
     lost: int = 0
     shards: int = 0
     receipts: int = 0
+    trouble: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     actors: set[str] = field(default_factory=set)
     _began: float = field(default_factory=lambda: time.monotonic())
@@ -56,6 +66,11 @@ class RunReport:
             self.received, self._early = self.ended, self.seconds.copy()
         self.receipts += 1
 
+    def add_trouble(self, trouble: Mapping[str, int]) -> None:
+        """Count the rows of a shard that a later run tries again."""
+        for text, count in trouble.items():
+            self.trouble[text if text in self.trouble or len(self.trouble) < HOSTS else OTHER_HOSTS] += count
+
     def add_commit(self) -> None:
         """Count a shard that is committed now."""
         self.shards += 1
@@ -73,8 +88,12 @@ class RunReport:
         return round(self.rows / self._wall(), 2)
 
     def rejected_fraction(self) -> float:
-        """Return the rejected part of this run's images, from 0 to 1. Images lost in broken archives count."""
-        return (self.rejected + self.lost) / max(1, self.rows + self.lost)
+        """Return the rejected part of this run's images, from 0 to 1. Images lost in broken archives count.
+
+        Images that a later run tries again do not count as rejected.
+        """
+        rejected = self.rejected - self.trouble.total() + self.lost
+        return rejected / max(1, self.rows + self.lost)
 
     def count(self) -> dict[str, Any]:
         """Return the counts of a run that was interrupted, for the manifest."""
@@ -96,6 +115,7 @@ class RunReport:
             "rows_tagged": self.tagged,
             "rows_rejected": self.rejected,
             "images_lost": self.lost,
+            "trouble": dict(self.trouble.most_common(TROUBLE_LISTED)),
             "startup_seconds": round(min(self.working, max(self.ended, self.started)) - self.started, 3),
             "seconds": round(self._wall(), 3),
             "stage_seconds": {stage: round(self.seconds[stage], 3) for stage in STAGES},

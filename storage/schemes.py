@@ -43,6 +43,11 @@ def is_remote(uri: str) -> bool:
     return scheme_of(uri) not in (None, "file")
 
 
+def is_web(uri: str) -> bool:
+    """Whether a URI is an http(s) URL, which is no object of a store."""
+    return (scheme_of(uri) or "").lower() in ("http", "https")
+
+
 def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
     """The store that holds `uri`. Raises `InvalidUri` for a scheme that is not in `SCHEMES`."""
     open_one = SCHEMES.get(scheme_of(uri) or "file")

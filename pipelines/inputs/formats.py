@@ -12,6 +12,8 @@ from typing import Protocol
 from pipelines.config import JobConfig
 from pipelines.inputs import images, lists, parquet, tar
 from pipelines.inputs.rows import Input, InputError, InputStats, Kind, Reading, Row, Skipped
+from pipelines.inputs.web.images import fetch_urls
+from storage.schemes import is_web
 from storage.settings import ConfigError
 from storage.store import StoreError, StoreOptions
 
@@ -46,25 +48,42 @@ def archive_of(name: str) -> Archive | None:
 def read_inputs(planned: Iterable[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[Input, Row]]:
     """Yield the rows of a shard's inputs, each with its input. Consecutive loose images are fetched in parallel.
 
+    The numbers of the rows are in the order of the inputs. Only images from the web come in another order.
+
     Raises `StoreError` if the store fails, or if an input has changed since it was planned; `ConfigError` if the
     configuration does not fit an input; and `InputError` for any other exception, so that its message names the input.
     """
     loose: list[Input] = []
+    count = 0
     for item in planned:
         archive = ARCHIVES.get(item.kind)
         if archive is None:
             loose.append(item)
             continue
-        yield from zip(loose, images.fetch_images(loose, reading), strict=True)
+        yield from _read_loose(loose, count, reading)
+        count += len(loose)
         loose = []
         try:
             for row in archive.read(item, reading, skipped):
+                row.number = count
                 yield item, row
+                count += 1
         except (StoreError, ConfigError):
             raise
         except Exception as error:
             raise InputError(item, error) from error
-    yield from zip(loose, images.fetch_images(loose, reading), strict=True)
+    yield from _read_loose(loose, count, reading)
+
+
+def _read_loose(loose: list[Input], first: int, reading: Reading) -> Iterator[tuple[Input, Row]]:
+    """Yield the rows of loose images, of which the first has the number `first`: those from the web last."""
+    numbered = list(enumerate(loose, first))
+    stored = [(number, item) for number, item in numbered if not is_web(item.uri)]
+    rows = images.fetch_images((item for _, item in stored), reading)
+    for (number, item), row in zip(stored, rows, strict=True):
+        row.number = number
+        yield item, row
+    yield from fetch_urls([(number, item) for number, item in numbered if is_web(item.uri)], reading)
 
 
 __all__ = ["ARCHIVES", "Archive", "archive_of", "images", "lists", "read_inputs"]

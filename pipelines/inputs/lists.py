@@ -14,14 +14,13 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any, NoReturn
 
 from pipelines.inputs import images
 from pipelines.inputs.image_columns import choose_uri_column
 from pipelines.inputs.rows import Input, ReadColumns, Skipped
 from storage.files import StoreFile
-from storage.schemes import lower_scheme, open_store
+from storage.schemes import is_web, lower_scheme, open_store
 from storage.settings import ConfigError, refuse_double_keys
 from storage.store import Entry, StoreOptions, join, show
 
@@ -31,13 +30,13 @@ SUFFIXES = (".txt", *SEPARATORS, ".jsonl", ".ndjson")
 
 _LINE_CHARS = 16 << 20
 """The most characters in a line or in a field. An unclosed quote would make the rest of a file one field."""
-_REMOTE_ROWS = 100
-"""A list that begins with as many URLs is refused. Fewer are reject rows."""
 _KEY_SETS = 100
 """Objects of a list with as many different sets of keys are compared by a look-up; others are looked at one by one."""
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 """What is not UTF-8, as Python's error handler `surrogateescape` decodes it. The line is then known."""
+_USER = re.compile(r"(?<=://)[^/?#]*@")
+"""A user name, and perhaps a password, before the host of a URL."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -47,7 +46,13 @@ def recognizes(name: str) -> bool:
 
 
 def resolve(uri: str, listed_in: str) -> str:
-    """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of `listed_in`."""
+    """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of `listed_in`.
+
+    Blanks around an http(s) URL are no part of it. A user name and a password in it are replaced by `***`: such a URL
+    is rejected, and they are not to be in any output.
+    """
+    if is_web(url := uri.strip()):
+        return _USER.sub("***@", lower_scheme(url))
     if "://" in uri or uri.startswith("/"):
         return lower_scheme(uri)
     return join(listed_in.rpartition("/")[0] or ".", uri)
@@ -63,24 +68,23 @@ class _Row:
 
 
 def expand(
-    entry: Entry, column: str | None, options: StoreOptions, skipped: Skipped, columns: ReadColumns
+    entry: Entry, column: str | None, options: StoreOptions, skipped: Skipped, columns: ReadColumns, fetch: bool = False
 ) -> Iterator[Input]:
     """Yield an input for each row of a list. `column` is the configured column of URIs, or None.
+
+    With `fetch`, rows may be http(s) URLs. Otherwise a list with such a row is refused.
 
     The other columns of a row become its metadata, a JSON text: the values of a CSV file are strings as they stand. A
     row without a URI is an input too, which is rejected when it is read. Comments that look like images are counted in
     `skipped`, the column is added to `columns`. Raises `ConfigError` for a list that cannot be read as it stands,
     `StoreError` if the store fails.
     """
-    rows = _read_rows(entry, column, options, skipped, columns)
-    first = list(islice(rows, _REMOTE_ROWS))
-    if len(first) == _REMOTE_ROWS and all(
-        row.uri.lstrip().lower().startswith(("http://", "https://")) for row in first
-    ):
-        raise ConfigError(
-            f"input: {show(entry.uri)} is a list of http(s) URLs, which are not fetched: download the images first"
-        )
-    for row in chain(first, rows):
+    for row in _read_rows(entry, column, options, skipped, columns):
+        if not fetch and is_web(row.uri.strip()):
+            raise ConfigError(
+                f"input: {show(entry.uri)} line {row.line} is an http(s) URL, and fetching from the web is off: set "
+                "fetch.enabled: true, or leave such lines out"
+            )
         yield _plan(row, entry)
 
 
@@ -91,7 +95,8 @@ def _plan(row: _Row, entry: Entry) -> Input:
         raise ConfigError(f"input: {show(entry.uri)} line {row.line} is nested too deeply") from error
     if not row.uri.strip(" \t\r\n"):
         return Input("uri", "", f"{entry.uri} line {row.line}", -1, "", metadata=metadata)
-    return Input("uri", resolve(row.uri, entry.uri), row.uri, -1, "", metadata=metadata)
+    uri = resolve(row.uri, entry.uri)
+    return Input("uri", uri, uri if is_web(uri) else row.uri, -1, "", metadata=metadata)
 
 
 def _dump(columns: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipelines.config import ParquetConfig
+from pipelines.inputs.web.config import FetchConfig
 from siglip.images.decode import ImageRejected
 from storage.store import Changed, Entry, Forbidden, NotFound, StoreError, StoreOptions, show
 
@@ -112,7 +113,10 @@ class Row:
     """One image: its encoded bytes, or the reason why it is rejected.
 
     `columns` are the passed-through columns, each an Arrow array of length 1: a conversion to Python objects and back
-    could change values. In the row of a broken or missing archive, `lost` estimates how many more images it held.
+    could change values. In the row of a broken or missing archive, `lost` estimates how many more images it held. Of an
+    image from the web, `note` says what its host answered, and `trouble` names the host and what it did, if it was in
+    trouble and a later run may get the image. `number` is the row's place in the order of a shard's inputs, which
+    `read_inputs` sets.
     """
 
     key: str
@@ -122,6 +126,9 @@ class Row:
     metadata: str | None = None
     columns: dict[str, pa.Array] = field(default_factory=dict)
     lost: int = 0
+    note: str = ""
+    trouble: str = ""
+    number: int = -1
 
     @cached_property
     def sha256(self) -> str | None:
@@ -131,7 +138,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Reading:
-    """The settings for reading, the same for all inputs of a job. `columns` are the output's passed-through columns."""
+    """The settings for reading, the same for all inputs of a job. `columns` are the output's passed-through columns.
+
+    `fetch` are the settings of one reader. `last` tells whether a host that is in trouble now is not tried again.
+    """
 
     store: StoreOptions
     max_bytes: int
@@ -139,6 +149,8 @@ class Reading:
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
     on_changed: Literal["error", "retag"] = "error"
     on_missing: Literal["wait", "reject"] = "wait"
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    last: bool = False
 
     def reject_or_raise(self, planned: Input, error: StoreError, read: int = 0) -> Row:
         """Return the reject row for a planned object that could not be read, if the configuration says to reject it.

@@ -188,10 +188,13 @@ class InputLister:
 
     def _expand(self, entry: Entry) -> Iterator[Input]:
         """Yield the rows of a list that are not planned."""
-        rows = lists.expand(entry, self._config.lists.column, self._options, self._report.skipped, self._report.columns)
+        config, report = self._config, self._report
+        rows = lists.expand(
+            entry, config.lists.column, self._options, report.skipped, report.columns, config.fetch.enabled
+        )
         for group in _batch(rows, lambda row: len(row.metadata or "")):
             known = self._known.meet(group).tolist()
-            self._report.known += sum(known)
+            report.known += sum(known)
             yield from (row for row, is_known in zip(group, known, strict=True) if not is_known)
 
     def _classify(self, entry: Entry) -> Input | None:

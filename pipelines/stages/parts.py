@@ -28,6 +28,7 @@ class ShardSummary:
     `rows` are the runs of the rows that the shard's parts must hold, and `rows_in` is the number of rows in the shard.
     `skipped` counts members of tars that are no images. `lost` estimates the images that broken archives held. If the
     store failed, `wait` is the reason and `detail` the store's message, and the shard is left to the next run.
+    `trouble` counts the rows that a later run tries again, by their host and what it did.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -36,6 +37,7 @@ class ShardSummary:
     lost: int = 0
     wait: WaitReason | None = None
     detail: str = ""
+    trouble: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text for the `summary` column of blocks and receipts."""

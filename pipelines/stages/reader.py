@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -115,24 +115,28 @@ def _read_one(ref: ShardRef, inputs: list[Input], config: ReaderConfig) -> Itera
     numbers: list[int] = []
     lost = 0
     skipped = Skipped()
+    trouble = Counter[str]()
+    reading = replace(config.reading, last=ref.generation + 1 >= config.reading.fetch.runs)
     rows_in: Callable[[], int]
     rows: Iterator[tuple[int, Row]]
     if ref.generation:
         retry = find_retry(config.output, ref, config.retry)
-        rows, rows_in = read_retried(inputs, retry, config.reading, skipped), lambda: retry.rows_in
+        rows, rows_in = read_retried(inputs, retry, reading, skipped), lambda: retry.rows_in
     else:
-        rows, rows_in = _number(inputs, config.reading, skipped), lambda: len(numbers)
+        rows, rows_in = _number(inputs, reading, skipped), lambda: len(numbers)
     block = _Block(schema, per_table, config.spec.shape)
 
     try:
         for number, row, line in _decode(rows, config, block, config.count_decoders(ref.rows)):
             numbers.append(number)
             lost += row.lost
+            if row.trouble:
+                trouble[row.trouble] += 1
             block.add({"shard": ref.name, "row": number, "ready_at": time.time(), **line})
             if block.is_full():
                 yield block.flush()
         runs = encode_rows(np.asarray(numbers, np.int64))
-        summary = ShardSummary(runs, rows_in(), dict(skipped.counts), lost)
+        summary = ShardSummary(runs, rows_in(), dict(skipped.counts), lost, trouble=dict(trouble))
         yield block.flush(summary_line(summary))
         return
     except StoreError as error:
@@ -150,8 +154,8 @@ def describe_death(inputs: list[Input]) -> str:
 
 
 def _number(inputs: list[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[int, Row]]:
-    for number, (_, row) in enumerate(read_inputs(inputs, reading, skipped)):
-        yield number, row
+    for _, row in read_inputs(inputs, reading, skipped):
+        yield row.number, row
 
 
 class _Block:
@@ -272,7 +276,8 @@ def _describe_row(row: Row, read_s: float, outcome: Decoded | ImageRejected) -> 
         line |= {"width": outcome.width, "height": outcome.height, "thumbnail": outcome.thumbnail}
         line["decode_s"] = outcome.seconds
     else:
-        line |= {"reason": outcome.reason, "detail": outcome.detail}
+        note = f" ({row.note})" if row.note else ""
+        line |= {"reason": outcome.reason, "detail": f"{outcome.detail}{note}".strip()}
         line["stage"] = "read" if row.data is None else "decode"
     return line
 

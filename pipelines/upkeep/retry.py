@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -151,14 +151,17 @@ def read_retried(
     are read again, their other members are counted there too, and a phrase that no member has any more is counted 0.
     Else the earlier counts hold.
 
+    The rows of lists are told by their URI and their place among the rows with this URI, and by no digest: what a URL
+    gives may be another image each time. Those of them that are not retried are not read.
+
     Raises `StoreError` as reading does, and `Changed` if an input has rows that were not there before and lacks others
     that were tagged: they may be the same images, which would be tagged twice.
     """
     aligner = _Aligner(retry)
-    inputs = [item for item in planned if item.uri in retry.uris]
+    inputs, listed = aligner.choose(item for item in planned if item.uri in retry.uris)
     counted = Skipped()
     for item, row in read_inputs(inputs, replace(reading, on_changed="retag"), counted):
-        number = aligner.number(item, row)
+        number = aligner.number(item, row) if id(item) not in listed else listed[id(item)]
         if number is not None:
             yield number, row
     aligner.check()
@@ -181,6 +184,21 @@ class _Aligner:
         self._grown: set[int] = set()  # sources with new rows
         self._changed: set[int] = set()  # sources of which another version is there now
         self._yielded = array("Q")  # contents of the rows that are retried
+
+    def choose(self, planned: Iterable[Input]) -> tuple[list[Input], dict[int, int]]:
+        """Return the inputs to read, and the numbers of the rows of those that are rows of lists, by their `id`."""
+        chosen: list[Input] = []
+        listed: dict[int, int] = {}
+        for item in planned:
+            if item.kind == "uri":
+                found = next(self._by_key.find(_digest(item.uri, item.key), self._taken), None)
+                if found is not None:
+                    self._taken[found] = self._seen[found] = True
+                    if not self._retry.wanted[found]:
+                        continue
+                    listed[id(item)] = found
+            chosen.append(item)
+        return chosen, listed
 
     @cached_property
     def _by_content(self) -> _Index:

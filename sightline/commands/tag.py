@@ -91,9 +91,10 @@ def tag(
     part is done; a line says what is left.
 
     Exit codes: 0 all shards are committed; 1 run it again: the run failed, or some inputs could not be read now and
-    their shards wait, or the table (`table: delta`) or the index (`index: true`) could not be made; 2 nothing was done:
-    change the usage, the config, the input or the credentials; 3 all shards are committed, but more than
-    max_reject_fraction of the run's images were rejected; 129, 130 or 143 interrupted.
+    their shards wait, or hosts of images on the web were in trouble, or the table (`table: delta`) or the index
+    (`index: true`) could not be made; 2 nothing was done: change the usage, the config, the input or the credentials;
+    3 all shards are committed, but more than max_reject_fraction of the run's images were rejected; 129, 130 or 143
+    interrupted.
     """
     with report_errors(GO_ON):
         if reasons and not retry_rejects:
@@ -175,6 +176,8 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
         out.print(escape(f"{none}: {done}"), highlight=False)
     if outcome.waiting:
         _print_waiting(outcome.waiting, plan.waiting)
+    if outcome.host_trouble:
+        _print_trouble(job, outcome.host_trouble, outcome.trouble)
     if outcome.left:
         out.print(f"{outcome.left:,} shards are left: run the same command again", highlight=False)
     if outcome.rejected_fraction > job.max_reject_fraction:
@@ -189,7 +192,8 @@ def run_and_summarize(job: JobConfig, retry: list[str] | None = None, limit: Lim
     if outcome.unpublished:
         err.print(f"[red]{escape(outcome.unpublished)}[/red]", highlight=False)
     indexed = _index(job, outcome.manifest, outcome.new_shards)
-    if outcome.waiting or outcome.unpublished or not indexed:
+    waits = outcome.waiting or (outcome.host_trouble and job.fetch.enabled)
+    if waits or outcome.unpublished or not indexed:
         return FAILED
     return TOO_MANY_REJECTS if outcome.rejected_fraction > job.max_reject_fraction else 0
 
@@ -209,6 +213,8 @@ def _index(job: JobConfig, manifest: dict[str, Any], new_shards: int) -> bool:
 _MANY_FILES = 1000
 """From so many shards on, the summary names a reader that takes little memory for each file. For 98,000 files,
 `pyarrow.dataset` takes 4.3 GB, and DuckDB 0.5."""
+_HOSTS = 10
+"""How many hosts with trouble are named."""
 _EXAMPLES = 3
 """How many inputs that wait for one reason are named."""
 
@@ -238,6 +244,16 @@ def _print_waiting(waiting: list[Waiting], unplanned: Collection[Waiting]) -> No
         err.print("  set on_missing: reject if these inputs were deleted on purpose", highlight=False)
     if counts["changed"]:
         err.print("  set on_changed: retag to tag changed inputs as they are now", highlight=False)
+
+
+def _print_trouble(job: JobConfig, images: int, trouble: Counter[str]) -> None:
+    """Print how many images wait because their hosts were in trouble, and the hosts with the most of them."""
+    after = "the next run tries them again" if job.fetch.enabled else "set fetch.enabled: true to try them again"
+    err.print(f"[red]waiting: {images:,} images whose hosts were in trouble[/red]; {after}", highlight=False)
+    shown = [f"{text} {count:,}" for text, count in trouble.most_common(_HOSTS)]
+    more = f"; and {len(trouble) - _HOSTS:,} more" if len(trouble) > _HOSTS else ""
+    if shown:
+        err.print(escape(f"  {'; '.join(shown)}{more}"), highlight=False)
 
 
 def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:

@@ -16,6 +16,9 @@ REASONS: dict[str, str] = {
     "missing": "the row holds no image, or the object that it names is not there",
     "changed": "the object was replaced after it was planned, and on_changed is retag: its new version is a row",
     "unreadable": "the object that the row names could not be read",
+    "forbidden": "the host of the URL does not allow to have or to use the image, or fetch does not allow its address",
+    "host_trouble": "the host of the URL was in trouble: 429, 5xx or no answer; the next run tries the image again",
+    "unreachable": "the host of the URL was in trouble at each of fetch.runs runs",
     "truncated_archive": "the tar ends early: images after this point are lost",
     "corrupt_archive": "a part of the tar, or the Parquet file from this point on, cannot be read",
 }

@@ -31,7 +31,7 @@ PASSING = frozenset((408, 425, 429, *range(500, 600)))
 class Response:
     """A response of status 200: its body, the URL that it came from after all redirects, and its header fields.
 
-    The names of `fields` are in lower case. Of fields that come several times, the values are joined by commas.
+    The names of `fields` are in lower case. The values of a field that comes several times are joined by line feeds.
     """
 
     body: bytes
@@ -116,11 +116,12 @@ class WebClient:
                 fields: dict[bytes, str] = {}
                 for name, value in response.headers:
                     text = value.decode("utf-8", "replace")
-                    fields[name.lower()] = f"{fields[name.lower()]}, {text}" if name.lower() in fields else text
+                    fields[name.lower()] = f"{fields[name.lower()]}\n{text}" if name.lower() in fields else text
                 if response.status in (301, 302, 303, 307, 308) and b"location" in fields:
                     target = parse_url(fields[b"location"], target)
                     continue
-                return Response(await self._read(response, fields, hold), str(target), fields)
+                body = await self._read(response, fields, hold)
+                return Response(body, str(target.copy_with(fragment=None)), fields)
         raise FetchRefused("fetch_failed", f"the image's URL redirects more than {self._config.max_redirects} times")
 
     async def _read(self, response: httpcore2.Response, fields: dict[bytes, str], hold: Callable[[int], None]) -> bytes:

@@ -38,9 +38,11 @@ def read_planned(config: JobConfig, options: StoreOptions, columns: pa.Schema, s
     """Read everything that is planned. `columns` are the types of the passed columns."""
     output = Output(config.output, options)
     limit = config.limits.max_bytes
-    reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing)
+    last = config.fetch.runs == 1
+    reading = Reading(options, limit, config.parquet, columns, config.on_changed, config.on_missing, config.fetch, last)
     refs = list_shards(output)
-    return [row for ref in refs for _, row in read_inputs(read_shard_inputs(output, ref), reading, skipped)]
+    rows = [row for ref in refs for _, row in read_inputs(read_shard_inputs(output, ref), reading, skipped)]
+    return rows if not config.fetch.enabled else sorted(rows, key=lambda row: row.number)
 
 
 class Folder:

@@ -39,7 +39,7 @@ def rows_of(folder: Folder, name: str, text: str | bytes, **keys: Any) -> list[t
 def test_lists_of_uris(folder: Folder, suffix: str) -> None:
     folder.write("images/a 1.jpg", JPEG)
     folder.write("images/b#2.jpg", JPEG)
-    uris = ["images/a 1.jpg", str(folder.input / "images/b#2.jpg"), "images/gone.jpg", "http://host/x.jpg"]
+    uris = ["images/a 1.jpg", str(folder.input / "images/b#2.jpg"), "images/gone.jpg", "ftp://host/x.jpg"]
     path = folder.input / f"list.{suffix}"
     if suffix == "csv":
         with path.open("w", newline="") as file:
@@ -174,7 +174,7 @@ def test_rows_are_as_they_stand(folder: Folder, name: str, text: str, expected: 
         ("a.tsv", b"path,caption\na.jpg,x\n", "no header"),
         ("a.txt", b"a.jpg\tx\n", "line 1 has a tab"),
         ("a.txt", b"\xff\xfea\0", "is UTF-16"),
-        ("a.txt", b"http://h/1.jpg\n" * 100, "list of http.s. URLs"),
+        ("a.txt", b"a.jpg\nHTTP://h/1.jpg\n", r"line 2 is an http.s. URL, .* set fetch\.enabled: true"),
         ("a.jsonl", b'{"path": "a.jpg"}\n{"path": 7}\n', "line 2 has no string as 'path'"),
         ("a.jsonl", b'{"path": "a.jpg"}\n{"uri": "b.jpg"}\n', "line 2 has the URI as 'uri', earlier lines as 'path'"),
         ("a.jsonl", b'{"path": "a.jpg"}\n{"id": 7}\n', "line 2 has no string as 'path'"),

@@ -8,8 +8,7 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network, IPv6Address, ip_address, ip_network
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 from serve.fetch.fetcher import FetchConfig, Fetcher
 from storage.web.addresses import Address, Network, classify_address
 from storage.web.guard import CODES, FetchRefused, parse_url
+from tests.support.web_server import HEAD, Respond, Web, drip, redirect, reply
 
 METADATA = "169.254.169.254"
 NAMES = {
@@ -223,71 +223,7 @@ def test_an_invalid_config_is_refused() -> None:
 
 # A real server on loopback. `allowed_networks` allows it, as an operator with an image store in the cluster does.
 
-Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
 IMAGE = bytes(range(256)) * 40
-
-
-def reply(body: bytes = b"", status: str = "200 OK", length: int | None = None, **fields: str) -> Respond:
-    """A response that closes the connection."""
-
-    async def write(writer: asyncio.StreamWriter) -> None:
-        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
-        writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode("utf-8") + body)
-        await writer.drain()
-
-    return write
-
-
-def redirect(location: str, status: str = "302 Found") -> Respond:
-    return reply(status=status, Location=location)
-
-
-def drip(piece: bytes, seconds: float, start: bytes = b"") -> Respond:
-    """`start`, then `piece` every `seconds`, without end."""
-
-    async def write(writer: asyncio.StreamWriter) -> None:
-        writer.write(start)
-        while True:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(seconds)
-
-    return write
-
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
-
-
-class Web:
-    """A loopback HTTP server with a fixed response for each path. `seen` has the heads of its requests as text."""
-
-    def __init__(self, responses: dict[str, Respond]) -> None:
-        self.responses = responses
-        self.seen: list[str] = []
-        self.port = 0
-        self.server_names: list[str | None] = []
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.seen.append(head)
-            await self.responses[head.split()[1]](writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    @asynccontextmanager
-    async def run(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
-        if tls:
-            tls.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
-        server = await asyncio.start_server(self.handle, host, 0, ssl=tls)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
 
 
 LONG = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from siglip.images.decode import ImageRejected, decode_image
 from storage.settings import ConfigError
 from storage.store import StoreError
 from tests.support.input_folder import OPTIONS, extend_plan, read_planned
+from tests.support.web_server import Respond, serve, url_of
 
 _SPEC = ImageSpec(size=32)
 
@@ -30,7 +32,8 @@ class InputCase:
     writes the input into an empty folder, which is the job's only input unless `settings` names others (`{folder}` in a
     value is the folder). Expected are the number of `tagged` images, the `rejected` ones by reason, what is `skipped`
     by the phrase of the summary, or the text that the refusal must contain (`refused`). For a label file, `labels` are
-    the names in it; None is not compared.
+    the names in it; None is not compared. `web` are the responses of a server on loopback, which the job may fetch
+    from; `{web}` in a file of the folder is its URL.
     """
 
     kind: str
@@ -42,6 +45,7 @@ class InputCase:
     refused: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
+    web: Mapping[str, Respond] = field(default_factory=dict)
 
     def outcome(self) -> str:
         """Return the text of the table's second column."""
@@ -72,8 +76,13 @@ class Seen:
 def read_case(case: InputCase, folder: Path) -> Seen:
     """Build a case's input in `folder`, plan it, read it and decode its images."""
     case.build(folder)
-    with tempfile.TemporaryDirectory() as output:
+    with tempfile.TemporaryDirectory() as output, serve(dict(case.web)) if case.web else nullcontext() as web:
         settings = {"input": "{folder}", "output": output, "labels": ["a"], **case.settings}
+        if web is not None:
+            for file in folder.iterdir():
+                file.write_bytes(file.read_bytes().replace(b"{web}", url_of(web, "").encode()))
+            allowed = {"enabled": True, "ports": [80, web.port], "allowed_networks": ["127.0.0.0/8"]}
+            settings["fetch"] = {**allowed, **case.settings.get("fetch", {})}
         try:
             return _read(JobConfig(**_fill(settings, str(folder))))
         except (ConfigError, StoreError, ValueError) as error:

@@ -152,19 +152,11 @@ CASES: tuple[InputCase, ...] = (
         skipped={"empty rows of lists": 1},
     ),
     _case(
-        "an http(s) URL among others",
-        "not fetched",
+        "an http(s) URL",
+        "see [Images on the web](#images-on-the-web)",
         "l.txt",
         "a.jpg\nhttps://host/1.jpg\n",
-        1,
-        rejected={"unreadable": 1},
-    ),
-    _case(
-        "a list that begins with 100 URLs",
-        "download the images first",
-        "l.txt",
-        "https://host/1.jpg\n" * 100,
-        refused="http(s) URLs",
+        refused="line 2 is an http(s) URL, and fetching from the web is off: set fetch.enabled: true",
     ),
     _case(
         "a quote that is not closed",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from tests.support.input_cases import images, labels, lists, parquet, places, tars
+from tests.support.input_cases import images, labels, lists, parquet, places, tars, web
 
-SECTIONS: tuple[ModuleType, ...] = (images, tars, parquet, lists, places, labels)
-"""The modules with the cases. Each has `TITLE`, `TEXT` (one paragraph) and `CASES`."""
+SECTIONS: tuple[ModuleType, ...] = (images, tars, parquet, lists, web, places, labels)
+"""The modules with the cases. Each has `TITLE`, `TEXT` and `CASES`."""
 
 PAGE = Path(__file__).parents[3] / "docs" / "inputs.md"
 
@@ -26,7 +26,7 @@ def write_page() -> str:
     """Return the text of the page."""
     parts = [_INTRODUCTION]
     for section in SECTIONS:
-        lines = [f"## {section.TITLE}", "", section.TEXT, "", "| input | outcome | rule |", "|---|---|---|"]
+        lines = [f"## {section.TITLE}", "", section.TEXT.rstrip(), "", "| input | outcome | rule |", "|---|---|---|"]
         for case in section.CASES:
             cells = (text.replace("|", "\\|") for text in (case.kind, case.outcome(), case.rule))
             lines.append(f"| {' | '.join(cells)} |")

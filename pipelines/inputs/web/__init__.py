@@ -1,0 +1,1 @@
+"""Images on the web, which lists name by http(s) URLs."""
