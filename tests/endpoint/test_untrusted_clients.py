@@ -25,9 +25,9 @@ from PIL import Image
 from serve.admission.auth import new_key
 from serve.options.table import EMBEDDING_OPTIONS
 from tests.endpoint.test_edge import serve_web
-from tests.quick.serve.test_fetch import drip, reply
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 from tests.support.searched_output import write_shapes
+from tests.support.web_server import drip, reply
 
 PNG = shape_png()
 REQUEST = {"image": data_uri(PNG), "label_set": "shapes"}

@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from weakref import WeakSet
 
@@ -52,8 +52,8 @@ class Web:
     `seen` has the heads of its requests as text, and `most` is the largest number of requests at the same time.
     """
 
-    def __init__(self, responses: dict[str, Respond]) -> None:
-        self.responses = responses
+    def __init__(self, responses: Mapping[str, Respond]) -> None:
+        self.responses: Mapping[str, Respond] = responses
         self.seen: list[str] = []
         self.now = self.most = 0
         self.writers: WeakSet[asyncio.StreamWriter] = WeakSet()
@@ -89,7 +89,7 @@ class Web:
 
 
 @contextmanager
-def serve(responses: dict[str, Respond], host: str = "127.0.0.1") -> Iterator[Web]:
+def serve(responses: Mapping[str, Respond], host: str = "127.0.0.1") -> Iterator[Web]:
     """Run a server in a thread, for a test that fetches in another one. It stops with the block."""
     web = Web(responses)
     loop = asyncio.new_event_loop()
