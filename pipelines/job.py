@@ -123,8 +123,8 @@ def _run(
     about = _describe_time(report, config) | {"stopped": done.left > 0}
     manifest = _finish(work, done.summary | about, done.waiting)
     fraction = report.rejected_fraction()
-    told = work.publication.lines, work.publication.failure, report.trouble
-    return Outcome(work.plan, manifest, report.shards, fraction, done.waiting, done.left, *told)
+    told = work.publication.lines, work.publication.failure
+    return Outcome(work.plan, manifest, report.shards, fraction, done.waiting, done.left, *told, report.trouble)
 
 
 @dataclass

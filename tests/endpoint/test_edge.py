@@ -26,9 +26,10 @@ from serve.http.app import make_app
 from serve.label_sets.files import LabelFiles
 from sightline.demo.shapes import render
 from storage.web.guard import CODES
+from tests.quick.serve.test_fetch import HOSTILE, METADATA
 from tests.support.endpoint import Endpoint, make_config, run_endpoint
 from tests.support.images import encode
-from tests.support.web_server import HOSTILE, METADATA, Respond, Web, drip, redirect, reply
+from tests.support.web_server import Respond, Web, drip, redirect, reply
 
 IMAGE = encode(render("red circle", random.Random(1)))
 REQUEST = {"labels": ["red circle", "blue square"], "image": "?"}

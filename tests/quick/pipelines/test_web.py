@@ -231,11 +231,8 @@ def test_a_reader_that_stops_early_frees_what_was_fetched() -> None:
 
 
 def test_what_identifies_the_version_of_an_image_is_recorded() -> None:
-    fields: dict[str, Any] = {
-        "ETag": '"v1"',
-        "Last_Modified": "Wed, 21 Oct 2015 07:28:00 GMT",
-        "Content_Type": "image/png",
-    }
+    date = "Wed, 21 Oct 2015 07:28:00 GMT"
+    fields: dict[str, Any] = {"ETag": '"v1"', "Last_Modified": date, "Content_Type": "image/png"}
     with serve({"/a": redirect("/b"), "/b": reply(IMAGE, **fields), "/c": reply(IMAGE)}) as web:
         planned = [
             (0, Input("uri", url_of(web, "/a"), "k", -1, "", metadata='{"caption": "x", "n": 1.50}')),
@@ -246,7 +243,7 @@ def test_what_identifies_the_version_of_an_image_is_recorded() -> None:
     assert json.loads(rows[0].metadata or "")[RESPONSE_KEY] == {
         "url": url_of(web, "/b"),
         "etag": '"v1"',
-        "last-modified": "Wed, 21 Oct 2015 07:28:00 GMT",
+        "last-modified": date,
         "content-type": "image/png",
     }
     assert json.loads(rows[1].metadata or "") == {RESPONSE_KEY: {}}
