@@ -11,6 +11,7 @@ import numpy as np
 
 from curation.tagged_output import TaggedOutput
 from siglip.checkpoint import pin_model
+from siglip.checkpoints.files import shorten_identity
 from siglip.config import Limits, ModelConfig
 from siglip.families import FAMILIES
 from siglip.labels import LabelSet
@@ -101,7 +102,7 @@ class OutputModel:
         )
         if model.identity != output.weights:
             raise ConfigError(
-                f"{output.uri} has embeddings of the model {output.weights[:16]}, and {config.source} is "
-                f"{model.identity[:16]}: name the checkpoint that tagged it with --model"
+                f"{output.uri} has embeddings of the model {shorten_identity(output.weights)}, and {config.source} is "
+                f"{shorten_identity(model.identity)}: name the checkpoint that tagged it with --model"
             )
         return Encoder(model)

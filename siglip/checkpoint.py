@@ -17,6 +17,7 @@ from siglip.checkpoints.files import (
     PrefixMirror,
     locate,
     read_json,
+    shorten_identity,
 )
 from siglip.checkpoints.layouts import check_weights, read_config
 from siglip.checkpoints.settings import (
@@ -122,9 +123,9 @@ class PinnedModel:
         directory, found = locate(self.config, self.mirror, now)
         if found != self.checkpoint:
             raise CheckpointError(
-                f"model.source: {self.config.source} is another checkpoint here ({_short(found)}) than the one "
-                f"with which the run started ({_short(self.checkpoint)}): put the same files on all machines, or pin a "
-                "revision"
+                f"model.source: {self.config.source} is another checkpoint here ({shorten_identity(found)}) than "
+                f"the one with which the run started ({shorten_identity(self.checkpoint)}): put the same files on all "
+                "machines, or pin a revision"
             )
         return directory
 
@@ -201,8 +202,3 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-def _short(identity: str) -> str:
-    kind, _, value = identity.partition(":")
-    return f"{kind} {value[:12]}"

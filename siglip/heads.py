@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from siglip.checkpoints.files import shorten_identity
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale, Selection, multiply, select, sigmoid, softmax
 
@@ -70,8 +71,9 @@ def check_probes(labels: LabelSet, weights: str, width: int) -> None:
     for label in labels.names:
         if label.probe is not None and (label.probe.model != weights or label.probe.width != width):
             raise LabelError(
-                f"labels: the probe of {label.name!r} was trained on embeddings of the model {label.probe.model[:16]}, "
-                f"and this one is {weights[:16]}: train it again, or give the label prompts"
+                f"labels: the probe of {label.name!r} was trained on embeddings of the model "
+                f"{shorten_identity(label.probe.model)}, and this one is {shorten_identity(weights)}: train it again, "
+                "or give the label prompts"
             )
 
 

@@ -22,6 +22,7 @@ from curation.report.pictures import encode_pictures, find_positions, read_image
 from curation.report.statistics import KINDS, LabelStatistics, OutputStatistics
 from curation.report.steps import Step
 from curation.tagged_output import TaggedOutput
+from siglip.checkpoints.files import shorten_identity
 from storage.settings import ConfigError
 
 LABELS_PER_PAGE = 100
@@ -179,7 +180,7 @@ def _collect_facts(
         "unlabelled": statistics.unlabelled,
         "labels": len(statistics.labels),
         "model": output.model,
-        "weights": output.weights[:16],
+        "weights": shorten_identity(output.weights),
         "run": run,
         "rate": rate,
         "cost": cost,

@@ -15,6 +15,7 @@ from serve.http.errors import RETRY_AFTER, ApiError
 from serve.label_sets.prompts import EmbeddedPrompts
 from serve.log import log
 from serve.model import Embedded, Model, ModelAbout
+from siglip.checkpoints.files import shorten_identity
 
 OTHER_MODEL_SECONDS, OTHER_MODEL_PATIENCE = 0.25, 0.5
 """When a replica of another model responded: seconds between two tries, and seconds for which a request is retried."""
@@ -77,7 +78,8 @@ class ModelClient:
         until = time.monotonic() + patience
         while (embedded := await _try(embed)).weights != self.about.weights:
             if time.monotonic() >= until:
-                log.warning("a replica has the model %s, expected %s", embedded.weights[:16], self.about.weights[:16])
+                found, expected = map(shorten_identity, (embedded.weights, self.about.weights))
+                log.warning("a replica has the model %s, expected %s", found, expected)
                 raise ApiError("unavailable", "the endpoint is changing its model: try again", retry_after=RETRY_AFTER)
             await asyncio.sleep(OTHER_MODEL_SECONDS)
         return embedded

@@ -25,6 +25,7 @@ from curation.search.folding import fold_embeddings
 from curation.search.query import Query, Terms, is_id, list_texts, make_terms
 from curation.search.search import Results, search_rows
 from curation.tagged_output import TaggedOutput, open_output, read_embeddings
+from siglip.checkpoints.files import shorten_identity
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
 from storage.settings import ConfigError
@@ -173,8 +174,9 @@ def read_output(uri: str, weights: str) -> tuple[TaggedOutput, IndexState | None
         raise ConfigError(f"search.output: {error}") from error
     if output.weights != weights:
         raise ConfigError(
-            f"search.output: {output.uri} has embeddings of the model {output.weights[:23]}, and this endpoint runs "
-            f"{weights[:23]}: set model.source to the checkpoint that tagged it, {output.model}, or name another output"
+            f"search.output: {output.uri} has embeddings of the model {shorten_identity(output.weights)}, and this "
+            f"endpoint runs {shorten_identity(weights)}: set model.source to the checkpoint that tagged it, "
+            f"{output.model}, with the same model.image_size or model.patches, or name another output"
         )
     if state is None and output.rows > IN_MEMORY:
         raise ConfigError(

@@ -31,6 +31,12 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be used. The message is one line that says what to change."""
 
 
+def shorten_identity(identity: str) -> str:
+    """The identity of a model for messages: its kind and twelve digits, such as `378px sha256:5ba436afdd6d`."""
+    kind, colon, digits = identity.partition(":")
+    return f"{kind}{colon}{digits[:12]}"
+
+
 class PrefixMirror(Protocol):
     """The interface for downloading a checkpoint from an object store. `storage.mirror.Mirror` implements it."""
 

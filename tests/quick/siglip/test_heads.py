@@ -63,6 +63,10 @@ def test_a_probe_scores_as_a_logistic_regression() -> None:
     assert np.allclose(np.linalg.norm(head.vectors, axis=1), 1, atol=1e-6)
     with pytest.raises(LabelError, match="trained on embeddings of the model model, and this one is another"):
         build_head(labels, texts, SCALE, "another")
+    own, other = ("64patches sha256:0123456789abcdef", "64patches sha256:fedcba9876543210")
+    naflex = LabelSet.model_validate({"names": [{"name": "b", "probe": Probe.of(weights, 0, own)}]})
+    with pytest.raises(LabelError, match="model 64patches sha256:0123456789ab, and this one is 64patches sha256:fedcb"):
+        build_head(naflex, texts[:1], SCALE, other)
     with pytest.raises(LabelError, match="train it again"):
         build_head(labels, np.zeros((2, WIDTH + 1), np.float32), SCALE, "model")
 
