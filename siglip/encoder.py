@@ -119,7 +119,7 @@ class Encoder:
             tokenizer = self._get_tokenizer()
             check_tokenizer(tokenizer, self.text_length)
             rows = tokenizer.encode(TEXTS)[0]
-            self._check_vocabulary(rows)
+            self._check_vocabulary(tokenizer.size)
             check_position(self._text, rows)
         if dtype == torch.float32 and not known:
             return  # there is nothing to compare
@@ -204,16 +204,16 @@ class Encoder:
             raise RuntimeError("this encoder was loaded without its text tower")
         if not len(rows):
             return np.zeros((0, self.width), np.float32)
-        self._check_vocabulary(rows)
+        self._check_vocabulary(int(rows.max()) + 1)
         ids = torch.from_numpy(rows).to(self.device)
         embeddings = self._cores.run(self._embed_ids, torch.split(ids, TEXT_BATCH))
         return _check_norms(np.asarray(embeddings.cpu().numpy(), dtype=np.float32), "texts")
 
-    def _check_vocabulary(self, rows: NDArray[np.int64]) -> None:
+    def _check_vocabulary(self, tokens: int) -> None:
         assert self._text is not None
-        if int(rows.max()) >= self._text.vocabulary:
+        if tokens > self._text.vocabulary:
             raise CheckpointError(
-                f"model.source: its tokenizer has more tokens than its text tower ({self._text.vocabulary})"
+                f"model.source: its tokenizer has {tokens} tokens, the text tower {self._text.vocabulary}: use its own"
             )
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:

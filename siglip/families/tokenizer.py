@@ -39,6 +39,11 @@ class Tokenizer:
         special.add(self._tokenizer.convert_tokens_to_ids("\N{LOWER ONE EIGHTH BLOCK}"))
         self._blank = np.asarray(sorted(one for one in special if one is not None and one != self._unknown), np.int64)
 
+    @property
+    def size(self) -> int:
+        """Number of tokens in the vocabulary, without those that were added to it, which few texts have."""
+        return int(self._tokenizer.vocab_size)
+
     def read(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], list[Reading]]:
         """Token ids of texts in their canonical form, int64 (N, length), and what the model reads of each text."""
         ids, counts = self.encode(texts)

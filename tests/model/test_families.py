@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from siglip.checkpoint import pin_model
@@ -102,7 +104,20 @@ def test_a_tokenizer_with_more_tokens_than_the_text_tower_is_refused(tmp_path: P
     for name in ("config.json", "model.safetensors"):
         (directory / name).write_bytes((small / name).read_bytes())
     assert other.exists()
-    with pytest.raises(CheckpointError, match="more tokens than its text tower"):
+    with pytest.raises(CheckpointError, match=r"its tokenizer has .* tokens, the text tower"):
+        Encoder(pin_model(ModelConfig(source=str(directory), dtype="float32", compile=False)))
+
+
+def test_one_token_too_many_is_refused_although_no_usual_text_has_it(tmp_path: Path) -> None:
+    """Else the endpoint would fail for the few texts that have the token, each time."""
+    directory = make_siglip2(tmp_path / "model")
+    config, weights = (directory / name for name in ("config.json", "model.safetensors"))
+    settings, tensors = json.loads(config.read_text()), load_file(weights)
+    table = "text_model.embeddings.token_embedding.weight"
+    settings["text_config"]["vocab_size"] -= 1
+    config.write_text(json.dumps(settings))
+    save_file({**tensors, table: tensors[table][:-1].contiguous()}, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"its tokenizer has .* tokens, the text tower"):
         Encoder(pin_model(ModelConfig(source=str(directory), dtype="float32", compile=False)))
 
 
