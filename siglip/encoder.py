@@ -31,7 +31,7 @@ from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
 from siglip.tensors import view_as_tensor
-from siglip.torch_internals import freeze_weights, has_vnni, multiplies_bfloat16
+from siglip.torch_internals import CompiledBySize, freeze_weights, has_vnni, multiplies_bfloat16
 from siglip.towers.inputs import InputLayer
 from siglip.towers.int8 import pack_tower, quantize_tower
 from siglip.towers.naflex import NaFlexTower
@@ -105,7 +105,7 @@ class Encoder:
         if self.dtype == torch.int8 and not self.compiled:
             pack_tower(self._vision)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
-            torch.compile(self._embed_pixels, dynamic=False) if self.compiled else self._embed_pixels
+            CompiledBySize(self._embed_pixels) if self.compiled else self._embed_pixels
         )
 
     def _convert(self, pinned: PinnedModel, dtype: torch.dtype) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import count
+from types import FunctionType, MethodType
 
 import torch
 
@@ -80,3 +82,35 @@ def multiply_int8(
         rows, 1.0, 0, packed, scale, zeros, shift, 1.0, 0, dtype, "none", [], ""
     )
     return product
+
+
+class CompiledBySize:
+    """A method, compiled by torch.compile once for each number of rows that it is called with.
+
+    torch keeps the graphs of a function with the function's code, and looks for the right one by their guards. With
+    torch 2.13 that goes wrong if two threads look at the same time and there are several: now and then it finds none,
+    and compiles a graph once more in the middle of the work, without `freeze_weights`. So each graph has code of its
+    own here, which is the same code under another name. Two encoders in one process do not share graphs either.
+
+    The first call with a number of rows must not be made by two threads at the same time.
+    """
+
+    _made = count()
+
+    def __init__(self, method: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        assert isinstance(method, MethodType)
+        self._method = method
+        self._graphs: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        graph = self._graphs.get(len(rows))
+        if graph is None:
+            graph = self._graphs[len(rows)] = torch.compile(self._copy(), dynamic=False)
+        return graph(rows)
+
+    def _copy(self) -> MethodType:
+        function = self._method.__func__
+        name = f"{function.__name__}_{next(self._made)}"
+        code = function.__code__.replace(co_name=name)
+        copy = FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+        return MethodType(copy, self._method.__self__)

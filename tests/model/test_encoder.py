@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor import freezing
 from torch.profiler import ProfilerActivity, profile
 from transformers import pipeline
@@ -94,6 +95,27 @@ def test_a_compiled_encoder_has_a_graph_for_small_batches(
             shapes if images == 1 else [part for part in shapes for _ in range(threads)]
         )
         assert (vectors * plain.embed_images(pixels[:images])).sum(axis=1).min() >= 0.99999
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_during_the_work(torch_threads: Callable[[int], None]) -> None:
+    """Two threads with batches of several sizes: torch 2.13 alone missed a graph after some hundred calls."""
+    require("C++ compiler", NO_COMPILER)
+    torch_threads(2)
+    torch._dynamo.reset()
+    config = ModelConfig(source="tiny", dtype="float32", compile=True, batch_size=32)
+    encoder = Encoder(pin_model(config), texts=False, sizes=(1, 8, 16))
+    encoder.warm_up()
+    compiled = counters["stats"]["unique_graphs"]
+
+    def embed(seed: int) -> None:
+        sizes = np.random.default_rng(seed).integers(1, 70, 250)
+        for size in sizes.tolist():
+            encoder.embed_images(np.zeros((size, 64, 64, 3), np.uint8))
+
+    with ThreadPoolExecutor(2) as callers:
+        assert [*callers.map(embed, range(2))] == [None, None]
+    assert counters["stats"]["unique_graphs"] == compiled
 
 
 def test_embeddings_from_several_cores_keep_the_order_of_the_images(torch_threads: Callable[[int], None]) -> None:
