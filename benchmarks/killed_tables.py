@@ -39,7 +39,7 @@ def main() -> int:
             environment = server.env
             os.environ.update(environment)
             uri = f"s3://{server.new_bucket()}/some folder/out"
-        table = kill_writers(uri, folder, environment, arguments.kills, arguments.seed, 2.0, 5)
+        table = kill_writers(uri, folder, environment, arguments.kills, arguments.seed, 2.0, 2)
     for problem in table.problems:
         print(problem)
     print(

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,6 +69,7 @@ class OutputState:
     _over: list[Marker] = field(default_factory=list)
     _touched: set[int] = field(default_factory=set)
     _announced: set[int] = field(default_factory=set)
+    _published: int = -1
     _sealed: float = field(default_factory=time.monotonic)
 
     def catch_up(self) -> None:
@@ -152,17 +153,18 @@ class OutputState:
         """
         self.ledger.seal()
         self.ledger.refresh()
-        published = self._bring_up()
+        self._published = -1
+        published = self.bring_up()
         markers = [one for one in read_markers(self.output) if one.id != self.run]
         self._over = [one for one in markers if one.is_over() and set(one.segments) <= self._touched]
         if published and any(one.kind == "compaction" for one in self._over):
             self.delete_abandoned()
         kept = self._list_led_to()
-        if published:
+        if published := published and self.bring_up():
             self._delete_leftovers(kept)
         count = -1
         while count < self.ledger.count:  # other runs may write ledgers, and end before this one
-            published = published and (count < 0 or self._bring_up())
+            published = published and self.bring_up()
             count = self.ledger.count
             shards = count_shards(self.output, self.plan) if planned is None else planned
             manifest = self._make_manifest(fingerprint, run, waiting, shards)
@@ -171,6 +173,8 @@ class OutputState:
             self.output.store.put(self.output.uri_of(MANIFEST), content)
             self.ledger.refresh()
         if not published:
+            if self._marker is not None:  # as after a compaction, there may be merged files that no ledger names
+                self._marker = replace(self._marker, kind="compaction")
             self.leave(run)
             return manifest
         if kept:  # until now, the manifest before led to them
@@ -192,9 +196,16 @@ class OutputState:
         counts = manifest.get("ledgers"), manifest.get("planned_shards")
         return counts == (self.ledger.count, self.plan.shards) and not self._touched
 
-    def _bring_up(self) -> bool:
-        """Bring the tables of the output to the state of the ledgers. Return False if they name files of before."""
-        return self.publish(self) if self.publish else not self.output.exists(TABLES)
+    def bring_up(self) -> bool:
+        """Bring the tables of the output to the state of `ledger`, if that has changed since the last call.
+
+        Returns whether they are at that state. If not, they name files of before, and none may be deleted: ledgers
+        that other runs write may be read at any time, so this is to be called before each deletion.
+        """
+        if self._published != self.ledger.count:
+            done = self.publish(self) if self.publish else not self.output.exists(TABLES)
+            self._published = self.ledger.count if done else -1
+        return self._published == self.ledger.count
 
     def _make_manifest(
         self, fingerprint: dict[str, Any], run: dict[str, Any], waiting: list[dict[str, Any]], planned: int
@@ -297,7 +308,8 @@ class OutputState:
 
     def delete_abandoned(self) -> None:
         """Delete merged files that no ledger names, of compactions that were killed."""
-        for path in self.find_abandoned():
+        found = self.find_abandoned()
+        for path in found if found and self.bring_up() else ():
             self.output.delete(path)
 
     def find_abandoned(self) -> list[str]:

@@ -101,8 +101,6 @@ class Publication:
                     f"{tables.name} is up to date: {rows:,} images; files: {added:,} added, {removed:,} removed"
                 )
                 self.lines += [f"{tables.name} is without the column {why}" for why in left_out]
-            if removed:  # files that were kept when an earlier publication failed
-                state.delete_abandoned()
 
 
 def check_table(name: str | None, uri: str) -> None:

@@ -54,7 +54,7 @@ def compact_output(output: Output, progress: Progress) -> Compaction:
         raise ConfigError(f"{error}: finish the output with `sightline tag` first") from None
     writer = OutputWriter(output, make_format(fingerprint, table), output.read(FINGERPRINT).decode())
     # Before files are merged, so that what comes after is known to change no row.
-    if not publication(state):
+    if not state.bring_up():
         raise StoreError(publication.failure)
     result = Compaction()
     state.kind = "compaction"

@@ -83,6 +83,10 @@ class Table:
         table = DeltaTables(self.output, {"data": pa.schema([]), "rejects": pa.schema([])})._open(kind)
         if table is None:
             return Counter()
+        files = {path.rpartition("/")[2] for path in self.output.files() if path.startswith(f"{kind}/")}
+        if gone := {uri.rpartition("/")[2] for uri in table.file_uris()} - files:
+            self.problems.append(f"check {self.checks}: the table of {kind} names {len(gone)} files that are gone")
+            return Counter()
         rows = table.to_pyarrow_table(columns=["source", "row"])
         return Counter(zip(rows["source"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
@@ -95,8 +99,9 @@ class Table:
                 self.problems.append(f"check {self.checks}: {len(doubled)} rows of {name} are there twice")
         report = verify_output(self.output)
         if complete:
-            if not report.ok:
-                self.problems.append(f"check {self.checks}: verify: {report.problems[:3]}")
+            # A retry that was killed leaves files, until a later one of the same shard.
+            if wrong := [problem for problem in report.problems if "belongs to no commit" not in problem]:
+                self.problems.append(f"check {self.checks}: verify: {wrong}")
             if (len(tagged), len(rejected)) != (report.rows_tagged, report.rows_rejected):
                 self.problems.append(
                     f"check {self.checks}: the table has {len(tagged)} and {len(rejected)} rows, and the output "
