@@ -49,7 +49,7 @@ class TaggedOutput:
 
     @property
     def uri(self) -> str:
-        """The folder or s3:// prefix of the output."""
+        """The folder or s3://, gs:// or az:// prefix of the output."""
         return self.output.uri
 
     @property
@@ -278,7 +278,7 @@ def add_id(rows: Any, shard: Any, columns: Sequence[str]) -> Any:
 
 
 def open_output(uri: str) -> TaggedOutput:
-    """Open the finished output at a folder or an s3:// prefix.
+    """Open the finished output at a folder or an s3://, gs:// or az:// prefix.
 
     Inputs that the last run could not plan do not matter: see `TaggedOutput.describe_waiting`. Raises `ConfigError`
     when there is no output, when planned shards are not committed, and when its metadata files are damaged;

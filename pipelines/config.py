@@ -157,15 +157,17 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: tuple[str, ...] = Field(
-        description="A folder, s3:// prefix or file, or several: tars, Parquet, images, lists of URIs (.txt, .csv, "
-        ".tsv, .jsonl), or the manifest.json of an S3 Inventory. {date} stands for a day, {date:%Y/%m/%d} for another "
-        "way to write it."
+        description="A folder, s3://, gs:// or az:// prefix or file, or several: tars, Parquet, images, lists of URIs "
+        "(.txt, .csv, .tsv, .jsonl), or the manifest.json of an S3 Inventory. {date} stands for a day, {date:%Y/%m/%d} "
+        "for another way to write it."
     )
     dates: tuple[date, ...] | None = Field(
         None,
         description="The day or days that {date} in input stands for; null is today and yesterday, in UTC.",
     )
-    output: str = Field(description="A folder or s3:// prefix. A run continues the work of earlier runs there.")
+    output: str = Field(
+        description="A folder or s3://, gs:// or az:// prefix. A run continues the work of earlier runs there."
+    )
     labels: LabelSet = Field(
         description="A list of names, or {names, templates, threshold, top_k}, or the path of a file with either."
     )

@@ -61,7 +61,7 @@ class Encoder:
         decode: DecodeMode = "auto",
         limits: Limits | None = None,
     ) -> Encoder:
-        """Load a checkpoint: a hub id, a folder, an s3:// prefix, or "tiny", which ships with Sightline.
+        """Load a checkpoint: a hub id, a folder, an s3://, gs:// or az:// prefix, or "tiny", which comes with it.
 
         The parameters mean what the keys of `model` in a job's configuration mean, and have the same defaults, except
         `compile`: torch.compile takes about a minute, which only long work earns back. `decode` and `limits` are a

@@ -112,7 +112,7 @@ class TaggedOutput(curation.tagged_output.TaggedOutput):
 
 
 def open_output(uri: str | PathLike[str]) -> TaggedOutput:
-    """Open the finished output at a folder or an s3:// prefix.
+    """Open the finished output at a folder or an s3://, gs:// or az:// prefix.
 
     Raises `ConfigError` when there is no output, when planned shards are not committed, and when its metadata files are
     damaged; `storage.store.Unreachable` when the store does not answer.

@@ -34,8 +34,8 @@ class ModelConfig(BaseModel):
 
     source: str = Field(
         "tiny",
-        description="A hub id (google/siglip-base-patch16-256), a directory or an s3:// prefix with a checkpoint in "
-        "the hub's file layout, or 'tiny': the checkpoint that ships with Sightline.",
+        description="A hub id (google/siglip-base-patch16-256), a directory or an s3://, gs:// or az:// prefix with a "
+        "checkpoint in the hub's file layout, or 'tiny': the checkpoint that ships with Sightline.",
     )
     revision: str | None = Field(
         None, description="A hub commit, tag or branch. Pin a commit, because a branch can change between two runs."

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from storage.cloud.store import allows_http
+from storage.schemes import scheme_of
 from storage.store import StoreOptions
 
 
-def make_rust_options(options: StoreOptions) -> dict[str, str]:
-    """Return how such a library reaches the object store that boto3 reaches with these options.
+def make_rust_options(uri: str, options: StoreOptions) -> dict[str, str] | None:
+    """Return how such a library reaches what `storage` reaches at a URI with these options, None for a local path.
 
     Keys in the environment and the identities of clouds are read, and renewed, by the library itself. It has no
-    profiles, so the keys of a profile are among the options: they are secret.
+    profiles of AWS, so the keys of a profile are among the options: they are secret.
     """
+    scheme = scheme_of(uri)
+    if scheme in ("gs", "az"):
+        return {"allow_http": str(allows_http(scheme)).lower()}
+    if scheme != "s3":
+        return None
     import boto3
 
     found = {"aws_virtual_hosted_style_request": "false"} if options.endpoint else {}

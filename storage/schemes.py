@@ -22,7 +22,24 @@ def _open_s3(options: StoreOptions) -> Store:
     return open_s3(options)
 
 
-SCHEMES: dict[str, Callable[[StoreOptions], Store]] = {"file": _open_local, "s3": _open_s3}
+def _open_google(options: StoreOptions) -> Store:
+    from storage.cloud.store import open_cloud
+
+    return open_cloud("gs", options)
+
+
+def _open_azure(options: StoreOptions) -> Store:
+    from storage.cloud.store import open_cloud
+
+    return open_cloud("az", options)
+
+
+SCHEMES: dict[str, Callable[[StoreOptions], Store]] = {
+    "file": _open_local,
+    "s3": _open_s3,
+    "gs": _open_google,
+    "az": _open_azure,
+}
 """By scheme, the function that opens its store. A path without a scheme is a local path."""
 
 

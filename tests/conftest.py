@@ -14,7 +14,10 @@ import pytest
 
 from serve.rayserve import haproxy, internals
 from serve.rayserve.proxy import CALLBACK_PATH
+from tests.support.clients.worker import NotInstalledError
 from tests.support.ray_cluster import RayCluster
+from tests.support.stores.azurite import Azurite
+from tests.support.stores.google_server import GoogleServer
 from tests.support.stores.radosgw import Radosgw, why_not
 
 TESTS = Path(__file__).parent
@@ -35,7 +38,7 @@ CORE = (
 )
 """The folders and files whose tests `make test` runs, apart from those with a mark of `NOT_CORE`."""
 
-NOT_CORE = ("alone", "browser", "gpu", "s3", "slow")
+NOT_CORE = ("alone", "azure", "browser", "gpu", "s3", "slow")
 """Marks of tests that need the whole machine, a system package or a GPU, or that take long."""
 
 LONG = ("clients", "ray", "rayserve", "k8s", "wheel", "quick/siglip/test_decoder.py")
@@ -105,15 +108,38 @@ def s3_env(s3: Radosgw, monkeypatch: pytest.MonkeyPatch) -> Radosgw:
 
 
 @pytest.fixture(scope="session")
-def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Environment variables for Ray's processes: the S3 server's address and keys if the session has S3 tests.
+def azurite(request: pytest.FixtureRequest) -> Iterator[Azurite]:
+    """Azure's emulator, for the whole session."""
+    try:
+        server = Azurite(request.config.cache.mkdir("clients"))
+    except NotInstalledError as error:
+        require("Azure server", f"npm cannot install Azurite: {error}")
+        raise
+    yield server
+    server.stop()
 
-    Empty without S3 tests, or without an S3 server on this machine. With SIGHTLINE_CI set a missing server is an error.
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[GoogleServer]:
+    """A stand-in for Google's store, for the whole session."""
+    server = GoogleServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Environment variables for Ray's processes: addresses and keys of the servers that the session's tests need.
+
+    Without an S3 server on this machine it has none of S3. With SIGHTLINE_CI set a missing server is an error.
     """
+    env: dict[str, str] = {}
+    if any(item.get_closest_marker("azure") for item in request.session.items):
+        env |= request.getfixturevalue("azurite").env | request.getfixturevalue("google").env
     wanted = any(item.get_closest_marker("s3") for item in request.session.items)
-    if not wanted or (why_not() and not os.environ.get("SIGHTLINE_CI")):
-        return {}
-    return dict(request.getfixturevalue("s3").env)
+    if wanted and (not why_not() or os.environ.get("SIGHTLINE_CI")):
+        env |= request.getfixturevalue("s3").env
+    return env
 
 
 @pytest.fixture(scope="session")

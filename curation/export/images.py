@@ -54,10 +54,10 @@ class Images:
     """Reads the image files of rows.
 
     A row's file is the one that was tagged, byte for byte, so it is never another image with the same name. It is
-    looked for in `folder` (a local folder or an s3:// prefix) under the row's key, or for a key without a suffix under
-    the key with one; then at the row's `source`, if this is a single image and not an archive. With `thumbnails`,
-    sources are not read, and the row's thumbnail is taken instead: so it never depends on a store whether an export has
-    originals or thumbnails.
+    looked for in `folder` (a local folder or an s3://, gs:// or az:// prefix) under the row's key, or for a key without
+    a suffix under the key with one; then at the row's `source`, if this is a single image and not an archive. With
+    `thumbnails`, sources are not read, and the row's thumbnail is taken instead: so it never depends on a store whether
+    an export has originals or thumbnails.
 
     Raises `ConfigError` if there is no such folder, and `Unreachable` if a store does not answer.
     """

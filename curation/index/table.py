@@ -30,7 +30,6 @@ from curation.tagged_output import TaggedOutput, read_vectors
 from pipelines.output.output import parse_shard, shard_id
 from siglip.scoring import Floats
 from storage.object_store import make_rust_options
-from storage.schemes import is_remote
 from storage.settings import ConfigError
 from storage.store import StoreError
 
@@ -80,7 +79,7 @@ class IndexTable:
         lancedb = import_lancedb()
         uri = output.output.uri_of(FOLDER)
         with _errors(uri):
-            options = make_rust_options(output.output.options) if is_remote(uri) else None
+            options = make_rust_options(uri, output.output.options)
             # Not with a session that several tables share: it would know files of a folder that was since made anew.
             database = lancedb.connect(uri.removeprefix("file://"), storage_options=options)
             if version is None:

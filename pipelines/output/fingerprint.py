@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from siglip.checkpoint import PinnedModel
 from siglip.config import ImageSpec
 from siglip.families.text_rules import OWN_RULES, find_rule
 from siglip.labels import LabelSet, TextRule
+from storage.schemes import is_remote
 from storage.settings import ConfigError
 from storage.store import NotFound, show
 
@@ -102,13 +104,33 @@ def claim_output(output: Output, fingerprint: dict[str, Any]) -> str:
     """Write the fingerprint of a new output, or check that the stored one is equal. Return the stored one as text.
 
     The fingerprint is written before the first plan, and never again: if two runs differ, the first one wins. Raises
-    `ConfigError` that names the fields in which the stored fingerprint differs. Call `check_folder` before the work.
+    `ConfigError` that names the fields in which the stored fingerprint differs, and for a new output in a store without
+    conditional writes. Call `check_folder` before the work.
     """
     text = json.dumps(fingerprint, ensure_ascii=False, sort_keys=True, indent=1)
+    if is_remote(output.uri) and not output.exists(FINGERPRINT):
+        _check_store(output)
     if output.put_if_absent(FINGERPRINT, text.encode()):
         return text
     check_fingerprint(output.read_json(FINGERPRINT), fingerprint, output)
     return output.read(FINGERPRINT).decode()
+
+
+def _check_store(output: Output) -> None:
+    """Raise `ConfigError` unless the store refuses to write an object that exists, which all exactly-once rests on.
+
+    Servers that do not know the condition write without a word. Of two runs, one would then undo what the other wrote.
+    """
+    probe = f".conditional-{uuid.uuid4().hex}"
+    try:
+        if output.put_if_absent(probe, b"first") and not output.put_if_absent(probe, b"second"):
+            return
+    finally:
+        output.delete(probe)
+    raise ConfigError(
+        f"output: {output.uri} is in a store that ignores the condition of a write (If-None-Match), so that two runs "
+        "could overwrite each other's rows: upgrade the server, or write to one with conditional writes"
+    )
 
 
 def check_folder(output: Output) -> None:

@@ -113,7 +113,7 @@ class KnownInputs:
 
     def resolve(self, uri: str) -> str:
         """Return the name by which an object is recognized: the real path of a local file, else the URI."""
-        return uri if uri.startswith("s3://") else self._paths.of(_normalize(uri))
+        return uri if is_remote(uri) else self._paths.of(_normalize(uri))
 
     def _hash_uris(self, uris: Iterable[str]) -> Hashes:
         return np.fromiter((hash(self.resolve(uri)) for uri in uris), np.int64)

@@ -25,7 +25,6 @@ from pipelines.output.output import Output
 from pipelines.tables.changes import TOGETHER, Changes, compare_files, list_files
 from pipelines.upkeep.merging import KINDS, Kind
 from storage.object_store import make_rust_options
-from storage.schemes import is_remote
 from storage.settings import ConfigError
 from storage.store import StoreError
 
@@ -73,7 +72,7 @@ class DeltaTables:
         check_uri(output.uri)
         self._deltalake = import_deltalake()
         self._output, self._schemas = output, schemas
-        self._options = make_rust_options(output.options) if is_remote(output.uri) else None
+        self._options = make_rust_options(output.uri, output.options)
 
     def count_ledgers(self) -> int:
         """Return the number of ledgers that all tables have. 0 if there is a table that is not there."""

@@ -12,8 +12,8 @@ class SearchConfig(BaseModel):
 
     output: str = Field(
         min_length=1,
-        description="The folder or s3:// prefix of a finished output of `sightline tag`, made by the endpoint's model. "
-        "With more than 200,000 images it needs an index: see `sightline index`.",
+        description="The folder or s3://, gs:// or az:// prefix of a finished output of `sightline tag`, made by the "
+        "endpoint's model. With more than 200,000 images it needs an index: see `sightline index`.",
     )
     refresh_seconds: float = Field(60.0, ge=1, description="Seconds between two looks for new commits of the output.")
     thumbnail_bytes: int = Field(

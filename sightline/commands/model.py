@@ -61,7 +61,9 @@ def init(
 
 @app.command("check")
 def check(
-    source: Annotated[str, typer.Argument(help="What model.source names: a hub id, a directory, an s3:// prefix.")],
+    source: Annotated[
+        str, typer.Argument(help="What model.source names: a hub id, a directory, an s3://, gs:// or az:// prefix.")
+    ],
     revision: Annotated[str | None, typer.Option(help="The hub's commit, tag or branch.")] = None,
     dtype: Annotated[DTypeChoice, typer.Option(help="What model.dtype names.")] = DTypeChoice.auto,
     as_json: Annotated[

@@ -121,7 +121,7 @@ def read_job(
         overrides["input"] = input
     if output is not None:
         if not output.strip():
-            raise ConfigError("--output is empty: give a folder or an s3:// prefix")
+            raise ConfigError("--output is empty: give a folder or an s3://, gs:// or az:// prefix")
         overrides["output"] = output
     if days:
         overrides["dates"] = [parse_day(day) for day in days]

@@ -19,7 +19,10 @@ from storage.settings import ConfigError
 
 def verify(
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3:// prefix.")
+        str,
+        typer.Argument(
+            metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3://, gs:// or az:// prefix."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     remove_orphans: Annotated[
@@ -61,7 +64,10 @@ def verify(
 
 def status(
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3:// prefix.")
+        str,
+        typer.Argument(
+            metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3://, gs:// or az:// prefix."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
 ) -> None:
@@ -113,7 +119,10 @@ def _show_runs(runs: list[dict[str, Any]]) -> Table:
 
 def compact(
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3:// prefix.")
+        str,
+        typer.Argument(
+            metavar="OUTPUT", help="The output of `sightline tag`: a folder or s3://, gs:// or az:// prefix."
+        ),
     ],
 ) -> None:
     """Merge the small files of an output into files of up to 256 MiB.
@@ -159,7 +168,10 @@ def publish(
 
 def upgrade(
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="An output of an earlier version: a folder or s3:// prefix.")
+        str,
+        typer.Argument(
+            metavar="OUTPUT", help="An output of an earlier version: a folder or s3://, gs:// or az:// prefix."
+        ),
     ],
 ) -> None:
     """Bring an output of an earlier version to this one: list its commits in a ledger, and write the manifest anew.

@@ -67,7 +67,7 @@ def locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str
         every = (*FILES, "*.safetensors", "*.safetensors.index.json")
         directory = fetch_hub(source, config.revision, every if now is None else (*now, OPEN_CLIP, ADAPTER))
         return directory, f"commit:{directory.name}"
-    raise CheckpointError(f"model.source: {source} is not a directory, an s3:// prefix or a hub id")
+    raise CheckpointError(f"model.source: {source} is not a directory, an s3://, gs:// or az:// prefix, or a hub id")
 
 
 def _is_wanted(name: str) -> bool:

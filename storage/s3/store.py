@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import random
 import re
 import threading
 import time
@@ -28,6 +27,7 @@ from itertools import repeat
 from typing import IO, Any, TypeVar
 
 from storage.links import LinkedFolders
+from storage.retry import pause, retry
 from storage.s3.errors import PastTheEnd, translate_errors
 from storage.s3.listing import list_pages
 from storage.s3.names import split_object, split_prefix
@@ -39,7 +39,6 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 20.0
 SLOWEST = 10_000
 """Slowest accepted transfer of a body, bytes/s."""
-PAUSE_SECONDS = 0.5
 _PIECE = 256 << 10
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -156,7 +155,7 @@ class S3Store:
                 try:
                     return self.read(uri) == data
                 except NotFound:  # refused although there is no object, or it was removed since
-                    _pause(attempt)
+                    pause(attempt)
         raise Unreachable(f"{show(uri)}: S3 responds that it exists, and then that it does not")
 
     def delete(self, uri: str) -> None:
@@ -169,15 +168,11 @@ class S3Store:
         return self._retry(uri, lambda: request_page(self._client, uri, arguments))
 
     def _retry(self, uri: str, once: Callable[[], T]) -> T:
-        for attempt in range(self._attempts):
-            try:
-                with self._translate(uri):
-                    return once()
-            except Unreachable:
-                if attempt == self._attempts - 1:
-                    raise
-            _pause(attempt)
-        raise AssertionError("not reached")
+        def translated() -> T:
+            with self._translate(uri):
+                return once()
+
+        return retry(translated, self._attempts)
 
     def _translate(self, uri: str) -> contextlib.AbstractContextManager[None]:
         return translate_errors(uri, self._endpoint)
@@ -265,11 +260,6 @@ class _RangeRead:
             raise Unreachable(
                 f"{show(self._uri)}: one response ends it early, another says {head['ContentLength']} bytes"
             )
-
-
-def _pause(attempt: int) -> None:
-    """Wait before the next attempt. Random, so that clients that were refused together do not retry together."""
-    time.sleep(PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
 
 
 _stores: dict[StoreOptions, S3Store] = {}

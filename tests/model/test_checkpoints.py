@@ -182,7 +182,7 @@ def test_the_error_of_a_missing_or_invalid_settings_file_names_the_file(tmp_path
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere"])
 def test_a_source_that_does_not_exist_is_refused(source: str) -> None:
-    with pytest.raises(CheckpointError, match="not a directory, an s3:// prefix or a hub id"):
+    with pytest.raises(CheckpointError, match="not a directory, an s3://, gs:// or az:// prefix, or a hub id"):
         pin_model(ModelConfig(source=source))
 
 

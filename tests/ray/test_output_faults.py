@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import storage.s3.store
+import storage.retry
 from storage.store import join
 from tests.support.faulty_jobs import FINISHES, LIST_REJECTS, Bucket, Case
 from tests.support.stores import fault_proxy as faults
@@ -111,7 +111,7 @@ def finish(bucket: Bucket, proxy: FaultProxy) -> None:
 def test_a_passing_fault_of_the_output_costs_nothing(
     bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
-    monkeypatch.setattr(storage.s3.store, "PAUSE_SECONDS", 0.02)  # most of these requests are this process's
+    monkeypatch.setattr(storage.retry, "PAUSE_SECONDS", 0.02)  # most of these requests are this process's
     prepare(bucket, proxy, case)
     done = bucket.run(proxy.endpoint)
     assert done.returncode == case.code, done.stdout + done.stderr
@@ -144,7 +144,7 @@ def test_an_output_that_is_away_for_half_a_minute_costs_only_time(bucket: Bucket
 def test_a_run_whose_output_fails_is_finished_by_the_next(
     bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
-    monkeypatch.setattr(storage.s3.store, "PAUSE_SECONDS", 0.02)  # of this process, not of the workers
+    monkeypatch.setattr(storage.retry, "PAUSE_SECONDS", 0.02)  # of this process, not of the workers
     rule = prepare(bucket, proxy, case)
     done = bucket.run(proxy.endpoint)
     assert done.returncode == case.code, done.stdout + done.stderr

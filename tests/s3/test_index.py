@@ -15,19 +15,26 @@ from curation.tagged_output import open_output
 from pipelines.upkeep.verify import verify_output
 from siglip.labels import LabelSet
 from storage.settings import ConfigError
+from tests.support.stores.azurite import Azurite
+from tests.support.stores.google_server import GoogleServer
 from tests.support.stores.radosgw import Radosgw
-
-pytestmark = pytest.mark.s3
 
 WIDTH = 16
 
 
+@pytest.mark.parametrize(
+    "scheme", [pytest.param("s3", marks=pytest.mark.s3), "gs", pytest.param("az", marks=pytest.mark.azure)]
+)
 def test_an_index_in_a_bucket_finds_what_an_exact_search_finds(
-    s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch
+    scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fixture = {"s3": "s3", "gs": "google", "az": "azurite"}[scheme]
+    server: Radosgw | GoogleServer | Azurite = request.getfixturevalue(fixture)
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(build_module, "TRAINED_FROM", 300)
     monkeypatch.setattr(build_module, "_BATCHES_A_COMMIT", 1)
-    root = f"s3://{s3_env.new_bucket()}/some folder/out"
+    root = f"{scheme}://{server.new_bucket()}/some folder/out"
     labels = LabelSet.model_validate({"names": ["cat", "dog"], "threshold": 0.5})
     texts = draw_texts(2, WIDTH, 1)
     write_output(root, SyntheticOutput(labels, texts, 3, lambda shard: draw_images(400, WIDTH, shard)))

@@ -76,7 +76,7 @@ def test_two_threads_list_at_once(s3_env: Radosgw, bucket: str) -> None:
 def test_faults_in_parts_are_retried_or_raised(
     s3_env: Radosgw, bucket: str, action: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0.01)
     whole = list_whole(s3_env, bucket, "in/")
     with fault_proxy(s3_env.endpoint) as proxy:
         store = open_paged(proxy.endpoint, 7)

@@ -15,18 +15,25 @@ from storage.files import StoreFile
 from storage.local import LocalStore
 from storage.schemes import open_store
 from storage.store import Changed, Forbidden, NotFound, Store, StoreError, StoreOptions, join
+from tests.support.stores.azurite import Azurite
+from tests.support.stores.google_server import GoogleServer
 from tests.support.stores.radosgw import Radosgw
 
 NAMES = ["plain.jpg", "a folder/with space.jpg", "hash#100%25 %.jpg", "umlaut ü – 東京.png", "a+b=c&d.jpg"]
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
+@pytest.fixture(
+    params=["local", pytest.param("s3", marks=pytest.mark.s3), "gs", pytest.param("az", marks=pytest.mark.azure)]
+)
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, str]:
     """A store and an empty folder in it."""
     if request.param == "local":
         return open_store(str(tmp_path)), str(tmp_path / "root")
-    server: Radosgw = request.getfixturevalue("s3_env")
-    root = f"s3://{server.new_bucket()}/root"
+    fixture = {"s3": "s3", "gs": "google", "az": "azurite"}[request.param]
+    server: Radosgw | GoogleServer | Azurite = request.getfixturevalue(fixture)
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    root = f"{request.param}://{server.new_bucket()}/root"
     return open_store(root, StoreOptions(server.endpoint, "us-east-1")), root
 
 
@@ -164,9 +171,9 @@ def test_errors_say_what_to_change(s3_env: Radosgw, monkeypatch: pytest.MonkeyPa
         list(other.list(f"s3://{s3_env.new_bucket()}/"))
 
 
-@pytest.mark.parametrize("uri", ["http://host/a.jpg", "gs://bucket/a"])
+@pytest.mark.parametrize("uri", ["http://host/a.jpg", "abfs://container/a"])
 def test_other_stores_are_refused(uri: str) -> None:
-    with pytest.raises(StoreError, match="only local paths and s3://"):
+    with pytest.raises(StoreError, match="only local paths and s3://, gs:// and az://"):
         open_store(uri)
 
 

@@ -48,7 +48,7 @@ def running(s3: Radosgw) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def proxy(running: FaultProxy, s3_env: Radosgw, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0.01)
     running.clear()
     return running
 

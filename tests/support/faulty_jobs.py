@@ -70,7 +70,7 @@ class Case:
         return f"| {self.fault} | {self.where} | {self.does} | {self.code} | {self.then} |"
 
 
-WRONG_URIS = ["absent.jpg", "s3://UPPER_case!/x.jpg", "gs://elsewhere/x.jpg", "x" * 1100]
+WRONG_URIS = ["absent.jpg", "s3://UPPER_case!/x.jpg", "abfs://elsewhere/x.jpg", "x" * 1100]
 """Entries of the list that name no image: the first object is missing, the other URIs can never name an object."""
 
 

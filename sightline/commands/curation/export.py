@@ -56,8 +56,8 @@ def export(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="A folder or s3:// prefix that holds the image files by key. Images that are not there are read "
-            "where they were tagged, if they are single files.",
+            help="A folder or s3://, gs:// or az:// prefix that holds the image files by key. Images that are not "
+            "there are read where they were tagged, if they are single files.",
         ),
     ] = None,
     thumbnails: Annotated[

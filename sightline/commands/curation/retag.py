@@ -20,7 +20,9 @@ from storage.settings import ConfigError
 def retag(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A finished output of `sightline tag`.")],
     labels: Annotated[Path, typer.Option("--labels", metavar="FILE", help="The new label set.")],
-    target: Annotated[str, typer.Option("--output", metavar="URI", help="Folder or s3:// prefix of the new output.")],
+    target: Annotated[
+        str, typer.Option("--output", metavar="URI", help="Folder or s3://, gs:// or az:// prefix of the new output.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(help="The checkpoint that tagged OUTPUT, if it is not at the source that its config named."),

@@ -72,8 +72,12 @@ def job(tmp_path: Path) -> Callable[..., str]:
         ({}, ["--set", "actors"], "expected key.path=value"),
         ({}, ["--set", "actors.mx=2"], "unknown key actors.mx: did you mean max?"),
         ({}, ["--input", "/no/such/folder"], "/no/such/folder does not exist"),
-        ({}, ["--input", "gs://bucket/x"], "only local paths and s3:// are supported"),
-        ({"model": {"source": "no/such/directory/at/all"}}, [], "is not a directory, an s3:// prefix or a hub id"),
+        ({}, ["--input", "abfs://bucket/x"], "only local paths and s3://, gs:// and az:// are supported"),
+        (
+            {"model": {"source": "no/such/directory/at/all"}},
+            [],
+            "is not a directory, an s3://, gs:// or az:// prefix, or a hub id",
+        ),
         ({"output": "/proc/nothing/can/be/written/here"}, [], "/proc/nothing"),
         ({"model": {"batch_size": 0}}, [], "model.batch_size"),
         ({"parquet": {"columns": ["width"]}}, [], "columns: {width: original_width}"),
@@ -160,7 +164,7 @@ def test_an_input_that_is_a_link_to_itself_ends_before_any_work(job: Callable[..
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The object store's endpoint refuses connections."""
-    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{held.getsockname()[1]}"

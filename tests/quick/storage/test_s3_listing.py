@@ -22,7 +22,7 @@ PAGE = 10
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
 

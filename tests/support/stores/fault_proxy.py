@@ -78,6 +78,9 @@ class Do:
     function: Callable[[str], object]
 
 
+CONDITIONS = ("If-None-Match", "x-goog-if-generation-match")
+"""The headers of a conditional write: in S3 and Azure, and in Google's store."""
+
 Action = ErrorResponse | Reset | CutShort | Silence | Trickle | Do
 
 FAILS = ErrorResponse(500, "InternalError")
@@ -97,8 +100,9 @@ class Rule:
     `method` is an HTTP method, or LIST for a listing, whose key is its prefix; several are separated by `|`. `key` is a
     regular expression over `bucket/key`. The first `skip` matching requests are forwarded, the next `times` get the
     fault; `times=None` means all until `stop`. With `each`, requests are counted for each key apart. With
-    `conditional`, only writes with If-None-Match match. With `once`, the rule begins after a request whose method and
-    `bucket/key`, separated by a blank, match that regular expression. `done` counts the requests that got the fault.
+    `conditional`, only writes with one of `CONDITIONS` match. With `once`, the rule begins after a request whose method
+    and `bucket/key`, separated by a blank, match that regular expression. `done` counts the requests that got the
+    fault.
     """
 
     action: Action
@@ -240,10 +244,10 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         query = parse_qs(split.query, keep_blank_values=True)
         method, key = self.command, unquote(split.path).removeprefix("/")
-        if method == "GET" and "list-type" in query:
+        if method == "GET" and ("list-type" in query or query.get("comp") == ["list"]):
             method, key = "LIST", f"{key.rstrip('/')}/{query.get('prefix', [''])[0]}"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        action = self.server.proxy.find(method, key, "If-None-Match" in self.headers)
+        action = self.server.proxy.find(method, key, any(name in self.headers for name in CONDITIONS))
         if isinstance(action, ErrorResponse):
             if action.passed:
                 self._forward(body).read()

@@ -1,0 +1,1 @@
+"""The stores of Google Cloud Storage (`gs://`) and Azure Blob Storage (`az://`), through obstore."""
