@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from siglip.checkpoint import pin_model
@@ -49,7 +50,7 @@ from siglip.config import ModelConfig
 from siglip.encoder import Encoder
 from siglip.families import siglip, siglip2
 from siglip.families.text_rules import find_rule
-from siglip.families.tokenizer import Tokenizer
+from siglip.families.tokenizer import Tokenizer, load_tokenizer
 from siglip.weights import find_prefix
 
 _VOCABULARIES = {
@@ -115,7 +116,13 @@ def convert_checkpoint(
             _convert_pickle(found, part, tokenizer, say)
             rule = None
         encoder = _verify(part, directory)
-        own = find_rule(pin_model(ModelConfig(source=str(part))).family)
+        pinned = pin_model(ModelConfig(source=str(part)))
+        tokens, rows = load_tokenizer(pinned, part).size, pinned.architecture.text_config.vocab_size
+        if tokens != rows:
+            say(
+                f"tokenizer: it has {tokens} tokens, and the text tower {rows}: is it the one that it was trained with?"
+            )
+        own = find_rule(pinned.family)
         if rule is not None and rule != own:
             say(
                 f"texts: open_clip prepares them by {rule!r}, and Sightline's rule for this tokenizer is {own!r}"
@@ -181,7 +188,10 @@ def _read_weights(found: _Source, names: list[str], say: Callable[[str], None]) 
     weights: Weights = {}
     for path in map(found.get, names):
         if path.suffix == ".safetensors":
-            loaded = load_file(path)
+            try:
+                loaded = load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise found.refuse(f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
         else:
             try:
                 with warnings.catch_warnings(action="ignore"):  # torch's, about pickles that it did not write
@@ -198,6 +208,8 @@ def _read_weights(found: _Source, names: list[str], say: Callable[[str], None]) 
                 raise found.refuse(f"{path.name} has other things than tensors by name")
         how = "safetensors" if path.suffix == ".safetensors" else "a pickle, of which only tensors were read"
         say(f"weights: {len(loaded)} tensors from {path.name} ({how})")
+        if twice := sorted(weights.keys() & loaded.keys()):
+            raise found.refuse(f"{path.name} has {twice[0]}, which another file has, too")
         weights.update(loaded)
     prefix = find_prefix(list(weights))
     if prefix:

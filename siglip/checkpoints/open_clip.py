@@ -192,9 +192,15 @@ def rename_weights(weights: Weights, settings: Settings, source: str) -> Weights
             query, both = (weights[f"visual.trunk.attn_pool.{one}.{part}"] for one in ("q", "kv"))
             renamed[f"vision_model.head.attention.in_proj_{part}"] = torch.cat([query, both])
         table = renamed["vision_model.embeddings.patch_embedding.weight"]
-        renamed.update(_make_head(weights, text.width, table.dtype))
+        renamed.update(_make_head(weights, text, table.dtype))
+        _check_first(renamed, _TRUNK.fullmatch(settings.model_cfg.vision_cfg.timm_model_name))
     except KeyError as error:
         raise CheckpointError(f"model.source: {source}: its weights have no {error.args[0]}") from None
+    except (RuntimeError, ValueError, IndexError) as error:  # what torch raises for tensors that cannot be divided
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"model.source: {source}: its weights have not the shapes of a SigLIP: {reason}"
+        ) from None
     if unknown:
         raise CheckpointError(
             f"model.source: {source}: its weights have {unknown[0]}"
@@ -260,12 +266,30 @@ def _rename(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor
                     yield f"{new}.{number}.self_attn.{letter}_proj.{fused[1]}", one
 
 
-def _make_head(weights: Weights, width: int, dtype: torch.dtype) -> Weights:
-    """The text tower's projection. Without a bias it is stored the other way round; without a projection it is 1."""
+def _check_first(renamed: Weights, trunk: re.Match[str] | None) -> None:
+    """Check the weights from which `make_config` reads sizes. Raises `KeyError` or `ValueError`."""
+    for tower in ("vision_model", "text_model"):
+        if renamed[f"{tower}.encoder.layers.0.mlp.fc1.weight"].ndim != 2:
+            raise ValueError(f"{tower} has a layer that is no matrix")
+    patches = tuple(renamed["vision_model.embeddings.patch_embedding.weight"].shape)
+    if trunk is None or len(patches) != 4 or patches[-1] != int(trunk[2]):
+        raise ValueError(f"the patches are {patches}, and timm_model_name is {trunk and trunk[0]}")
+
+
+def _make_head(weights: Weights, text: Text, dtype: torch.dtype) -> Weights:
+    """The text tower's projection. Without a bias it is stored the other way round; without a projection it is 1.
+
+    Raises `KeyError` if the settings have a projection and the weights have none, and `ValueError` for the opposite.
+    """
     head, out = "text_model.head", "text.text_projection"
-    if f"{out}.weight" in weights:
+    if text.proj_type == "none":
+        if any(name.startswith(out) for name in weights):
+            raise ValueError(f"{out} is there, and proj_type is none")
+        matrix = torch.eye(text.width, dtype=dtype)
+    elif text.proj_bias:
         return {f"{head}.{part}": weights[f"{out}.{part}"] for part in ("weight", "bias")}
-    matrix = weights[out].T.contiguous() if out in weights else torch.eye(width, dtype=dtype)
+    else:
+        matrix = weights[out].T.contiguous()
     return {f"{head}.weight": matrix, f"{head}.bias": torch.zeros(len(matrix), dtype=dtype)}
 
 

@@ -231,7 +231,11 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("a CLIP", change(init_logit_bias=None), "it is a CLIP and not a SigLIP"),
     ("an NLLB text tower", change(text_cfg={"hf_model_name": "facebook/nllb-200"}), "text tower is facebook/nllb-200"),
     ("another trunk", change(vision_cfg={"timm_model_name": "convnext_base"}), "vision_cfg.timm_model_name: "),
-    ("NaFlex", change(vision_cfg={"timm_model_name": "naflexvit_base_patch16_siglip"}), "vision_cfg.timm_model_name: "),
+    (
+        "NaFlex",
+        change(vision_cfg={"timm_model_name": "naflexvit_base_patch16_siglip"}),
+        "which is not converted: use google/siglip2-base-patch16-naflex",
+    ),
     ("average pooling", change(vision_cfg={"timm_pool": "avg"}), "vision_cfg.timm_pool: "),
     ("a projection", change(vision_cfg={"timm_proj": "linear"}), "vision_cfg.timm_proj: "),
     ("a mask", change(text_cfg={"no_causal_mask": False}), "text_cfg.no_causal_mask: "),
@@ -276,12 +280,43 @@ def test_weights_that_are_no_siglips_are_refused(tokenizers: dict[str, Path], tm
             "missing: text_model.encoder.layers.1",
         ),
         ({**weights, "text.ln_final.bias": nan}, "not finite: text_model.final_layer_norm.bias"),
+        # Without this refusal the text tower's output would silently be taken as it is.
+        ({name: one for name, one in weights.items() if "projection" not in name}, "have no text.text_projection"),
+        ({name: one for name, one in weights.items() if "resblocks.0.mlp" not in name}, "have no text_model.encoder"),
+        ({**weights, "logit_scale": torch.zeros(2)}, "not the shapes of a SigLIP"),
+        ({**weights, "visual.trunk.pos_embed": torch.zeros(())}, "not the shapes of a SigLIP"),
+        ({**weights, "visual.trunk.blocks.0.attn.qkv.weight": torch.zeros(4, 4)}, "not the shapes of a SigLIP"),
+        (
+            {**weights, "visual.trunk.patch_embed.proj.weight": torch.zeros(96, 3, 32, 32)},
+            "patches are (96, 3, 32, 32)",
+        ),
     ):
         save_file(changed, source / "open_clip_model.safetensors")
         result = run(source, tmp_path / "model")
         assert result.exit_code == 2, result.output
         assert message in result.stderr
         assert not (tmp_path / "model").exists()
+    (source / "open_clip_model.safetensors").write_bytes(b"garbage" * 9)
+    result = run(source, tmp_path / "model")
+    assert result.exit_code == 2, result.output
+    assert "open_clip_model.safetensors cannot be read" in result.stderr
+
+
+def test_a_projection_that_the_settings_do_not_have_is_refused(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    source = make_open_clip("ViT-B-16-SigLIP", tmp_path / "source", tokenizers["siglip"])
+    settings = make_settings("ViT-B-16-SigLIP")
+    settings["model_cfg"]["text_cfg"]["proj_type"] = "none"
+    write_json(source / "open_clip_config.json", settings)
+    result = run(source, tmp_path / "model")
+    assert result.exit_code == 2, result.output
+    assert "text.text_projection is there, and proj_type is none" in result.stderr
+
+
+def test_a_tokenizer_of_another_size_is_named(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    source = make_open_clip("ViT-B-16-SigLIP", tmp_path / "source", tokenizers["siglip"])
+    result = run(source, tmp_path / "model", "--tokenizer", TINY)
+    assert result.exit_code == 0, result.output
+    assert "it has 200 tokens, and the text tower 512" in " ".join(result.stderr.split())
 
 
 def test_other_mistakes_are_refused(tmp_path: Path) -> None:
