@@ -11,11 +11,11 @@ from typing import Protocol
 
 from pipelines.config import JobConfig
 from pipelines.inputs import images, lists, parquet, tar
-from pipelines.inputs.rows import Input, InputError, InputStats, Kind, Reading, Row, Skipped
+from pipelines.inputs.rows import Input, InputError, InputStats, Kind, ReadColumns, Reading, Row, Skipped
 from pipelines.inputs.web.images import fetch_urls
 from storage.schemes import is_web
 from storage.settings import ConfigError
-from storage.store import StoreError, StoreOptions
+from storage.store import Entry, StoreError, StoreOptions
 
 
 class Archive(Protocol):
@@ -43,6 +43,15 @@ ARCHIVES: dict[Kind, Archive] = {archive.KIND: archive for archive in (tar, parq
 def archive_of(name: str) -> Archive | None:
     """Return the archive format of an object with this lower-case name, or None."""
     return next((archive for archive in ARCHIVES.values() if archive.recognizes(name)), None)
+
+
+def open_list(
+    entry: Entry, config: JobConfig, options: StoreOptions, skipped: Skipped, columns: ReadColumns
+) -> Iterator[Input] | None:
+    """Return the rows of a configured input that is a list, or None for any other. Raises as `lists.expand` does."""
+    if lists.recognizes(entry.uri.lower()):
+        return lists.expand(entry, config.lists.column, options, skipped, columns, config.fetch.enabled)
+    return parquet.open_list(entry, config, options, skipped, columns)
 
 
 def read_inputs(planned: Iterable[Input], reading: Reading, skipped: Skipped) -> Iterator[tuple[Input, Row]]:
@@ -86,4 +95,4 @@ def _read_loose(loose: list[Input], first: int, reading: Reading) -> Iterator[tu
     yield from fetch_urls([(number, item) for number, item in numbered if is_web(item.uri)], reading)
 
 
-__all__ = ["ARCHIVES", "Archive", "archive_of", "images", "lists", "read_inputs"]
+__all__ = ["ARCHIVES", "Archive", "archive_of", "images", "lists", "open_list", "read_inputs"]

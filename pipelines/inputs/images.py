@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipelines.inputs.rows import Input, Reading, Row
 from siglip.images.decode import ImageRejected, readable_suffixes
-from storage.schemes import open_store
+from storage.schemes import is_web, open_store
 from storage.store import Changed, InvalidUri, NotFound, StoreError, Unreachable, show
 
 _AHEAD = 32
@@ -64,6 +64,10 @@ def _fetch(planned: Input, reading: Reading) -> Fetched:
         size, etag = planned.size, planned.etag
         if not planned.uri:
             return ImageRejected("missing", "the row of the list has no URI")
+        if is_web(planned.uri):
+            return ImageRejected(
+                "unreadable", "an http(s) URL in a Parquet file that has other values too: write a list"
+            )
         if planned.kind == "uri":
             entry = open_store(planned.uri, reading.store).stat(planned.uri)
             if entry is None:

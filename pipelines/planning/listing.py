@@ -13,7 +13,7 @@ from typing import TypeVar
 from pipelines.config import JobConfig
 from pipelines.inputs import images, lists
 from pipelines.inputs.columns import PassedColumns
-from pipelines.inputs.formats import ARCHIVES, archive_of
+from pipelines.inputs.formats import ARCHIVES, archive_of, open_list
 from pipelines.inputs.rows import Input, InputStats, Kind, ReadColumns, Skipped, WaitReason, wait_reason
 from pipelines.output.output import find_marker
 from pipelines.planning import inventory
@@ -152,10 +152,11 @@ class InputLister:
     def _list_unknown(self) -> Iterator[Input]:
         expanded = set[str]()
         for entry, changed in self._list_objects():
-            if lists.recognizes(entry.uri.lower()) and entry.uri in self._inputs:
-                if entry.uri not in expanded:
-                    expanded.add(entry.uri)
-                    yield from self._expand(entry)
+            if entry.uri in expanded:
+                continue
+            if entry.uri in self._inputs and (rows := self._open_list(entry)) is not None:
+                expanded.add(entry.uri)
+                yield from self._expand(rows)
                 continue
             planned = self._classify(entry)
             if planned is None:
@@ -186,15 +187,15 @@ class InputLister:
                     else:
                         yield entry, status == CHANGED
 
-    def _expand(self, entry: Entry) -> Iterator[Input]:
+    def _open_list(self, entry: Entry) -> Iterator[Input] | None:
+        report = self._report
+        return open_list(entry, self._config, self._options, report.skipped, report.columns)
+
+    def _expand(self, rows: Iterator[Input]) -> Iterator[Input]:
         """Yield the rows of a list that are not planned."""
-        config, report = self._config, self._report
-        rows = lists.expand(
-            entry, config.lists.column, self._options, report.skipped, report.columns, config.fetch.enabled
-        )
         for group in _batch(rows, lambda row: len(row.metadata or "")):
             known = self._known.meet(group).tolist()
-            report.known += sum(known)
+            self._report.known += sum(known)
             yield from (row for row, is_known in zip(group, known, strict=True) if not is_known)
 
     def _classify(self, entry: Entry) -> Input | None:

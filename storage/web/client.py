@@ -26,6 +26,8 @@ USER_AGENT = "sightline"
 PASSING = frozenset((408, 425, 429, *range(500, 600)))
 """Statuses that say that the host is in trouble or wants to be left alone, and nothing about the image."""
 
+_BROKEN_OFF = "the image's host closed the connection early or did not speak HTTP"
+
 
 @dataclass(frozen=True)
 class Response:
@@ -96,8 +98,7 @@ class WebClient:
             message = "the image's host could not be connected to, or has no valid certificate"
             raise FetchRefused("fetch_failed", message, str(error), passing=True) from error
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            message = "the image's host closed the connection early or did not speak HTTP"
-            raise FetchRefused("fetch_failed", message, str(error), passing=True) from error
+            raise FetchRefused("fetch_failed", _BROKEN_OFF, str(error), passing=True) from error
 
     async def _follow(self, url: str, hold: Callable[[int], None]) -> Response:
         target = parse_url(url)
@@ -142,9 +143,12 @@ class WebClient:
         if length.isdecimal() and int(length[:20]) > limit:  # Python refuses to read thousands of digits
             raise too_large
         body = bytearray()
-        async for chunk in response.aiter_stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
-            hold(len(chunk))
+        try:
+            async for chunk in response.aiter_stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+                hold(len(chunk))
+        except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            raise FetchRefused("fetch_failed", _BROKEN_OFF, str(error), passing=True, fields=fields) from error
         return bytes(body)

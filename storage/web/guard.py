@@ -90,7 +90,8 @@ class FetchRefused(Exception):
 
     `passing` tells whether the same fetch may succeed later: the name was not found, the host could not be connected
     to, broke off or was too slow, or answered 408, 425, 429 or 5xx. Otherwise the refusal is about the URL itself.
-    `status` is the HTTP status of the last response, if there was one, and `fields` are its header fields.
+    `status` is the HTTP status of the last response, if it is complete, and `fields` are its header fields, also if its
+    body broke off.
     """
 
     def __init__(

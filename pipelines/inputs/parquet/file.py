@@ -31,6 +31,8 @@ from storage.settings import ConfigError
 from storage.store import StoreError, StoreOptions, show
 
 KIND: Kind = "parquet"
+FILES_OF_URLS = "Parquet files of http(s) URLs, which are fetched only if they are inputs themselves"
+"""What `Skipped` counts a file of URLs as that lies in a folder: `img2dataset` writes such files beside its tars."""
 SUFFIXES = (".parquet", ".pq")
 
 _FOOTER_BYTES = 1 << 20
@@ -75,8 +77,8 @@ def _inspect(planned: Input, config: JobConfig, options: StoreOptions) -> InputS
         if column is None:
             return InputStats([], skipped="Parquet files without an image column")
         counts = _count_rows(file.metadata)
-        if is_string(column.type) and _holds_only_urls(raw, size, file, column.name):
-            return InputStats([], skipped="Parquet files of http(s) URLs, which are not fetched")
+        if is_string(column.type) and holds_only_urls(raw, size, file, column.name):
+            return InputStats([], skipped=FILES_OF_URLS)
         small = frozenset(
             name
             for name in config.parquet.columns
@@ -197,7 +199,7 @@ def _list_leaves(file: pq.ParquetFile, column: ImageColumn) -> list[int]:
     ]
 
 
-def _holds_only_urls(raw: StoreFile, size: int, file: pq.ParquetFile, name: str) -> bool:
+def holds_only_urls(raw: StoreFile, size: int, file: pq.ParquetFile, name: str) -> bool:
     """Tell whether the file's statistics prove that all values of a column begin with http:// or https://."""
     bounds = _find_bounds(raw, size, file, name)
     texts = [text for one in bounds or [] for text in (one.low, one.high) if text is not None]

@@ -120,7 +120,7 @@ class ImageFetcher:
                 if refused.status in (429, 503):
                     host.slow_down(_read_retry_after(refused.fields.get(b"retry-after", "")))
                     continue
-                if refused.status is None:  # a host that answers 500 may do so for some images only
+                if not refused.fields:  # a host that answers, such as 500, may do so for some images only
                     host.note_failure()
                 if attempt < TRIES - 1 and not host.is_resting():
                     await asyncio.sleep(back_off(attempt))

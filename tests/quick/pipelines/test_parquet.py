@@ -21,6 +21,7 @@ from pyarrow.parquet import encryption
 from pipelines.inputs.formats import read_inputs
 from pipelines.inputs.parquet import file as parquet_file
 from pipelines.inputs.parquet import rows as parquet_rows
+from pipelines.inputs.parquet.file import FILES_OF_URLS
 from pipelines.inputs.parquet.footer import read_bounds
 from pipelines.inputs.rows import Reading, Row, Skipped
 from pipelines.output.output import Output
@@ -366,7 +367,7 @@ def test_files_of_urls_are_skipped_by_name(folder: Folder) -> None:
     write(folder, pa.table({"url": [f"https://h/{n}.jpg" for n in range(500)], "key": range(500)}), row_group_size=100)
     write(folder, pa.table({"url": ["http://h/1.jpg", "x.jpg"] * 100}), "b.parquet")
     report = folder.plan()
-    assert report.skipped.counts == {"Parquet files of http(s) URLs, which are not fetched": 1}
+    assert report.skipped.counts == {FILES_OF_URLS: 1}
     assert report.rows == 200
 
 

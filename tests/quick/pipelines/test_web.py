@@ -13,13 +13,17 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from pipelines.config import ParquetConfig
 from pipelines.inputs import lists
+from pipelines.inputs.parquet.file import FILES_OF_URLS
 from pipelines.inputs.rows import Input, Reading, Row
 from pipelines.inputs.web import hosts, memory
 from pipelines.inputs.web.config import FetchConfig
@@ -28,7 +32,7 @@ from pipelines.inputs.web.hosts import FAILURES, CachedResolver, back_off
 from pipelines.inputs.web.images import RESPONSE_KEY, _open_loop, fetch_urls
 from siglip.images.rejection import REASONS
 from storage.settings import ConfigError
-from tests.support.input_folder import OPTIONS
+from tests.support.input_folder import OPTIONS, Folder
 from tests.support.jobs import make_image
 from tests.support.web_server import HEAD, Respond, drip, redirect, reply, reset, serve, then, url_of
 
@@ -440,3 +444,63 @@ def test_broken_urls_are_rejected(url: str) -> None:
     [row] = fetch([url], reading(80))
     assert row.rejected is not None
     assert (row.rejected.reason, row.trouble) == ("unreadable", "")
+
+
+def test_a_parquet_file_of_urls_is_a_list_if_it_is_itself_an_input(tmp_path: Path) -> None:
+    """LAION's lists are Parquet files. Those that img2dataset leaves beside its tars must not be tagged once more."""
+    folder = Folder(tmp_path)
+    folder.write("b.jpg", IMAGE)
+    with serve({"/a.jpg": reply(IMAGE), "/c.jpg": reply(b"", "404 No")}) as web:
+        table = {
+            "URL": [url_of(web, "/a.jpg"), url_of(web, "/c.jpg"), None, url_of(web, "/a.jpg")],
+            "TEXT": ["ä", "b", "c", "d"],
+            "similarity": [0.5, float("nan"), None, 1.0],
+            "hash": pa.array([b"x"] * 4, pa.binary(1)),
+        }
+        path = folder.write("list.parquet", b"")
+        pq.write_table(pa.table(table), path)
+        fetching = {"enabled": True, "ports": [web.port], "allowed_networks": ["127.0.0.0/8"]}
+        assert folder.plan(fetch=fetching).skipped.counts == {FILES_OF_URLS: 1}
+        with pytest.raises(ConfigError, match=r"Parquet file of http.s. URLs, .* set fetch\.enabled: true"):
+            folder.plan(input=str(path), output=str(tmp_path / "other"))
+        with pytest.raises(ConfigError, match=r"parquet\.columns: .* leave parquet\.columns out"):
+            folder.plan(input=str(path), output=str(tmp_path / "other"), fetch=fetching, parquet={"columns": ["TEXT"]})
+        report = folder.plan(input=str(path), output=str(tmp_path / "third"), fetch=fetching)
+        assert (report.rows, dict(report.skipped.counts)) == (4, {"columns with bytes of Parquet files of URLs": 1})
+        assert folder.plan(input=str(path), output=str(tmp_path / "third"), fetch=fetching).known == 4
+        rows = folder.rows(input=str(path), output=str(tmp_path / "fourth"), fetch=fetching)
+    assert [row.rejected and row.rejected.reason for row in rows] == [None, "missing", "missing", None]
+    assert [row.key for row in rows[:3]] == [table["URL"][0], table["URL"][1], f"{path} row 2"]
+    found = [json.loads(row.metadata or "") for row in rows]
+    assert [(one["TEXT"], one["similarity"]) for one in found] == [("ä", 0.5), ("b", "nan"), ("c", None), ("d", 1.0)]
+    assert "hash" not in found[0]
+
+
+def test_broken_images_of_a_host_that_answers_do_not_cost_its_others() -> None:
+    answers: dict[str, Respond] = {f"/{n}": reply(IMAGE[:50], length=len(IMAGE)) for n in range(10)}
+    answers |= {f"/{n}": reply(b"", "500 Oh") for n in range(10, 20)}
+    answers |= {f"/{n}": reply(IMAGE) for n in range(20, 30)}
+    with serve(answers) as web:
+        rows = fetch([url_of(web, f"/{n}") for n in range(30)], reading(web.port, host_connections=1))
+        assert len(web.seen) == 20 * TRIES + 10
+    assert [row.data == IMAGE for row in rows] == [False] * 20 + [True] * 10
+    assert {row.trouble for row in rows} == {"127.0.0.1: broken off", "127.0.0.1: HTTP 500", ""}
+
+
+def test_an_unexpected_error_costs_one_image_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve({"/a": reply(IMAGE), "/b": reply(IMAGE)}) as web:
+        settings = reading(web.port)
+        client = _open_loop(settings.fetch, settings.max_bytes).fetcher._client
+        get = client.get
+
+        async def fail(url: str, hold: Any) -> Any:
+            if url.endswith("/a"):
+                raise RuntimeError("a fault\nof this code")
+            return await get(url, hold)
+
+        monkeypatch.setattr(client, "get", fail)
+        rows = fetch([url_of(web, "/a"), url_of(web, "/b")], settings)
+    assert rows[1].data == IMAGE
+    assert rows[0].rejected is not None
+    assert rows[0].rejected.reason == "host_trouble"
+    assert "RuntimeError (a fault" in rows[0].rejected.detail

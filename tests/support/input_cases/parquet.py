@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines.inputs.parquet.file import FILES_OF_URLS
 from tests.support.input_cases.case import InputCase
 
 
@@ -168,10 +169,10 @@ CASES: tuple[InputCase, ...] = (
     ),
     InputCase(
         "http(s) URLs and no other URIs, as `img2dataset` writes beside its tars",
-        "counted; http(s) is not fetched. If there is no other input, the run is refused",
+        "counted, in a folder. A file that is itself an input is a list: see [Images on the web](#images-on-the-web)",
         _beside_an_image(_table(url=[f"https://host/{n}.jpg" for n in range(9)], n=list(range(9)))),
         1,
-        skipped={"Parquet files of http(s) URLs, which are not fetched": 1},
+        skipped={FILES_OF_URLS: 1},
     ),
     InputCase("no image column", "counted", _table(n=[1]), refused="1 Parquet files without an image column"),
     InputCase(

@@ -28,7 +28,9 @@ before any work, so that a list cannot make a job into a way into the network th
 the public internet are fetched from, on ports 80 and 443. Loopback, private and other special addresses are refused,
 also after a redirect, by the same check as the endpoint's; `fetch.allowed_networks`, `fetch.ports` and
 `fetch.allowed_hosts` change what is allowed. Proxies in environment variables are not used. In a cluster, the readers
-need a network policy that lets them out.
+need a network policy that lets them out. A list may also be a Parquet file that is itself an input, if the statistics
+in its footer show that its image column holds nothing but URLs: its rows are as those of a CSV file, with
+`parquet.key_column` or the URL as key, and columns of bytes are left out of the metadata.
 
 **What waits.** A reject says something about an image. 408, 425, 429, 5xx, a timeout, a name without an address, no
 connection, and a body that breaks off say something about a host: such a row is rejected as `host_trouble` for now,
@@ -62,6 +64,14 @@ stored: `source` has `***` in its place. Secrets in the rest of a URL, as in a s
 
 **Memory.** An image has at most `limits.max_bytes` and `fetch.max_seconds`. A reader holds at most 128 MiB of images
 that are arriving or wait for a decoder, and one image more; those that arrive when this is full are fetched again.
+
+**Measured.** `python -m benchmarks.web_list` runs a job twice over 10,000 URLs of 13 hosts on loopback, of which
+6,400 are of fast hosts and the others of hosts that are slow, dead, reset the first request of each image, answer it
+with 429, or say a wrong length or type. On two cores that had other work too, with the servers on the same cores, the
+first run took 83 s (120 images/s), of which the 300 images of the host with too long a length took 60: its requests
+are repeated with pauses, eight images at a time. The second run took 57 s for the 600 images that waited. The largest
+reader had 342 MiB, and fetching the same list without a job took 71 s and 29 MiB more than at its start. All 10,000
+URLs were in the output once: 8,400 tagged, 400 `missing`, 300 `not_an_image`, 300 `truncated` and 600 `unreachable`.
 """
 CASES: tuple[InputCase, ...] = (
     _case(
