@@ -47,7 +47,18 @@ inventory needs the fields Size and ETag, in CSV or Parquet. It is as old as its
 with the next one. Keys are relative to the bucket.
 
 In S3, the bucket may be an access point: its alias, or its ARN as in
-`s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/prefix`."""
+`s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/prefix`.
+
+Google Cloud Storage is `gs://bucket/prefix`, and Azure Blob Storage `az://container/prefix`, for inputs, outputs and
+checkpoints, after `pip install 'sightline[cloud]'`. Credentials are the environment variables that obstore reads, on
+each machine that reads or writes: `GOOGLE_APPLICATION_CREDENTIALS`, or the identity of the machine;
+`AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY`, or the identity of the machine. The keys `s3` of a job
+are for `s3://` alone. An object whose name has an empty part (`a//b`), a part `.` or `..`, or a control character
+cannot be addressed there: a listing that meets one ends with its name. Azure's store is tested with Azurite, Google's
+with a stand-in for its XML API, and neither with the service itself.
+
+A new output needs a store that refuses to write an object that exists, because two runs could else overwrite each
+other's rows. This is tried before any work; a server that ignores the condition is refused."""
 
 _IMAGE = encode(make_rgb())
 _LOOP = "links in a circle or to a folder that is read anyway"
