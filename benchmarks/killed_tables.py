@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.support.stores.radosgw import Radosgw
-from tests.support.table_writer import kill_writers
+from tests.support.table_writer import kill_writers, make_catalog
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--iceberg", action="store_true", help="an Iceberg table in an SQLite catalogue, on a disk")
     parser.add_argument("--s3", action="store_true", help="on the S3 server of the tests; needs its packages")
     arguments = parser.parse_args()
     began = time.monotonic()
@@ -39,7 +40,11 @@ def main() -> int:
             environment = server.env
             os.environ.update(environment)
             uri = f"s3://{server.new_bucket()}/some folder/out"
-        table = kill_writers(uri, folder, environment, arguments.kills, arguments.seed, 2.0, 2)
+        name = "delta"
+        if arguments.iceberg:
+            environment, name = make_catalog(folder), "iceberg:tests/photos.images"
+            os.environ.update(environment)
+        table = kill_writers(uri, folder, environment, arguments.kills, arguments.seed, 2.0, 2, name)
     for problem in table.problems:
         print(problem)
     print(

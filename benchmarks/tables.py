@@ -1,6 +1,7 @@
-"""How long a Delta table of many files takes, and how much memory: to publish an output, a night, a compaction.
+"""How long a table of many files takes, and how much memory: to publish an output, a night, a compaction.
 
     python -m benchmarks.tables --files 1000000
+    python -m benchmarks.tables --files 100000 --iceberg
 
 The ledgers are made up: the files that they name are not there, because nothing of this reads them. Each step is a
 process of its own, and its peak of resident memory is that of everything that is loaded, 0.2 GB without any table.
@@ -9,6 +10,7 @@ process of its own, and its peak of resident memory is that of everything that i
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from pipelines.output.totals import Totals, encode_ledger
 from pipelines.planning.plan import read_plan
 from pipelines.tables.publication import Publication
 from tests.support.growing_output import GrowingOutput
+from tests.support.table_writer import make_catalog
 
 LEDGER_FILES = 10_000
 """Files that a ledger names, as those of large runs do."""
@@ -57,10 +60,10 @@ def write_ledger(output: Output, rows: list[dict[str, Any]], *, moved: bool = Fa
     assert output.put_if_absent(ledger_path(count), encode_ledger(rows, totals))
 
 
-def publish(root: str) -> None:
+def publish(root: str, name: str) -> None:
     """Publish an output, and print what that took."""
     output = Output(root)
-    publication = Publication("delta")
+    publication = Publication(name)
     began = time.monotonic()
     ledger = Ledger.read(output)
     read = time.monotonic()
@@ -78,18 +81,22 @@ def main() -> None:
     """Run the benchmark, and print its lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--iceberg", action="store_true", help="an Iceberg table in an SQLite catalogue")
     parser.add_argument("--publish", metavar="OUTPUT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.publish:
-        publish(arguments.publish)
+        publish(arguments.publish, "iceberg:tests/photos.images" if arguments.iceberg else "delta")
         return
     with tempfile.TemporaryDirectory(prefix="sl-") as temporary:
         root = f"{temporary}/tags"
         output = GrowingOutput(Path(root)).output
+        environment = {**os.environ, **make_catalog(Path(temporary))}
+        kind = ["--iceberg"] if arguments.iceberg else []
 
         def step(name: str) -> None:
             print(name, flush=True)
-            subprocess.run([sys.executable, "-m", "benchmarks.tables", "--publish", root], check=True)
+            command = [sys.executable, "-m", "benchmarks.tables", "--publish", root, *kind]
+            subprocess.run(command, check=True, env=environment)
 
         for first in range(0, arguments.files, LEDGER_FILES):
             stop = min(first + LEDGER_FILES, arguments.files)

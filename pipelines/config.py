@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pipelines.inputs.web.config import FetchConfig
 from pipelines.output.schema import OWN_COLUMNS
 from pipelines.planning.dates import default_dates, expand_dates, fixed_part
+from pipelines.tables.names import TABLE_NAMES, is_table
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
@@ -212,10 +213,11 @@ class JobConfig(BaseModel):
         description="After a run that committed something, bring the output's index up to it, as `sightline index` "
         "does. If that fails, the run exits with 1, and what it committed stays.",
     )
-    table: Literal["delta"] | None = Field(
+    table: str | None = Field(
         None,
-        description="delta: keep a Delta table over the output's files, for Spark, Trino, DuckDB and others. A run "
-        "brings it up to the output at its end. If that fails, it exits with 1, and what it committed stays.",
+        description="delta: keep a Delta table over the output's files, for Spark, Trino, DuckDB and others; "
+        "iceberg:CATALOG/NAMESPACE.TABLE: an Iceberg table. A run brings it up to the output at its end. If that "
+        "fails, it exits with 1, and what it committed stays.",
     )
     on_changed: Literal["error", "retag"] = Field(
         "error",
@@ -278,6 +280,13 @@ class JobConfig(BaseModel):
     def list_roots(self) -> list[str]:
         """Return the folders and files that hold the inputs of all days: of an input with `{date}`, the part before."""
         return [fixed_part(one) or one for one in self.input]
+
+    @field_validator("table")
+    @classmethod
+    def _known_table(cls, value: str | None) -> str | None:
+        if value is not None and not is_table(value):
+            raise ValueError(f"table: {value!r} is none: write {TABLE_NAMES}")
+        return value
 
     @field_validator("thumbnails", mode="before")
     @classmethod

@@ -131,9 +131,9 @@ def compact(output: str | PathLike[str], progress: Progress | None = None) -> Co
 def publish(output: str | PathLike[str], table: str | None = None) -> list[str]:
     """Bring the tables of an output up to it, as `sightline publish` does. Returns what was done, in words.
 
-    `table` is one to make if the output does not have it: `delta`, which is also made if there is none. Raises
-    `ConfigError` when there is no finished output, or a package is missing, and `StoreError` when it failed: the output
-    stays as it is, and another call goes on.
+    `table` is one to make if the output does not have it: `iceberg:CATALOG/NAMESPACE.TABLE`, or `delta`, which is also
+    made if there is none. Raises `ConfigError` when there is no finished output, or a package is missing, and
+    `StoreError` when it failed: the output stays as it is, and another call goes on.
     """
     from pipelines.tables.publication import publish_output
 

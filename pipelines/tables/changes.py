@@ -48,9 +48,12 @@ def compare_files(wanted: pa.Table, present: pa.ChunkedArray, moved: bool) -> Ch
     return Changes(added, removed, moved and len(removed) > 0)
 
 
-def list_files(ledger: Ledger, kind: Kind) -> pa.Table:
-    """Return the files of one kind, each once, with the columns `FILES`. `rows` are those that count."""
-    tables = [table.select(FILES.names) for table in ledger.read_tables([kind])]
+def list_files(ledger: Ledger, kind: Kind, first: int = 0) -> pa.Table:
+    """Return the files of one kind that ledgers name from number `first` on, each once, with the columns `FILES`.
+
+    `rows` are those that count.
+    """
+    tables = [table.select(FILES.names) for table in ledger.read_tables([kind], first)]
     grouped = pa.concat_tables([FILES.empty_table(), *tables]).group_by("path", use_threads=False)
     files = grouped.aggregate([("rows", "sum"), ("bytes", "max")])
     return files.set_column(0, "path", pc.replace_substring_regex(files["path"], f"^{kind}/", "")).rename_columns(

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
+import pyarrow as pa
+
 from pipelines.output.fingerprint import read_fingerprint
 from pipelines.output.labels import make_format, read_label_table
 from pipelines.output.ledger import Ledger
@@ -19,15 +21,16 @@ from pipelines.output.state import OutputState, read_state
 from pipelines.planning.plan import read_plan
 from pipelines.tables.columns import choose_columns
 from pipelines.tables.delta import DeltaTables, check_uri, import_deltalake
+from pipelines.tables.iceberg import IcebergTables, import_pyiceberg
+from pipelines.tables.names import DELTA, TABLE_NAMES, is_table
 from pipelines.tables.rewriting import rewrite_partial
+from pipelines.upkeep.merging import Kind
 from storage.settings import ConfigError
 from storage.store import NotFound, StoreError
 
-DELTA = "delta"
-
 
 class Tables(Protocol):
-    """The tables of an output in one format: `pipelines.tables.delta.DeltaTables`."""
+    """The tables of an output in one format: `DeltaTables` or `IcebergTables`."""
 
     name: str
 
@@ -105,12 +108,14 @@ class Publication:
 
 def check_table(name: str | None, uri: str) -> None:
     """Raise `ConfigError` before a run if the table of an output cannot be made, such as when a package is missing."""
-    if name == DELTA:
-        try:
+    try:
+        if name == DELTA:
             check_uri(uri)
             import_deltalake()
-        except ConfigError as error:
-            raise ConfigError(f"table: {error}") from None
+        elif name is not None:
+            import_pyiceberg()
+    except ConfigError as error:
+        raise ConfigError(f"table: {error}") from None
 
 
 def publish_output(output: Output, wanted: str | None = None) -> Publication:
@@ -125,7 +130,7 @@ def publish_output(output: Output, wanted: str | None = None) -> Publication:
     if not output.exists(MANIFEST):
         raise ConfigError(f"{output.uri} has no manifest.json: finish the output with `sightline tag` first")
     if wanted is not None and not is_table(wanted):
-        raise ConfigError(f"{wanted} is no table: write delta")
+        raise ConfigError(f"{wanted} is no table: write {TABLE_NAMES}")
     names = read_tables(output)
     publication = Publication(wanted or (None if names else DELTA))
     for name in {*names, publication.wanted}:
@@ -150,11 +155,6 @@ def read_tables(output: Output) -> list[str]:
     return names
 
 
-def is_table(name: str) -> bool:
-    """Tell whether a configuration may name a table so."""
-    return name == DELTA
-
-
 def read_format(output: Output) -> OutputFormat:
     """Read the format of an output's files. Raises `StoreError`."""
     fingerprint = read_fingerprint(output)
@@ -165,4 +165,5 @@ def read_format(output: Output) -> OutputFormat:
 
 def _open(name: str, output: Output, format_: OutputFormat) -> Tables:
     data, rejects = (choose_columns(schema)[0] for schema in (format_.data_schema(), format_.rejects_schema()))
-    return DeltaTables(output, {"data": data, "rejects": rejects})
+    schemas: dict[Kind, pa.Schema] = {"data": data, "rejects": rejects}
+    return DeltaTables(output, schemas) if name == DELTA else IcebergTables(output, schemas, name)

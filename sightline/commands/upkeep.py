@@ -152,7 +152,11 @@ def publish(
     ],
     table: Annotated[
         str | None,
-        typer.Argument(metavar="[TABLE]", help="delta. Default: the tables that it has, or delta.", show_default=False),
+        typer.Argument(
+            metavar="[TABLE]",
+            help="delta, or iceberg:CATALOG/NAMESPACE.TABLE. Default: the tables that it has, or delta.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Bring the tables of an output up to it, for Spark, Trino, DuckDB, Polars and others: docs/tables.md.

@@ -1,4 +1,4 @@
-"""A process that grows, retries and compacts an output with a Delta table again and again, until it is killed.
+"""A process that grows, retries and compacts an output with a table again and again, until it is killed.
 
 Each process is forked from one that has imported everything, so that it begins within milliseconds.
 """
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pipelines.output.output import Output
 from pipelines.tables.delta import DeltaTables
+from pipelines.tables.iceberg import IcebergTables
 from pipelines.tables.publication import Publication, publish_output
 from pipelines.upkeep import compaction
 from pipelines.upkeep.compaction import compact_output
@@ -34,7 +35,7 @@ CONTEXT.set_forkserver_preload([__name__])
 SILENT: Any = SimpleNamespace(say=lambda line: None)
 
 
-def work(uri: str, seed: int, errors: str, environment: dict[str, str]) -> None:
+def work(uri: str, seed: int, errors: str, environment: dict[str, str], name: str) -> None:
     """Work on an output, which another process may do too, until a signal ends this one.
 
     What must not happen is written to the file `errors`. A `StoreError` may: another process was faster.
@@ -44,7 +45,7 @@ def work(uri: str, seed: int, errors: str, environment: dict[str, str]) -> None:
     rng = random.Random(seed)
     growing = GrowingOutput(uri)
     while True:
-        publication = Publication("delta")
+        publication = Publication(name)
         try:
             step = rng.choices(["grow", "retry", "compact"], [5, 3, 2])[0]
             if step == "grow":
@@ -67,6 +68,7 @@ class Table:
     """What a table names and what its files hold, compared with the output's ledgers."""
 
     uri: str
+    name: str = "delta"
     kills: int = 0
     checks: int = 0
     missing: int = 0
@@ -79,7 +81,9 @@ class Table:
         return Output(self.uri, StoreOptions.from_environment())
 
     def read_keys(self, kind: Any) -> Counter[tuple[str, int]]:
-        """Count each row of a Delta table, by source and row number. Empty without a table."""
+        """Count each row of a table, by source and row number. Empty without a table."""
+        if self.name != "delta":
+            return self._read_iceberg(kind)
         table = DeltaTables(self.output, {"data": pa.schema([]), "rejects": pa.schema([])})._open(kind)
         if table is None:
             return Counter()
@@ -88,6 +92,14 @@ class Table:
             self.problems.append(f"check {self.checks}: the table of {kind} names {len(gone)} files that are gone")
             return Counter()
         rows = table.to_pyarrow_table(columns=["source", "row"])
+        return Counter(zip(rows["source"].to_pylist(), rows["row"].to_pylist(), strict=True))
+
+    def _read_iceberg(self, kind: Any) -> Counter[tuple[str, int]]:
+        tables = IcebergTables(self.output, {}, self.name)
+        table = tables._open(tables._connect(), kind)
+        if table is None or table.current_snapshot() is None:
+            return Counter()
+        rows = table.scan(selected_fields=("source", "row")).to_arrow()
         return Counter(zip(rows["source"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
     def check(self, *, complete: bool) -> None:
@@ -114,7 +126,14 @@ class Table:
 
 
 def kill_writers(
-    uri: str, folder: Path, environment: dict[str, str], kills: int, seed: int, longest: float = 1.5, every: int = 1
+    uri: str,
+    folder: Path,
+    environment: dict[str, str],
+    kills: int,
+    seed: int,
+    longest: float = 1.5,
+    every: int = 1,
+    name: str = "delta",
 ) -> Table:
     """Run two writers on an output, kill one of them at random moments, and check the table after each `every` kills.
 
@@ -122,13 +141,13 @@ def kill_writers(
     """
     rng = random.Random(seed)
     errors = folder / "errors"
-    table = Table(uri)
+    table = Table(uri, name)
     started = 0
 
     def start() -> Any:
         nonlocal started
         started += 1
-        process = CONTEXT.Process(target=work, args=(uri, 1000 * seed + started, str(errors), environment))
+        process = CONTEXT.Process(target=work, args=(uri, 1000 * seed + started, str(errors), environment, name))
         process.start()
         return process
 
@@ -162,9 +181,20 @@ def kill_writers(
 def finish(table: Table) -> None:
     """Do what the next run does, and check that the table is complete."""
     growing = GrowingOutput(table.uri)
-    run = growing.run(Publication("delta"))
+    run = growing.run(Publication(table.name))
     for ref in list(run.state.list_pending()):
         run.commit(ref)
     run.finish()
     publish_output(growing.output)
     table.check(complete=True)
+
+
+def make_catalog(folder: Path) -> dict[str, str]:
+    """Return the environment in which pyiceberg has a catalogue `tests`, in SQLite, with its tables in a folder."""
+    start = "PYICEBERG_CATALOG__TESTS__"
+    catalog = {
+        "TYPE": "sql",
+        "URI": f"sqlite:///{folder}/catalog.db?timeout=60",
+        "WAREHOUSE": f"file://{folder}/warehouse",
+    }
+    return {f"{start}{name}": value for name, value in catalog.items()}

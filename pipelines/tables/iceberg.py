@@ -1,0 +1,239 @@
+"""Iceberg: a table for the images and one for the rejected rows, in a catalogue that the user has.
+
+The files stay where they are; the table's own files lie where the catalogue puts them. Its property `sightline.ledgers`
+is the number of ledgers that it is at, and is changed in the commit that adds the files; the snapshot has it too.
+A file that is added twice has its rows twice, so no commit may be repeated on another state of the table than it was
+made for: pyiceberg's own retries are off, and each attempt looks at the table again.
+
+This module is the only one that calls `pyiceberg`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipelines.output.ledger import Ledger
+from pipelines.output.output import Output
+from pipelines.tables.changes import TOGETHER, Changes, compare_files, list_files
+from pipelines.tables.names import ICEBERG
+from pipelines.upkeep.merging import KINDS, Kind
+from storage.schemes import is_remote
+from storage.settings import ConfigError
+from storage.store import StoreError
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
+
+_LEDGERS, _OUTPUT = "sightline.ledgers", "sightline.output"
+_RETRIES, _MAPPING = "commit.retry.num-retries", "schema.name-mapping.default"
+_ATTEMPTS = 10
+"""Commits that are tried while other processes commit theirs."""
+
+
+def import_pyiceberg() -> Any:
+    """Return the module `pyiceberg`. Raises `ConfigError`, which says what to install, if it is not there."""
+    try:
+        import pyiceberg
+        import pyiceberg.catalog
+    except ImportError as error:
+        raise ConfigError("an Iceberg table needs the package pyiceberg: pip install 'sightline[iceberg]'") from error
+    return pyiceberg
+
+
+class IcebergTables:
+    """The Iceberg tables of an output. `schemas` are the columns of each, and `name` is as `ICEBERG` says.
+
+    The catalogue is one of pyiceberg's configuration, `.pyiceberg.yaml` or environment variables. The rejected rows are
+    in a second table, whose name ends with `_rejects`. Every method raises `StoreError`.
+    """
+
+    name = "the Iceberg table"
+
+    def __init__(self, output: Output, schemas: dict[Kind, pa.Schema], name: str) -> None:
+        import_pyiceberg()
+        found = ICEBERG.fullmatch(name)
+        assert found is not None, name
+        self._output, self._schemas = output, schemas
+        self._catalog_name, self._namespace = found["catalog"], found["namespace"]
+        self._identifiers: dict[Kind, str] = {
+            kind: f"{self._namespace}.{found['table']}{'_rejects' if kind == 'rejects' else ''}" for kind in KINDS
+        }
+
+    def count_ledgers(self) -> int:
+        """Return the number of ledgers that all tables have. 0 if there is a table that is not there."""
+        catalog = self._connect()
+        tables = [self._open(catalog, kind) for kind in KINDS]
+        return min(0 if table is None else _read_count(table) for table in tables)
+
+    def publish(self, ledger: Ledger) -> tuple[int, int]:
+        """Bring both tables to the state of the ledgers. Return how many files were added, and how many removed.
+
+        Files of new ledgers are added without a look at the others. If a ledger replaces rows of earlier ones, all
+        files of the table are read from its manifests.
+        """
+        catalog = self._connect()
+        counts = [self._publish_kind(catalog, kind, ledger) for kind in KINDS]
+        return sum(added for added, _ in counts), sum(removed for _, removed in counts)
+
+    def _publish_kind(self, catalog: Catalog, kind: Kind, ledger: Ledger) -> tuple[int, int]:
+        added = removed = conflicts = 0
+        while conflicts < _ATTEMPTS:
+            table = self._open(catalog, kind) or self._create(catalog, kind)
+            published = _read_count(table)
+            if published >= ledger.count:
+                return added, removed
+            last = True
+            if published and ledger.replacing < published:
+                files = list_files(ledger, kind, published)
+                changes = compare_files(files, pa.chunked_array([], pa.string()), moved=False)
+            else:
+                changes = compare_files(list_files(ledger, kind), self._list_present(kind, table), moved=False)
+                if not published:  # otherwise what was added in part would be added again
+                    changes, last = changes.take(TOGETHER)
+            if self._commit(kind, table, changes, ledger.count if last else published):
+                added, removed = added + len(changes.added), removed + len(changes.removed)
+                if last:
+                    return added, removed
+            else:
+                time.sleep(random.uniform(0, 0.05 * 2 ** min(conflicts, 5)))
+                conflicts += 1
+        raise StoreError(f"{self._identifiers[kind]}: other processes committed to it {_ATTEMPTS} times meanwhile")
+
+    def _commit(self, kind: Kind, table: Table, changes: Changes, count: int) -> bool:
+        """Commit one snapshot. Return False if another process has committed one meanwhile."""
+        from pyiceberg.exceptions import CommitFailedException
+
+        try:
+            with self._errors(kind), table.transaction() as transaction:
+                properties = {_LEDGERS: str(count)}
+                if table.name_mapping() is None:  # the files have no ids of fields
+                    properties[_MAPPING] = table.schema().name_mapping.model_dump_json()
+                transaction.set_properties(properties)
+                update = transaction.update_snapshot(snapshot_properties={_LEDGERS: str(count)})
+                if len(changes.removed):
+                    with update.overwrite() as overwrite:
+                        for path in changes.removed.to_pylist():
+                            overwrite.delete_data_file(self._make_file(kind, table, path, 0, 0))
+                        self._append(overwrite, kind, table, changes)
+                else:  # also without files: a commit of properties alone conflicts with no other one
+                    with update.fast_append() as append:
+                        self._append(append, kind, table, changes)
+        except StoreError as error:
+            if isinstance(error.__cause__, CommitFailedException):
+                return False
+            raise
+        return True
+
+    def _append(self, producer: Any, kind: Kind, table: Table, changes: Changes) -> None:
+        columns = (changes.added[name].to_pylist() for name in ("path", "rows", "bytes"))
+        for path, rows, size in zip(*columns, strict=True):
+            producer.append_data_file(self._make_file(kind, table, path, rows, size))
+
+    def _make_file(self, kind: Kind, table: Table, path: str, rows: int, size: int) -> Any:
+        from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+        from pyiceberg.typedef import Record
+
+        file = DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=path if "://" in path else f"{self._prefix(kind)}{path}",
+            file_format=FileFormat.PARQUET,
+            partition=Record(),
+            record_count=rows,
+            file_size_in_bytes=size,
+            column_sizes={},
+            value_counts={},
+            null_value_counts={},
+            nan_value_counts={},
+            lower_bounds={},
+            upper_bounds={},
+        )
+        file.spec_id = table.spec().spec_id
+        return file
+
+    def _list_present(self, kind: Kind, table: Table) -> pa.ChunkedArray:
+        """Return the paths of a table's files, those of the output without their folder."""
+        prefix = self._prefix(kind)
+        with self._errors(kind):
+            snapshot = table.current_snapshot()
+            paths = [
+                entry.data_file.file_path
+                for manifest in (snapshot.manifests(table.io) if snapshot else ())
+                for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+            ]
+        return pa.chunked_array([pa.array([path.removeprefix(prefix) for path in paths], pa.string())])
+
+    def _prefix(self, kind: Kind) -> str:
+        uri = self._output.uri_of(kind)
+        return f"{uri if is_remote(uri) else f'file://{uri}'}/"
+
+    def _connect(self) -> Catalog:
+        from pyiceberg.catalog import load_catalog
+
+        found: dict[str, str] = {}
+        if is_remote(self._output.uri):
+            options = {"s3.endpoint": self._output.options.endpoint, "s3.region": self._output.options.region}
+            found = {key: value for key, value in options.items() if value}
+        with self._errors("data"):
+            return load_catalog(self._catalog_name, **found)
+
+    def _open(self, catalog: Catalog, kind: Kind) -> Table | None:
+        """Return the table, or None if there is none. Raises `StoreError` for a table that is not this output's."""
+        from pyiceberg.exceptions import NoSuchTableError
+
+        with self._errors(kind):
+            try:
+                table = catalog.load_table(self._identifiers[kind])
+            except NoSuchTableError:
+                return None
+        owner = table.properties.get(_OUTPUT)
+        if owner != self._output.uri:
+            raise StoreError(f"{self._identifiers[kind]} is a table of {owner or 'others'}: give another name")
+        if table.properties.get(_RETRIES) != "0":
+            raise StoreError(f"{self._identifiers[kind]} has another {_RETRIES} than 0: rows would be there twice")
+        return table
+
+    def _create(self, catalog: Catalog, kind: Kind) -> Table:
+        """Make an empty table, or return the one that another process has made meanwhile."""
+        from pyiceberg.exceptions import TableAlreadyExistsError
+
+        properties = {
+            _OUTPUT: self._output.uri,
+            _RETRIES: "0",
+            # Files of an expired snapshot are not deleted: they are the output's.
+            "gc.enabled": "false",
+        }
+        with self._errors(kind):
+            catalog.create_namespace_if_not_exists(self._namespace)
+            try:
+                return catalog.create_table(self._identifiers[kind], self._schemas[kind], properties=properties)
+            except TableAlreadyExistsError:
+                pass
+        table = self._open(catalog, kind)
+        if table is None:
+            raise StoreError(f"{self._identifiers[kind]} was made, and is gone")
+        return table
+
+    @contextmanager
+    def _errors(self, kind: Kind) -> Iterator[None]:
+        """Raise what pyiceberg and its libraries raise, which have no common type, as `StoreError`."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise StoreError(
+                f"the Iceberg table {self._identifiers[kind]} in the catalogue {self._catalog_name} cannot be used: "
+                f"{line[:400]}"
+            ) from error
+
+
+def _read_count(table: Table) -> int:
+    return int(table.properties.get(_LEDGERS, "0"))
