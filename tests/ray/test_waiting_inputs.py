@@ -89,7 +89,7 @@ def test_only_rejected_rows_with_the_given_reasons_are_retried(remote: Place) ->
     remote.put("a.tar", make_tar([("a0.jpg", image), ("a1.jpg", b"no image"), ("a2.jpg", image)]))
     remote.put("b.tar", make_tar([(f"b{n}.jpg", image) for n in range(5)]))
     remote.put("broken.jpg", b"no image")
-    remote.put("list.txt", b"links/0.jpg\nlinks/1.jpg\nhttp://host/x.jpg\n")
+    remote.put("list.txt", b"links/0.jpg\nlinks/1.jpg\nftp://host/x.jpg\n")
     remote.put("c.parquet", make_parquet({"url": ["links/1.jpg", "links/0.jpg", None], "n": [1, 2, 3]}))
     remote.put("links/0.jpg", other)
     settings = {
