@@ -92,7 +92,7 @@ def test_packages_are_installed_with_the_constraints(image: Builder) -> None:
     assert steps == ["apt-get update", "apt-get install", "pip install", "pip install"]
     for line in printed[2:]:
         assert f"-c /opt/sightline/constraints.txt --extra-index-url {INDEX} " in line
-    assert printed[3].endswith(" /opt/sightline/source[cloud,lancedb]"), "for other clouds, and the index of a searched output"
+    assert printed[3].endswith(" /opt/sightline/source[cloud,delta,iceberg,lancedb]"), "clouds, tables, indexes"
     assert {"gcc", "g++", "procps"} <= set(printed[1].split())
     pinned = image.run("cat /opt/sightline/constraints.txt")
     assert pinned == (ROOT / "constraints.txt").read_text().strip()

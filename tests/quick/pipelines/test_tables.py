@@ -29,6 +29,7 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Tra
 from benchmarks.outputs import SyntheticOutput
 from curation.tagged_output import open_output
 from pipelines.output.output import TABLES, Output, merged_at
+from pipelines.output.state import OutputState
 from pipelines.tables import delta
 from pipelines.tables.changes import list_files
 from pipelines.tables.columns import choose_columns, convert_type
@@ -263,6 +264,41 @@ def test_two_publications_at_once_add_each_file_once(growing: GrowingOutput, mon
     assert publication(late.state)
     assert publication.lines == []
     check(growing)
+
+
+def test_what_another_run_seals_meanwhile_is_published_before_its_files_go(
+    growing: GrowingOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run is killed before its own publication, and this one reads its ledger while it cleans up."""
+    growing.grow(2, 5, rejected=[1], publish=Publication("delta"))
+    killed = growing.run(Publication())
+    for ref in killed.retries():
+        killed.retry(ref, still=[1])
+    killed.state.ledger.seal()
+    assert killed.state.bring_up(), "the table has files to which no manifest leads"
+    run = growing.run(Publication())
+    list_led_to = OutputState._list_led_to
+
+    def read_another_ledger(state: OutputState) -> Any:
+        other = growing.run()
+        for ref in other.retries():
+            other.retry(ref)
+        other.state.ledger.seal()
+        state.ledger.refresh()
+        return list_led_to(state)
+
+    delete = Output.delete
+
+    def look_and_delete(output: Output, path: str) -> None:
+        for kind in ("data", "rejects"):
+            assert path not in [f"{kind}/{os.path.basename(uri)}" for uri in open_table(growing, kind).file_uris()]
+        delete(output, path)
+
+    monkeypatch.setattr(OutputState, "_list_led_to", read_another_ledger)
+    monkeypatch.setattr(Output, "delete", look_and_delete)
+    run.finish()
+    assert not [*(growing.root / "rejects").glob("*.parquet")]
+    assert (len(read_keys(growing)), len(read_keys(growing, "rejects"))) == (10, 0)
 
 
 def test_conflicts_without_end_are_an_error(growing: GrowingOutput, monkeypatch: pytest.MonkeyPatch) -> None:
