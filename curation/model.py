@@ -45,8 +45,8 @@ class OutputModel:
     """The model of an output. Its weights are loaded when they are first needed.
 
     `config` replaces the model that the output names, whose source may no longer be there. Every method raises
-    `ConfigError` if the checkpoint is another one than the output's, and `siglip.checkpoint.CheckpointError` if it
-    cannot be used.
+    `ConfigError` if the checkpoint is another one than the output's, and `siglip.checkpoints.files.CheckpointError` if
+    it cannot be used.
     """
 
     def __init__(self, output: TaggedOutput, config: ModelConfig | None = None) -> None:

@@ -325,7 +325,7 @@ def _find_output(path: Path, output: str) -> str:
 def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:
     """Pin the configured checkpoint, without loading its weights, and check the registered label sets against it.
 
-    Raises `siglip.checkpoint.CheckpointError` and `siglip.labels.LabelError`.
+    Raises `siglip.checkpoints.files.CheckpointError` and `siglip.labels.LabelError`.
     """
     pinned = pin_model(config.model, Mirror(StoreOptions.from_environment(config.model.endpoint)))
     for labels in config.label_sets.values():

@@ -24,7 +24,7 @@ class SiglipActor:
     of GPUs of the actor. `texts` also loads the text tower. `sizes` are the batch sizes that occur besides full
     batches: see `siglip.encoder.Encoder`.
 
-    Raises `siglip.checkpoint.CheckpointError` when the checkpoint or the device cannot be used.
+    Raises `siglip.checkpoints.files.CheckpointError` when the checkpoint or the device cannot be used.
     """
 
     def __init__(

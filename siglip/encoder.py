@@ -66,7 +66,7 @@ class Encoder:
     that a core that has finished its part of one batch starts with the next batch). The other methods may be called by
     one thread only.
 
-    Raises `siglip.checkpoint.CheckpointError` when the checkpoint cannot be used.
+    Raises `siglip.checkpoints.files.CheckpointError` when the checkpoint cannot be used.
     """
 
     def __init__(self, pinned: PinnedModel, *, texts: bool = True, gpus: float = 0, sizes: Sequence[int] = ()) -> None:
@@ -181,7 +181,7 @@ class Encoder:
     def warm_up(self) -> None:
         """Embed batches of black images, so that torch compiles the model or chooses its kernels.
 
-        Raises `siglip.checkpoint.CheckpointError` when the embeddings are no unit vectors.
+        Raises `siglip.checkpoints.files.CheckpointError` when the embeddings are no unit vectors.
         """
         for count in self._sizes if self.compiled else [self.batch_size]:
             black = np.zeros((count, *self.spec.shape), np.uint8)
@@ -241,7 +241,7 @@ class Encoder:
 
         `warn` gets a line if the tokenizer does not know some characters of the prompts. Raises
         `siglip.labels.LabelError`, before anything is embedded, when the model cannot read a label or cannot tell two
-        apart, and `siglip.checkpoint.CheckpointError` when the embeddings are no unit vectors.
+        apart, and `siglip.checkpoints.files.CheckpointError` when the embeddings are no unit vectors.
         """
         labels.check(self._rule)
         prompts = labels.prompts(self._rule)

@@ -96,7 +96,7 @@ def embed_query(query: Query, output: TaggedOutput, model: ModelConfig | None = 
     A text gets the templates of the output's label set, so that its score is that of a label of this name.
 
     Raises `ConfigError` for an image that cannot be read, and for a key that no row or several rows have;
-    `siglip.labels.LabelError` for texts that the model cannot read, and `siglip.checkpoint.CheckpointError`.
+    `siglip.labels.LabelError` for texts that the model cannot read, and `siglip.checkpoints.files.CheckpointError`.
     """
     loaded = OutputModel(output, model)
     texts = list_texts(query)

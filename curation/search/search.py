@@ -63,7 +63,7 @@ def search_output(output: TaggedOutput, query: Query, model: ModelConfig | None 
     unwanted text.
 
     Raises `ConfigError` for a query that is not possible, `siglip.labels.LabelError` for texts that the model cannot
-    read, `siglip.checkpoint.CheckpointError` for a model that cannot be used, and `storage.store.StoreError`.
+    read, `siglip.checkpoints.files.CheckpointError` for a model that cannot be used, and `storage.store.StoreError`.
     """
     where = query.check(output)
     terms = embed_query(query, output, model)

@@ -32,8 +32,8 @@ class TaggerConfig:
 class Tagger:
     """The class of the actor pool. Ray Data creates one instance in each actor.
 
-    Raises `siglip.checkpoint.CheckpointError` if the weights are not the run's, or if the actor was given a GPU and
-    would run on a CPU.
+    Raises `siglip.checkpoints.files.CheckpointError` if the weights are not the run's, or if the actor was given a
+    GPU and would run on a CPU.
     """
 
     def __init__(self, config: TaggerConfig) -> None:

@@ -77,7 +77,7 @@ def prepare_endpoint(path: Path, host: str, port: int) -> EndpointConfig:
 def check_label_sets(config: EndpointConfig, pinned: PinnedModel) -> None:
     """Check that the model can read the registered label sets: an ingress that finds this would be started in vain.
 
-    Raises `siglip.checkpoint.CheckpointError` and `siglip.labels.LabelError`.
+    Raises `siglip.checkpoints.files.CheckpointError` and `siglip.labels.LabelError`.
     """
     if not config.label_sets:
         return

@@ -122,7 +122,7 @@ def test_the_image_has_the_commands_of_the_pods(image: Builder) -> None:
     for module in ("sightline", "sightline.kubernetes.rayjob"):
         assert "Usage" in image.run(f"{sys.executable} -m {module} --help")
     code = (
-        "import sys, serve.app, serve.rayserve.proxy, pipelines.job, siglip.checkpoint as c; "
+        "import sys, serve.app, serve.rayserve.proxy, pipelines.job, siglip.checkpoints.files as c; "
         "print(serve.app.__file__, c.TINY)"
     )
     assert image.run(f'{sys.executable} -c "{code}"').split() == ["/site/serve/app.py", "/site/siglip/checkpoints/tiny"]
