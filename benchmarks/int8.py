@@ -53,7 +53,7 @@ def measure_encoder(directory: Path, turns: int) -> None:
         encoders[dtype] = Encoder(pin_model(config), texts=False)
         encoders[dtype].warm_up()
     batch = encoders["int8"].batch_size
-    pixels = np.random.default_rng(0).integers(0, 256, (4 * batch, *encoders["int8"].spec.shape), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * batch, *encoders["int8"].spec.shape), np.uint8)
     limits: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
     rates: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
     cpu: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
@@ -70,32 +70,29 @@ def measure_encoder(directory: Path, turns: int) -> None:
     for dtype in DTYPES:
         print(f"{dtype}: {alone[dtype] / limit[dtype]:.0%} of the limit")
     for dtype in DTYPES:
-        for cache in ("empty", "filled"):
-            print(f"{dtype}, compile cache {cache}: {_start(directory, dtype, cache == 'empty')}", flush=True)
+        print(f"start of {dtype}, not compiled: {_start(directory, dtype, compile=False)}", flush=True)
+        print(f"start of {dtype}, compiled for the first time: {_start(directory, dtype, fresh=True)}", flush=True)
+        print(f"start of {dtype}, compiled before: {_start(directory, dtype)}", flush=True)
 
 
 _START = """
-import sys, time, torch
+import sys, time
 start = time.perf_counter()
+from siglip.actor import SiglipActor
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
-from siglip.encoder import Encoder
-torch.set_num_threads(int(sys.argv[3]))
-encoder = Encoder(pin_model(ModelConfig(source=sys.argv[1], dtype=sys.argv[2], compile=True)), texts=False)
-loaded = time.perf_counter()
-encoder.warm_up()
+SiglipActor(pin_model(ModelConfig(source=sys.argv[1], dtype=sys.argv[2], compile=sys.argv[4] == "True")), int(sys.argv[3]))
 ready = time.perf_counter()
 fields = dict(line.split(":", 1) for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
-memory = int(fields["Private_Dirty"].split()[0]) / 1024
-print(f"{loaded - start:.1f} s to load, {ready - loaded:.1f} s to compile, {memory:.0f} MiB of private memory")
+print(f"{ready - start:.1f} s, then {int(fields['Private_Dirty'].split()[0]) / 1024:.0f} MiB of private memory")
 """
 
 
-def _start(directory: Path, dtype: str, fresh: bool) -> str:
-    """Start an encoder in its own process, without the graphs of earlier starts if `fresh`."""
+def _start(directory: Path, dtype: str, compile: bool = True, fresh: bool = False) -> str:
+    """Start an actor in its own process, without the graphs of earlier starts if `fresh`."""
     with tempfile.TemporaryDirectory() as empty:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty} if fresh else dict(os.environ)
-        command = [sys.executable, "-c", _START, str(directory), dtype, str(CORES)]
+        command = [sys.executable, "-c", _START, str(directory), dtype, str(CORES), str(compile)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return done.stdout.strip()
 

@@ -41,6 +41,7 @@ class SiglipActor:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
+        from siglip.cpu import release_memory
         from siglip.encoder import Encoder
 
         if threads:
@@ -49,6 +50,7 @@ class SiglipActor:
         self.model_seconds = 0.0
         # The first forward pass compiles or chooses kernels. Done here, before any image waits for it.
         self.encoder.warm_up()
+        release_memory()
 
     def embed(self, pixels: NDArray[np.uint8]) -> Floats:
         """Embed images: uint8 (N, *spec.shape) to float32 (N, D) of unit norm. Adds the time to `model_seconds`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from threading import Barrier
@@ -80,3 +82,13 @@ def _infer(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor)
     """Call `function` in inference mode, which torch sets for each thread separately."""
     with torch.inference_mode():
         return function(rows)
+
+
+def release_memory() -> None:
+    """Give memory that the process has freed back to the system, where the C library can do that: glibc.
+
+    Loading a model frees its weights in float32 piece by piece, and glibc keeps most of that: for the base model
+    190 MiB in bfloat16 and 650 MiB in int8.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

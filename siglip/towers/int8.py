@@ -86,15 +86,14 @@ def gelu_by_sigmoid(inputs: torch.Tensor) -> torch.Tensor:
 def quantize_tower(tower: VisionTower | NaFlexTower, dtype: torch.dtype) -> None:
     """Quantize the layers of a vision tower in float32. All the rest of the tower becomes `dtype`."""
     transformer = tower.encoder
-    quantized = [
-        (module, name, Int8Linear(child))
-        for module in transformer.modules()
-        for name, child in module.named_children()
-        if name in PRODUCTS and isinstance(child, nn.Linear)
-    ]
-    tower.to(dtype)
-    for module, name, layer in quantized:  # now, because their scales stay in float32
-        setattr(module, name, layer)
+    for module in list(transformer.modules()):
+        for name, child in list(module.named_children()):
+            if name in PRODUCTS and isinstance(child, nn.Linear):
+                setattr(module, name, Int8Linear(child))
+    for module in tower.modules():
+        if not isinstance(module, Int8Linear):  # whose scales stay in float32
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
     for module in transformer.modules():
         if isinstance(module, MLP) and module.activate is ACTIVATIONS["gelu_pytorch_tanh"]:
             module.activate = gelu_by_sigmoid

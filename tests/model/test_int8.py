@@ -1,8 +1,15 @@
 """`model.dtype: int8`: near the other dtypes, the same for an image in any batch, refused where it would be wrong.
 
-Mistakes that people have made with int8 elsewhere, each with a test here: a scale for a whole batch or tensor, so that
-an image's embedding depends on its neighbours; outlier channels, after which embeddings are nearly random; CPUs without
-VNNI, on which sums of products overflow in 16 bits; reference kernels, a thousand times slower than the others.
+Mistakes that people have made with int8 elsewhere, each with a test here:
+
+* a scale for a whole batch or tensor, so that an embedding depends on its neighbours (onnxruntime#10111 and #8625,
+  fastembed-rs#107), or that loses small channels (optimum-quanto#216: most numbers of a CLIP embedding became 0);
+* outliers, after which embeddings or labels are nearly random (onnxruntime#9599, TinyNeuralNetwork#204, and in fp16
+  TensorRT#4373 with a cosine of 0.6463), found by nobody because nothing compares the embeddings;
+* CPUs without VNNI, on which sums of products overflow in 16 bits (pytorch#103646, FBGEMM#125, onnxruntime#6004 and
+  #5849);
+* reference kernels, a thousand times slower than the others (pytorch#180447; ao#4365 is a milder case);
+* graphs that are compiled again during the work: see tests/model/test_encoder.py.
 """
 
 from __future__ import annotations
