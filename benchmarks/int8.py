@@ -81,7 +81,8 @@ start = time.perf_counter()
 from siglip.actor import SiglipActor
 from siglip.checkpoint import pin_model
 from siglip.config import ModelConfig
-SiglipActor(pin_model(ModelConfig(source=sys.argv[1], dtype=sys.argv[2], compile=sys.argv[4] == "True")), int(sys.argv[3]))
+config = ModelConfig(source=sys.argv[1], dtype=sys.argv[2], compile=sys.argv[4] == "True")
+SiglipActor(pin_model(config), int(sys.argv[3]))
 ready = time.perf_counter()
 fields = dict(line.split(":", 1) for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
 print(f"{ready - start:.1f} s, then {int(fields['Private_Dirty'].split()[0]) / 1024:.0f} MiB of private memory")
