@@ -282,6 +282,7 @@ class Link:
 
 ODD_URIS = {
     "http://host/x.jpg": "unreadable",
+    "ftp://host/x.jpg": "unreadable",
     "x" * 300 + ".jpg": "unreadable",
     "no such folder/x.jpg": "missing",
     "": "missing",
