@@ -40,7 +40,7 @@ from pipelines.progress import Progress
 from pipelines.tables.publication import Publication
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES
-from siglip.heads import build_head, check_probes, tag_embeddings
+from siglip.heads import build_head, check_model, tag_embeddings
 from siglip.labels import LabelSet
 from storage.files import download
 from storage.settings import ConfigError
@@ -100,7 +100,7 @@ def retag_output(
         raise ConfigError(f"{new.uri} is the output itself: give another folder for the new one")
     check_folder(new)
     labels.check(rule)
-    check_probes(labels, output.weights, output.width)
+    check_model(labels, output.weights, output.width)
     texts = find_texts(output, labels)
     if texts is None:
         progress.say("embedding the labels")

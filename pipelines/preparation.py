@@ -41,7 +41,7 @@ from pipelines.upkeep.retry import list_retries
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.files import CheckpointError
 from siglip.families.tokenizer import load_tokenizer
-from siglip.heads import check_probes
+from siglip.heads import check_model
 from siglip.labels import LabelError, LabelSet
 from storage.mirror import Mirror
 from storage.settings import ConfigError
@@ -155,7 +155,7 @@ def check_labels(labels: LabelSet, output: Output, model: PinnedModel, progress:
     tokenizer only, and not torch. Raises `LabelError` and `CheckpointError`.
     """
     labels.check(model.rule)
-    check_probes(labels, model.identity, model.width)
+    check_model(labels, model.identity, model.width)
     if _find_labels(output) is not None:  # the first run has embedded the labels
         return
     readings = load_tokenizer(model).read_labels(labels)[1]

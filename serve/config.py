@@ -23,7 +23,7 @@ from serve.schemas import MAX_ITEMS
 from serve.search.config import SearchConfig
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.config import Limits, ModelConfig, count_cores
-from siglip.heads import check_probes
+from siglip.heads import check_model
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
 from storage.key_table import make_key_table
@@ -330,7 +330,7 @@ def pin_endpoint_model(config: EndpointConfig) -> PinnedModel:
     pinned = pin_model(config.model, Mirror(StoreOptions.from_environment(config.model.endpoint)))
     for labels in config.label_sets.values():
         labels.check(pinned.rule)
-        check_probes(labels, pinned.identity, pinned.width)
+        check_model(labels, pinned.identity, pinned.width)
     return pinned
 
 

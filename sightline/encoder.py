@@ -58,6 +58,9 @@ class Encoder:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
         compile: bool = False,
+        text_rule: Literal["auto", "canonicalize", "lowercase"] = "auto",
+        image_size: int | None = None,
+        patches: int | None = None,
         decode: DecodeMode = "auto",
         limits: Limits | None = None,
     ) -> Encoder:
@@ -78,6 +81,9 @@ class Encoder:
                     "device": device,
                     "batch_size": batch_size,
                     "compile": compile,
+                    "text_rule": text_rule,
+                    "image_size": image_size,
+                    "patches": patches,
                 }
             )
         except ValidationError as error:

@@ -45,10 +45,10 @@ def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> L
     """Build the head of a label set for one model.
 
     `texts` are the averaged prompts, (L, D); the rows of labels with a probe are ignored. `scale` is the checkpoint's.
-    `weights` is the model's digest, `siglip.checkpoint.PinnedModel.identity`. Raises `LabelError` for a probe that was
-    trained on another model's embeddings.
+    `weights` is the model's digest, `siglip.checkpoint.PinnedModel.identity`. Raises `LabelError` for a probe or a
+    calibration that was made from another model's embeddings.
     """
-    check_probes(labels, weights, texts.shape[1])
+    check_model(labels, weights, texts.shape[1])
     vectors = np.array(texts, np.float32)
     gain, offset = [], []
     for row, label in enumerate(labels.names):
@@ -66,14 +66,23 @@ def build_head(labels: LabelSet, texts: Floats, scale: Scale, weights: str) -> L
     return LinearHead(vectors, np.asarray(gain, np.float32), np.asarray(offset, np.float32), groups)
 
 
-def check_probes(labels: LabelSet, weights: str, width: int) -> None:
-    """Raise `LabelError` for a probe that was trained on another model than `weights`, or with D other than `width`."""
+def check_model(labels: LabelSet, weights: str, width: int) -> None:
+    """Raise `LabelError` for a probe or a calibration of another model than `weights`, or a probe of other D.
+
+    Calibrations of hand-written label sets, and of earlier versions, name no model. They are not checked.
+    """
     for label in labels.names:
         if label.probe is not None and (label.probe.model != weights or label.probe.width != width):
             raise LabelError(
                 f"labels: the probe of {label.name!r} was trained on embeddings of the model "
                 f"{shorten_identity(label.probe.model)}, and this one is {shorten_identity(weights)}: train it again, "
                 "or give the label prompts"
+            )
+        if label.calibration is not None and label.calibration.model not in (None, weights):
+            raise LabelError(
+                f"labels: the calibration of {label.name!r} was fitted on scores of the model "
+                f"{shorten_identity(label.calibration.model)}, and this one is {shorten_identity(weights)}: calibrate "
+                "on an output of this model, or remove the calibrations and the accept thresholds that go with them"
             )
 
 

@@ -46,12 +46,19 @@ class LabelError(ValueError):
 
 
 class Calibration(BaseModel):
-    """Platt scaling of a label's logit, as `sightline calibrate` fits it: `scale * logit + bias`."""
+    """Platt scaling of a label's logit, as `sightline calibrate` fits it: `scale * logit + bias`.
+
+    It is valid for the logits of one model only. A calibration without `model` is used with any.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: Real = Field(gt=0, allow_inf_nan=False, description="Factor of the logit.")
     bias: Real = Field(allow_inf_nan=False, description="Added to the scaled logit.")
+    # Left out if there is none, so that files and digests of earlier versions stay what they are.
+    model: str | None = Field(
+        None, exclude_if=lambda model: model is None, description="Digest of the model on whose scores it was fitted."
+    )
 
 
 class Probe(BaseModel):
@@ -309,7 +316,8 @@ class LabelSet(BaseModel):
         """Hex SHA-256 of everything that changes scores: names, canonical prompts, probes, calibrations and groups."""
         parts: list[Any] = [self.label_names(), self.prompts(rule)]
         if self.groups or any(label.calibration or label.probe for label in self.names):
-            parts.append([label.model_dump(include={"calibration", "probe"}) for label in self.names])
+            settings: Any = {"probe": True, "calibration": {"scale", "bias"}}
+            parts.append([label.model_dump(include=settings) for label in self.names])
             parts.append([sorted(self.positions(members)) for members in self.groups.values()])
         content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()

@@ -211,7 +211,7 @@ def _fit_calibrations(
             continue
         weight = effective_weights(truth.weight[answers])
         scale, bias = fit_platt(logits[answers], truth.right[answers], weight, pooled, PRIOR_DEVIATION)
-        fitted.append(Calibration(scale=scale, bias=bias))
+        fitted.append(Calibration(scale=scale, bias=bias, model=output.weights))
     return fitted
 
 

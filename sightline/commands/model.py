@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.markup import escape
 
 from sightline.commands.labels import read_labels
 from sightline.exits import err, out, report_errors
-from storage.settings import ConfigError
+from storage.settings import ConfigError, describe_error
 
 if TYPE_CHECKING:
     from siglip.checkpoint import PinnedModel
@@ -66,6 +67,9 @@ def check(
     ],
     revision: Annotated[str | None, typer.Option(help="The hub's commit, tag or branch.")] = None,
     dtype: Annotated[DTypeChoice, typer.Option(help="What model.dtype names.")] = DTypeChoice.auto,
+    image_size: Annotated[int | None, typer.Option(metavar="PIXELS", help="model.image_size.")] = None,
+    patches: Annotated[int | None, typer.Option(metavar="N", help="model.patches.")] = None,
+    text_rule: Annotated[str, typer.Option(metavar="RULE", help="model.text_rule.")] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the cosines of the known images and texts, in float32.")
     ] = False,
@@ -87,9 +91,19 @@ def check(
 
         if as_json and dtype in (DTypeChoice.bfloat16, DTypeChoice.int8):
             raise ConfigError("--json prints cosines of float32: leave out --dtype")
-        config = ModelConfig(
-            source=source, revision=revision, dtype="float32" if as_json else dtype.value, compile=False
-        )
+        settings = {
+            "source": source,
+            "revision": revision,
+            "dtype": "float32" if as_json else dtype.value,
+            "image_size": image_size,
+            "patches": patches,
+            "text_rule": text_rule,
+            "compile": False,
+        }
+        try:
+            config = ModelConfig.model_validate(settings)
+        except ValidationError as error:
+            raise ConfigError(f"model: {describe_error(error, ModelConfig)}") from None
         try:
             pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
             err.print(f"loading {escape(source)} ...", highlight=False)

@@ -182,7 +182,12 @@ def test_the_command_says_what_a_checkpoint_is(unknown: Path, monkeypatch: pytes
     for module in (self_test, encoder_module):
         monkeypatch.setattr(module, "read_known", lambda: known)
     assert "compared with known ones" in CliRunner().invoke(app, ["model", "check", str(unknown)]).output
-    refused = CliRunner().invoke(app, ["model", "check", "nowhere"])
-    assert refused.exit_code == 2
+    other = CliRunner().invoke(app, ["model", "check", str(unknown), "--image-size", "96", "--text-rule", "lowercase"])
+    assert "96 x 96 pixels" in other.output
+    assert "not known for this checkpoint" in other.output
+    for wrong, message in ((["nowhere"], "nowhere"), (["tiny", "--text-rule", "upper"], "model: text_rule")):
+        refused = CliRunner().invoke(app, ["model", "check", *wrong])
+        assert refused.exit_code == 2
+        assert message in refused.output
     assert "Traceback" not in refused.output
     assert entry["name"] == str(unknown)

@@ -138,6 +138,7 @@ def test_calibrated_scores_are_probabilities(made: tuple[TaggedOutput, Floats]) 
     right = make_right(made, 1)
     found = calibrate(output, answer(made, draw_sample(output, 2000, 1, Goal("evaluation")), right), 0.9)
     assert found[0].calibration is not None
+    assert found[0].calibration.model == output.weights
     head = build_head(make_label_set(output, found), output.head.vectors, output.table.scale, output.weights)
     scores = head.scores(vectors)[:, 0]
     for low, high in ((0.05, 0.3), (0.3, 0.7), (0.7, 1)):

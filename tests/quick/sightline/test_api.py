@@ -125,6 +125,8 @@ def test_mistakes_are_one_line(encoder: sightline.Encoder, tmp_path: Path) -> No
     mistakes: list[tuple[Callable[[], object], str]] = [
         (lambda: sightline.Encoder.load("no/such/directory/at/all"), "is not a directory"),
         (lambda: sightline.Encoder.load(batch_size=0), "model: batch_size"),
+        (lambda: sightline.Encoder.load(image_size=50), "use 48 or 64"),
+        (lambda: sightline.Encoder.load(patches=64), "only NaFlex checkpoints"),
         (lambda: encoder.head(["C", "C++"]), "are the same text to this model"),
         (lambda: encoder.head([]), "labels: names: "),
         (lambda: sightline.tag(tmp_path / "none.yaml"), "none.yaml: no such file"),

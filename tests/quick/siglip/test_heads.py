@@ -71,6 +71,18 @@ def test_a_probe_scores_as_a_logistic_regression() -> None:
         build_head(labels, np.zeros((2, WIDTH + 1), np.float32), SCALE, "model")
 
 
+def test_a_calibration_is_refused_with_another_model() -> None:
+    texts = draw_vectors(2, WIDTH, 1)
+    fitted = {"scale": 0.5, "bias": 3, "model": "model"}
+    labels, head = head_of(texts, names=["a", {"name": "b", "calibration": fitted}])
+    unnamed, plain = head_of(texts, names=["a", {"name": "b", "calibration": {"scale": 0.5, "bias": 3}}])
+    assert head.gain.tolist() == plain.gain.tolist()
+    assert labels.digest(siglip) == unnamed.digest(siglip)
+    build_head(unnamed, texts, SCALE, "another")
+    with pytest.raises(LabelError, match="calibration of 'b' was fitted on scores of the model model, and this one is"):
+        build_head(labels, texts, SCALE, "another")
+
+
 def test_scores_of_a_group_add_up_to_one() -> None:
     images, texts = draw_vectors(50, WIDTH, 0), draw_vectors(4, WIDTH, 1)
     _, head = head_of(
