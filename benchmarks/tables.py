@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sl-") as temporary:
         root = f"{temporary}/tags"
         output = GrowingOutput(Path(root)).output
-        environment = {**os.environ, **make_catalog(Path(temporary))}
+        environment = {**os.environ, **make_catalog(Path(temporary), temporary)}
         kind = ["--iceberg"] if arguments.iceberg else []
 
         def step(name: str) -> None:

@@ -23,7 +23,7 @@ from pipelines.output.output import Output
 from pipelines.tables.changes import TOGETHER, Changes, compare_files, list_files
 from pipelines.tables.names import ICEBERG
 from pipelines.upkeep.merging import KINDS, Kind
-from storage.schemes import is_remote
+from storage.schemes import is_remote, scheme_of
 from storage.settings import ConfigError
 from storage.store import StoreError
 
@@ -45,6 +45,18 @@ def import_pyiceberg() -> Any:
     except ImportError as error:
         raise ConfigError("an Iceberg table needs the package pyiceberg: pip install 'sightline[iceberg]'") from error
     return pyiceberg
+
+
+def check_place(uri: str) -> None:
+    """Raise `ConfigError` for an output that no Iceberg table can name as its readers expect it.
+
+    pyiceberg does not know az://, and reaches gs:// by another interface than `storage.cloud`, which is not tested.
+    """
+    scheme = scheme_of(uri)
+    if scheme not in (None, "file", "s3"):
+        raise ConfigError(
+            f"{uri}: an Iceberg table is for an output on a disk or in S3: use the table delta for {scheme}://"
+        )
 
 
 class IcebergTables:

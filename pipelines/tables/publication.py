@@ -21,7 +21,7 @@ from pipelines.output.state import OutputState, read_state
 from pipelines.planning.plan import read_plan
 from pipelines.tables.columns import choose_columns
 from pipelines.tables.delta import DeltaTables, check_uri, import_deltalake
-from pipelines.tables.iceberg import IcebergTables, import_pyiceberg
+from pipelines.tables.iceberg import IcebergTables, check_place, import_pyiceberg
 from pipelines.tables.names import DELTA, TABLE_NAMES, is_table
 from pipelines.tables.rewriting import rewrite_partial
 from pipelines.upkeep.merging import Kind
@@ -113,6 +113,7 @@ def check_table(name: str | None, uri: str) -> None:
             check_uri(uri)
             import_deltalake()
         elif name is not None:
+            check_place(uri)
             import_pyiceberg()
     except ConfigError as error:
         raise ConfigError(f"table: {error}") from None

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.s3
 
 
 def test_killed_writers_leave_each_row_once_or_not_yet(s3_env: Radosgw, tmp_path: Path) -> None:
-    """`benchmarks.killed_tables --s3` kills a hundred times."""
+    """`benchmarks.killed_tables --store s3` kills a hundred times."""
     uri = f"s3://{s3_env.new_bucket()}/some folder/out"
     seed = int.from_bytes(os.urandom(2))
     table = kill_writers(uri, tmp_path, s3_env.env, kills=4, seed=seed, longest=3.0, every=2)

@@ -189,12 +189,15 @@ def finish(table: Table) -> None:
     table.check(complete=True)
 
 
-def make_catalog(folder: Path) -> dict[str, str]:
-    """Return the environment in which pyiceberg has a catalogue `tests`, in SQLite, with its tables in a folder."""
+def make_catalog(folder: Path, root: str) -> dict[str, str]:
+    """Return the environment in which pyiceberg has a catalogue `tests`, with its tables below `root`.
+
+    The catalogue is a file of SQLite in a folder of this machine.
+    """
     start = "PYICEBERG_CATALOG__TESTS__"
     catalog = {
         "TYPE": "sql",
         "URI": f"sqlite:///{folder}/catalog.db?timeout=60",
-        "WAREHOUSE": f"file://{folder}/warehouse",
+        "WAREHOUSE": f"{root if '://' in root else f'file://{root}'}/warehouse",
     }
     return {f"{start}{name}": value for name, value in catalog.items()}

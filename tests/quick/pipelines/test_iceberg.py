@@ -43,7 +43,7 @@ def configure(patch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
 @pytest.fixture
 def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GrowingOutput:
     monkeypatch.setattr(compaction, "LEAST_FILES", 3)
-    configure(monkeypatch, make_catalog(tmp_path))
+    configure(monkeypatch, make_catalog(tmp_path, str(tmp_path)))
     return GrowingOutput(tmp_path / "some folder" / "tags")
 
 
@@ -191,7 +191,7 @@ def test_a_catalogue_that_is_away_loses_nothing_and_is_made_up_for(
 
 def test_killed_writers_leave_each_row_once_or_not_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`benchmarks.killed_tables --iceberg` kills a hundred times."""
-    environment = make_catalog(tmp_path)
+    environment = make_catalog(tmp_path, str(tmp_path))
     configure(monkeypatch, environment)
     seed = int.from_bytes(os.urandom(2))
     table = kill_writers(str(tmp_path / "tags"), tmp_path, environment, kills=4, seed=seed, every=2, name=NAME)
@@ -205,6 +205,13 @@ def test_names_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="write delta, or iceberg:CATALOG"):
         JobConfig.model_validate({**keys, "table": name})
     assert JobConfig.model_validate({**keys, "table": "iceberg:prod/a.b.images"}).table == "iceberg:prod/a.b.images"
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_outputs_in_other_clouds_are_refused_before_a_run(scheme: str) -> None:
+    with pytest.raises(ConfigError, match=f"^table: {scheme}://bucket/out: .* use the table delta for {scheme}://$"):
+        check_table(NAME, f"{scheme}://bucket/out")
+    check_table(NAME, "s3://bucket/out")
 
 
 def test_without_pyiceberg_nothing_begins(growing: GrowingOutput, monkeypatch: pytest.MonkeyPatch) -> None:
