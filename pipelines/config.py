@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from pipelines.tables.names import TABLE_NAMES, is_table
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
-from storage.schemes import lower_scheme
+from storage.schemes import lower_scheme, refuse_output
 from storage.settings import ConfigError, check_settings, override_keys, read_settings
 
 DEFAULT_THUMBNAIL = 256
@@ -158,9 +159,9 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: tuple[str, ...] = Field(
-        description="A folder, s3://, gs:// or az:// prefix or file, or several: tars, Parquet, images, lists of URIs "
-        "(.txt, .csv, .tsv, .jsonl), or the manifest.json of an S3 Inventory. {date} stands for a day, {date:%Y/%m/%d} "
-        "for another way to write it."
+        description="A folder, s3://, gs:// or az:// prefix or file, a dataset of the hub (hf://datasets/OWNER/NAME), "
+        "or several: tars, Parquet, images, lists of URIs (.txt, .csv, .tsv, .jsonl), or the manifest.json of an S3 "
+        "Inventory. {date} stands for a day, {date:%Y/%m/%d} for another way to write it."
     )
     dates: tuple[date, ...] | None = Field(
         None,
@@ -251,7 +252,7 @@ class JobConfig(BaseModel):
     @field_validator("output", mode="after")
     @classmethod
     def _absolute_output(cls, value: str) -> str:
-        return _absolute_value(value).rstrip("/")
+        return _absolute_value(value, refuse_output).rstrip("/")
 
     @model_validator(mode="before")
     @classmethod
@@ -311,10 +312,11 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.join(os.path.realpath(f"{above}/.."), name) if dots else name)
 
 
-def _absolute_value(uri: str) -> str:
+def _absolute_value(uri: str, check: Callable[[str], None] = lambda uri: None) -> str:
     """Return `absolute(uri)` for a validator of pydantic, which reports a `ValueError` with its key."""
     try:
-        return absolute(uri)
+        check(found := absolute(uri))
+        return found
     except ConfigError as error:
         raise ValueError(str(error)) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from storage.settings import ConfigError
 from storage.store import InvalidUri, Store, StoreOptions, show
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -34,13 +35,24 @@ def _open_azure(options: StoreOptions) -> Store:
     return open_cloud("az", options)
 
 
+def _open_hub(options: StoreOptions) -> Store:
+    from storage.hub.store import open_hub
+
+    return open_hub(options)
+
+
 SCHEMES: dict[str, Callable[[StoreOptions], Store]] = {
     "file": _open_local,
     "s3": _open_s3,
     "gs": _open_google,
     "az": _open_azure,
+    "hf": _open_hub,
 }
 """By scheme, the function that opens its store. A path without a scheme is a local path."""
+
+
+INPUTS_ONLY = frozenset(["hf"])
+"""Schemes of stores that are only read."""
 
 
 def scheme_of(uri: str) -> str | None:
@@ -63,6 +75,20 @@ def is_remote(uri: str) -> bool:
 def is_web(uri: str) -> bool:
     """Whether a URI is an http(s) URL, which is no object of a store."""
     return (scheme_of(uri) or "").lower() in ("http", "https")
+
+
+def describe_schemes() -> str:
+    """The schemes of all stores that are written to, for a message: `s3://, gs:// or az://`."""
+    *others, last = (f"{scheme}://" for scheme in SCHEMES if scheme != "file" and scheme not in INPUTS_ONLY)
+    return f"{', '.join(others)} or {last}"
+
+
+def refuse_output(uri: str) -> None:
+    """Raise `ConfigError` if nothing can be written at a URI, because its store is for inputs only."""
+    if (scheme := scheme_of(uri)) in INPUTS_ONLY:
+        raise ConfigError(
+            f"{show(uri)}: {scheme}:// is for inputs only: give a folder, or a prefix in {describe_schemes()}"
+        )
 
 
 def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:

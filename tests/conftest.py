@@ -18,6 +18,7 @@ from tests.support.clients.worker import NotInstalledError
 from tests.support.ray_cluster import RayCluster
 from tests.support.stores.azurite import Azurite
 from tests.support.stores.google_server import GoogleServer
+from tests.support.stores.hub_server import HubServer
 from tests.support.stores.radosgw import Radosgw, why_not
 
 TESTS = Path(__file__).parent
@@ -128,6 +129,14 @@ def google() -> Iterator[GoogleServer]:
 
 
 @pytest.fixture(scope="session")
+def hub() -> Iterator[HubServer]:
+    """A stand-in for the Hugging Face hub, for the whole session."""
+    server = HubServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
     """Environment variables for Ray's processes: addresses and keys of the servers that the session's tests need.
 
@@ -136,6 +145,8 @@ def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
     env: dict[str, str] = {}
     if any(item.get_closest_marker("azure") for item in request.session.items):
         env |= request.getfixturevalue("azurite").env | request.getfixturevalue("google").env
+    if any("hub" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        env |= request.getfixturevalue("hub").env
     wanted = any(item.get_closest_marker("s3") for item in request.session.items)
     if wanted and (not why_not() or os.environ.get("SIGHTLINE_CI")):
         env |= request.getfixturevalue("s3").env

@@ -10,7 +10,8 @@ from typing import Any
 
 from curation.tagged_output import ID
 from siglip.labels import LabelSet
-from storage.schemes import is_remote
+from storage.hub.names import make_page_url
+from storage.schemes import is_remote, scheme_of
 from storage.settings import ConfigError
 
 MAX_TASKS, MAX_BYTES = 90_000, 200 * 2**20
@@ -93,6 +94,8 @@ def _image(row: dict[str, Any]) -> str:
         return f"data:image/jpeg;base64,{base64.b64encode(row['thumbnail']).decode()}"
     source = str(row["source"])
     whole = not source.lower().endswith((".tar", ".tar.gz", ".tgz", ".parquet"))
+    if whole and scheme_of(source) == "hf":
+        return make_page_url(source)  # Label Studio has no such scheme
     if whole and is_remote(source):
         return source
     raise ConfigError(

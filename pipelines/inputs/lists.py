@@ -20,7 +20,7 @@ from pipelines.inputs import images
 from pipelines.inputs.image_columns import choose_uri_column
 from pipelines.inputs.rows import Input, ReadColumns, Skipped
 from storage.files import StoreFile
-from storage.schemes import is_web, lower_scheme, open_store
+from storage.schemes import is_remote, is_web, lower_scheme, open_store, scheme_of
 from storage.settings import ConfigError, refuse_double_keys
 from storage.store import Entry, StoreOptions, join, show
 
@@ -48,11 +48,16 @@ def recognizes(name: str) -> bool:
 def resolve(uri: str, listed_in: str) -> str:
     """Resolve a URI of a list or a Parquet column. A relative path is relative to the folder of `listed_in`.
 
-    Blanks around an http(s) URL are no part of it. A user name and a password in it are replaced by `***`: such a URL
-    is rejected, and they are not to be in any output.
+    Where `listed_in` is a file of a dataset on the hub, local paths are paths in that dataset: see
+    `storage.hub.names.resolve_path`. Blanks around an http(s) URL are no part of it. A user name and a password in
+    it are replaced by `***`: such a URL is rejected, and they are not to be in any output.
     """
     if is_web(url := uri.strip()):
         return _USER.sub("***@", lower_scheme(url))
+    if scheme_of(listed_in) == "hf" and not is_remote(lower_scheme(uri)):
+        from storage.hub.names import resolve_path  # huggingface_hub takes 0.1 s to import
+
+        return resolve_path(lower_scheme(uri), listed_in)
     if "://" in uri or uri.startswith("/"):
         return lower_scheme(uri)
     return join(listed_in.rpartition("/")[0] or ".", uri)

@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.files import StoreFile
-from storage.schemes import is_remote, open_store
+from storage.schemes import is_remote, open_store, refuse_output
 from storage.store import Entry, Store, StoreError, StoreOptions, join
 
 FINGERPRINT = "fingerprint.json"
@@ -87,6 +87,10 @@ class Output:
     options: StoreOptions = StoreOptions()
     patient: bool = False
     """Whether requests are tried for about a minute, as `PATIENT_ATTEMPTS` says. `options` is not changed by it."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a store that is only read."""
+        refuse_output(self.uri)
 
     @cached_property
     def store(self) -> Store:

@@ -31,6 +31,7 @@ from pipelines.output.output import Output, shard_name
 from pipelines.planning.known import PLAN_COLUMNS, KnownInputs
 from pipelines.planning.listing import InputLister, PlanReport
 from pipelines.planning.packing import write_segments
+from pipelines.planning.partial import note_partial
 from storage.files import StoreFile, read_ahead
 from storage.settings import ConfigError
 
@@ -221,6 +222,7 @@ def append_inputs(
     with ExitStack() as stack:
         waiting: list[tuple[int, Any]] = []
         inputs = InputLister(config, output.options, plan.known, plan.holds, columns, report).list_new()
+        inputs = note_partial(inputs, report.notes)
         for number, data in write_segments(config, plan.next_number, inputs, report):
             if claim is None:
                 continue

@@ -50,6 +50,10 @@ class PrefixMirror(Protocol):
 def locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str] | None) -> tuple[Path, str]:
     """The directory of a checkpoint's files, and its identity. Only the files `now` are downloaded; None is all."""
     source = config.source
+    if source.startswith("hf://"):
+        raise CheckpointError(
+            f"model.source: {source}: write a checkpoint of the hub as its id, OWNER/NAME, and model.revision"
+        )
     if "://" in source:
         if mirror is None:
             raise CheckpointError(f"model.source: {source}: a checkpoint in an object store needs a mirror")

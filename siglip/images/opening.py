@@ -36,6 +36,9 @@ _STRUCTURE_BRANDS = frozenset([b"mif1", b"msf1"])
 """Brands that do not say how the pixels are coded. A decoder does not open a file that has no other."""
 _AVIF_BRANDS = frozenset([b"avif", b"avis"])
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The first bytes of what Git has in place of a file that is in Git LFS."""
+
 
 @cache
 def readable_suffixes() -> frozenset[str]:
@@ -81,6 +84,10 @@ def open_image(data: bytes, max_pixels: int) -> Opened:
     if data.startswith((b"GIF87a", b"GIF89a")):
         image = _open_one(data, "GIF")
         return Opened(image, data, covered=covered_by_frame(image))
+    if data.startswith(_POINTER):
+        raise ImageRejected(
+            "not_an_image", "a Git LFS pointer: the image was not fetched (git lfs pull), or not uploaded"
+        )
     raise ImageRejected("not_an_image", f"starts with {data[:8].hex()}")
 
 

@@ -72,7 +72,7 @@ def job(tmp_path: Path) -> Callable[..., str]:
         ({}, ["--set", "actors"], "expected key.path=value"),
         ({}, ["--set", "actors.mx=2"], "unknown key actors.mx: did you mean max?"),
         ({}, ["--input", "/no/such/folder"], "/no/such/folder does not exist"),
-        ({}, ["--input", "abfs://bucket/x"], "only local paths and s3://, gs:// and az:// are supported"),
+        ({}, ["--input", "abfs://bucket/x"], "only local paths and s3://, gs://, az:// and hf:// are supported"),
         (
             {"model": {"source": "no/such/directory/at/all"}},
             [],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipelines.config import JobConfig
 from pipelines.inputs.rows import Row, Skipped
@@ -19,9 +20,11 @@ from siglip.images.decode import ImageRejected, decode_image
 from storage.settings import ConfigError
 from storage.store import StoreError
 from tests.support.input_folder import OPTIONS, extend_plan, read_planned
+from tests.support.stores.hub_server import HubServer, Reply
 from tests.support.web_server import Respond, serve, url_of
 
 _SPEC = ImageSpec(size=32)
+_REPO = "owner/name"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class InputCase:
     value is the folder). Expected are the number of `tagged` images, the `rejected` ones by reason, what is `skipped`
     by the phrase of the summary, or the text that the refusal must contain (`refused`). For a label file, `labels` are
     the names in it; None is not compared. `web` are the responses of a server on loopback, which the job may fetch
-    from; `{web}` in a file of the folder is its URL.
+    from; `{web}` in a file of the folder is its URL. `hub` are the files of a dataset on a stand-in for the hub, whose
+    URI is `{hub}` in a value of the settings; `hub_answer` is what the hub answers to all requests instead.
     """
 
     kind: str
@@ -46,6 +50,8 @@ class InputCase:
     settings: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     web: Mapping[str, Respond] = field(default_factory=dict)
+    hub: Mapping[str, bytes] = field(default_factory=dict)
+    hub_answer: Reply | None = None
 
     def outcome(self) -> str:
         """Return the text of the table's second column."""
@@ -76,7 +82,11 @@ class Seen:
 def read_case(case: InputCase, folder: Path) -> Seen:
     """Build a case's input in `folder`, plan it, read it and decode its images."""
     case.build(folder)
-    with tempfile.TemporaryDirectory() as output, serve(dict(case.web)) if case.web else nullcontext() as web:
+    with (
+        tempfile.TemporaryDirectory() as output,
+        serve(dict(case.web)) if case.web else nullcontext() as web,
+        _serve_hub(case) if case.hub else nullcontext(),
+    ):
         settings = {"input": "{folder}", "output": output, "labels": ["a"], **case.settings}
         if web is not None:
             for file in folder.iterdir():
@@ -87,6 +97,21 @@ def read_case(case: InputCase, folder: Path) -> Seen:
             return _read(JobConfig(**_fill(settings, str(folder))))
         except (ConfigError, StoreError, ValueError) as error:
             return Seen(0, {}, {}, str(error), [], [])
+
+
+@contextmanager
+def _serve_hub(case: InputCase) -> Iterator[None]:
+    """Run a hub with the case's dataset, for this process."""
+    server = HubServer()
+    server.commit(_REPO, case.hub)
+    try:
+        with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+            server.use(patch)
+            if case.hub_answer is not None:
+                stack.enter_context(server.fault("", case.hub_answer, times=None))
+            yield
+    finally:
+        server.stop()
 
 
 def _read(config: JobConfig) -> Seen:
@@ -109,7 +134,7 @@ def _read(config: JobConfig) -> Seen:
 
 def _fill(value: Any, folder: str) -> Any:
     if isinstance(value, str):
-        return value.replace("{folder}", folder)
+        return value.replace("{folder}", folder).replace("{hub}", f"hf://datasets/{_REPO}")
     if isinstance(value, Mapping):
         return {key: _fill(item, folder) for key, item in value.items()}
     return [_fill(item, folder) for item in value] if isinstance(value, (list, tuple)) else value

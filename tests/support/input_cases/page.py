@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from tests.support.input_cases import images, labels, lists, parquet, places, tars, web
+from tests.support.input_cases import hub, images, labels, lists, parquet, places, tars, web
 
-SECTIONS: tuple[ModuleType, ...] = (images, tars, parquet, lists, web, places, labels)
+SECTIONS: tuple[ModuleType, ...] = (images, tars, parquet, lists, web, places, hub, labels)
 """The modules with the cases. Each has `TITLE`, `TEXT` and `CASES`."""
 
 PAGE = Path(__file__).parents[3] / "docs" / "inputs.md"
