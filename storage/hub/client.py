@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from storage.hub.errors import PASSING, PastTheEnd, explain_response, no_hub, translate_errors
-from storage.store import StoreError, Unreachable, show
+from storage.store import Forbidden, StoreError, Unreachable, show
 
 if TYPE_CHECKING:
     import httpx2
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 20.0
+CALL_SECONDS = 60.0
+"""Of a listing of many names the hub prepares a page for some time before it sends a byte."""
 MOST_WAIT_SECONDS = 330.0
 """The hub counts requests over windows of five minutes, so a longer pause is no rate limit that passes."""
 _MAX_REDIRECTS = 8
@@ -68,7 +70,7 @@ class HubClient:
         self._agent = f"sightline; hf_hub/{importlib.metadata.version('huggingface_hub')}"
 
     def get_json(
-        self, uri: str, repo: str, url: str, params: Mapping[str, str], data: Mapping[str, Any] | None = None
+        self, uri: str, repo: str, url: str, params: Mapping[str, Any], data: Mapping[str, Any] | None = None
     ) -> tuple[Any, httpx2.Response]:
         """The JSON of a response of the hub's API, and the response. With `data` it is a POST of a form."""
         method = "GET" if data is None else "POST"
@@ -85,6 +87,19 @@ class HubClient:
             return json.loads(bytes(body)), response
         except ValueError as error:
             raise Unreachable(f"{show(uri)}: the hub's response is not JSON: {show(str(error))}") from error
+
+    def check_access(self, uri: str, repo: str) -> None:
+        """Raise `Forbidden` if the token gives no access to a dataset's files. Their names may be public all the same.
+
+        Raises `Unreachable` too. Any other answer says nothing, as that of a mirror without this call.
+        """
+        try:
+            with self._follow(uri, repo, "GET", f"{self.endpoint}/api/datasets/{repo}/auth-check", {}):
+                pass
+        except (Forbidden, Unreachable):
+            raise
+        except StoreError:
+            pass
 
     @contextlib.contextmanager
     def ask(self, uri: str, repo: str, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
@@ -157,7 +172,8 @@ class HubClient:
         sent = {"User-Agent": self._agent, "Accept-Encoding": "identity", **headers}
         if token:
             sent["Authorization"] = f"Bearer {token}"
-        timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None)
+        silent = CALL_SECONDS if kind == "calls" else READ_SECONDS
+        timeout = httpx2.Timeout(silent, connect=CONNECT_SECONDS, pool=None)
         with (
             translate_errors(uri, self.endpoint),
             get_session().stream(

@@ -7,16 +7,16 @@ stays at the commit that the process knows, as long as this has that version; el
 and what still does not fit is `Changed`. `stat`, and a read of any version, resolve a revision that is older than
 `RESOLVED_SECONDS`.
 
-What it costs in requests: one for each revision and process, and one for each 1,000 files and folders of a listing. A
-file costs one request for its address, which is kept for `ADDRESS_SECONDS`, and then each range one to the host that
-has the file. A small file that is not in LFS or Xet comes from the hub itself, with one or two requests. `stat` costs
-one. None of them is an API call for each file, of which the hub allows the fewest.
+What it costs in requests: one for each revision and process, one more before a listing of a gated dataset, and one for
+each 1,000 files and folders of a listing. A file costs one request for its address, or one for each of the ranges that
+are asked for together at first. It is kept for `ADDRESS_SECONDS`, and each range then costs one request to the host
+that has the file. A small file that is not in LFS or Xet comes from the hub itself, with one or two requests. `stat`
+costs one. None of them is an API call for each file, of which the hub allows the fewest.
 
 There are `StoreOptions.attempts` attempts at each request, with pauses between them that double, as for the other
 stores; huggingface_hub's own retries are not used. An attempt ends after `client.CONNECT_SECONDS` without a connection,
-after `client.READ_SECONDS` without a byte, and when a body arrives at less than
-`bodies.SLOWEST` bytes/s over that time. What
-the hub asks to wait comes on top: see `storage.hub.client`.
+after `client.READ_SECONDS` without a byte, or `client.CALL_SECONDS` of a call, and when a body arrives at less than
+`bodies.SLOWEST` bytes/s over that time. What the hub asks to wait comes on top: see `storage.hub.client`.
 
 The address and the token come from the environment of each machine that reads, as huggingface_hub reads them:
 `HF_ENDPOINT`, and `HF_TOKEN` or the token of `hf auth login`. `StoreOptions.endpoint` is for S3 only.
@@ -28,6 +28,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, TypeVar
@@ -55,11 +56,15 @@ _Page = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Pin:
-    """A revision's commit, the dataset's present name, and when that was so (`time.monotonic`)."""
+    """A revision's commit, the dataset's present name, and when that was so (`time.monotonic`).
+
+    `gated` says whether the dataset's files are only for those whom its owner lets in.
+    """
 
     repo: str
     commit: str
     since: float
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class HubStore:
         self._attempts = options.attempts
         self._pins: Latest[tuple[str, str], _Pin] = Latest()
         self._addresses: Latest[tuple[str, str, str], _Address] = Latest()
+        self._resolving: dict[tuple[str, str], tuple[float, Future[_Pin]]] = {}
+        self._lock = threading.Lock()
 
     def list(
         self,
@@ -141,22 +148,38 @@ class HubStore:
     # Commits
 
     def _pin(self, uri: str, place: Place, age: float) -> _Pin:
-        """The commit of a revision, as it was at most `age` seconds ago."""
-        key = place.repo, place.revision
+        """The commit of a revision, as it was at most `age` seconds ago. Threads that ask together share a request."""
+        key, now = (place.repo, place.revision), time.monotonic()
         known = self._pins.get(key)
-        if known is not None and time.monotonic() - known.since <= age:
+        if known is not None and now - known.since <= age:
             return known
-        since = time.monotonic()
+        with self._lock:
+            begun = self._resolving.get(key)
+            mine = begun is None or now - begun[0] > age
+            if begun is None or mine:
+                begun = self._resolving[key] = now, Future()
+        if mine:
+            try:
+                pin = self._resolve(uri, place, now)
+                self._pins.put(key, pin)
+                begun[1].set_result(pin)
+            except BaseException as error:
+                begun[1].set_exception(error)
+                raise
+            finally:
+                with self._lock:
+                    if self._resolving.get(key) is begun:
+                        del self._resolving[key]
+        return begun[1].result()
+
+    def _resolve(self, uri: str, place: Place, since: float) -> _Pin:
         if place.is_commit:
-            pin = _Pin(place.repo, place.revision, since)
-        else:
-            url = make_api_url(self._client.endpoint, place.repo, "revision", place.revision)
-            found, _ = self._retry(lambda: self._client.get_json(uri, place.repo, url, {"expand": "sha"}))
-            if not isinstance(found, dict) or not isinstance(found.get("sha"), str):
-                raise no_hub(uri, self._client.endpoint)
-            pin = _Pin(str(found.get("id") or place.repo), found["sha"], since)
-        self._pins.put(key, pin)
-        return pin
+            return _Pin(place.repo, place.revision, since)
+        url = make_api_url(self._client.endpoint, place.repo, "revision", place.revision)
+        found, _ = self._retry(lambda: self._client.get_json(uri, place.repo, url, {"expand": ["sha", "gated"]}))
+        if not isinstance(found, dict) or not isinstance(found.get("sha"), str):
+            raise no_hub(uri, self._client.endpoint)
+        return _Pin(str(found.get("id") or place.repo), found["sha"], since, bool(found.get("gated")))
 
     def _at_commit(self, uri: str, place: Place, age: float, once: Callable[[_Pin], T]) -> T:
         """What `once` returns for the commit that is known, or, if the file is not there, for the latest one."""
@@ -176,6 +199,8 @@ class HubStore:
     def _list_pages(self, uri: str, place: Place, recursive: bool) -> Iterator[_Page]:
         """The pages of a folder's files and folders. None if there is no such folder."""
         pin = self._pin(uri, place, 0.0)
+        if pin.gated:  # else each of its files would fail
+            self._retry(lambda: self._client.check_access(uri, pin.repo))
         url = make_api_url(self._client.endpoint, pin.repo, "tree", pin.commit, place.path)
         params = {"recursive": str(recursive).lower(), "expand": "false"}
         first = True

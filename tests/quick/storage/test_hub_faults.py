@@ -76,6 +76,7 @@ def place(hub: HubServer, proxies: tuple[FaultProxy, FaultProxy], monkeypatch: p
     proxy, storage = proxies
     monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("storage.hub.client.READ_SECONDS", 1.0)
+    monkeypatch.setattr("storage.hub.client.CALL_SECONDS", 1.0)
     monkeypatch.setattr("storage.hub.bodies.READ_SECONDS", 1.0)
     repo = f"owner/faults-{next(_count)}"
     hub.commit(repo, {"large.tar": DATA, "small.txt": DATA[:50_000]})
@@ -340,6 +341,20 @@ def test_a_dataset_with_a_wrong_token(place: Place, monkeypatch: pytest.MonkeyPa
     place.hub.use(monkeypatch, token="hf_expired")
     with pytest.raises(Forbidden, match="refuses the token"):
         HubStore(place.hub.endpoint, StoreOptions()).stat(place.large)
+
+
+def test_a_gated_dataset_is_refused_before_any_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its names are public, and each of its files would be refused."""
+    place.hub.datasets[place.root.removeprefix("hf://datasets/")].gated = True
+    with pytest.raises(Forbidden, match="gated: ask for access at"):
+        next(place.store.list(place.root))
+    with pytest.raises(Forbidden, match="gated: ask for access at"):
+        place.store.read(place.large)
+    with place.hub.fault("/auth-check", Reply(404, {}, b"not here")):
+        assert len(list(place.store.list(place.root))) == 2, "a mirror may not have this call"
+    place.hub.use(monkeypatch, token=place.hub.token, endpoint=place.proxy.endpoint)
+    assert {entry.uri for entry in place.store.list(place.root)} == {place.large, place.small}
+    assert place.store.read(place.large) == DATA
 
 
 def test_offline(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipelines.inputs.lists import resolve
 from storage.hub.store import HubStore
 from storage.schemes import open_store
-from storage.store import Changed, Entry, InvalidUri, NotFound, StoreError, StoreOptions, Unreachable
+from storage.store import ATTEMPTS, Changed, Entry, InvalidUri, NotFound, StoreError, StoreOptions, Unreachable
 from tests.support.stores.hub_server import NO_REPOSITORY, Dataset, HubServer, Reply
 
 LARGE = random.Random(1).randbytes(300_000)
@@ -163,7 +164,7 @@ def test_how_many_requests_a_file_costs(hub: HubServer, store: HubStore, repo: s
             b"%d" % number for number in range(100)
         ]
     calls = [path for _, path in hub.requests if path.startswith("/api/")]
-    assert len(calls) <= 8, "threads that begin together may each ask for the commit, and no more"
+    assert len(calls) == 1, "threads that begin together ask for the commit once"
     assert len(hub.requests) - len(calls) == len(hub.fetches) == 100
 
 
@@ -244,11 +245,12 @@ def test_a_listing_holds_a_page(hub: HubServer, repo: str) -> None:
     """60,000 names take about the memory that 20,000 take."""
     hub.commit(repo, {f"images/{number // 1000:04}/{number:07}.jpg": b"1" for number in range(60_000)})
     script = (
-        "import resource, sys\n"
+        "import re\n"
+        "from pathlib import Path\n"
         "from storage.hub.store import HubStore\n"
         "from storage.store import StoreOptions\n"
         f"store = HubStore({hub.endpoint!r}, StoreOptions())\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         f"for number, _ in enumerate(store.list('hf://datasets/{repo}')):\n"
         "    if number == 20_000:\n"
         "        before = peak()\n"
@@ -266,6 +268,19 @@ def test_threads_share_a_store(hub: HubServer, store: HubStore, repo: str) -> No
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda start: store.read(uri, start, start + 5000), starts))
     assert found == [LARGE[start : start + 5000] for start in starts]
+
+
+def test_threads_share_a_failure_too(hub: HubServer, store: HubStore, repo: str) -> None:
+    """Else each of them would wait for its own attempts, one after another."""
+    uri = f"hf://datasets/{repo}/labels.csv"
+    with (
+        hub.fault("/revision/", Reply(500), times=None) as done,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        failed = [pool.submit(store.read, uri) for _ in range(8)]
+        assert {type(one.exception()) for one in failed} == {Unreachable}
+        assert len(done) < 8 * ATTEMPTS
+    assert store.read(uri) == FILES["labels.csv"]
 
 
 @pytest.mark.parametrize(
@@ -305,3 +320,27 @@ def test_names_that_are_no_files_of_a_dataset(store: HubStore, uri: str, says: s
 def test_a_folder_is_not_read(store: HubStore, repo: str, name: str) -> None:
     with pytest.raises(InvalidUri, match=r"names a (folder|dataset), not a file"):
         store.read(f"hf://datasets/{repo}{name}")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("a.jpg", "/data/en/a.jpg"),
+        ("./a.jpg", "/data/en/a.jpg"),
+        ("../images/a #1.jpg", "/data/images/a #1.jpg"),
+        ("../../../../etc/passwd", "/etc/passwd"),
+        ("/etc/passwd", "/etc/passwd"),
+        ("//etc//passwd", "/etc/passwd"),
+        ("file:///etc/passwd", "/etc/passwd"),
+        ("FILE:///etc/passwd", "/etc/passwd"),
+        ("file://a.jpg", "/data/en/a.jpg"),
+        ("~/a.jpg", "/data/en/~/a.jpg"),
+    ],
+)
+def test_a_path_in_a_dataset_stays_there(path: str, found: str) -> None:
+    """A dataset may be anyone's. Its paths must not name files of the machine that reads it."""
+    for root in ("hf://datasets/owner/name", "hf://datasets/owner/name@refs/convert/parquet"):
+        assert resolve(path, f"{root}/data/en/list.csv") == root + found
+    assert resolve("a.jpg", "hf://datasets/owner/name/list.csv") == "hf://datasets/owner/name/a.jpg"
+    assert resolve("s3://bucket/a.jpg", "hf://datasets/owner/name/list.csv") == "s3://bucket/a.jpg"
+    assert resolve("hf://datasets/o/n/a.jpg", "/lists/list.csv") == "hf://datasets/o/n/a.jpg"

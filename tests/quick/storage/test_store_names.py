@@ -110,6 +110,18 @@ def test_any_name_on_s3(refusing: StoreOptions, uri: str) -> None:
     check_names(uri, refusing)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    uri=st.one_of(
+        NAMES.map("hf://".__add__), NAMES.map("hf://datasets/".__add__), NAMES.map("hf://datasets/owner/name@".__add__)
+    )
+)
+def test_any_name_on_the_hub(refusing: StoreOptions, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", str(refusing.endpoint))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    check_names(uri, refusing)
+
+
 @pytest.mark.parametrize("name", ["", "file://", "a\0b", "\ud800", "x" * 300, "abfs://bucket/a", "http://host/a.jpg"])
 def test_names_that_no_file_can_have(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -43,6 +43,11 @@ next run. A million loose images are better read from a Parquet version of them.
 
 **Paths.** A path in a Parquet file or a list of a dataset is a path in that dataset, relative to the file's folder, or
 to the dataset if it is absolute. It never names a file of the machine that reads it, because a dataset may be anyone's.
+URIs with another scheme, such as `s3://`, are read as they stand.
+
+**Measured.** `python -m benchmarks.hub`, with the stand-in of the tests on loopback: a listing of 200,000 names took
+1.4 s and 2 MiB (the process grew from 52 to 54 MiB), where huggingface_hub's own file system took 7.3 s and 317 MiB;
+400 MiB were read by ranges in 2.7 s, with 3 requests to the hub and 56 to the host of large files.
 
 Sightline is tested with a stand-in for the hub's HTTP API, written after huggingface_hub's source, and not with the
 hub itself."""

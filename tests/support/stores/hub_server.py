@@ -30,6 +30,7 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _DATASET = r"/(?:api/)?datasets/(?P<repo>[^/]+/[^/]+)"
 _API = re.compile(rf"{_DATASET}/(?P<call>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?")
 _RESOLVE = re.compile(rf"{_DATASET}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_ACCESS = re.compile(rf"{_DATASET}/auth-check")
 _CACHE = re.compile(r"/api/resolve-cache/datasets/(?P<repo>[^/]+/[^/]+)/(?P<commit>[0-9a-f]{40})/(?P<path>.+)")
 
 
@@ -104,6 +105,8 @@ class Dataset:
     refs: dict[str, str] = field(default_factory=dict)
     refused: Reply | None = None
     """What a request without the right token gets."""
+    gated: bool = False
+    """Whether the files, but not their names, are refused to requests without the right token."""
 
 
 class HubServer:
@@ -209,7 +212,7 @@ class HubServer:
         if cached := _CACHE.fullmatch(parts.path):
             file = self.datasets[cached["repo"]].commits[cached["commit"]][unquote(cached["path"])]
             return _send(file, request, {"ETag": f'"{file.etag}"', "X-Repo-Commit": cached["commit"]})
-        match = _API.fullmatch(parts.path) or _RESOLVE.fullmatch(parts.path)
+        match = _API.fullmatch(parts.path) or _RESOLVE.fullmatch(parts.path) or _ACCESS.fullmatch(parts.path)
         if match is None:
             return Reply(404, {"Content-Type": "text/html"}, b"<html>Sorry, we can't find the page.</html>")
         repo = match["repo"]
@@ -220,6 +223,10 @@ class HubServer:
             return EXPIRED
         if dataset is None or (dataset.refused is not None and not token):
             return NO_REPOSITORY if dataset is None or dataset.refused is None else dataset.refused
+        if dataset.gated and not token and match.re is not _API:
+            return GATED
+        if match.re is _ACCESS:
+            return Reply(200, {"Content-Type": "text/plain"}, b"OK")
         revision = unquote(match["revision"])
         commit = dataset.refs.get(revision, revision)
         if commit not in dataset.commits:
@@ -228,7 +235,7 @@ class HubServer:
         if match.re is _RESOLVE:
             return self._resolve(repo, commit, dataset.commits[commit].get(path), path)
         if match["call"] == "revision":
-            return _as_json({"_id": "1", "id": repo, "sha": commit})
+            return _as_json({"_id": "1", "id": repo, "sha": commit, "gated": "auto" if dataset.gated else False})
         if match["call"] == "paths-info":
             wanted = parse_qs(body.decode())["paths"]
             tree = dataset.commits[commit]
@@ -311,6 +318,13 @@ def _as_json(value: Any) -> Reply:
     return Reply(200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(value).encode())
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing: a client that has what it needs closes the connection."""
+
+
 def _serve(respond: Callable[[BaseHTTPRequestHandler, bytes], Reply]) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -333,7 +347,7 @@ def _serve(respond: Callable[[BaseHTTPRequestHandler, bytes], Reply]) -> Threadi
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
