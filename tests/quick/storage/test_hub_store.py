@@ -77,6 +77,27 @@ def test_files_are_listed_and_read(hub: HubServer, store: HubStore, repo: str) -
         store.read(f"{root}/none.jpg")
 
 
+def test_the_hubs_own_client_sees_the_same(hub: HubServer, store: HubStore, repo: str) -> None:
+    """The stand-in is one that huggingface_hub takes for the hub, and which says the same to it."""
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+
+    hub.page = 4
+    api = HfApi(endpoint=hub.endpoint, token=False)
+    sha = api.dataset_info(repo, revision="main", expand=["sha"]).sha
+    assert sha == hub.datasets[repo].refs["main"]
+    found = by_path(store, f"hf://datasets/{repo}")
+    tree = list(api.list_repo_tree(repo, recursive=True, repo_type="dataset", revision=sha))
+    files = api.get_paths_info(repo, list(FILES), repo_type="dataset", revision=sha)
+    for listed in ([one for one in tree if hasattr(one, "blob_id")], files):
+        assert {one.path: (one.size, one.lfs.sha256 if one.lfs else one.blob_id) for one in listed} == {
+            path: (entry.size, entry.etag) for path, entry in found.items()
+        }
+    for path, entry in found.items():
+        url = hf_hub_url(repo, path, repo_type="dataset", revision=sha, endpoint=hub.endpoint)
+        known = get_hf_file_metadata(url, token=False, endpoint=hub.endpoint)
+        assert (known.etag, known.size, known.commit_hash) == (entry.etag, entry.size, sha)
+
+
 def test_the_scheme_opens_one_store(hub: HubServer, repo: str) -> None:
     assert open_store("hf://datasets/o/n") is open_store(f"hf://datasets/{repo}")
     assert open_store("hf://datasets/o/n").read(f"hf://datasets/{repo}/labels.csv") == FILES["labels.csv"]
