@@ -17,9 +17,11 @@ from serve.rayserve.proxy import CALLBACK_PATH
 from tests.support.clients.worker import NotInstalledError
 from tests.support.ray_cluster import RayCluster
 from tests.support.stores.azurite import Azurite
+from tests.support.stores.fault_proxy import fault_proxy
 from tests.support.stores.google_server import GoogleServer
 from tests.support.stores.hub_server import HubServer
 from tests.support.stores.radosgw import Radosgw, why_not
+from tests.support.stores.service import Service
 
 TESTS = Path(__file__).parent
 
@@ -137,14 +139,36 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
+def s3_service(s3: Radosgw) -> Iterator[Service]:
+    """The S3 server behind a proxy that injects faults."""
+    with fault_proxy(s3.endpoint) as proxy:
+        yield Service("s3", s3, proxy)
+
+
+@pytest.fixture(scope="session")
+def gs_service(google: GoogleServer) -> Iterator[Service]:
+    """The stand-in for Google's store behind a proxy that injects faults."""
+    with fault_proxy(google.endpoint) as proxy:
+        yield Service("gs", google, proxy)
+
+
+@pytest.fixture(scope="session")
+def az_service(azurite: Azurite) -> Iterator[Service]:
+    """Azure's emulator behind a proxy that injects faults."""
+    with fault_proxy(azurite.endpoint) as proxy:
+        yield Service("az", azurite, proxy)
+
+
+@pytest.fixture(scope="session")
 def store_env(request: pytest.FixtureRequest) -> dict[str, str]:
     """Environment variables for Ray's processes: addresses and keys of the servers that the session's tests need.
 
-    Without an S3 server on this machine it has none of S3. With SIGHTLINE_CI set a missing server is an error.
+    Without an S3 server on this machine it has none of S3. With SIGHTLINE_CI set a missing server is an error. The
+    addresses of Google's and Azure's are those of proxies: a job does not name them, so no test can give others.
     """
     env: dict[str, str] = {}
     if any(item.get_closest_marker("azure") for item in request.session.items):
-        env |= request.getfixturevalue("azurite").env | request.getfixturevalue("google").env
+        env |= request.getfixturevalue("az_service").env | request.getfixturevalue("gs_service").env
     if any("hub" in getattr(item, "fixturenames", ()) for item in request.session.items):
         env |= request.getfixturevalue("hub").env
     wanted = any(item.get_closest_marker("s3") for item in request.session.items)

@@ -14,6 +14,7 @@ CREDENTIALS = {
 }
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _NO_BUCKET = re.compile(r"ContainerNotFound|NoSuchBucket")
+_ARCHIVED = re.compile(r"BlobArchived|BlobBeingRehydrated")
 _NO_IDENTITY = re.compile(r"token request|[Mm]etadata|credential|must be specified")
 _PAST = re.compile(r'object was only|"bytes 0--1/0"')
 """Of obstore's own checks, for servers that answer a range past the end with nothing and no error."""
@@ -38,7 +39,7 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise _explain_refusal(uri, _find_status(str(error))) from error
     except obstore.InvalidPathError as error:
         raise InvalidUri(f"{show(uri)}: there is an object whose name is not supported: {_first(error)}") from error
-    except obstore.GenericError as error:
+    except (obstore.GenericError, obstore.AlreadyExistsError) as error:  # the second is what it makes of any 409
         raise _explain_failure(uri, str(error)) from error
     except (obstore.BaseError, OSError, ValueError) as error:
         raise StoreError(f"{show(uri)}: {_first(error)}") from error
@@ -59,6 +60,8 @@ def _explain_refusal(uri: str, status: int) -> StoreError:
 def _explain_failure(uri: str, text: str) -> StoreError:
     """The error for what obstore has no type for: an unexpected status, or a request without a response."""
     shown, status = show(uri), _find_status(text)
+    if status == 409 and _ARCHIVED.search(text):
+        return Forbidden(f"{shown}: the object is archived and must be restored first")
     if status == 404:
         return _explain_missing(shown, text)
     if status == 412:

@@ -113,6 +113,7 @@ def test_a_read_that_never_succeeds(place: Place) -> None:
     [
         (faults.FORBIDDEN, Forbidden),
         (ErrorResponse(401, "Unauthorized"), Forbidden),
+        (ErrorResponse(409, "BlobArchived"), Forbidden),
         (faults.ABSENT, NotFound),
         (faults.PRECONDITION, Changed),
     ],

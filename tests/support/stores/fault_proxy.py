@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that forwards requests to a real S3 server, and injects the faults that a test defines.
+"""An HTTP proxy on loopback that forwards requests to an object store, and injects the faults that a test defines.
 
 A rule selects requests (by method, by a regular expression over `bucket/key`, by count) and has an action for them. The
 first rule that matches a request is applied. A request without a rule is forwarded unchanged. The Host header is
