@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 
+from curation.dedup.mapped import Stored
 from siglip.scoring import Floats
 
 CELL_ROWS, NEAREST = 1024, 4
@@ -94,7 +95,7 @@ class Cells:
         return cosines >= np.partition(cosines, -_REGIONS, axis=1)[:, -_REGIONS, None]
 
 
-def fit_cells(rows: NDArray[np.int64], vectors: Any, cells: int) -> Cells:
+def fit_cells(rows: NDArray[np.int64], vectors: Stored, cells: int) -> Cells:
     """Fit cells on a random sample of rows. `vectors` are the embeddings of all rows, (N, D).
 
     Memory holds up to 262,144 embeddings twice.
@@ -129,7 +130,7 @@ def list_cells(nearest: NDArray[np.int32], cells: int) -> Iterator[NDArray[np.in
             yield order[start:end] // nearest.shape[1]
 
 
-def split_cell(rows: NDArray[np.int64], vectors: Any, most: int) -> Iterator[NDArray[np.int64]]:
+def split_cell(rows: NDArray[np.int64], vectors: Stored, most: int) -> Iterator[NDArray[np.int64]]:
     """Yield the rows of a cell in parts of at most `most` rows, each part with close embeddings.
 
     `vectors` are the embeddings of all rows, (N, D). Rows are in the two nearest parts. Rows that k-means cannot part,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from curation.dedup.earlier import Earlier
 from curation.dedup.fingerprints import FINGERPRINT, compare_fingerprints, take_fingerprints
 from curation.dedup.groups import NONE, Groups
+from curation.dedup.mapped import MappedArray
 from curation.dedup.parts import Parts
 from curation.dedup.rows import Rows
 
@@ -94,7 +94,7 @@ class _Prints:
         wanted = np.flatnonzero(near)
         self._place = np.full(len(rows), NONE, np.int32)
         self._place[wanted] = np.arange(len(wanted))
-        self._prints: Any = np.memmap(folder / "prints", FINGERPRINT, "w+", shape=(max(1, len(wanted)),))
+        self._prints = MappedArray(folder / "prints", FINGERPRINT, (len(wanted),))
         self._readable = np.zeros(len(wanted), np.bool_)
         for start in range(0, len(wanted), _FINGERPRINTS):
             part = slice(start, start + _FINGERPRINTS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.dedup.mapped import Stored
 from curation.dedup.pairs import Neighbors
 from siglip.scoring import Floats
 
@@ -120,7 +120,7 @@ class Groups:
             self._size[row] += 1
             self.radius[row] = max(self.radius[row], angle)
 
-    def list_mergeable(self, heads: NDArray[np.int64], radius: Floats, vectors: Any) -> NDArray[np.int64]:
+    def list_mergeable(self, heads: NDArray[np.int64], radius: Floats, vectors: Stored) -> NDArray[np.int64]:
         """Return the pairs of groups that are close for certain, int64 (P, 2), among those that `heads` represent.
 
         Pairs are given by the two representatives, the one with the lower rank first, and are sorted by it. `radius`
@@ -143,7 +143,7 @@ class Groups:
             found.append(np.stack([heads[one[near]], heads[other[near]]], axis=1))
         return np.concatenate(found)
 
-    def merge(self, pairs: NDArray[np.int64], vectors: Any) -> list[int]:
+    def merge(self, pairs: NDArray[np.int64], vectors: Stored) -> list[int]:
         """Unite the pairs of groups that `list_mergeable` has found, unless they have changed since.
 
         `vectors` are the embeddings of all rows, (N, D). Returns the representatives of the groups that have grown.
@@ -166,7 +166,7 @@ class Groups:
             return False
         return self._confirm is None or bool(self._confirm(head, np.asarray([other]))[0])
 
-    def _unite(self, head: int, other: int, angle: float, vectors: Any) -> None:
+    def _unite(self, head: int, other: int, angle: float, vectors: Stored) -> None:
         moved = self._list_members(other)
         self.leader[moved] = head
         self.cosine[moved] = np.asarray(vectors[moved], np.float32) @ np.asarray(vectors[head], np.float32)

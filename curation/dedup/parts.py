@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from curation.dedup.cells import (
     split_cell,
 )
 from curation.dedup.groups import GUARD, NONE, Groups
+from curation.dedup.mapped import Stored
 from curation.dedup.pairs import PAIR, Close, ComparedNeighbors, ListedNeighbors, find_pairs
 from curation.dedup.rows import Rows
 from siglip.config import count_cores
@@ -175,7 +176,7 @@ class Parts:
         return np.asarray(self._vectors[rows], np.float32)
 
 
-def _list_parts(rows: NDArray[np.int64], vectors: Any) -> Iterator[NDArray[np.int64]]:
+def _list_parts(rows: NDArray[np.int64], vectors: Stored) -> Iterator[NDArray[np.int64]]:
     """Yield rows in parts of close embeddings, each in ascending order. `vectors` are those of all rows, (N, D)."""
     if len(rows) < 2:
         return

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.dedup.mapped import MappedArray
 from curation.tagged_output import TaggedOutput, read_embeddings
 
 LARGEST, NEWEST = "largest", "newest"
@@ -37,8 +38,8 @@ class Rows:
         self.starts = np.cumsum([0, *(output.rows for output in outputs)])
         count = int(self.starts[-1])
         width = outputs[0].width
-        self.vectors: Any = np.memmap(folder / "vectors", np.float16, "w+", shape=(max(1, count), width))
-        self.digests: Any = np.memmap(folder / "digests", np.uint64, "w+", shape=(max(1, count), 4))
+        self.vectors = MappedArray(folder / "vectors", np.float16, (count, width))
+        self.digests = MappedArray(folder / "digests", np.uint64, (count, 4))
         self.other = np.arange(count) < self.starts[base]
         self.base = self.other.copy() if seen is None else self.other | seen
         areas, preferred = np.zeros(count, np.int64), np.zeros(count, np.bool_)
@@ -76,12 +77,12 @@ class Rows:
         """Return for each row the row of the same bytes with the lowest rank, int64 (N,): itself, if it is alone."""
         first = np.arange(len(self))
         # Few rows have the first word of another one's digest. Only those are compared whole.
-        words = np.asarray(self.digests[: len(self), 0])
+        words = self.digests[: len(self), 0]
         order = np.argsort(words, kind="stable")
         same = words[order[1:]] == words[order[:-1]]
         rows = np.sort(order[np.r_[False, same] | np.r_[same, False]]) if len(order) else order
         del words, order, same
-        digests = np.asarray(self.digests[rows])
+        digests = self.digests[rows]
         order = np.lexsort((self.rank[rows], *digests.T))
         rows, digests = rows[order], digests[order]
         starts = np.flatnonzero(np.r_[True, (digests[1:] != digests[:-1]).any(axis=1)]) if len(rows) else order

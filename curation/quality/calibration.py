@@ -37,7 +37,8 @@ from curation.quality.truth import Truth, check_sampled, group_answers
 from curation.sampling.sample import assume_threshold
 from curation.tagged_output import TaggedOutput
 from siglip.heads import LinearHead, build_head
-from siglip.labels import Calibration, LabelSet
+from siglip.label_text.fitted import Calibration
+from siglip.labels import LabelSet
 from siglip.scoring import Floats
 
 STEPS = np.arange(-8.0, 12.01, 0.25)

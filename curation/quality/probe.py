@@ -15,7 +15,8 @@ from curation.quality.independence import make_fingerprint
 from curation.quality.regression import Examples
 from curation.quality.truth import Truth, group_answers
 from curation.tagged_output import TaggedOutput
-from siglip.labels import LabelSet, Probe
+from siglip.label_text.fitted import Probe
+from siglip.labels import LabelSet
 
 FOLDS = 5
 MIN_ANSWERS = 10

@@ -29,7 +29,8 @@ from sightline.demo.shapes import LABELS
 from siglip.checkpoint import pin_model
 from siglip.heads import accept_thresholds, build_head, name_bands, tag_embeddings
 from siglip.images.decode import REASONS
-from siglip.labels import LabelSet, Probe
+from siglip.label_text.fitted import Probe
+from siglip.labels import LabelSet
 from tests.support.agreement import check_agreement
 from tests.support.endpoint import Endpoint, data_uri, make_config, run_endpoint, shape_png
 from tests.support.images import awkward_cases, encode, make_rgb

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import sightline
 from benchmarks.outputs import SyntheticOutput, write_output
-from curation.dedup import described, earlier, pairs, parts, result
+from curation.dedup import described, earlier, mapped, pairs, parts, result
 from curation.dedup.cells import Cells, list_cells, split_cell
 from curation.dedup.dedup import COPY, SIMILAR
 from curation.dedup.fingerprints import MOST_LEVELS, compare_fingerprints, take_fingerprints
@@ -547,3 +547,22 @@ def test_outputs_of_two_models_do_not_compare(tmp_path: Path) -> None:
     output = made.write(tmp_path / "tags")
     with pytest.raises(ConfigError, match="another model"):
         dedup_output(output, tmp_path / "result", replace(output, table=replace(output.table, weights="other")))
+
+
+def test_a_mapped_array_gives_back_its_pages_and_keeps_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mapped.read_mapped()
+    monkeypatch.setattr(mapped, "HELD_BYTES", before + 8 * 2**20)
+    array = mapped.MappedArray(tmp_path / "array", np.float32, (64, 2**18))  # a megabyte in each row
+    largest = 0
+    for row in range(64):
+        array[row] = np.full(2**18, row)
+        largest = max(largest, mapped.read_mapped())
+    for row in np.random.default_rng(0).permutation(64).tolist():
+        assert (array[[row]] == row).all()
+        largest = max(largest, mapped.read_mapped())
+    assert largest < before + 24 * 2**20
+    assert not np.shares_memory(array[3:5], array[3:5])
+    assert array[3:5, 7].tolist() == [3, 4]
+    assert mapped.MappedArray(tmp_path / "empty", np.uint8, (0, 3))[:0].shape == (0, 3)

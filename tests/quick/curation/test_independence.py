@@ -25,7 +25,8 @@ from curation.sampling.sample import Exclusion, Goal, draw_sample
 from curation.tagged_output import TaggedOutput, open_output
 from sightline.cli import app
 from siglip.heads import build_head
-from siglip.labels import LabelSet, Probe
+from siglip.label_text.fitted import Probe
+from siglip.labels import LabelSet
 from storage.settings import ConfigError
 from tests.support.vectors import draw_vectors
 

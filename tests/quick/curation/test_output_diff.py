@@ -17,8 +17,9 @@ from curation.output_diff import EXAMPLES, diff_outputs
 from curation.tagged_output import TaggedOutput, open_output
 from sightline.cli import app
 from siglip.families import siglip
+from siglip.label_text.fitted import Probe
 from siglip.label_text.tokens import LabelReadings, Reading
-from siglip.labels import LabelSet, Probe
+from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale
 from storage.settings import ConfigError
 from tests.support.vectors import draw_vectors

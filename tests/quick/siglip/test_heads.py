@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pipelines.output.label_columns import make_label_columns
 from siglip.families import siglip
 from siglip.heads import LinearHead, accept_thresholds, build_head, name_bands, tag_embeddings
-from siglip.labels import LabelError, LabelSet, Probe
+from siglip.label_text.fitted import Probe
+from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats, Scale, score_pairs, sigmoid, softmax
 from tests.support.vectors import draw_vectors
 
