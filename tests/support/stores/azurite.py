@@ -36,7 +36,7 @@ class Azurite:
             port = int(free.getsockname()[1])
         self.endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
         arguments = ["--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
-        self._process = subprocess.Popen([NODE, program, *arguments], start_new_session=True)
+        self._process = subprocess.Popen([NODE, program, *arguments], stdout=subprocess.DEVNULL, start_new_session=True)
         for _ in range(10 * _SECONDS):
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
