@@ -57,7 +57,8 @@ class Answers:
     ) -> int:
         """Append an answer about a label for each of some images; they are on disk afterwards. Return their number.
 
-        An image whose row was replaced, and that is selected at both positions, is one image.
+        An image whose row was replaced, and that is selected at both positions, is one image. An answer that is taken
+        back is replaced by the one before it in the file, if there is one.
 
         Raises `ConfigError` for a label that the output does not have, and if the file cannot be written.
         """
@@ -66,11 +67,11 @@ class Answers:
         taken = snapshot.take(check_positions(snapshot, positions), [ID, "key", "sha256"]).to_pylist()
         rows = {row[ID]: row for row in taken}.values()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = "".join(
-            json.dumps({**row, "label": label, "answer": answer, "at": now}, ensure_ascii=False) + "\n" for row in rows
-        )
         with self._lock:
             try:
+                before = self._list_before(label, {row[ID] for row in rows}) if answer == "taken back" else {}
+                said = ({**row, "label": label, "answer": before.get(row[ID], answer), "at": now} for row in rows)
+                lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in said)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(lines)
                     file.flush()
@@ -79,10 +80,24 @@ class Answers:
                 raise ConfigError(f"{self.path} cannot be written: {error.strerror or error}") from error
         return len(rows)
 
+    def _list_before(self, label: str, ids: set[str]) -> dict[str, str]:
+        """Return the last answer but one about a label of each of some images that has so many."""
+        found: dict[str, list[str]] = {}
+        with self.path.open(encoding="utf-8") as file:
+            for text in file:
+                line = json.loads(text)
+                if line["label"] == label and line[ID] in ids:
+                    found[line[ID]] = [*found.get(line[ID], [])[-1:], line["answer"]]
+        return {one: answers[0] for one, answers in found.items() if len(answers) == 2}
+
     def suggest(self, snapshot: Snapshot) -> list[str]:
         """Return the commands that use the answers."""
         output, truth = shlex.quote(snapshot.output.uri), shlex.quote(str(self.path))
         return [f"sightline probe {output} --truth {truth}", f"sightline evaluate {output} --truth {truth}"]
+
+
+class _Cancelled(Exception):
+    """The export that is under way is not wanted any more."""
 
 
 class Export:
@@ -90,6 +105,7 @@ class Export:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         self._said: dict[str, object] = {"state": "none", "rows": 0, "lines": []}
 
@@ -104,18 +120,25 @@ class Export:
         destination = _find_place(destination.strip())
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                raise ConfigError("another export is under way: wait for its end")
+                raise ConfigError("another export is under way: wait for its end, or cancel it")
+            self._cancelled.clear()
             self._said = {"state": "running", "rows": 0, "lines": []}
             arguments = (snapshot, ids, target, destination, thumbnails)
             self._thread = threading.Thread(target=self._run, args=arguments, name="export", daemon=True)
             self._thread.start()
 
     def describe(self) -> dict[str, object]:
-        """Return `state` (none, running, done, failed), the `rows` so far, and `lines` to show."""
+        """Return `state` (none, running, done, failed, cancelled), the `rows` so far, and `lines` to show."""
         return dict(self._said)
 
+    def cancel(self) -> None:
+        """End the export that is under way, if there is one, at its next images. Then there is no destination."""
+        self._cancelled.set()
+
     def update(self, rows: int) -> None:
-        """Note the number of images so far."""
+        """Note the number of images so far. Ends the export by an exception if it was cancelled."""
+        if self._cancelled.is_set():
+            raise _Cancelled
         self._said = {**self._said, "rows": rows}
 
     def _run(self, snapshot: Snapshot, ids: list[str], target: str, destination: str, thumbnails: bool) -> None:
@@ -126,6 +149,10 @@ class Export:
                 done = export_output(
                     snapshot.output, target, destination, keep=keep, thumbnails=thumbnails, progress=self
                 )
+            except _Cancelled:
+                what = "images that are there already stay" if scheme_of(destination) else "nothing was written"
+                self._said = {"state": "cancelled", "rows": 0, "lines": [f"cancelled: {what}"]}
+                return
             except (ConfigError, StoreError) as error:
                 self._said = {"state": "failed", "rows": 0, "lines": [str(error)]}
                 return

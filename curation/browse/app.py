@@ -234,6 +234,12 @@ def make_app(follower: Follower, embedder: Embedder, answers: Path, review: Fast
     def describe_export() -> JSONResponse:
         return JSONResponse(export.describe())
 
+    @app.delete("/api/export")
+    def cancel_export() -> JSONResponse:
+        """Cancel the export that is under way. It ends with its next images: `GET /api/export` says when it has."""
+        export.cancel()
+        return JSONResponse(export.describe())
+
     if review is not None:
         app.mount("/review", review)
     return app

@@ -53,6 +53,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+PRETENDS_TO_RUN = """(() => {
+    const { fetch } = window;
+    window.fetch = async (path, options) => {
+        const response = await fetch(path, options);
+        const kept = path !== "api/export" || options.method === "DELETE" || window.cancelled;
+        return kept ? response : new Response(JSON.stringify({ state: "running", rows: 5, lines: [] }));
+    };
+})()"""
+"""Makes the page see an export that is under way until `window.cancelled` is set."""
+
+
 def order(browser: Browser) -> list[str]:
     """The keys of the tiles on the screen, in their order."""
     script = (
@@ -172,6 +183,14 @@ def test_a_selection_by_mouse_and_keys_becomes_a_list_answers_and_an_export(
             row["id"] for path in (tmp_path / "out").rglob("*.parquet") for row in pq.read_table(path).to_pylist()
         ]
         assert sorted(exported) == sorted(expected)
+        assert not browser.find("#export-cancel").is_displayed()
+        browser.run(PRETENDS_TO_RUN)
+        browser.find("#exports .close").click()
+        browser.find("#export").click()
+        browser.wait("!document.getElementById('export-cancel').hidden")
+        browser.find("#export-cancel").click()
+        browser.run("window.cancelled = true")
+        browser.wait("document.getElementById('export-cancel').hidden")
         browser.find("#exports .close").click()
         ActionChains(browser.driver).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).perform()
         browser.wait("document.getElementById('selected').textContent === '800 selected'")

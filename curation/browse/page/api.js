@@ -46,6 +46,7 @@ export const answer = async (positions, label, said) => (await post(`api/answers
 export const startExport = async (positions, target, destination, thumbnails) =>
   (await post(`api/export/${run}`, { positions, target, destination, thumbnails })).json();
 export const readExport = async () => (await request("api/export")).json();
+export const cancelExport = async () => (await request("api/export", { method: "DELETE" })).json();
 
 export async function rejects(reason, start) {
   return (await request(`api/rejects/${run}?reason=${encodeURIComponent(reason)}&start=${start}`)).json();

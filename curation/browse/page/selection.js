@@ -154,7 +154,7 @@ async function takeBack() {
     const { saved } = await api.answer(undo.positions, undo.label, "taken back");
     undo = null;
     $("answers-undo").hidden = true;
-    say($("answers-said"), [`${answers(saved)} taken back.`]);
+    say($("answers-said"), [`${answers(saved)} taken back. Earlier answers about them count again.`]);
   } catch (error) {
     say($("answers-said"), [error.message], true);
   }
@@ -167,6 +167,7 @@ function openExport() {
   $("export-thumbnails").parentElement.hidden = !api.about.thumbnails;
   $("exports").showModal();
   $("export-to").focus();
+  attempt(api.readExport).then((found) => found?.state === "running" && showExport(found)); // begun on another page
 }
 
 async function startExport() {
@@ -179,8 +180,21 @@ async function startExport() {
   }
 }
 
+async function cancelExport() {
+  $("export-cancel").disabled = true;
+  try {
+    await api.cancelExport();
+  } catch (error) {
+    say($("export-said"), [error.message], true);
+    $("export-cancel").disabled = false;
+  }
+}
+
 function showExport({ state, rows, lines }) {
   clearTimeout(polling);
+  const running = state === "running";
+  if ($("export-cancel").hidden === running) $("export-cancel").disabled = false;
+  $("export-cancel").hidden = !running;
   if (state === "running") {
     say($("export-said"), [`${images(rows)} so far …`]);
     polling = setTimeout(async () => {
@@ -203,6 +217,7 @@ $("answers-save").addEventListener("click", saveAnswers);
 $("answers-undo").addEventListener("click", takeBack);
 $("export").addEventListener("click", openExport);
 $("export-start").addEventListener("click", startExport);
+$("export-cancel").addEventListener("click", cancelExport);
 $("clear").addEventListener("click", clear);
 for (const form of document.querySelectorAll("dialog form")) {
   form.addEventListener("submit", (event) => {

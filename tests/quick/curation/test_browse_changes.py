@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fastapi.testclient import TestClient
 
 from benchmarks.outputs import SyntheticOutput, write_output
 from curation.browse import copy as copy_module
+from curation.browse.actions import Export
 from curation.browse.app import make_app
 from curation.browse.copy import LocalCopy
 from curation.browse.follow import Follower
@@ -243,6 +245,45 @@ def test_a_destination_that_can_be_no_folder_is_refused(
         assert page.client.get("/api/export").json()["state"] == "none"
         empty = page.client.post(f"/api/export/{page.about['run']}", headers={"content-type": "application/json"})
         assert empty.json()["detail"].startswith("the request: ")
+
+
+def test_an_export_is_cancelled_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, asked = Export.update, threading.Event()
+
+    def wait(export: Export, rows: int) -> None:
+        assert asked.wait(60)
+        update(export, rows)
+
+    monkeypatch.setattr(Export, "update", wait)
+    with closing(Page(make(tmp_path / "made", (5,)), tmp_path)) as page:
+        body = {"positions": [1, 3], "target": "hf", "destination": str(tmp_path / "out")}
+        page.post("export", body)
+        again = page.post("export", body)
+        assert (again.status_code, "or cancel it" in again.json()["detail"]) == (422, True)
+        assert page.client.delete("/api/export").json()["state"] == "running"
+        asked.set()
+        while (said := page.client.get("/api/export").json())["state"] == "running":
+            time.sleep(0.01)
+        assert (said["state"], said["lines"]) == ("cancelled", ["cancelled: nothing was written"])
+        assert not (tmp_path / "out").exists()
+        page.post("export", body)
+        while (said := page.client.get("/api/export").json())["state"] == "running":
+            time.sleep(0.01)
+        assert (said["state"], said["rows"]) == ("done", 2)
+
+
+def test_an_answer_that_is_taken_back_leaves_the_one_before_it(tmp_path: Path) -> None:
+    """Someone says right of many images, then wrong of one of them by mistake, and presses Undo."""
+    with closing(Page(make(tmp_path / "made", (5,)), tmp_path)) as page:
+        label = next(iter(page.about["thresholds"]))
+        for positions, answer in (([1, 2], "right"), ([2, 3], "wrong"), ([2, 3], "taken back")):
+            said = page.post("answers", {"positions": positions, "label": label, "answer": answer}).json()
+        read = read_truth_file(Path(said["file"]))
+        assert [row.answer for row in read.rows] == ["right", "right"]
+        ids = page.post("list", {"positions": [1, 2]}).text.splitlines()
+        assert sorted(row.image for row in read.rows) == sorted(ids)
+        said = page.post("answers", {"positions": [1], "label": label, "answer": "taken back"}).json()
+        assert [row.image for row in read_truth_file(Path(said["file"])).rows] == [ids[1]]
 
 
 def test_an_export_to_a_url_makes_no_folder_of_this_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
