@@ -12,8 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 
 HELD_BYTES = 2 * 2**30
 """As many bytes of mapped files may be in this process's memory before those of an array are given back."""
+_ROWS = 1024
+"""As many rows are read before it is looked how much that is. Linux maps up to 64 KiB around each of them."""
 _LOOKED_AT = 2**20
-"""After reading or writing so many bytes, it is looked how much that is. A look takes as long as reading some rows."""
+"""It is looked too after reading or writing so many bytes. A look takes as long as reading some rows."""
 _STATM = Path("/proc/self/statm")
 
 
@@ -34,6 +36,13 @@ class MappedArray:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Return a copy of some rows."""
+        if isinstance(index, np.ndarray) and index.dtype != np.bool_ and len(index) > _ROWS:
+            many = np.empty((len(index), *self._array.shape[1:]), self._array.dtype)
+            for start in range(0, len(index), _ROWS):
+                part = index[start : start + _ROWS]
+                many[start : start + len(part)] = self._array[part]
+                self._count(_LOOKED_AT)
+            return many
         found: NDArray[Any] = self._array[index]
         found = found if found.flags.owndata else found.copy()
         self._count(found.nbytes)
