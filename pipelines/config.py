@@ -17,7 +17,7 @@ from pipelines.tables.names import TABLE_NAMES, is_table
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
-from storage.schemes import lower_scheme, refuse_output
+from storage.schemes import lower_scheme, refuse_output, refuse_partial
 from storage.settings import ConfigError, check_settings, override_keys, read_settings
 
 DEFAULT_THUMBNAIL = 256
@@ -299,9 +299,9 @@ def absolute(uri: str) -> str:
     """Return a local path as an absolute path, and any other URI unchanged.
 
     Workers have other working directories, and a plan is read by later runs from other working directories. Links stay
-    as they are, except those before a `..`. Raises `ConfigError` for an empty path.
+    as they are, except those before a `..`. Raises `ConfigError` for an empty path or a part of a URI.
     """
-    uri = lower_scheme(uri)
+    refuse_partial(uri := lower_scheme(uri))
     if "://" in uri and not uri.startswith("file://"):
         return uri
     path = uri.removeprefix("file://")

@@ -91,6 +91,20 @@ def refuse_output(uri: str) -> None:
         )
 
 
+def refuse_partial(uri: str) -> None:
+    """Raise `ConfigError` for a scheme of `SCHEMES` without a bucket, or without its slashes.
+
+    `s3://` is left when a variable of a template is not set. Taken as a path it would be a folder of this machine.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme.lower() not in SCHEMES:
+        return
+    if not rest.startswith("//"):
+        raise ConfigError(f"{show(uri)}: write {scheme.lower()}://..., or ./{show(uri)} for a folder of this name")
+    if scheme.lower() != "file" and not rest.strip("/"):
+        raise ConfigError(f"{show(uri)}: there is no bucket behind {scheme.lower()}://: perhaps a variable is not set")
+
+
 def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
     """The store that holds `uri`. Raises `InvalidUri` for a scheme that is not in `SCHEMES`."""
     open_one = SCHEMES.get(scheme_of(uri) or "file")

@@ -12,6 +12,7 @@ file holds what the ledger adds to the totals of the output.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -79,6 +80,9 @@ class Ledger:
         """When each ledger was sealed, in UTC, as ISO 8601."""
         self.moves: list[bool] = []
         """Whether each ledger is a compaction's: its rows say where images lie, and are about no new ones."""
+        self.marks: list[str] = [""]
+        """For each number of ledgers, a digest of their content, of 15 hexadecimal digits; "" without a ledger. An
+        output that was made anew, or restored, may have as many ledgers as before, but not these."""
         self.replacing = -1
         """The number of the last ledger with a row about a shard that an earlier ledger has too, or -1."""
         self.replaced: set[str] = set()
@@ -323,6 +327,7 @@ class Ledger:
             state = self._segments.setdefault(int(segment), _SegmentState())
             if state.set(numbers[rows], generations[rows], self.count):
                 self.replacing = self.count
+        self.marks.append(hashlib.sha256(self.marks[-1].encode() + data).hexdigest()[:15])
         self.count += 1
 
 

@@ -21,6 +21,7 @@ from pipelines.config import absolute
 from pipelines.inputs.rows import Input
 from storage.links import RealPaths
 from storage.schemes import is_remote
+from storage.settings import ConfigError
 from storage.store import Entry
 
 NEW, KNOWN, CHANGED, NAMED = 0, 1, 2, 3
@@ -193,5 +194,5 @@ def _normalize(uri: str) -> str:
         return uri
     try:
         return absolute(uri)
-    except ValueError:  # a NUL, or half of a character, as JSON may have it: no file has this name
+    except (ValueError, ConfigError):  # a NUL, half of a character as JSON may have it, `s3:a//b`: no file's name
         return uri

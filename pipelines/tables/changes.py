@@ -41,11 +41,14 @@ def compare_files(wanted: pa.Table, present: pa.ChunkedArray, moved: bool) -> Ch
     """Compare the files that a table is to have, with the columns `FILES`, with the paths of those that it has.
 
     Nothing else is remembered, so files that another program has put into the table are removed from it, and those that
-    it has removed are added again. `moved` tells that the ledgers since then only moved rows.
+    it has removed are added again. A file that is there twice is removed and added. `moved` tells that the ledgers
+    since then only moved rows.
     """
-    added = wanted.filter(pc.invert(pc.is_in(wanted["path"], present)))
-    removed = present.filter(pc.invert(pc.is_in(present, wanted["path"])))
-    return Changes(added, removed, moved and len(removed) > 0)
+    counts = pc.value_counts(present)
+    paths, often = counts.field("values"), pc.greater(counts.field("counts"), 1)
+    added = wanted.filter(pc.invert(pc.is_in(wanted["path"], paths.filter(pc.invert(often)))))
+    removed = paths.filter(pc.or_(often, pc.invert(pc.is_in(paths, wanted["path"]))))
+    return Changes(added, pa.chunked_array([removed]), moved and len(removed) > 0)
 
 
 def list_files(ledger: Ledger, kind: Kind, first: int = 0) -> pa.Table:

@@ -6,12 +6,16 @@ A column is left out of a table, and stays in the files, if a reader could get o
 * Unsigned integers: neither format has them, and a library that takes 8 bits for 8 bits makes -56 of 200.
 * Times of day, durations, nanoseconds, time zones other than UTC, `null`: no type in one of the formats, or one that
   older readers do not know. A timestamp without a zone is such a type in Delta.
-* Names that differ only in case from those before, or have characters that Spark refuses: ` ,;{}()=` and controls.
+* Names that differ only in case from those before, or have characters that Spark refuses: ` ,;{}()=` and controls. The
+  same holds for the fields of a struct.
+* Names with a dot that are also the path to a field of another column: Iceberg looks columns up by such paths.
 
 A list of fixed size becomes a list: neither format has the size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.types as types
@@ -31,19 +35,52 @@ def choose_columns(schema: pa.Schema) -> tuple[pa.Schema, list[str]]:
     """Return the columns that a table has, with its types, and why the others are left out, a phrase for each."""
     fields: list[pa.Field] = []
     left_out: list[str] = []
-    names: set[str] = set()
+    known: set[str] = set()
     for field in schema:
         type_ = convert_type(field.type)
-        if field.name.lower() in names:
-            left_out.append(f"{field.name!r}: another column has this name in other letters")
-        elif bad := sorted(char for char in set(field.name) if char in _REFUSED or not char.isprintable()):
-            left_out.append(f"{field.name!r}: no table may have {bad[0]!r} in a name")
+        paths = [".".join(path).lower() for path in _list_paths(field)]
+        if why := _find_fault(field) or _find_conflict(field.name.lower(), paths, known):
+            left_out.append(f"{field.name!r}: {why}")
         elif type_ is None:
             left_out.append(f"{field.name!r}: no table has the type {field.type}")
         else:
-            names.add(field.name.lower())
+            known.update(paths)
             fields.append(pa.field(field.name, type_, field.nullable))
     return pa.schema(fields), left_out
+
+
+def _find_conflict(name: str, paths: list[str], known: set[str]) -> str:
+    """Say why a table cannot have a column beside those whose `paths`, in lower case, are `known`, or return ""."""
+    if name in known:
+        dotted = "as a field" if "." in name else "in other letters"
+        return f"another column has this name {dotted}"
+    if not known.isdisjoint(paths):
+        return "one of its fields has the name of another column"
+    if len(set(paths)) < len(paths):
+        return "two of its fields have one name, or differ only in case"
+    return ""
+
+
+def _find_fault(field: pa.Field) -> str:
+    """Say what no table may have in the name of a column or of its fields, or return ""."""
+    for path in _list_paths(field):
+        if not path[-1]:
+            return "no table may have an empty name"
+        if bad := sorted(char for char in set(path[-1]) if char in _REFUSED or not char.isprintable()):
+            return f"no table may have {bad[0]!r} in a name"
+    return ""
+
+
+def _list_paths(field: pa.Field, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of a column and of all its fields, as Iceberg names them."""
+    path = (*before, field.name)
+    yield path
+    type_ = field.type
+    if types.is_struct(type_):
+        for inner in type_:
+            yield from _list_paths(inner, path)
+    elif types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        yield from _list_paths(type_.value_field.with_name("element"), path)
 
 
 def convert_type(type_: pa.DataType) -> pa.DataType | None:

@@ -1,9 +1,11 @@
 """Iceberg: a table for the images and one for the rejected rows, in a catalogue that the user has.
 
 The files stay where they are; the table's own files lie where the catalogue puts them. Its property `sightline.ledgers`
-is the number of ledgers that it is at, and is changed in the commit that adds the files; the snapshot has it too.
-A file that is added twice has its rows twice, so no commit may be repeated on another state of the table than it was
-made for: pyiceberg's own retries are off, and each attempt looks at the table again.
+is the number of ledgers that it is at, and `sightline.state` their digest: an output that was made anew or restored in
+the same place has other ones, be they as many. Both are changed in the commit that adds the files; the snapshot has the
+digest too. If the current snapshot has another one, another program has committed or gone back since, and all files are
+compared. A file that is added twice has its rows twice, so no commit may be repeated on another state of the table than
+it was made for: pyiceberg's own retries are off, and each attempt looks at the table again.
 
 This module is the only one that calls `pyiceberg`.
 """
@@ -11,6 +13,7 @@ This module is the only one that calls `pyiceberg`.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,19 +22,20 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.output.ledger import Ledger
-from pipelines.output.output import Output
+from pipelines.output.output import TABLES, Output
 from pipelines.tables.changes import TOGETHER, Changes, compare_files, list_files
+from pipelines.tables.mapping import find_unreadable, map_names
 from pipelines.tables.names import ICEBERG
 from pipelines.upkeep.merging import KINDS, Kind
 from storage.schemes import is_remote, scheme_of
 from storage.settings import ConfigError
-from storage.store import StoreError
+from storage.store import StoreError, show
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
-_LEDGERS, _OUTPUT = "sightline.ledgers", "sightline.output"
+_LEDGERS, _STATE, _OUTPUT = "sightline.ledgers", "sightline.state", "sightline.output"
 _RETRIES, _MAPPING = "commit.retry.num-retries", "schema.name-mapping.default"
 _ATTEMPTS = 10
 """Commits that are tried while other processes commit theirs."""
@@ -50,8 +54,12 @@ def import_pyiceberg() -> Any:
 def check_place(uri: str) -> None:
     """Raise `ConfigError` for an output that no Iceberg table can name as its readers expect it.
 
-    pyiceberg does not know az://, and reaches gs:// by another interface than `storage.cloud`, which is not tested.
+    pyiceberg does not know az://, and reaches gs:// by another interface than `storage.cloud`, which is not tested. It
+    reads a name up to a `#` or a `?`, and without line ends and tabs.
     """
+    if found := re.search(r"[#?\x00-\x1f\x7f]", uri):
+        shown = found[0] if found[0].isprintable() else "a control character"
+        raise ConfigError(f"{show(uri)}: no Iceberg table can name files under {shown}: rename the folder")
     scheme = scheme_of(uri)
     if scheme not in (None, "file", "s3"):
         raise ConfigError(
@@ -60,7 +68,8 @@ def check_place(uri: str) -> None:
 
 
 class IcebergTables:
-    """The Iceberg tables of an output. `schemas` are the columns of each, and `name` is as `ICEBERG` says.
+    """The Iceberg tables of an output. `schemas` are the columns of each, and `name` is as `ICEBERG` says. `files` are
+    the columns of the files, if there are more.
 
     The catalogue is one of pyiceberg's configuration, `.pyiceberg.yaml` or environment variables. The rejected rows are
     in a second table, whose name ends with `_rejects`. Every method raises `StoreError`.
@@ -68,48 +77,73 @@ class IcebergTables:
 
     name = "the Iceberg table"
 
-    def __init__(self, output: Output, schemas: dict[Kind, pa.Schema], name: str) -> None:
+    def __init__(
+        self, output: Output, schemas: dict[Kind, pa.Schema], name: str, files: dict[Kind, pa.Schema] | None = None
+    ) -> None:
+        check_place(output.uri)
         import_pyiceberg()
         found = ICEBERG.fullmatch(name)
         assert found is not None, name
-        self._output, self._schemas = output, schemas
+        self._output, self._schemas, self._files = output, schemas, files or schemas
         self._catalog_name, self._namespace = found["catalog"], found["namespace"]
         self._identifiers: dict[Kind, str] = {
             kind: f"{self._namespace}.{found['table']}{'_rejects' if kind == 'rejects' else ''}" for kind in KINDS
         }
 
-    def count_ledgers(self) -> int:
-        """Return the number of ledgers that all tables have. 0 if there is a table that is not there."""
+    def prepare(self) -> None:
+        """Make the tables that are not there yet, without files."""
+        catalog = self._connect()
+        for kind in KINDS:
+            self._open(catalog, kind) or self._create(catalog, kind)
+
+    def is_current(self, ledger: Ledger) -> bool:
+        """Tell whether both tables are at the state of these ledgers, and nobody else has committed to them since."""
         catalog = self._connect()
         tables = [self._open(catalog, kind) for kind in KINDS]
-        return min(0 if table is None else _read_count(table) for table in tables)
+        state = ledger.count, ledger.marks[-1]
+        return all(
+            table is not None and _read_state(table) == state and _is_own(table) and not self._lacks_names(kind, table)
+            for kind, table in zip(KINDS, tables, strict=True)
+        )
 
-    def publish(self, ledger: Ledger) -> tuple[int, int]:
+    def explain_unreadable(self) -> list[str]:
+        """Say which columns of the files keep pyiceberg from reading the table, though the table is without them."""
+        return find_unreadable(self._files["data"], self._schemas["data"])
+
+    def publish(self, ledger: Ledger, *, compare: bool = False) -> tuple[int, int]:
         """Bring both tables to the state of the ledgers. Return how many files were added, and how many removed.
 
-        Files of new ledgers are added without a look at the others. If a ledger replaces rows of earlier ones, all
-        files of the table are read from its manifests.
+        Files of new ledgers are added without a look at the others. If a ledger replaces rows of earlier ones, if
+        another program has committed since, or to `compare`, all files of the table are read from its manifests.
         """
         catalog = self._connect()
-        counts = [self._publish_kind(catalog, kind, ledger) for kind in KINDS]
+        counts = [self._publish_kind(catalog, kind, ledger, compare) for kind in KINDS]
         return sum(added for added, _ in counts), sum(removed for _, removed in counts)
 
-    def _publish_kind(self, catalog: Catalog, kind: Kind, ledger: Ledger) -> tuple[int, int]:
+    def _publish_kind(self, catalog: Catalog, kind: Kind, ledger: Ledger, compare: bool) -> tuple[int, int]:
         added = removed = conflicts = 0
         while conflicts < _ATTEMPTS:
             table = self._open(catalog, kind) or self._create(catalog, kind)
-            published = _read_count(table)
-            if published >= ledger.count:
+            published, mark = _read_state(table)
+            if published > ledger.count:  # by a run whose ledgers were not there yet when these were read
+                ledger.refresh()
+            own = _is_own(table)
+            noted = own and (published, mark) == (ledger.count, ledger.marks[-1]) and not self._lacks_names(kind, table)
+            if noted and not compare:
                 return added, removed
             last = True
-            if published and ledger.replacing < published:
+            known = own and published > 0 and ledger.marks[published : published + 1] == [mark]
+            if known and not compare and ledger.replacing < published:
                 files = list_files(ledger, kind, published)
                 changes = compare_files(files, pa.chunked_array([], pa.string()), moved=False)
             else:
                 changes = compare_files(list_files(ledger, kind), self._list_present(kind, table), moved=False)
                 if not published:  # otherwise what was added in part would be added again
                     changes, last = changes.take(TOGETHER)
-            if self._commit(kind, table, changes, ledger.count if last else published):
+            if noted and not len(changes.added) and not len(changes.removed):
+                return added, removed
+            state = (ledger.count, ledger.marks[-1]) if last else (published, mark)
+            if self._commit(kind, table, changes, state):
                 added, removed = added + len(changes.added), removed + len(changes.removed)
                 if last:
                     return added, removed
@@ -118,17 +152,22 @@ class IcebergTables:
                 conflicts += 1
         raise StoreError(f"{self._identifiers[kind]}: other processes committed to it {_ATTEMPTS} times meanwhile")
 
-    def _commit(self, kind: Kind, table: Table, changes: Changes, count: int) -> bool:
-        """Commit one snapshot. Return False if another process has committed one meanwhile."""
+    def _commit(self, kind: Kind, table: Table, changes: Changes, state: tuple[int, str]) -> bool:
+        """Commit one snapshot, after which the table is at `state`: a number of ledgers and their digest.
+
+        Returns False if another process has committed one meanwhile.
+        """
         from pyiceberg.exceptions import CommitFailedException
 
         try:
             with self._errors(kind), table.transaction() as transaction:
-                properties = {_LEDGERS: str(count)}
-                if table.name_mapping() is None:  # the files have no ids of fields
-                    properties[_MAPPING] = table.schema().name_mapping.model_dump_json()
+                notes = {_LEDGERS: str(state[0]), _STATE: state[1]}
+                properties = dict(notes)
+                if self._lacks_names(kind, table):  # the files have no ids of fields
+                    mapping = table.name_mapping() or table.schema().name_mapping
+                    properties[_MAPPING] = map_names(mapping, self._files[kind]).model_dump_json()
                 transaction.set_properties(properties)
-                update = transaction.update_snapshot(snapshot_properties={_LEDGERS: str(count)})
+                update = transaction.update_snapshot(snapshot_properties=notes)
                 if len(changes.removed):
                     with update.overwrite() as overwrite:
                         for path in changes.removed.to_pylist():
@@ -171,19 +210,31 @@ class IcebergTables:
 
     def _list_present(self, kind: Kind, table: Table) -> pa.ChunkedArray:
         """Return the paths of a table's files, those of the output without their folder."""
+        from pyiceberg.manifest import ManifestContent
+
         prefix = self._prefix(kind)
+        paths: list[str] = []
         with self._errors(kind):
             snapshot = table.current_snapshot()
-            paths = [
-                entry.data_file.file_path
-                for manifest in (snapshot.manifests(table.io) if snapshot else ())
-                for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
-            ]
+            for manifest in snapshot.manifests(table.io) if snapshot else ():
+                entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+                if manifest.content == ManifestContent.DELETES and entries:
+                    raise StoreError(
+                        f"{self._identifiers[kind]} still names files of which another program deleted rows: drop the "
+                        "table, without purging its files, and run `sightline publish`, which makes it anew"
+                    )
+                paths += [entry.data_file.file_path for entry in entries]
         return pa.chunked_array([pa.array([path.removeprefix(prefix) for path in paths], pa.string())])
 
     def _prefix(self, kind: Kind) -> str:
         uri = self._output.uri_of(kind)
         return f"{uri if is_remote(uri) else f'file://{uri}'}/"
+
+    def _lacks_names(self, kind: Kind, table: Table) -> bool:
+        """Tell whether the files have a column without a place in the table's name mapping: see `map_names`."""
+        mapping = table.name_mapping()
+        known = {name for field in mapping.root for name in field.names} if mapping else set()
+        return not known.issuperset(self._files[kind].names)
 
     def _connect(self) -> Catalog:
         from pyiceberg.catalog import load_catalog
@@ -206,7 +257,16 @@ class IcebergTables:
                 return None
         owner = table.properties.get(_OUTPUT)
         if owner != self._output.uri:
-            raise StoreError(f"{self._identifiers[kind]} is a table of {owner or 'others'}: give another name")
+            raise StoreError(
+                f"{self._identifiers[kind]} is a table of {owner or 'others'}: give another name. If this output was "
+                f"moved or copied, its {TABLES} has the name too: remove it there, or drop the table, without purging "
+                "its files, if nothing else is at its place"
+            )
+        if not table.spec().is_unpartitioned():
+            raise StoreError(
+                f"{self._identifiers[kind]} was partitioned by another program: drop the table, without purging its "
+                "files, and run `sightline publish`, which makes it anew"
+            )
         if table.properties.get(_RETRIES) != "0":
             raise StoreError(f"{self._identifiers[kind]} has another {_RETRIES} than 0: rows would be there twice")
         return table
@@ -247,5 +307,14 @@ class IcebergTables:
             ) from error
 
 
-def _read_count(table: Table) -> int:
-    return int(table.properties.get(_LEDGERS, "0"))
+def _read_state(table: Table) -> tuple[int, str]:
+    """The number of ledgers that a table is at, and their digest, which is "" in a table of an earlier version."""
+    return int(table.properties.get(_LEDGERS, "0")), table.properties.get(_STATE, "")
+
+
+def _is_own(table: Table) -> bool:
+    """Tell whether the current snapshot is the one that the table's state was noted with."""
+    snapshot = table.current_snapshot()
+    if snapshot is None or snapshot.summary is None:
+        return False
+    return snapshot.summary.get(_STATE) == table.properties.get(_STATE)

@@ -7,7 +7,6 @@ its configuration names a table or not: otherwise the tables would name files th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -34,21 +33,31 @@ class Tables(Protocol):
 
     name: str
 
-    def count_ledgers(self) -> int:
-        """Return the number of ledgers that all tables have."""
+    def prepare(self) -> None:
+        """Make the tables that are not there yet, without files."""
 
-    def publish(self, ledger: Ledger) -> tuple[int, int]:
-        """Bring the tables to the state of the ledgers. Return how many files were added, and how many removed."""
+    def is_current(self, ledger: Ledger) -> bool:
+        """Tell whether the tables are at the state of the ledgers, as far as is known without their list of files."""
+
+    def explain_unreadable(self) -> list[str]:
+        """Return the columns of the files that keep a reader from the tables, though the tables are without them."""
+
+    def publish(self, ledger: Ledger, *, compare: bool = False) -> tuple[int, int]:
+        """Bring the tables to the state of the ledgers. Return how many files were added, and how many removed.
+
+        With `compare`, all files are compared, also if the tables are at this state by their own notes.
+        """
 
 
 class Publication:
     """The tables of an output, and what has become of them. `wanted` is a table to make if it is not there yet.
 
-    `lines` tell what was done, and `failure` what went wrong, empty if nothing did.
+    With `compare`, what other programs did to the tables is undone also if the output has not changed since. `lines`
+    tell what was done, and `failure` what went wrong, empty if nothing did.
     """
 
-    def __init__(self, wanted: str | None = None) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: str | None = None, *, compare: bool = False) -> None:
+        self.wanted, self.compare = wanted, compare
         self.lines: list[str] = []
         self.failure = ""
 
@@ -58,17 +67,27 @@ class Publication:
         True also if the output has no table. Raises nothing for trouble with a table or its store: see `failure`.
         """
         self.failure = ""
+        faults: list[str] = []
         try:
-            names = self._claim(state.output)
+            names = read_tables(state.output)
+            if self.wanted is not None and self.wanted not in names:
+                names.append(self.wanted)
             if names and state.ledger.count:
-                self._publish(state, names)
+                format_ = read_format(state.output)
+                rewrite_partial(state, format_)
+                for name in names:  # one that is out of reach keeps no other one back
+                    try:
+                        self._publish(state, name, format_)
+                    except (ConfigError, StoreError) as error:
+                        faults.append(" ".join(str(error).split()))
         except (ConfigError, StoreError) as error:
-            line = " ".join(str(error).split())
+            faults.append(" ".join(str(error).split()))
+        if faults:
             self.failure = (
-                f"the table was not brought up to the output: {line}; all that was committed stays: run `sightline "
-                f"publish {state.output.uri}`, or the same command again"
+                f"the table was not brought up to the output: {'; '.join(faults)}; all that was committed stays: run "
+                f"`sightline publish {state.output.uri}`, or the same command again"
             )
-        return not self.failure
+        return not faults
 
     def is_current(self, state: OutputState) -> bool:
         """Tell whether nothing is to be done. False also if that cannot be known."""
@@ -76,34 +95,31 @@ class Publication:
             names = read_tables(state.output)
             if self.wanted is not None and self.wanted not in names:
                 return not state.ledger.count
-            return all(
-                _open(name, state.output, read_format(state.output)).count_ledgers() >= state.ledger.count
-                for name in names
+            return not state.ledger.count or all(
+                _open(name, state.output, read_format(state.output)).is_current(state.ledger) for name in names
             )
         except (ConfigError, StoreError):
             return False
 
-    def _claim(self, output: Output) -> list[str]:
-        """Return the tables of the output, after the wanted one is written down too."""
-        names = read_tables(output)
-        if self.wanted is not None and self.wanted not in names:
-            names.append(self.wanted)
-            output.store.put(output.uri_of(TABLES), json.dumps({"tables": names}).encode())
-        return names
-
-    def _publish(self, state: OutputState, names: Sequence[str]) -> None:
-        format_ = read_format(state.output)
-        left_out = choose_columns(format_.data_schema())[1]
-        rewrite_partial(state, format_)
-        for name in names:
-            tables = _open(name, state.output, format_)
-            added, removed = tables.publish(state.ledger)
-            if added or removed:
-                rows = state.ledger.totals.rows_tagged
-                self.lines.append(
-                    f"{tables.name} is up to date: {rows:,} images; files: {added:,} added, {removed:,} removed"
-                )
-                self.lines += [f"{tables.name} is without the column {why}" for why in left_out]
+    def _publish(self, state: OutputState, name: str, format_: OutputFormat) -> None:
+        output = state.output
+        tables = _open(name, output, format_)
+        if name == self.wanted and name not in (names := read_tables(output)):
+            # First, so that a name that cannot be had is not one of the output's. Then, before a file is in the table.
+            tables.prepare()
+            output.store.put(output.uri_of(TABLES), json.dumps({"tables": [*names, name]}).encode())
+        added, removed = tables.publish(state.ledger, compare=self.compare)
+        if added or removed:
+            rows = state.ledger.totals.rows_tagged
+            self.lines.append(
+                f"{tables.name} is up to date: {rows:,} images; files: {added:,} added, {removed:,} removed"
+            )
+            left_out = choose_columns(format_.data_schema())[1]
+            self.lines += [f"{tables.name} is without the column {why}" for why in left_out]
+            self.lines += [
+                f"pyiceberg cannot read {tables.name}, because of the column {column!r} of the files; others may"
+                for column in tables.explain_unreadable()
+            ]
 
 
 def check_table(name: str | None, uri: str) -> None:
@@ -122,8 +138,8 @@ def check_table(name: str | None, uri: str) -> None:
 def publish_output(output: Output, wanted: str | None = None) -> Publication:
     """Bring the tables of an output up to it. Make `wanted` if it is not there, or a Delta table if there is no table.
 
-    Raises `ConfigError` if there is no finished output, or if a package is not installed, and `StoreError` if the table
-    could not be brought up to the output.
+    All files of the tables are compared. Raises `ConfigError` if there is no finished output, or if a package is not
+    installed, and `StoreError` if the table could not be brought up to the output.
     """
     plan, fingerprint = read_plan(output, inputs=False), read_fingerprint(output)
     if not plan.segments or fingerprint is None:
@@ -133,14 +149,18 @@ def publish_output(output: Output, wanted: str | None = None) -> Publication:
     if wanted is not None and not is_table(wanted):
         raise ConfigError(f"{wanted} is no table: write {TABLE_NAMES}")
     names = read_tables(output)
-    publication = Publication(wanted or (None if names else DELTA))
+    publication = Publication(wanted or (None if names else DELTA), compare=True)
     for name in {*names, publication.wanted}:
         check_table(name, output.uri)
     state = read_state(output, plan, publication)
-    if not publication.is_current(state):
+    if not state.ledger.count:
+        raise ConfigError(f"{output.uri}: nothing is committed here yet: run `sightline tag` first")
+    if publication.is_current(state):
+        publication(state)
+    else:
         state.renew(fingerprint)
-        if publication.failure:
-            raise StoreError(publication.failure)
+    if publication.failure:
+        raise StoreError(publication.failure)
     return publication
 
 
@@ -165,6 +185,6 @@ def read_format(output: Output) -> OutputFormat:
 
 
 def _open(name: str, output: Output, format_: OutputFormat) -> Tables:
-    data, rejects = (choose_columns(schema)[0] for schema in (format_.data_schema(), format_.rejects_schema()))
-    schemas: dict[Kind, pa.Schema] = {"data": data, "rejects": rejects}
-    return DeltaTables(output, schemas) if name == DELTA else IcebergTables(output, schemas, name)
+    files: dict[Kind, pa.Schema] = {"data": format_.data_schema(), "rejects": format_.rejects_schema()}
+    schemas: dict[Kind, pa.Schema] = {kind: choose_columns(schema)[0] for kind, schema in files.items()}
+    return DeltaTables(output, schemas) if name == DELTA else IcebergTables(output, schemas, name, files)

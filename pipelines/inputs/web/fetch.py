@@ -36,6 +36,8 @@ _FIELDS = ("etag", "last-modified", "content-type")
 """The header fields of a response that are recorded."""
 _RECORDED = 500
 """The most characters of a header field that are recorded."""
+_VALUED = frozenset(["unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"])
+"""The directives of X-Robots-Tag that have a value after a colon."""
 _REASONS = {404: "missing", 410: "missing", 401: "forbidden", 402: "forbidden", 403: "forbidden", 451: "forbidden"}
 """By HTTP status, the reason of an image's rejection. For all other statuses it is `unreadable`."""
 
@@ -173,14 +175,25 @@ class ImageFetcher:
 
 
 def _find_tag(text: str, config: FetchConfig) -> str | None:
-    """Return the directive of an X-Robots-Tag that is honoured, if there is one: for all agents, or for this one."""
+    """Return the directive of an X-Robots-Tag that is honoured, if there is one: for all agents, or for this one.
+
+    A name with a colon before a directive says that it and those behind it are for this agent, unless it is a directive
+    with a value, as in `max-snippet: 5`. `none` stands for `noindex, nofollow`.
+    """
     agent = config.user_agent.split("/")[0].split()[0].lower()
     for line in text.lower().splitlines():
-        before, colon, after = line.partition(":")
-        directives = [part.strip() for part in (after if colon else before).split(",")]
-        found = next((tag for tag in directives if tag in config.robots_tags), None)
-        if found is not None and (not colon or before.strip() == agent or "," in before):
-            return found
+        ours = True
+        for part in line.split(","):
+            before, colon, after = (piece.strip() for piece in part.partition(":"))
+            if colon and before in _VALUED:
+                continue
+            if colon:
+                ours = before in (agent, "*")
+            tag = after if colon else before
+            if ours and any(
+                one in config.robots_tags for one in (("noindex", "nofollow") if tag == "none" else (tag,))
+            ):
+                return tag
     return None
 
 

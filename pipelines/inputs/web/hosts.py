@@ -61,10 +61,13 @@ class Host:
         now = time.monotonic()
         if seconds is not None and seconds > LONGEST_SECONDS:
             self.rest(seconds)
-        elif seconds is not None:
+            return
+        new = self.paused <= now  # else this is the answer to a request that was made before the pause
+        if seconds is not None:
             self.paused = max(self.paused, now + seconds)
-        elif self.paused <= now:  # else this is the answer to a request that was made before the pause
+        elif new:
             self.paused = now + back_off(self.pauses)
+        if new:  # also if the host named it: else its images would wait for each other's pauses for days
             self.pauses += 1
             if self.pauses >= PAUSES:
                 self.rest(REST_SECONDS)

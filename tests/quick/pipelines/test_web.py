@@ -28,7 +28,7 @@ from pipelines.inputs.rows import Input, Reading, Row
 from pipelines.inputs.web import hosts, memory
 from pipelines.inputs.web.config import FetchConfig
 from pipelines.inputs.web.fetch import TRIES
-from pipelines.inputs.web.hosts import FAILURES, CachedResolver, back_off
+from pipelines.inputs.web.hosts import FAILURES, PAUSES, CachedResolver, back_off
 from pipelines.inputs.web.images import RESPONSE_KEY, _open_loop, fetch_urls
 from siglip.images.rejection import REASONS
 from storage.settings import ConfigError
@@ -101,6 +101,19 @@ OUTCOMES: dict[str, tuple[Respond, str | None, str]] = {
     "noindex of all": (reply(IMAGE, X_Robots_Tag="nofollow, noindex"), "forbidden", "X-Robots-Tag: noindex"),
     "noai of this agent": (reply(IMAGE, X_Robots_Tag="Sightline: noai"), "forbidden", "X-Robots-Tag: noai"),
     "noindex of another agent": (reply(IMAGE, X_Robots_Tag="googlebot: noindex"), None, "HTTP 200"),
+    "noai before a date": (
+        reply(IMAGE, X_Robots_Tag="noai, unavailable_after: 25 Jun 2010 15:00:00 PST"),
+        "forbidden",
+        "X-Robots-Tag: noai",
+    ),
+    "noai after a value": (reply(IMAGE, X_Robots_Tag="max-snippet: 5, noai"), "forbidden", "X-Robots-Tag: noai"),
+    "noai of this agent after another's tags": (
+        reply(IMAGE, X_Robots_Tag="googlebot: nofollow, noarchive, sightline: noai"),
+        "forbidden",
+        "X-Robots-Tag: noai",
+    ),
+    "noindex of another agent, second": (reply(IMAGE, X_Robots_Tag="bot: nofollow, noindex"), None, "HTTP 200"),
+    "none": (reply(IMAGE, X_Robots_Tag="none"), "forbidden", "X-Robots-Tag: none"),
     "another directive": (reply(IMAGE, X_Robots_Tag="nofollow"), None, "HTTP 200"),
 }
 
@@ -163,6 +176,14 @@ def test_a_host_that_asks_for_a_long_pause_is_left_to_the_next_run() -> None:
         assert len(web.seen) == 1
         assert "3,600 s" in str(rows[0].rejected)
         assert "not tried" in str(rows[1].rejected)
+
+
+def test_a_host_that_always_asks_for_a_short_pause_is_left_to_the_next_run() -> None:
+    """Else its images would wait for each other's pauses: of 10,000 images of a host that asks for 60 s, for days."""
+    with serve({f"/{n}": reply(b"", "429 No", Retry_After="0") for n in range(400)}) as web:
+        rows = fetch([url_of(web, f"/{n}") for n in range(400)], reading(web.port, host_connections=1))
+        assert {row.rejected.reason for row in rows if row.rejected} == {"host_trouble"}
+        assert len(web.seen) <= PAUSES + TRIES
 
 
 def test_a_dead_host_costs_a_few_attempts_and_holds_up_no_other() -> None:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from urllib3.response import HTTPResponse
 
+from pipelines.config import JobConfig
 from storage.s3.names import split_object
 from storage.s3.store import S3Store
 from storage.schemes import open_store
@@ -350,3 +351,13 @@ def test_the_longest_names_are_written(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     for name in ("x" * 255, "ü" * 127):
         assert store.put_if_absent(join(str(tmp_path), name), b"a")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "gs://", "az:///", "hf:datasets/owner/name", "s3:/bucket/tags", "GS:bucket"])
+def test_a_part_of_a_uri_is_no_folder_of_this_machine(uri: str) -> None:
+    """`s3://$BUCKET` with a variable that is not set: the job wrote into a folder `s3:`, with exit code 0."""
+    for keys in ({"input": "photos", "output": uri}, {"input": uri, "output": "tags"}):
+        with pytest.raises(ValueError, match=r"there is no bucket behind|for a folder of this name"):
+            JobConfig.model_validate({"labels": ["cat"], **keys})
+    config = JobConfig.model_validate({"labels": ["cat"], "input": "a:b", "output": "./s3:tags"})
+    assert config.output.endswith("/s3:tags")

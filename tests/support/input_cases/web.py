@@ -42,19 +42,20 @@ rejected ones, and no run goes on for ever. An image that the host refuses to gi
 once, with the status in the row's `detail`.
 
 **How hosts are treated.** `fetch.connections` requests (256) are made at the same time, and `fetch.host_connections`
-(8) to one host. The readers share these numbers, and each has at least one; on a cluster that grows, readers that
-come later are not counted. A run requests an image up to three times, with pauses of 0.25 s to a minute that double
-and have a random part. A host that answers 429 or 503 is left alone for as long as its Retry-After says, or for a
-pause that doubles. A host that has not answered 10 requests or asked for 8 pauses in a row, or asks for more than a
-minute, is not asked for 5 minutes, and its images wait for the next run: one dead host costs some timeouts and holds
-up no other. The address of a host is kept for a minute, and a reader makes 32 look-ups at once; a machine that
-fetches from thousands of hosts needs a caching resolver of its own.
+(8) to one host. The readers share these numbers, and each has at least one; on a cluster that grows, readers that come
+later are not counted. A run requests an image up to three times, with pauses of 0.25 s to a minute that double and
+have a random part. A host that answers 429 or 503 is left alone for as long as its Retry-After says, or for a pause
+that doubles. A host that has not answered 10 requests or asked for 8 pauses in a row is not asked for 5 minutes, and
+one that asks for more than a minute is not asked for as long as it says. Their images wait for the next run: one dead
+host costs some timeouts and holds up no other. The address of a host is kept for a minute, and a reader makes 32
+look-ups at once; a machine that fetches from thousands of hosts needs a caching resolver of its own.
 
 **Who is asked.** Requests say `User-Agent: sightline`. Some hosts, such as Wikimedia's, answer 403 or 429 unless it
 says how to reach you: set `fetch.user_agent: my-job/1.0 (me@example.org)`. An image whose host answers with `noai`,
-`noimageai`, `noindex` or `noimageindex` in `X-Robots-Tag` is rejected as `forbidden`, as img2dataset does it;
-`fetch.robots_tags: []` ignores them, for images that are yours. `robots.txt` is not read: it is for programs that
-find URLs by themselves, and here you name each one.
+`noimageai`, `noindex` or `noimageindex` in `X-Robots-Tag` is rejected as `forbidden`, as img2dataset does it; `none`
+counts as `noindex`, and what is said to another agent by its name does not count. `fetch.robots_tags: []` ignores
+them, for images that are yours. `robots.txt` is not read: it is for programs that find URLs by themselves, and here
+you name each one.
 
 **What is recorded.** A row's `source` and `key` are the URL of the list, and `sha256` is the digest of the bytes that
 were tagged. Its `metadata` has in addition the key `sightline:http`, with the final URL if there was a redirect, and
