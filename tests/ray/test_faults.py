@@ -209,7 +209,9 @@ def test_a_run_with_waiting_shards_says_why_and_the_next_run_tags_them(lasting: 
     for kind in ("listed", "linked"):
         wanted[lasting.bucket.images["unlisted", kind][1]] -= 1
     assert lasting.bucket.tagged() == +wanted
-    assert lasting.bucket.rejects() == lasting.rejects
+    # Azure's objects did not come back: new versions are tagged, and a row says of each old one that it has changed.
+    old = ["a.tar", "b.parquet", "c1.jpg"] if lasting.bucket.service.scheme == "az" else []
+    assert lasting.bucket.rejects() == lasting.rejects + Counter((f"changed/{name}", "changed") for name in old)
     lasting.bucket.verify()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -79,15 +78,22 @@ LASTING = [
 
 
 @pytest.fixture(scope="module")
+def made() -> dict[str, Bucket]:
+    """The buckets of this module, by the scheme of their store."""
+    return {}
+
+
+@pytest.fixture
 def bucket(
-    request: pytest.FixtureRequest, local_ray: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bucket]:
+    made: dict[str, Bucket], request: pytest.FixtureRequest, local_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> Bucket:
     """A bucket with an output that a run finished, in the store with the parameter's scheme."""
-    service: Service = request.getfixturevalue(f"{request.param}_service")
-    bucket = Bucket(service, tmp_path_factory.mktemp("output"), [Case("small", "", "", faults.FAILS, "")])
-    finish(bucket)
-    yield bucket
-    service.proxy.clear()
+    if request.param not in made:
+        service: Service = request.getfixturevalue(f"{request.param}_service")
+        small = Case("small", "", "", faults.FAILS, "")
+        made[request.param] = Bucket(service, tmp_path_factory.mktemp("output"), [small])
+        finish(made[request.param])
+    return made[request.param]
 
 
 def with_stores(cases: list[Case]) -> pytest.MarkDecorator:

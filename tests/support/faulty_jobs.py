@@ -84,6 +84,7 @@ class Bucket:
         self.name = service.server.new_bucket()
         self.root = f"{service.scheme}://{self.name}"
         self.contents: dict[str, bytes] = {}
+        self._replaced: set[str] = set()
         self.images: dict[tuple[str, str], list[str]] = {}
         """The digests of the images, by case and object: a.tar, b.parquet, c (loose images), listed and linked."""
         with pytest.MonkeyPatch.context() as patch:
@@ -129,13 +130,13 @@ class Bucket:
         """Overwrite an object with another one of the same size. `key` is as the proxy has it: with the bucket."""
         _, _, key = key.partition(f"{self.name}/")
         data = self.contents[key]
+        self._replaced.add(key)
         self.store.put(join(self.root, key), data[:-1] + bytes([data[-1] ^ 1]))
 
     def restore(self) -> None:
-        """Write the original objects again."""
-        for key, data in self.contents.items():
-            if "/changed/" in key:
-                self.store.put(join(self.root, key), data)
+        """Write the original objects again in place of those of `replace`."""
+        for key in self._replaced:
+            self.store.put(join(self.root, key), self.contents[key])
 
     def run(self, **keys: Any) -> subprocess.CompletedProcess[str]:
         """Run the job in this process, on the Ray of the tests."""
