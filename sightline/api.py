@@ -64,7 +64,7 @@ def tag(
 
     job = _make_config(config, keys)
     check_index(job)
-    with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
+    with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True, emoji=False)) as progress:
         outcome = run_job(job, progress, retry_rejects, limit or NO_LIMIT)
     index_output(job, outcome.manifest, outcome.new_shards)
     if outcome.unpublished:
@@ -83,7 +83,7 @@ def plan(config: JobConfig | str | PathLike[str] | None = None, *, quiet: bool =
     from sightline.progress import RunProgress
 
     job = _make_config(config, keys)
-    with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True)) as progress:
+    with RunProgress(Console(file=sys.stderr, quiet=quiet, soft_wrap=True, emoji=False)) as progress:
         return preview_run(job, progress)
 
 

@@ -38,8 +38,8 @@ _CAUSE = "The above exception was the direct cause of the following exception:"
 _OWN_TYPE = re.compile(r"^storage\.\w+\.\w+: ")
 """The type before the message of an exception of a store, in a traceback."""
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 GO_ON = "what is committed stays, run the same command to go on"

@@ -239,7 +239,7 @@ def _print_evaluation(metrics: Evaluation) -> None:
         ]
         mark = "" if one.independent else " *"
         table.add_row(escape(one.label) + mark, *bands, str(one.recall), str(one.f1), f"{one.answers:,}")
-    Console(file=out.file, width=max(out.width, _TABLE_WIDTH)).print(table, highlight=False)
+    Console(file=out.file, width=max(out.width, _TABLE_WIDTH), emoji=False).print(table, highlight=False)
     print_omitted(len(metrics.labels))
     if any(not one.independent for one in metrics.labels):
         text = "* these answers chose the threshold or trained the probe: too good. Draw others, `sightline audit`"

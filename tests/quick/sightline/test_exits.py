@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from sightline.exits import RAY_DATA_HINTS, RAY_DATA_WRAPPER, summarize_error
+from sightline.exits import RAY_DATA_HINTS, RAY_DATA_WRAPPER, err, out, summarize_error
 
 HINTS = "\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts, ..."
 TRACEBACK = """ray::MapBatches(bad)() (pid=1)
@@ -65,3 +66,11 @@ def test_ray_data_still_writes_what_is_looked_for() -> None:
     assert 'f"Failed to {description} after {attempts}/{max_attempts} "' in hints, "Ray Data's advice has another text"
     wrapper = (internal / "planner/plan_udf_map_op.py").read_text()
     assert RAY_DATA_WRAPPER.removesuffix(".") in wrapper, "Ray Data wraps exceptions with another message"
+
+
+@pytest.mark.parametrize("console", [out, err])
+def test_a_name_between_colons_is_printed_as_it_is(console: Console) -> None:
+    """A folder `a:x:b` was shown with a cross in its middle."""
+    with console.capture() as captured:
+        console.print("a:x:b/:dog:")
+    assert captured.get() == "a:x:b/:dog:\n"
