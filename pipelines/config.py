@@ -17,6 +17,7 @@ from pipelines.tables.names import TABLE_NAMES, is_table
 from siglip.config import Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
+from storage.hub.names import use_one_spelling
 from storage.schemes import lower_scheme, refuse_output, refuse_partial
 from storage.settings import ConfigError, check_settings, override_keys, read_settings
 
@@ -296,14 +297,14 @@ class JobConfig(BaseModel):
 
 
 def absolute(uri: str) -> str:
-    """Return a local path as an absolute path, and any other URI unchanged.
+    """Return a local path as an absolute path, and any other URI unchanged but for the spelling of a hub's revision.
 
     Workers have other working directories, and a plan is read by later runs from other working directories. Links stay
     as they are, except those before a `..`. Raises `ConfigError` for an empty path or a part of a URI.
     """
     refuse_partial(uri := lower_scheme(uri))
     if "://" in uri and not uri.startswith("file://"):
-        return uri
+        return use_one_spelling(uri)
     path = uri.removeprefix("file://")
     if not path.strip():  # an unset variable in a template; it must not become the working directory
         raise ConfigError(f"the path {uri!r} is empty: write . for the working directory")

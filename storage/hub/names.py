@@ -16,6 +16,9 @@ _SHORT = {"~parquet": "refs/convert/parquet"}
 """Short forms of revisions: the Parquet files that the hub makes itself of a dataset."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARTIAL = re.compile(r"hf://[^@]+@(?:~parquet|refs/convert/parquet|refs%2Fconvert%2Fparquet)/[^/]+/partial-[^/]+/")
+_DATASET = r"(hf://datasets/[^/@]+/[^/@]+)"
+_MAIN = re.compile(rf"^{_DATASET}@{DEFAULT_REVISION}(?=/|$)")
+_PARQUET = re.compile(rf"^{_DATASET}@refs(?:/|%2[Ff])convert(?:/|%2[Ff])parquet(?=/|$)")
 _PATH_BYTES = 4096
 
 
@@ -72,6 +75,14 @@ def split_uri(uri: str) -> Place:
         raise InvalidUri(f"{show(uri)}: no file of a dataset has such a path")
     revision = found.revision or DEFAULT_REVISION
     return Place(found.id, _SHORT.get(revision, revision), path, root)
+
+
+def use_one_spelling(uri: str) -> str:
+    """A URI with the shortest spelling of its revision: none for `main`, `~parquet` for `refs/convert/parquet`.
+
+    The same files are then one input, however a revision is written. Other URIs are returned unchanged.
+    """
+    return _PARQUET.sub(r"\1@~parquet", _MAIN.sub(r"\1", uri))
 
 
 def split_file(uri: str) -> Place:

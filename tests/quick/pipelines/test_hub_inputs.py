@@ -44,14 +44,33 @@ def test_a_split_that_is_converted_in_part_is_named(hub: HubServer, repo: str, t
     file = make_parquet({"image": [IMAGE, IMAGE]}, row_group_size=1)
     files = {f"default/partial-train/{number:04}.parquet": file for number in range(3)}
     hub.commit(repo, {**files, "default/test/0000.parquet": file}, "refs/convert/parquet")
-    root = f"hf://datasets/{repo}@{revision}"
-    config = JobConfig(input=(root,), output=str(tmp_path), labels=["a"], rows_per_shard=1)
+    root = f"hf://datasets/{repo}@~parquet"
+    config = JobConfig(
+        input=(f"hf://datasets/{repo}@{revision}",), output=str(tmp_path), labels=["a"], rows_per_shard=1
+    )
     report, _ = extend_plan(config, OPTIONS)
     (note,) = report.notes
     assert note.startswith(
         f"3 files, such as {root}/default/partial-train/0000.parquet, are of splits of which the hub"
     )
     assert extend_plan(config, OPTIONS)[0].notes == []
+
+
+def test_a_revision_is_one_input_however_it_is_written(hub: HubServer, repo: str, tmp_path: Path) -> None:
+    """Else each image would be tagged once for each spelling, without a word."""
+    files = {"a.png": IMAGE, "l.csv": b"path\na.png\n"}
+    hub.commit(repo, files)
+    hub.commit(repo, files, "refs/convert/parquet")
+    root = f"hf://datasets/{repo}"
+    others = (f"{root}@refs/convert/parquet", f"{root}@refs%2Fconvert%2Fparquet", f"{root}@~parquet/a.png")
+    config = JobConfig(input=(root, f"{root}@main", f"{root}@main/a.png", *others), output=str(tmp_path), labels=["a"])
+    _, columns = extend_plan(config, OPTIONS)
+    rows = [row.source for row in read_planned(config, OPTIONS, columns, Skipped())]
+    assert sorted(rows) == [f"{root}/a.png", f"{root}@~parquet/a.png"]
+    lists = JobConfig(input=(f"{root}@main/l.csv", f"{root}@mainly/x"), output=str(tmp_path), labels=["a"])
+    assert lists.input == (f"{root}/l.csv", f"{root}@mainly/x")
+    extend_plan(lists.model_copy(update={"input": lists.input[:1]}), OPTIONS)
+    assert len(read_planned(config, OPTIONS, columns, Skipped())) == 2
 
 
 def test_a_whole_split_has_no_note(hub: HubServer, repo: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ are read where they are, by ranges. Nothing is kept on a disk, and nothing can b
 only. The revision is a branch, a tag, a commit, `refs/pr/3` or `refs/convert/parquet`; a slash in any other is written
 `%2F`, and without one it is `main`. `@~parquet` is short for `@refs/convert/parquet`, the Parquet files that the hub
 makes itself of most datasets. Of a large one it makes only the first gigabytes, in folders `partial-...`, and a run
-says so. The same files at two revisions are two inputs.
+says so. The same files at two revisions are two inputs, but not at two spellings of one revision.
 
 **Versions.** A branch moves, so a process resolves it to a commit, and lists and reads there. The version of a file is
 the hash of its content: a commit that changes the card of a dataset changes no image. A file that a later commit
