@@ -41,10 +41,27 @@ def find_texts(output: TaggedOutput, labels: LabelSet) -> Floats | None:
     return None if any(row is None for row in rows) else np.asarray(rows, np.float32)
 
 
+def fit_machine(config: ModelConfig) -> ModelConfig:
+    """The settings with which this machine embeds a few texts or images beside those of an output: never compiled.
+
+    An output's device and int8 are for the machines that made it. Where they cannot be had, embeddings are those that
+    `auto` gives: the same for texts, and for images as near to those of int8 as the bound `min_cosine` asks.
+    """
+    from siglip.encoder import DeviceError, choose_device, choose_dtype
+
+    config = config.model_copy(update={"compile": False})
+    try:
+        choose_dtype(config, choose_device(config, 0))
+    except DeviceError:
+        return config.model_copy(update={"dtype": "auto", "device": "auto"})
+    return config
+
+
 class OutputModel:
     """The model of an output. Its weights are loaded when they are first needed.
 
-    `config` replaces the model that the output names, whose source may no longer be there. Every method raises
+    `config` replaces the model that the output names, whose source may no longer be there. The machine need not be one
+    that could have made the output: see `fit_machine`. Every method raises
     `ConfigError` if the checkpoint is another one than the output's, and `siglip.checkpoints.files.CheckpointError` if
     it cannot be used.
     """
@@ -96,10 +113,8 @@ class OutputModel:
     def _encoder(self) -> Encoder:
         from siglip.encoder import Encoder
 
-        output, config = self._output, self._config
-        model = pin_model(
-            config.model_copy(update={"compile": False}), Mirror(StoreOptions.from_environment(config.endpoint))
-        )
+        output, config = self._output, fit_machine(self._config)
+        model = pin_model(config, Mirror(StoreOptions.from_environment(config.endpoint)))
         if model.identity != output.weights:
             raise ConfigError(
                 f"{output.uri} has embeddings of the model {shorten_identity(output.weights)}, and {config.source} is "

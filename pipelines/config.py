@@ -14,7 +14,7 @@ from pipelines.inputs.web.config import FetchConfig
 from pipelines.output.schema import OWN_COLUMNS
 from pipelines.planning.dates import default_dates, expand_dates, fixed_part
 from pipelines.tables.names import TABLE_NAMES, is_table
-from siglip.config import Limits, ModelConfig
+from siglip.config import ChosenModel, Limits, ModelConfig
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
 from storage.hub.names import use_one_spelling
@@ -174,7 +174,7 @@ class JobConfig(BaseModel):
     labels: LabelSet = Field(
         description="A list of names, or {names, templates, threshold, top_k}, or the path of a file with either."
     )
-    model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
+    model: ChosenModel = Field(ModelConfig(), description="The checkpoint and how to run it.")
     actors: ActorsConfig = Field(ActorsConfig(), description="The pool of actors that run the model.")
     parquet: ParquetConfig = Field(ParquetConfig(), description="How to read Parquet inputs.")
     lists: ListsConfig = Field(ListsConfig(), description="How to read lists of images.")

@@ -174,8 +174,8 @@ def _process(
         # Summed up before Ray is stopped, which takes a second or two in which no image is processed.
         tasks = cluster.count_tasks(min(work.shards, WAVE_BLOCKS))
         summary = report.summarize(min(cluster.count_readers(), tasks), cluster.count_decoders(), tasks)
-        if fidelity is not None:
-            summary["fidelity"] = asdict(fidelity)
+        if config.model.dtype == "int8":  # null says that there was nothing to compare
+            summary["fidelity"] = fidelity and asdict(fidelity)
     # Without a deadline, shards that were not expected are another run's, which has committed them meanwhile.
     left = committer.stopped + work.beyond
     if late:

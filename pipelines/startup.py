@@ -76,13 +76,17 @@ class Startup:
 def _embed_labels(model: PinnedModel, labels: LabelSet, threads: int, gpus: float) -> tuple[Floats, Scale]:
     import torch
 
+    from siglip.cpu import release_memory
     from siglip.encoder import Encoder
 
     torch.set_num_threads(threads)
     config = model.config.model_copy(update={"compile": False})
     encoder = Encoder(replace(model, config=config), gpus=gpus)
     encoder.warm_up()
-    return encoder.embed_labels(labels, lambda warning: None), encoder.scale  # `find_work` has said it
+    found = encoder.embed_labels(labels, lambda warning: None), encoder.scale  # `find_work` has said it
+    del encoder
+    release_memory()  # Ray keeps the process, beside the actors
+    return found
 
 
 @ray.remote(max_retries=RETRIES)

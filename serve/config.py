@@ -22,7 +22,7 @@ from serve.rayserve.connections import ConnectionsConfig
 from serve.schemas import MAX_ITEMS
 from serve.search.config import SearchConfig
 from siglip.checkpoint import PinnedModel, pin_model
-from siglip.config import Limits, ModelConfig, count_cores
+from siglip.config import ChosenModel, Limits, ModelConfig, count_cores
 from siglip.heads import check_model
 from siglip.images.decode import DecodeMode
 from siglip.labels import LabelSet
@@ -208,7 +208,7 @@ class EndpointConfig(BaseModel):
         min_length=1,
         description="The model's id for clients; null is model.source, or the last part of it if it is a path.",
     )
-    model: ModelConfig = Field(ModelConfig(), description="The checkpoint and how to run it.")
+    model: ChosenModel = Field(ModelConfig(), description="The checkpoint and how to run it.")
     label_sets: dict[str, LabelSet] = Field(
         {},
         description="Registered label sets by name. Each is a mapping, a list of label names, or the path of a file, "

@@ -25,13 +25,13 @@ class ModelStuck(Exception):
 class Embedded:
     """Embeddings of one call of the model.
 
-    `vectors` are float32 (N, D) of unit norm. `weights` is the digest of the checkpoint that made them. `waited` and
-    `ran` are the seconds that the items waited for a batch and were computed, `batch` is the size of the last batch.
-    `readings` are what the model read of each text, None for images.
+    `vectors` are float32 (N, D) of unit norm. `numbers` is `ModelAbout.numbers` of the replica that made them. `waited`
+    and `ran` are the seconds that the items waited for a batch and were computed, `batch` is the size of the last
+    batch. `readings` are what the model read of each text, None for images.
     """
 
     vectors: Floats
-    weights: str
+    numbers: str
     waited: float
     ran: float
     batch: int
@@ -69,6 +69,15 @@ class ModelAbout:
     weights: str
     family: str
     loaded: int
+
+    @property
+    def numbers(self) -> str:
+        """What an embedding depends on: replicas with the same value may answer one request together.
+
+        That is the checkpoint with its size of images, the rule for texts, and int8. float32 and bfloat16 are not told
+        apart: which of them `auto` is depends on the machine of each replica.
+        """
+        return f"{self.weights} {self.family}{' int8' if self.dtype == 'int8' else ''}"
 
 
 class Model(Protocol):

@@ -17,6 +17,7 @@ import siglip.encoder
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.files import CheckpointError
 from siglip.config import DType, Limits, ModelConfig
+from siglip.cpu import release_memory
 from siglip.heads import LinearHead, build_head
 from siglip.images.decode import DecodeMode, ImageRejected, decode_image, resize_image
 from siglip.labels import LabelError, LabelSet
@@ -47,6 +48,7 @@ class Encoder:
         with _as_config_errors():
             self._encoder = siglip.encoder.Encoder(pinned)
             self._encoder.warm_up()
+        release_memory()
 
     @classmethod
     def load(

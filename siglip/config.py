@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 _MOST_BYTES = 2**31 - 1
 """Most bytes of an image, encoded or as RGB: decoders count them in signed 32-bit numbers."""
@@ -72,7 +72,8 @@ class ModelConfig(BaseModel):
         ge=-1,
         le=1,
         description="For int8: the lowest cosine that an image's embedding may have with that of bfloat16. It is "
-        "measured when the model is loaded and on a run's first images, and an image below it refuses the model.",
+        "measured when the model is loaded and on a run's first images, and an image below it refuses the model. "
+        "Other dtypes have a bound of their own, and refuse this one.",
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
@@ -87,6 +88,19 @@ class ModelConfig(BaseModel):
         description="Images in one forward pass, on a CPU rounded up to equal parts for its cores. auto is 256 on a "
         "GPU; on a CPU it is 8 or the number of cores, whichever is more, and 64 for a small model.",
     )
+
+
+def _refuse_unused_bound(config: ModelConfig) -> ModelConfig:
+    if config.dtype != "int8" and config.min_cosine != ModelConfig.model_fields["min_cosine"].default:
+        raise ValueError(f"min_cosine is for dtype: int8, and dtype is {config.dtype}: leave min_cosine out")
+    return config
+
+
+ChosenModel = Annotated[ModelConfig, AfterValidator(_refuse_unused_bound)]
+"""The settings of a model as a user chooses them: an option that would be ignored is refused.
+
+`ModelConfig` itself takes it, because it is also read from outputs that earlier versions have written.
+"""
 
 
 class Limits(BaseModel):

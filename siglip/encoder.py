@@ -31,9 +31,9 @@ from siglip.label_text.tokens import LabelReadings, Reading
 from siglip.labels import LabelSet
 from siglip.scoring import Floats, Scale, average_prompts
 from siglip.tensors import view_as_tensor
-from siglip.torch_internals import CompiledBySize, freeze_weights, has_vnni, multiplies_bfloat16
+from siglip.torch_internals import CompiledBySize, freeze_weights, multiplies_bfloat16
 from siglip.towers.inputs import InputLayer
-from siglip.towers.int8 import pack_tower, quantize_tower
+from siglip.towers.int8 import find_trouble, pack_tower, quantize_tower
 from siglip.towers.naflex import NaFlexTower
 from siglip.towers.vit import VisionTower
 from siglip.weights import load_model
@@ -311,8 +311,7 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype to compute in: `choose_floats` for `auto`. Raises `DeviceError` where int8 is asked for in vain."""
     if config.dtype == "auto":
         return choose_floats(device)
-    if config.dtype == "int8" and not (device.type == "cpu" and has_vnni()):
-        why = "is for CPUs" if device.type == "cuda" else "needs a CPU with AVX-512 VNNI, and this one does not have it"
+    if config.dtype == "int8" and (why := "is for CPUs" if device.type == "cuda" else find_trouble()):
         raise DeviceError(f"model.dtype: int8 {why}: use model.dtype: auto")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[config.dtype]
 

@@ -45,6 +45,12 @@ def multiply(images: Floats, texts: Floats) -> Floats:
     return np.asarray(np.matmul(np.ascontiguousarray(texts)[None], rows)[:, :, 0], dtype=np.float32)
 
 
+def format_cosine(cosine: float, digits: int = 5) -> str:
+    """A cosine as text, rounded down, so that one below a bound never reads as if it had reached it."""
+    # A float is rarely the decimal that it stands for: 1e-4 of the last digit is less than float32 can tell.
+    return f"{np.floor(cosine * 10**digits + 1e-4) / 10**digits:.{digits}f}"
+
+
 def score_pairs(images: Floats, texts: Floats, scale: Scale) -> Floats:
     """Logits of every image against every text: (B, D) x (L, D), both of unit norm, to float32 (B, L).
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from itertools import count
 from types import FunctionType, MethodType
 
@@ -45,9 +46,24 @@ def freeze_weights(frozen: bool) -> AbstractContextManager[None]:
 def has_vnni() -> bool:
     """Whether this CPU multiplies int8 with AVX-512 VNNI instructions. torch has no public function for it.
 
-    Without them, oneDNN adds products of uint8 and int8 in 16 bits, which overflow without a word.
+    Without them, oneDNN adds products of uint8 and int8 in 16 bits, which overflow without a word. Whether it uses them
+    is another question: see `multiplies_int8_exactly`.
     """
     return bool(torch.cpu._is_vnni_supported())
+
+
+@cache
+def multiplies_int8_exactly() -> bool:
+    """Whether sums of the largest products of uint8 and int8 are right in this process.
+
+    They are not if oneDNN is kept from using VNNI, as ONEDNN_MAX_CPU_ISA does: it then adds two products in 16 bits,
+    and such sums are half of what they should be. A model's own images may show little of that.
+    """
+    with torch.inference_mode():
+        rows = torch.full((1, 64), 255, dtype=torch.uint8)
+        packed = pack_int8(torch.full((16, 64), 127, dtype=torch.int8))
+        found = multiply_int8(rows, packed, torch.ones(16), torch.zeros(16), torch.float32)
+    return bool((found == 64 * 255 * 127).all())
 
 
 @torch.library.custom_op("sightline::pack_int8", mutates_args=())

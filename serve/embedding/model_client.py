@@ -15,7 +15,6 @@ from serve.http.errors import RETRY_AFTER, ApiError
 from serve.label_sets.prompts import EmbeddedPrompts
 from serve.log import log
 from serve.model import Embedded, Model, ModelAbout
-from siglip.checkpoints.files import shorten_identity
 
 OTHER_MODEL_SECONDS, OTHER_MODEL_PATIENCE = 0.25, 0.5
 """When a replica of another model responded: seconds between two tries, and seconds for which a request is retried."""
@@ -38,7 +37,7 @@ async def wait_for_model(model: Model, config_digest: str) -> ModelAbout:
 class ModelClient:
     """Calls the model and raises `ApiError` for every failure that a client may retry.
 
-    It accepts only embeddings of the weights that `about` names. It does not batch (see `Embedder`).
+    It accepts only embeddings with the `numbers` of `about`. It does not batch (see `Embedder`).
     """
 
     def __init__(self, model: Model, about: ModelAbout) -> None:
@@ -70,16 +69,16 @@ class ModelClient:
         return EmbeddedPrompts(np.concatenate([embedded.vectors for embedded in pieces]), readings)
 
     async def _call(self, embed: Callable[[], Awaitable[Embedded]], patience: float) -> Embedded:
-        """Repeat a call for up to `patience` seconds until a replica with this ingress's weights responds.
+        """Repeat a call for up to `patience` seconds until a replica with this ingress's numbers responds.
 
         During a change of configuration, replicas of the previous or the next configuration respond too. Their
-        embeddings must not be compared with this model's label embeddings, nor scored with this model's scale.
+        embeddings must not be compared with this model's label embeddings, nor scored with this model's scale; and a
+        text that they read by another rule must not be cached.
         """
         until = time.monotonic() + patience
-        while (embedded := await _try(embed)).weights != self.about.weights:
+        while (embedded := await _try(embed)).numbers != self.about.numbers:
             if time.monotonic() >= until:
-                found, expected = map(shorten_identity, (embedded.weights, self.about.weights))
-                log.warning("a replica has the model %s, expected %s", found, expected)
+                log.warning("a replica has the model %s, expected %s", embedded.numbers, self.about.numbers)
                 raise ApiError("unavailable", "the endpoint is changing its model: try again", retry_after=RETRY_AFTER)
             await asyncio.sleep(OTHER_MODEL_SECONDS)
         return embedded

@@ -90,11 +90,11 @@ class ModelServer:
         """Embed preprocessed images, uint8 (N, *spec.shape), within `seconds`.
 
         The deadline is passed as seconds from now, because the caller's clock may differ. Pixels of another shape,
-        which an ingress of another model sends during an update, give no embeddings: `weights` of the result tells the
+        which an ingress of another model sends during an update, give no embeddings: `numbers` of the result tells the
         caller that this is another model. Raises `serve.admission.batcher.Expired`.
         """
         if pixels.shape[1:] != self.about.spec.shape:
-            return Embedded(np.zeros((0, self.about.width), np.float32), self.about.weights, 0.0, 0.0, 0)
+            return Embedded(np.zeros((0, self.about.width), np.float32), self.about.numbers, 0.0, 0.0, 0)
         done = await self._images.submit(list(pixels), time.monotonic() + seconds)
         return self._embedded(done, done.results)
 
@@ -108,7 +108,7 @@ class ModelServer:
 
     def _embedded(self, done: Done[Any], vectors: Sequence[Floats], readings: list[Reading] | None = None) -> Embedded:
         rows = np.asarray(vectors, np.float32)
-        return Embedded(rows, self.about.weights, done.waited, done.ran, done.batch, readings)
+        return Embedded(rows, self.about.numbers, done.waited, done.ran, done.batch, readings)
 
     async def check_ready(self) -> None:
         """Raise `ModelStuck` if the model has work and has returned no result for `STUCK_SECONDS`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,12 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from sightline.commands.labels import read_labels
+from sightline.commands.skipped import print_skipped
 from sightline.exits import err, out, report_errors
 from storage.settings import ConfigError, describe_error
 
 if TYPE_CHECKING:
+    from pipelines.inputs.rows import Skipped
     from siglip.checkpoint import PinnedModel
     from siglip.checkpoints.comparison import ComparedModel
     from siglip.config import ModelConfig
@@ -51,13 +54,15 @@ def init(
 ) -> None:
     """Write a checkpoint with random weights in the hub's file layout, for benchmarks and to try how one is loaded."""
     from siglip.checkpoints.architectures import init_checkpoint
+    from siglip.checkpoints.files import name_source
 
     with report_errors():
         try:
             count = init_checkpoint(directory, arch.value, seed)
         except OSError as error:
             raise ConfigError(str(error)) from error
-        out.print(f"{directory}: {arch.value}, {count:,} parameters, random weights (seed {seed})", highlight=False)
+        written = escape(name_source(directory))
+        out.print(f"{written}: {arch.value}, {count:,} parameters, random weights (seed {seed})", highlight=False)
 
 
 @app.command("check")
@@ -139,7 +144,7 @@ def convert(
     with report_errors():
         from siglip.checkpoint import pin_model
         from siglip.checkpoints.conversion import convert_checkpoint
-        from siglip.checkpoints.files import CheckpointError
+        from siglip.checkpoints.files import CheckpointError, name_source
         from siglip.config import ModelConfig
 
         try:
@@ -152,8 +157,9 @@ def convert(
             )
         except (CheckpointError, OSError) as error:
             raise ConfigError(str(error).removeprefix("model.source: ")) from error
-        _print_facts(pin_model(ModelConfig(source=str(directory))), encoder)
-        out.print(escape(f"use it with     model.source: {directory}"), highlight=False)
+        written = name_source(directory)
+        _print_facts(pin_model(ModelConfig(source=written)), encoder)
+        out.print(escape(f"use it with     model.source: {written}"), highlight=False)
 
 
 @app.command("compare")
@@ -175,36 +181,77 @@ def compare(
     nothing to the other. Images that cannot be decoded are counted and named. No bound is applied (model.min_cosine).
     """
     with report_errors():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a job, before torch is loaded
         from siglip.checkpoints.comparison import compare_models
+        from siglip.checkpoints.files import CheckpointError
 
         paths, skipped = _list_images(images)
         label_set = None if labels is None else read_labels(labels)
         found = _load_both((first, second), label_set, compile)
         err.print(f"embedding {len(paths):,} images with each ...", highlight=False)
-        comparison = compare_models(found, paths, label_set)
+        try:
+            comparison = compare_models(found, paths, label_set)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from error
         for name, reason, detail in comparison.rejected:
             err.print(escape(f"not compared: {name}: {reason}{f': {detail}' if detail else ''}"), highlight=False)
         if not comparison.images:
             raise ConfigError(f"--images: none of the {len(paths):,} images in {images} can be decoded")
-        figures = {**comparison.as_dict(), "skipped": skipped}
+        figures = {
+            **comparison.as_dict(),
+            "skipped": skipped.counts.total(),
+            "skipped_kinds": dict(skipped.counts.most_common()),
+        }
         if as_json:
-            print(json.dumps(figures))
+            print(json.dumps(figures, allow_nan=False))
             return
         _print_comparison(figures)
+        print_skipped(skipped.counts, skipped.examples)
 
 
-def _list_images(folder: Path) -> tuple[list[Path], int]:
-    """The images in a folder and its folders, by the suffix of their names, and how many other files there are."""
-    from siglip.images.decode import readable_suffixes
+def _list_images(folder: Path) -> tuple[list[Path], Skipped]:
+    """The images in a folder and its folders that a job would read as loose images, and what else there is.
 
-    if not folder.is_dir():
-        raise ConfigError(f"--images: {folder} is not a folder")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    suffixes = readable_suffixes()
-    found = [path for path in files if path.suffix.lower().removeprefix(".") in suffixes]
+    Links are followed as in a job, and what a job skips is skipped: hidden files, links to nothing. Raises
+    `ConfigError`, also for a folder in it that cannot be read: fewer images than there are would be compared.
+    """
+    from pipelines.inputs import images
+    from pipelines.inputs.rows import Skipped
+    from storage.hidden_names import is_hidden
+    from storage.links import LinkedFolders
+    from storage.local import LocalStore
+    from storage.store import LinkNotFollowed, StoreError, show
+
+    root, found, skipped = os.path.abspath(folder), list[Path](), Skipped()
+
+    def note(path: str, error: StoreError) -> None:
+        if is_hidden(os.path.relpath(path, root)):
+            skipped.add(path, "hidden files")
+        elif isinstance(error, LinkNotFollowed):
+            skipped.add(path, "links in a circle or to a folder that is read anyway")
+        else:
+            raise ConfigError(f"--images: {error}")
+
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"--images: {show(str(folder))} is not a folder")
+        for entry in LocalStore().list(root, note, LinkedFolders([root])):
+            name = os.path.relpath(entry.uri, root)
+            if is_hidden(name):
+                skipped.add(entry.uri, "hidden files")
+            elif entry.size < 0:
+                skipped.add(entry.uri, "broken links and special files")
+            elif images.recognizes(name.lower().rpartition("/")[2]):
+                found.append(folder / name)
+            else:
+                skipped.add_suffix(entry.uri)
+    except OSError as error:
+        raise ConfigError(f"--images: {show(str(folder))}: {error.strerror or error}") from error
+    except StoreError as error:
+        raise ConfigError(f"--images: {error}") from error
     if not found:
-        raise ConfigError(f"--images: {folder} has no image ({len(files):,} other files)")
-    return found, len(files) - len(found)
+        raise ConfigError(f"--images: {show(str(folder))} has no image ({skipped.counts.total():,} other files)")
+    return sorted(found), skipped
 
 
 def _load_both(names: tuple[str, str], labels: LabelSet | None, compile: bool) -> tuple[ComparedModel, ComparedModel]:
@@ -233,7 +280,7 @@ def _read_model(name: str, compile: bool) -> ModelConfig:
     from siglip.config import ModelConfig
 
     source, at, dtype = name.rpartition("@")
-    if not at or Path(name).exists():
+    if not at or os.path.exists(name):
         source, dtype = name, DTypeChoice.auto
     elif dtype not in [*DTypeChoice]:
         raise ConfigError(f"{name}: {dtype!r} is not a dtype: use SOURCE@DTYPE with {', '.join(DTypeChoice)}")
@@ -242,43 +289,49 @@ def _read_model(name: str, compile: bool) -> ModelConfig:
 
 def _print_comparison(figures: dict[str, Any]) -> None:
     """Print what was found, one line for each kind of figure."""
+    from siglip.scoring import format_cosine
+    from storage.store import show
+
     count = figures["images"]
     skipped = f", {figures['skipped']:,} other files" if figures["skipped"] else ""
-    lines = {"images": f"{count:,} compared, {len(figures['rejected']):,} cannot be decoded{skipped}"}
+    lines = [("images", f"{count:,} compared, {len(figures['rejected']):,} cannot be decoded{skipped}")]
     cosines = figures["cosines"]
     if cosines:
-        told = ", ".join(f"{cosines[f'p{percent}']:.5f} at {percent} %" for percent in (1, 5, 50))
-        lines["cosines"] = f"{cosines['min']:.5f} at least, {told}, {cosines['mean']:.5f} on average"
+        told = ", ".join(f"{format_cosine(cosines[f'p{percent}'])} at {percent} %" for percent in (1, 5, 50))
+        lowest, mean = format_cosine(cosines["min"]), format_cosine(cosines["mean"])
+        lines.append(("cosines", f"{lowest} at least, {told}, {mean} on average"))
     else:
-        lines["cosines"] = "none: these are two checkpoints, and embeddings of one mean nothing to the other"
+        lines.append(("cosines", "none: these are two checkpoints, and embeddings of one mean nothing to the other"))
     labels = figures["labels"]
     if labels:
-        lines["labels"] = (
-            f"the best one agrees for {labels['best_label_agrees']:,} of {count:,} images; "
-            f"{labels['relabelled']:,} images get other labels from the label set"
-        )
-        lines["scores"] = (
-            f"differ by {labels['mean_score_difference']:.4f} on average, by {labels['largest_score_difference']:.4f} "
-            "at most"
-        )
+        agreeing, relabelled = labels["best_label_agrees"], labels["relabelled"]
+        told = f"the best one agrees for {agreeing:,} of {count:,} images"
+        lines.append(("labels", f"{told}; {relabelled:,} images get other labels from the label set"))
+        mean, most = labels["mean_score_difference"], labels["largest_score_difference"]
+        lines.append(("scores", f"differ by {mean:.4f} on average, by {most:.4f} at most"))
     else:
-        lines["labels"] = "not compared: give --labels"
+        lines.append(("labels", "not compared: give --labels"))
     models = figures["models"]
-    for model in models:
+    for model in models:  # a list of lines, because both models may have one name, and it may be "labels"
         how = "compiled" if model["compiled"] else "not compiled"
-        lines[model["name"]] = f"{model['images_per_second']:,.1f} images/s, {model['dtype']}, {how}"
+        lines.append((show(model["name"]), f"{model['images_per_second']:,.1f} images/s, {model['dtype']}, {how}"))
+    if count < (batch := max(model["batch_size"] for model in models)):
+        lines.append(("speed", f"says little: these are fewer images than a batch, which has {batch}"))
     if not models[0]["compiled"] and "int8" in [model["dtype"] for model in models]:
-        lines["speed"] = "int8 is faster than bfloat16 only if it is compiled: see --compile"
-    width = max(map(len, lines))
-    for name, value in lines.items():
+        lines.append(("speed", "int8 is faster than bfloat16 only if it is compiled: see --compile"))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
         out.print(escape(f"{name:{width}}  {value}"), highlight=False, soft_wrap=True)
 
 
 def _print_facts(pinned: PinnedModel, encoder: Encoder) -> None:
     """Print what a loaded checkpoint is."""
     from siglip.checkpoints.self_test import read_known
+    from siglip.scoring import format_cosine
 
     numbers = "compared with known ones" if pinned.identity in read_known() else "not known for this checkpoint"
+    lowest = encoder.min_cosine
+    near = "" if lowest is None else f"; images have a cosine of {format_cosine(lowest)} at least with float32"
     dtype_name = str(encoder.dtype).removeprefix("torch.")
     facts = {
         "checkpoint": pinned.identity,
@@ -287,7 +340,7 @@ def _print_facts(pinned: PinnedModel, encoder: Encoder) -> None:
         "texts": f"{encoder.text_length} tokens",
         "embeddings": f"{encoder.width} dimensions",
         "computed in": f"{dtype_name} on {encoder.device.type}",
-        "self-test": f"passed; cosines of known images and texts: {numbers}",
+        "self-test": f"passed{near}; cosines of known images and texts: {numbers}",
     }
     for name, value in facts.items():
         out.print(escape(f"{name:12} {value}"), highlight=False)

@@ -268,7 +268,9 @@ def _print_summary(job: JobConfig, manifest: dict[str, Any]) -> None:
     limit = f" (limited by {run['limited_by']})" if run["limited_by"] else ""
     table.add_row("images/s", f"{run['images_per_second']:,.1f}{limit}")
     if "fidelity" in run:
-        table.add_row(run["fidelity"]["dtype"], Fidelity(**run["fidelity"]).describe())
+        found = run["fidelity"]
+        told = Fidelity(**found).describe() if found else "not compared with bfloat16: no image was found to compare"
+        table.add_row("int8", told)
     counted = f"{manifest['rows_tagged']:,} tagged, {manifest['rows_rejected']:,} rejected"
     table.add_row("whole output", f"{manifest['rows_in']:,} images, {counted}")
     for title, key in (("  best labels", "top_labels"), ("  rejects", "reasons")):

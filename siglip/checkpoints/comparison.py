@@ -22,6 +22,7 @@ from siglip.images.decode import Decoded, ImageRejected
 from siglip.images.decoder import DecoderRing
 from siglip.labels import LabelSet
 from siglip.scoring import Floats
+from storage.store import show
 
 PERCENTS = (0, 1, 5, 50)
 """The percentiles of the cosines that are told. 0 is the lowest."""
@@ -66,13 +67,15 @@ class ComparedModel:
             "checkpoint": self.pinned.identity,
             "dtype": str(self.encoder.dtype).removeprefix("torch."),
             "compiled": self.encoder.compiled,
+            "batch_size": self.encoder.batch_size,
             "images_per_second": round(images / max(self.seconds, 1e-9), 3),
         }
 
 
 @dataclass
 class Comparison:
-    """What was found. `images` were compared, and `rejected` could not be decoded: (name, reason, detail).
+    """What was found. `images` were compared, and `rejected` could not be decoded: (name, reason, detail). Names are
+    printable.
 
     `cosines` are those of each image's two embeddings, float32 (N,), or None for two different checkpoints: their
     embeddings are in different spaces. With labels, `agreeing` images have the same best label, and `relabelled` images
@@ -134,7 +137,7 @@ def compare_models(
     for path, *seen in zip(paths, *streams, strict=True):
         refused = next((image for image in seen if isinstance(image, ImageRejected)), None)
         if refused is not None:
-            comparison.rejected.append((str(path), refused.reason, refused.detail))
+            comparison.rejected.append((show(str(path)), refused.reason, refused.detail))
             continue
         pixels = [image.pixels for image in seen if isinstance(image, Decoded)]
         waiting.append((pixels[0], pixels[-1]))
@@ -159,13 +162,19 @@ def compare_models(
 
 def decode_files(paths: Sequence[Path], spec: ImageSpec) -> Iterator[Decoded | ImageRejected]:
     """Decode files as a job does, in child processes, which a damaged file cannot harm. One result for each path."""
+    limits = Limits()
     ahead: deque[ImageRejected | None] = deque()  # None: a decoder has it
-    with closing(DecoderRing(spec, Limits(), "auto")) as ring:
+    with closing(DecoderRing(spec, limits, "auto")) as ring:
         ring.resize(count_cores())
         for path in paths:
             try:
-                ring.submit(path.read_bytes())
-                ahead.append(None)
+                size = path.stat().st_size
+                if size > limits.max_bytes:  # not even read
+                    detail = f"{size} bytes, over {limits.max_bytes}"
+                    ahead.append(ImageRejected("too_many_bytes", detail))
+                else:
+                    ring.submit(path.read_bytes())
+                    ahead.append(None)
             except OSError as error:
                 ahead.append(ImageRejected("unreadable", error.strerror or str(error)))
             if len(ahead) >= 4 * count_cores():

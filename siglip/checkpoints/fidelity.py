@@ -14,14 +14,15 @@ from siglip.checkpoint import PinnedModel
 from siglip.checkpoints.files import CheckpointError
 from siglip.heads import LinearHead, tag_embeddings
 from siglip.labels import LabelSet
-from siglip.scoring import Floats
+from siglip.scoring import Floats, format_cosine
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """How near the embeddings of `images` images in `dtype` are to those in the dtype `reference`.
 
-    The cosines are those of an image's two embeddings. `relabelled` images get other labels from the run's label set.
+    The cosines are those of an image's two embeddings, not rounded: a bound is compared with them. `relabelled` images
+    get other labels from the run's label set.
     """
 
     dtype: str
@@ -33,17 +34,18 @@ class Fidelity:
 
     def describe(self) -> str:
         """The figures in one line."""
+        lowest, mean = format_cosine(self.min_cosine), format_cosine(self.mean_cosine)
         return (
-            f"{self.dtype} beside {self.reference}, for {self.images} images: cosine {self.min_cosine:.5f} at least, "
-            f"{self.mean_cosine:.5f} on average; {self.relabelled} with other labels"
+            f"{self.dtype} beside {self.reference}, for {self.images} images: cosine {lowest} at least, {mean} on "
+            f"average; {self.relabelled} with other labels"
         )
 
     def check(self, least: float) -> None:
         """Raise `CheckpointError` if a cosine is below `least`."""
         if not self.min_cosine >= least:
             raise CheckpointError(
-                f"model.dtype: {self.describe()}, and model.min_cosine is {least:g}: use model.dtype: auto, and delete "
-                "the output if no image is committed there yet"
+                f"model.dtype: {self.describe()}, and model.min_cosine is {least:.12g}: use model.dtype: auto with a "
+                "new output, or delete this one if no image is committed there yet"
             )
 
 
@@ -79,7 +81,7 @@ def measure_fidelity(pinned: PinnedModel, pixels: NDArray[np.uint8], labels: Lab
         names[0],
         names[1],
         len(pixels),
-        round(float(cosines.min()), 5),
-        round(float(cosines.mean()), 5),
+        float(cosines.min()),
+        float(cosines.mean(dtype=np.float64)),
         count_relabelled((found, head), (expected, head), labels),
     )

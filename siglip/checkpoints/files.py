@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from siglip.config import ModelConfig
 from siglip.families import FAMILIES
-from storage.store import Unreachable
+from storage.store import Unreachable, show
 
 TINY = Path(__file__).parent / "tiny"
 """The checkpoint that ships with Sightline: see its README."""
@@ -64,14 +64,26 @@ def locate(config: ModelConfig, mirror: PrefixMirror | None, now: Collection[str
                 raise
             raise CheckpointError(f"model.source: {error}") from error
         return directory, f"etags:{etags}"
-    path = TINY if source == "tiny" else Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = TINY if source == "tiny" else Path(source).expanduser()
+        found = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that is closed, ~ of a stranger
+        raise CheckpointError(f"model.source: {show(source)}: {getattr(error, 'strerror', None) or error}") from error
+    if found:
         return path, f"sha256:{_hash_files(path, _versions(path, source))}"
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         every = (*FILES, "*.safetensors", "*.safetensors.index.json")
         directory = fetch_hub(source, config.revision, every if now is None else (*now, OPEN_CLIP, ADAPTER))
         return directory, f"commit:{directory.name}"
     raise CheckpointError(f"model.source: {source} is not a directory, an s3://, gs:// or az:// prefix, or a hub id")
+
+
+def name_source(directory: Path) -> str:
+    """The `model.source` that names a directory. Its path as it is may name another: `tiny` is what ships."""
+    path = str(directory)
+    if path.startswith("~"):  # pathlib takes ./~ for ~ as well
+        return str(directory.absolute())
+    return "./tiny" if path == "tiny" else path
 
 
 def _is_wanted(name: str) -> bool:

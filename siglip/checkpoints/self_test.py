@@ -23,7 +23,7 @@ from siglip.checkpoints.files import CheckpointError
 from siglip.config import ImageSpec
 from siglip.families.tokenizer import Tokenizer
 from siglip.images.patches import pack_patches
-from siglip.scoring import Floats
+from siglip.scoring import Floats, format_cosine
 from siglip.towers.naflex import NaFlexTower
 from siglip.towers.text import TextTower
 
@@ -170,10 +170,12 @@ def check_dtype(
     name = str(dtype).removeprefix("torch.")
     lowest = float((found * expected).sum(axis=1).min())
     if not lowest >= least:
-        needed, other = (f"{least:g} (model.min_cosine)", "auto") if dtype == torch.int8 else (f"{least:g}", "float32")
+        needed, other = (
+            (f"{least:.12g} (model.min_cosine)", "auto") if dtype == torch.int8 else (f"{least:g}", "float32")
+        )
         raise CheckpointError(
-            f"model.dtype: {name}: embeddings of {what} have a cosine of {lowest:.4f} with those of float32, and "
-            f"{needed} is needed: use model.dtype: {other}"
+            f"model.dtype: {name}: embeddings of {what} have a cosine of {format_cosine(lowest)} with those of "
+            f"float32, and {needed} is needed: use model.dtype: {other}"
         )
     return lowest
 

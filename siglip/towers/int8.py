@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from siglip.torch_internals import multiply_int8, pack_int8
+from siglip.torch_internals import has_vnni, multiplies_int8_exactly, multiply_int8, pack_int8
 from siglip.towers.naflex import NaFlexTower
 from siglip.towers.transformer import ACTIVATIONS, MLP
 from siglip.towers.vit import VisionTower
@@ -29,6 +29,15 @@ LARGEST = 127
 ZERO = 128
 """What is added to a quantized activation, so that it is stored as uint8. The CPU multiplies uint8 by int8."""
 _SMALLEST_SCALE = 1e-30
+
+
+def find_trouble() -> str:
+    """Why this process cannot compute in int8, as the rest of a sentence, or an empty string if it can."""
+    if not has_vnni():
+        return "needs a CPU with AVX-512 VNNI, and this one does not have it"
+    if not multiplies_int8_exactly():
+        return "gives wrong sums here, because oneDNN is kept from AVX-512 VNNI (ONEDNN_MAX_CPU_ISA)"
+    return ""
 
 
 class Int8Linear(nn.Module):

@@ -99,7 +99,7 @@ def test_a_replica_gives_nothing_for_images_of_another_model(endpoint: Endpoint,
         for shape in ((257, 768), (64, 64, 3)):
             done = asyncio.run(server.embed_images(np.zeros((2, *shape), np.uint8), 5.0))
             assert len(done.vectors) == 0
-            assert done.weights == f"64patches {endpoint.service.about.weights}"
+            assert done.numbers == f"64patches {endpoint.service.about.numbers}"
         asyncio.run(server.check_health())
     finally:
         server.close()

@@ -11,6 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from serve.embedding.model_client import ModelClient
+from serve.http.errors import ApiError
 from serve.rayserve.replica import ModelServer
 from siglip.checkpoints.files import CheckpointError
 from siglip.scoring import Floats
@@ -36,6 +38,30 @@ def test_a_model_in_int8_says_how_near_it_is_to_float32() -> None:
     assert 0.999 <= server.about.min_cosine < 1
     with pytest.raises(CheckpointError, match=r"model.dtype: int8: .*min_cosine"):
         ModelServer(make_config(model={"source": "tiny", "dtype": "int8", "compile": False, "min_cosine": 0.99999}))
+
+
+@pytest.mark.parametrize("changed", [{"text_rule": "lowercase"}, {"dtype": "int8"}])
+def test_replicas_with_other_numbers_do_not_answer_one_request(changed: dict[str, str]) -> None:
+    """During an update, replicas of both settings answer. They have the same checkpoint, and other numbers."""
+    if "dtype" in changed:
+        require("AVX-512 VNNI", None if has_vnni() else "a CPU with AVX-512 VNNI is needed")
+    settings = {"source": "tiny", "compile": False}
+    before, after = (ModelServer(make_config(model={**settings, **more})) for more in ({}, changed))
+    assert before.about.weights == after.about.weights
+
+    async def ask(server: ModelServer) -> Floats:
+        return (await ModelClient(server, before.about).embed_texts(["C++, a dog!"], 30.0)).vectors
+
+    async def ask_both() -> None:
+        try:
+            assert (await ask(before)).shape == (1, before.about.width)
+            with pytest.raises(ApiError, match="the endpoint is changing its model"):
+                await ask(after)
+        finally:
+            before.close()
+            after.close()
+
+    asyncio.run(ask_both())
 
 
 def test_as_many_batches_run_at_the_same_time_as_there_are_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ from sightline.cli import app
 from sightline.demo.shapes import LABELS, render
 from siglip.checkpoint import pin_model
 from siglip.checkpoints.architectures import init_checkpoint
-from siglip.checkpoints.comparison import decode_files
-from siglip.config import ImageSpec, ModelConfig
+from siglip.checkpoints.comparison import ComparedModel, decode_files
+from siglip.checkpoints.files import CheckpointError
+from siglip.config import ImageSpec, Limits, ModelConfig
 from siglip.encoder import Encoder
 from siglip.images.decode import Decoded
 from siglip.torch_internals import has_vnni
@@ -132,6 +133,56 @@ def test_a_model_below_the_bound_is_still_compared(images: Path, tmp_path: Path)
     assert "int8 is faster than bfloat16 only if it is compiled" in compare("tiny", "tiny@int8", images).stdout
 
 
+def test_models_with_the_names_of_other_lines(images: Path, labels: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Each has a line of its own, also when both are the same model."""
+    monkeypatch.chdir(tmp_path)
+    init_checkpoint(Path("labels"), "tiny")
+    printed = compare("labels", "labels", images, "--labels", labels).stdout
+    assert sum("images/s, " in line for line in printed.splitlines()) == 2
+    assert f"the best one agrees for {COUNT} of {COUNT} images" in printed
+
+
+def test_images_are_those_that_a_job_reads_and_all_others_are_counted(images: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "input", images / "0" / "0.JPG"
+    (folder / ".thumbnails").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in (folder / "a\nb.jpg", folder / ".thumbnails" / "a.jpg", tmp_path / "elsewhere" / "c.jpg"):
+        path.write_bytes(file.read_bytes())
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "line\nfeed.png").write_bytes(b"no image")
+    with (folder / "large.png").open("wb") as large:
+        large.truncate(Limits().max_bytes + 1)
+    result = compare("tiny", "tiny", folder, "--json")
+    found = read(result)
+    assert found["images"] == 2
+    assert {one["image"].rpartition("/")[2]: one["reason"] for one in found["rejected"]} == {
+        "large.png": "too_many_bytes",
+        "line\\nfeed.png": "not_an_image",
+    }
+    assert "line\\nfeed.png: not_an_image" in result.stderr
+    assert found["skipped"] == 3
+    assert found["skipped_kinds"] == {
+        "hidden files": 1,
+        "broken links and special files": 1,
+        "links in a circle or to a folder that is read anyway": 1,
+    }
+    printed = compare("tiny", "tiny", folder).stdout
+    assert "skipped 3: " in printed
+    assert "says little: these are fewer images than a batch" in printed
+
+
+def test_embeddings_that_are_no_unit_vectors_end_in_one_line(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ComparedModel, pixels: np.ndarray) -> np.ndarray:
+        raise CheckpointError("model.source: the model's embeddings of images are not finite or 0: broken weights")
+
+    monkeypatch.setattr(ComparedModel, "embed", refuse)
+    result = compare("tiny", "tiny", images)
+    assert result.exit_code == 2
+    assert "broken weights" in result.stderr
+
+
 def test_a_folder_with_an_at_sign_in_its_name(images: Path, tmp_path: Path) -> None:
     init_checkpoint(tmp_path / "mine@int8", "tiny")
     found = read(compare(tmp_path / "mine@int8", f"{tmp_path / 'mine@int8'}@float32", images, "--json"))
@@ -148,6 +199,8 @@ def test_a_folder_with_an_at_sign_in_its_name(images: Path, tmp_path: Path) -> N
         ("tiny", "texts", (), "has no image"),
         ("tiny", "bad", (), "none of the 1 images in"),
         ("tiny", "", ("--labels", "nowhere.txt"), "nowhere.txt"),
+        ("tiny", "n" * 300, (), "--images:"),
+        ("n" * 300, "", (), "File name too long"),
     ],
 )
 def test_bad_usage_ends_in_one_line(

@@ -9,6 +9,7 @@ import fnmatch
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,23 @@ def test_t5s_tokenizer_is_replaced_by_the_same_vocabulary_for_siglip(
     given = run(source, tmp_path / "given", "--tokenizer", tokenizers["siglip"])
     assert given.exit_code == 0, given.output
     assert f"tokenizer: from {tokenizers['siglip']}" in given.stderr
+
+
+@pytest.mark.parametrize(("name", "source"), [("tiny", "./tiny"), ("~mine", "/.*/~mine")])
+def test_a_directory_with_the_name_of_something_else(
+    name: str, source: str, tokenizers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`model.source: tiny` is the checkpoint that ships, and not the one that was written to this directory."""
+    monkeypatch.chdir(tmp_path)
+    make_open_clip("ViT-B-16-SigLIP", tmp_path / "source", tokenizers["siglip"])
+    result = run("source", name)
+    assert result.exit_code == 0, result.output
+    found = re.search("model.source: (.*)", result.stdout)
+    assert found is not None
+    assert re.fullmatch(source, found[1])
+    identity = pin_model(ModelConfig(source=found[1])).identity
+    assert identity in result.stdout
+    assert identity != pin_model(ModelConfig(source="tiny")).identity
 
 
 def test_another_tokenizer_than_the_sources_own_is_refused(tokenizers: dict[str, Path], tmp_path: Path) -> None:

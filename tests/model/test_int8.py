@@ -25,24 +25,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
+from typer.testing import CliRunner
 
+from curation.model import fit_machine
 from pipelines.config import JobConfig
 from pipelines.output.fingerprint import make_fingerprint
+from serve.config import EndpointConfig
 from serve.rayserve.replica import resolve_compile
+from sightline.cli import app
 from sightline.demo.shapes import LABELS, render
 from siglip import encoder as encoder_module
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.architectures import init_checkpoint
-from siglip.checkpoints.fidelity import count_relabelled, measure_fidelity
+from siglip.checkpoints.fidelity import Fidelity, count_relabelled, measure_fidelity
 from siglip.checkpoints.files import CheckpointError
-from siglip.checkpoints.self_test import TEXTS, draw_images
+from siglip.checkpoints.self_test import TEXTS, check_dtype, draw_images
 from siglip.config import ModelConfig
 from siglip.encoder import DeviceError, Encoder, check_machine, choose_compile
 from siglip.heads import build_head
 from siglip.labels import LabelSet
-from siglip.scoring import score_pairs
+from siglip.scoring import format_cosine, score_pairs
 from siglip.torch_internals import has_vnni
+from siglip.towers import int8 as int8_module
 from siglip.towers.int8 import Int8Linear, gelu_by_sigmoid
 from tests.conftest import require
 from tests.model.test_encoder import NO_COMPILER
@@ -216,6 +222,76 @@ def test_outlier_channels_are_refused_on_a_runs_images(outliers: Path) -> None:
         bad.check(0.99)
 
 
+def test_the_bound_is_for_the_cosine_itself_and_not_for_a_rounded_one() -> None:
+    def measure(lowest: float) -> Fidelity:
+        return Fidelity("int8", "bfloat16", 32, lowest, 1.0, 0)
+
+    for least in (0.99, 0.5, 1.0, -1.0):
+        measure(least).check(least)
+    with pytest.raises(CheckpointError, match=r"cosine 0.98999 at least.* and model.min_cosine is 0.99:"):
+        measure(0.989996).check(0.99)
+    with pytest.raises(CheckpointError, match=r"cosine 0.99999 at least.* and model.min_cosine is 1:"):
+        measure(0.999996).check(1.0)
+    with pytest.raises(CheckpointError):
+        measure(float("nan")).check(-1.0)
+    embeddings = np.array([[1, 0]], np.float32), np.array([[0.989996, 0]], np.float32)
+    with pytest.raises(CheckpointError, match=r"a cosine of 0.98999 .* 0.99 \(model.min_cosine\)"):
+        check_dtype(*embeddings, torch.int8, "images", 0.99)
+    assert [format_cosine(value) for value in (0.99966, 1.0, -1.0)] == ["0.99966", "1.00000", "-1.00000"]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_a_bound_that_would_be_ignored_is_refused(dtype: str) -> None:
+    """In settings that people write. Outputs of earlier versions may have it."""
+    settings = {"dtype": dtype, "min_cosine": 0.9}
+    for use in (
+        lambda: JobConfig.model_validate({"input": ["in"], "output": "out", "labels": ["a"], "model": settings}),
+        lambda: EndpointConfig.model_validate({"model": settings}),
+    ):
+        with pytest.raises(ValidationError, match="min_cosine is for dtype: int8"):
+            use()
+    assert ModelConfig.model_validate(settings).min_cosine == 0.9
+    EndpointConfig.model_validate({"model": {"dtype": "int8", "min_cosine": 0.9}})
+
+
+_SUMS = """
+from siglip.checkpoint import pin_model
+from siglip.config import ModelConfig
+from siglip.encoder import DeviceError, Encoder
+try:
+    Encoder(pin_model(ModelConfig(dtype="int8", compile=False)), texts=False)
+except DeviceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("most", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
+def test_a_library_that_is_kept_from_vnni_is_refused(most: str) -> None:
+    """The CPU has VNNI, and oneDNN does not use it: with AVX2 the self-test's images show nothing of wrong sums."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": most}
+    command = [sys.executable, "-c", _SUMS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert ("gives wrong sums here" in done.stdout) == (most != "AVX512_CORE_VNNI"), done.stdout
+
+
+def test_an_output_in_int8_is_read_on_a_machine_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(dtype="int8", min_cosine=0.5, compile=True)
+    assert fit_machine(config) == config.model_copy(update={"compile": False})
+    monkeypatch.setattr(int8_module, "has_vnni", lambda: False)
+    fitting = fit_machine(config)
+    assert (fitting.dtype, fitting.compile) == ("auto", False)
+    Encoder(pin_model(fitting), texts=False)
+    if not torch.cuda.is_available():
+        assert fit_machine(ModelConfig(device="cuda")).device == "auto"
+
+
+def test_model_check_tells_the_cosine() -> None:
+    result = CliRunner().invoke(app, ["model", "check", "tiny", "--dtype", "int8"])
+    lowest = Encoder(pin(), texts=False).min_cosine
+    assert lowest is not None
+    assert f"images have a cosine of {format_cosine(lowest)} at least with float32" in result.stdout
+
+
 def test_images_whose_labels_differ_are_counted() -> None:
     labels = LabelSet(names=["a", "b"], threshold=0.5, top_k=1)
     head = build_head(labels, np.eye(2, dtype=np.float32), Encoder(pin(dtype="auto")).scale, "")
@@ -225,11 +301,11 @@ def test_images_whose_labels_differ_are_counted() -> None:
 
 
 def test_int8_is_refused_where_it_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "has_vnni", lambda: False)
+    monkeypatch.setattr(int8_module, "has_vnni", lambda: False)
     for use in (lambda: check_machine(pin().config, 0), lambda: Encoder(pin(), texts=False)):
         with pytest.raises(DeviceError, match=r"int8 needs a CPU with AVX-512 VNNI.*: use model.dtype: auto"):
             use()
-    monkeypatch.setattr(encoder_module, "has_vnni", lambda: True)
+    monkeypatch.setattr(int8_module, "has_vnni", lambda: True)
     with pytest.raises(DeviceError, match=r"int8 is for CPUs: use model.dtype: auto"):
         encoder_module.choose_dtype(pin().config, torch.device("cuda"))
 
@@ -247,7 +323,7 @@ def test_int8_is_compiled_unless_that_is_turned_off(monkeypatch: pytest.MonkeyPa
 
 def test_auto_is_never_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     for vnni in (True, False):
-        monkeypatch.setattr(encoder_module, "has_vnni", lambda vnni=vnni: vnni)
+        monkeypatch.setattr(int8_module, "has_vnni", lambda vnni=vnni: vnni)
         chosen = encoder_module.choose_dtype(ModelConfig(), torch.device("cpu"))
         assert chosen in (torch.bfloat16, torch.float32)
 
