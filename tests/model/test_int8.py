@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from torch import nn
 from typer.testing import CliRunner
 
+import sightline
 from curation.model import fit_machine
 from pipelines.config import JobConfig
 from pipelines.output.fingerprint import make_fingerprint
@@ -414,3 +415,10 @@ def test_a_naflex_model_in_int8(tmp_path: Path) -> None:
     for place in range(len(images)):
         alone = quantized.embed_images(images[place : place + 1])[0]
         assert alone @ vectors[place] >= 0.99999
+
+
+def test_the_python_encoder_gives_the_memory_of_loading_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr("sightline.encoder.release_memory", lambda: given_back.append(True))
+    assert sightline.Encoder.load("tiny", dtype="int8").images([np.zeros((8, 8, 3), np.uint8)]).shape == (1, 128)
+    assert given_back == [True]
