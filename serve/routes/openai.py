@@ -25,6 +25,7 @@ from serve.routes.embedding_request import EmbeddingRequest, list_inputs
 from serve.routes.inputs import EmbeddingInput, embed_inputs
 from serve.schemas import Fingerprint, ResponseModel, Usage
 from serve.service import Service
+from siglip.scoring import format_cosine
 
 OPENAI_AGENTS = ("OpenAI/", "AsyncOpenAI/", "AzureOpenAI/", "AsyncAzureOpenAI/")
 """How the User-Agent of OpenAI's clients for Python and Node begins."""
@@ -176,7 +177,7 @@ def make_card(service: Service) -> ModelCard:
         text_length=about.text_length,
         device=about.device,
         dtype=about.dtype,
-        min_cosine=None if about.min_cosine is None else round(about.min_cosine, 5),
+        min_cosine=None if about.min_cosine is None else float(format_cosine(about.min_cosine)),
         fingerprint=service.fingerprint(),
         search=None if service.search is None else SearchCard(**service.search.opened.describe()),
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 from serve.embedding.model_client import ModelClient
 from serve.http.errors import ApiError
 from serve.rayserve.replica import ModelServer
+from serve.routes.openai import make_card
+from serve.schemas import Fingerprint
 from siglip.checkpoints.files import CheckpointError
 from siglip.scoring import Floats
 from siglip.torch_internals import has_vnni
@@ -36,6 +41,9 @@ def test_a_model_in_int8_says_how_near_it_is_to_float32() -> None:
     assert server.about.dtype == "int8"
     assert server.about.min_cosine is not None
     assert 0.999 <= server.about.min_cosine < 1
+    about = replace(server.about, min_cosine=0.989996)
+    service: Any = SimpleNamespace(about=about, name="a", fingerprint=lambda: Fingerprint(model="b"), search=None)
+    assert make_card(service).min_cosine == 0.98999  # never rounded up to a bound
     with pytest.raises(CheckpointError, match=r"model.dtype: int8: .*min_cosine"):
         ModelServer(make_config(model={"source": "tiny", "dtype": "int8", "compile": False, "min_cosine": 0.99999}))
 
