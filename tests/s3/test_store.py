@@ -173,7 +173,7 @@ def test_errors_say_what_to_change(s3_env: Radosgw, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("uri", ["http://host/a.jpg", "abfs://container/a"])
 def test_other_stores_are_refused(uri: str) -> None:
-    with pytest.raises(StoreError, match="only local paths and s3://, gs:// and az://"):
+    with pytest.raises(StoreError, match="only local paths and s3://, gs://, az:// and hf://"):
         open_store(uri)
 
 
