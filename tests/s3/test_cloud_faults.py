@@ -65,7 +65,6 @@ def place(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("storage.retry.PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(cloud, "READ_SECONDS", 2.0)
     proxy.clear()
     return proxy, CloudStore("gs" if scheme == "gs" else "az", StoreOptions()), f"{scheme}://{server.new_bucket()}/root"
 
@@ -86,7 +85,9 @@ def place(
     ],
     ids=str,
 )
-def test_a_read_returns_all_bytes(place: Place, action: Action) -> None:
+def test_a_read_returns_all_bytes(place: Place, action: Action, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(action, Silence):  # only here: on a busy machine any response may be silent for so long
+        monkeypatch.setattr(cloud, "READ_SECONDS", 2.0)
     proxy, store, root = place
     entry = store.put(join(root, "read"), DATA)
     times = 1 if isinstance(action, Silence) else ATTEMPTS - 1
