@@ -23,7 +23,7 @@ from siglip.images.decode import DecodeMode, ImageRejected, decode_image, resize
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats
 from storage.mirror import Mirror
-from storage.settings import ConfigError, describe_error
+from storage.settings import ConfigError, check_settings, describe_error
 from storage.store import StoreError, StoreOptions
 
 ImageInput = str | PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -74,22 +74,18 @@ class Encoder:
 
         Raises `ConfigError`, in one line, when the checkpoint or the device cannot be used.
         """
-        try:
-            config = ModelConfig.model_validate(
-                {
-                    "source": source,
-                    "revision": revision,
-                    "dtype": dtype,
-                    "device": device,
-                    "batch_size": batch_size,
-                    "compile": compile,
-                    "text_rule": text_rule,
-                    "image_size": image_size,
-                    "patches": patches,
-                }
-            )
-        except ValidationError as error:
-            raise ConfigError(f"model: {describe_error(error, ModelConfig)}") from None
+        settings = {
+            "source": source,
+            "revision": revision,
+            "dtype": dtype,
+            "device": device,
+            "batch_size": batch_size,
+            "compile": compile,
+            "text_rule": text_rule,
+            "image_size": image_size,
+            "patches": patches,
+        }
+        config = check_settings("model", settings, ModelConfig)
         with _as_config_errors():
             pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
         return cls(pinned, decode, limits)

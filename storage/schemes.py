@@ -77,18 +77,17 @@ def is_web(uri: str) -> bool:
     return (scheme_of(uri) or "").lower() in ("http", "https")
 
 
-def describe_schemes() -> str:
-    """The schemes of all stores that are written to, for a message: `s3://, gs:// or az://`."""
-    *others, last = (f"{scheme}://" for scheme in SCHEMES if scheme != "file" and scheme not in INPUTS_ONLY)
-    return f"{', '.join(others)} or {last}"
+def describe_schemes(word: str, *, written: bool = False) -> str:
+    """The schemes of all stores, or only of those that are written to, for a message: `s3://, gs:// or az://`."""
+    *others, last = (f"{one}://" for one in SCHEMES if one != "file" and not (written and one in INPUTS_ONLY))
+    return f"{', '.join(others)} {word} {last}"
 
 
 def refuse_output(uri: str) -> None:
     """Raise `ConfigError` if nothing can be written at a URI, because its store is for inputs only."""
     if (scheme := scheme_of(uri)) in INPUTS_ONLY:
-        raise ConfigError(
-            f"{show(uri)}: {scheme}:// is for inputs only: give a folder, or a prefix in {describe_schemes()}"
-        )
+        places = describe_schemes("or", written=True)
+        raise ConfigError(f"{show(uri)}: {scheme}:// is for inputs only: give a folder, or a prefix in {places}")
 
 
 def refuse_partial(uri: str) -> None:
@@ -109,7 +108,5 @@ def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
     """The store that holds `uri`. Raises `InvalidUri` for a scheme that is not in `SCHEMES`."""
     open_one = SCHEMES.get(scheme_of(uri) or "file")
     if open_one is None:
-        *others, last = (f"{scheme}://" for scheme in SCHEMES if scheme != "file")
-        known = f"{', '.join(others)} and {last}" if others else last
-        raise InvalidUri(f"{show(uri)}: only local paths and {known} are supported")
+        raise InvalidUri(f"{show(uri)}: only local paths and {describe_schemes('and')} are supported")
     return open_one(options)

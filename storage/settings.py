@@ -167,8 +167,8 @@ def read_settings(path: Path, example: str, model: type[BaseModel]) -> dict[str,
     return raw
 
 
-def check_settings(path: Path, raw: Mapping[str, Any], model: type[Settings]) -> Settings:
-    """Check keys and values against `model` and return an instance of it.
+def check_settings(path: Path | str, raw: Mapping[str, Any], model: type[Settings]) -> Settings:
+    """Check keys and values against `model` and return an instance of it. `path` says in messages whose they are.
 
     Raises `ConfigError`, whose line names the wrong key and, for an unknown key, the most similar known key.
     """

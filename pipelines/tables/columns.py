@@ -75,12 +75,19 @@ def _list_paths(field: pa.Field, before: tuple[str, ...] = ()) -> Iterator[tuple
     """Yield the paths of a column and of all its fields, as Iceberg names them."""
     path = (*before, field.name)
     yield path
-    type_ = field.type
+    for inner in list_fields(field.type):
+        yield from _list_paths(inner, path)
+
+
+def list_fields(type_: pa.DataType) -> list[pa.Field]:
+    """Return the fields of a type, with Iceberg's names for those of lists and maps. Empty for a type without any."""
     if types.is_struct(type_):
-        for inner in type_:
-            yield from _list_paths(inner, path)
-    elif types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
-        yield from _list_paths(type_.value_field.with_name("element"), path)
+        return list(type_)
+    if types.is_map(type_):
+        return [type_.key_field.with_name("key"), type_.item_field.with_name("value")]
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        return [type_.value_field.with_name("element")]
+    return []
 
 
 def convert_type(type_: pa.DataType) -> pa.DataType | None:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.types as types
+
+from pipelines.tables.columns import list_fields
 
 if TYPE_CHECKING:
     from pyiceberg.table.name_mapping import MappedField, NameMapping
@@ -63,19 +64,8 @@ def _map_field(field: pa.Field, ids: Iterator[int]) -> MappedField:
     from pyiceberg.table.name_mapping import MappedField
 
     number = next(ids)
-    inner = [_map_field(one, ids) for one in _list_fields(field.type)]
+    inner = [_map_field(one, ids) for one in list_fields(field.type)]
     return MappedField(field_id=number, names=[field.name], fields=inner)
-
-
-def _list_fields(type_: pa.DataType) -> list[pa.Field]:
-    """The fields of a type, with Iceberg's names for those of lists and maps."""
-    if types.is_struct(type_):
-        return list(type_)
-    if types.is_map(type_):
-        return [type_.key_field.with_name("key"), type_.item_field.with_name("value")]
-    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
-        return [type_.value_field.with_name("element")]
-    return []
 
 
 def _list_ids(field: MappedField) -> Iterator[int]:

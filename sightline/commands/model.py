@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
 from sightline.commands.labels import read_labels
 from sightline.commands.skipped import print_skipped
 from sightline.exits import err, out, report_errors
-from storage.settings import ConfigError, describe_error
+from storage.settings import ConfigError, check_settings
 
 if TYPE_CHECKING:
     from pipelines.inputs.rows import Skipped
@@ -105,10 +104,7 @@ def check(
             "text_rule": text_rule,
             "compile": False,
         }
-        try:
-            config = ModelConfig.model_validate(settings)
-        except ValidationError as error:
-            raise ConfigError(f"model: {describe_error(error, ModelConfig)}") from None
+        config = check_settings("model", settings, ModelConfig)
         try:
             pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
             err.print(f"loading {escape(source)} ...", highlight=False)

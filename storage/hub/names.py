@@ -65,13 +65,8 @@ def split_uri(uri: str) -> Place:
     root = whole[: len(whole) - len(path) - 1] if path else whole
     if path and f"{root}/{path}" != whole:
         raise InvalidUri(f"{show(uri)}: write {EXAMPLE}, and %2F for a slash in a revision")
-    if (
-        len(path.encode()) > _PATH_BYTES
-        or "\0" in path
-        or any(part in ("", ".", "..") for part in path.split("/")[:-1])
-    ):
-        raise InvalidUri(f"{show(uri)}: no file of a dataset has such a path")
-    if path.rpartition("/")[2] in (".", ".."):
+    parts = path.split("/") if path else []
+    if len(path.encode()) > _PATH_BYTES or "\0" in path or not {"", ".", ".."}.isdisjoint(parts):
         raise InvalidUri(f"{show(uri)}: no file of a dataset has such a path")
     revision = found.revision or DEFAULT_REVISION
     return Place(found.id, _SHORT.get(revision, revision), path, root)
@@ -114,8 +109,14 @@ def is_partial(uri: str) -> bool:
 def make_page_url(uri: str) -> str:
     """The URL of a file on the hub that a browser can open."""
     place = split_file(uri)
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    return make_file_url(endpoint.rstrip("/"), place.repo, place.revision, place.path)
+    return make_file_url(read_endpoint(), place.repo, place.revision, place.path)
+
+
+def read_endpoint() -> str:
+    """The address of the hub: `HF_ENDPOINT`, or huggingface_hub's own, without a slash at its end."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def make_file_url(endpoint: str, repo: str, revision: str, path: str) -> str:

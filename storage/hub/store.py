@@ -24,7 +24,6 @@ The address and the token come from the environment of each machine that reads, 
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,7 @@ from storage.hub.bodies import Body, receive
 from storage.hub.client import HubClient, Moved
 from storage.hub.errors import NoRevision, PastTheEnd, no_hub
 from storage.hub.latest import Latest
-from storage.hub.names import Place, make_api_url, make_file_url, split_file, split_uri
+from storage.hub.names import Place, make_api_url, make_file_url, read_endpoint, split_file, split_uri
 from storage.links import LinkedFolders
 from storage.retry import retry
 from storage.store import Changed, Entry, NotFound, StoreError, StoreOptions, Unreachable, show
@@ -335,9 +334,7 @@ _opening = threading.Lock()
 
 def open_hub(options: StoreOptions) -> HubStore:
     """The store of the hub that `HF_ENDPOINT` names: one in each process, which all threads share."""
-    from huggingface_hub import constants
-
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    endpoint = read_endpoint()
     with _opening:
         if (endpoint, options) not in _stores:
             _stores[endpoint, options] = HubStore(endpoint, options)
