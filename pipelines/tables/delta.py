@@ -166,7 +166,8 @@ class DeltaTables:
         """Return the table at its last version, or None if there is none. Raises `StoreError` for one that is not as
         it was made.
         """
-        with _errors(self._uri(kind)):
+        hint = "; if its log is damaged, delete its folder _delta_log, and `sightline publish` makes it anew"
+        with _errors(self._uri(kind), hint):
             try:
                 table: DeltaTable = self._deltalake.DeltaTable(self._uri(kind), storage_options=self._options)
             except self._deltalake.exceptions.TableNotFoundError:
@@ -239,7 +240,7 @@ def _find_fault(table: DeltaTable, wanted: Any) -> str:
 
 
 @contextmanager
-def _errors(uri: str) -> Iterator[None]:
+def _errors(uri: str, hint: str = "") -> Iterator[None]:
     """Raise what deltalake raises as `StoreError`, with the first line of its message: others are a backtrace."""
     from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -249,4 +250,4 @@ def _errors(uri: str) -> Iterator[None]:
         raise _Conflict from error
     except (DeltaError, OSError, ValueError, RuntimeError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise StoreError(f"the Delta table {uri} cannot be used: {line[:400]}") from error
+        raise StoreError(f"the Delta table {uri} cannot be used: {line[:400]}{hint}") from error

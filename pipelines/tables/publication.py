@@ -92,14 +92,11 @@ class Publication:
     def is_current(self, state: OutputState) -> bool:
         """Tell whether nothing is to be done. False also if that cannot be known."""
         try:
-            names = read_tables(state.output)
-            if self.wanted is not None and self.wanted not in names:
-                return not state.ledger.count
-            return not state.ledger.count or all(
-                _open(name, state.output, read_format(state.output)).is_current(state.ledger) for name in names
-            )
-        except (ConfigError, StoreError):
+            found = compare_tables(state.output, state.ledger)
+        except StoreError:
             return False
+        made = self.wanted is None or self.wanted in found
+        return not state.ledger.count or (made and not any(found.values()))
 
     def _publish(self, state: OutputState, name: str, format_: OutputFormat) -> None:
         output = state.output
@@ -174,6 +171,23 @@ def read_tables(output: Output) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and is_table(name) for name in names):
         raise StoreError(f"{output.uri_of(TABLES)} is damaged, or of a later version of Sightline")
     return names
+
+
+def compare_tables(output: Output, ledger: Ledger) -> dict[str, str]:
+    """Return the tables of an output, each with why it is not at the state of the ledgers, or "" if it is.
+
+    This goes by the tables' own notes of the ledgers that they are at, and does not read their list of files: only
+    `publish_output` finds what another program added to a Delta table or took out of it. Raises `StoreError` if it
+    cannot be known which tables there are.
+    """
+    found: dict[str, str] = {}
+    for name in read_tables(output):
+        try:
+            current = not ledger.count or _open(name, output, read_format(output)).is_current(ledger)
+            found[name] = "" if current else f"behind the output: run `sightline publish {output.uri}`"
+        except (ConfigError, StoreError) as error:
+            found[name] = " ".join(str(error).split())
+    return found
 
 
 def read_format(output: Output) -> OutputFormat:

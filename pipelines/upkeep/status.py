@@ -7,10 +7,11 @@ from typing import Any
 
 from pipelines.output.ledger import Ledger, list_ledgers
 from pipelines.output.markers import Marker, read_markers
-from pipelines.output.output import MANIFEST, Output
+from pipelines.output.output import MANIFEST, TABLES, Output
 from pipelines.output.state import OutputState
 from pipelines.output.totals import Totals, read_totals
 from pipelines.planning.plan import read_plan
+from pipelines.tables.publication import compare_tables
 from storage.settings import ConfigError
 from storage.store import NotFound
 
@@ -28,6 +29,9 @@ class Status:
     `under_way` are the times, in UTC, at which the runs and compactions began that are at work. On another machine they
     may have been killed: that is known after two days of silence. `killed` are the times at which those began that are
     known to have ended without a word. The next run takes up their work.
+
+    `tables` are the tables of the output, as configurations name them, each with why it is not at the state of what
+    is committed, or "" if it is.
     """
 
     planned: int
@@ -41,6 +45,7 @@ class Status:
     runs: list[dict[str, Any]] = field(default_factory=list)
     under_way: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the status as a dictionary that JSON can hold."""
@@ -84,6 +89,7 @@ def read_status(output: Output) -> Status:
         [*_list_ended(markers), *manifest.get("runs", [])],
         [_format_time(marker) for marker in markers if not marker.is_over()],
         [_format_time(marker) for marker in markers if marker.is_over() and marker.ended is None],
+        compare_tables(output, Ledger.read(output)) if output.exists(TABLES) else {},
     )
 
 

@@ -31,7 +31,7 @@ from pipelines.output.row_files import RowFile
 from pipelines.output.state import OutputState
 from pipelines.output.writer import FINGERPRINT_KEY
 from pipelines.planning.plan import Plan, read_plan
-from pipelines.tables.publication import Publication
+from pipelines.tables.publication import compare_tables
 from storage.files import download
 from storage.schemes import is_remote
 from storage.settings import ConfigError
@@ -51,7 +51,8 @@ class Report:
     `shards` counts planned shards, and `committed` those of them that are committed. `rows_in` is the number of rows
     that were read, from the commit records. `duplicates` are rows that are in the output more than once. `missing` are
     rows that were read and are not there, and the expected rows of shards that are not committed. `orphans` are files
-    that no commit names. `problems` describes the first 20 problems in words, and tells how many more there are.
+    that no commit names. `problems` describes the first 20 problems in words, and tells how many more there are. A
+    table of the output that is behind it is a problem too.
     """
 
     ok: bool = False
@@ -107,11 +108,12 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     if since is None:
         manifest = _check_manifest(output, ledger, report, unsealed)
         # A table that is behind the ledgers may name files that these name no more.
-        behind = remove_orphans and not Publication().is_current(OutputState(output, plan, ledger))
+        behind = _check_tables(output, ledger, report)
         _check_orphans(
             output, report, named, remove=remove_orphans, unsure=_doubt(manifest, unread, behind, output.uri)
         )
     else:
+        _check_tables(output, ledger, report)
         for path in OutputState(output, plan, ledger).find_abandoned():
             report.orphans += 1
             report.note(f"{path} belongs to no commit, a compaction was interrupted: `sightline compact` removes it")
@@ -119,6 +121,19 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
         report.note(f"{report.rows_in} rows in, {report.rows_tagged} tagged and {report.rows_rejected} rejected")
     report.ok = not report.problems and not report.missing and not report.duplicates
     return report
+
+
+def _check_tables(output: Output, ledger: Ledger, report: Report) -> bool:
+    """Note which tables are not at the state of the ledgers. Returns whether there is one, or may be one."""
+    try:
+        found = compare_tables(output, ledger)
+    except StoreError as error:
+        report.note(str(error))
+        return True
+    for name, why in found.items():
+        if why:
+            report.note(f"the table {name}: {why}")
+    return any(found.values())
 
 
 def _find_unsealed(

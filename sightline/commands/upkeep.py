@@ -39,7 +39,8 @@ def verify(
 ) -> None:
     """Verify an output by reading all its files: every planned row is there exactly once, and no file has changed.
 
-    Exits with 0 only if all of this holds. With --since, it is checked for the shards that were committed since then.
+    A table of the output has to be up to it. Exits with 0 only if all of this holds. With --since, it is checked for
+    the shards that were committed since then.
     An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
     """
     with report_errors():
@@ -88,6 +89,8 @@ def status(
         table.add_row("rejected", told)
     for reason, count in found.waiting.items():
         table.add_row("waiting", escape(f"{reason} {count:,}, such as {'; '.join(found.examples[reason])}"))
+    for name, why in found.tables.items():
+        table.add_row("table", escape(f"{name}: {why or 'up to date'}"))
     for time in found.under_way:
         table.add_row("at work", f"a run since {time}, unless it was killed on another machine")
     for time in found.killed:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +27,7 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+from typer.testing import CliRunner
 
 from benchmarks.outputs import SyntheticOutput
 from curation.tagged_output import open_output
@@ -37,6 +40,8 @@ from pipelines.tables.publication import Publication, check_table, publish_outpu
 from pipelines.upkeep import compaction
 from pipelines.upkeep.compaction import compact_output
 from pipelines.upkeep.verify import verify_output
+from sightline import api
+from sightline.cli import app
 from storage.settings import ConfigError
 from storage.store import StoreError
 from tests.support.growing_output import LABELS, WIDTH, GrowingOutput
@@ -227,6 +232,45 @@ def test_files_that_another_publication_still_needs_are_not_removed_as_orphans(g
     report = verify_output(growing.output, remove_orphans=True)
     assert report.orphans_removed == 0
     assert any("its table may name them: run `sightline publish" in problem for problem in report.problems)
+    publish_output(growing.output)
+    check(growing)
+
+
+def test_a_table_that_is_behind_is_told(growing: GrowingOutput) -> None:
+    growing.grow(2, 5, publish=Publication("delta"))
+    assert api.status(growing.root).tables == {"delta": ""}
+    assert verify_output(growing.output).ok
+    growing.grow(1, 3)  # by a program of before, which does not know of tables
+    assert "behind the output: run `sightline publish" in api.status(growing.root).tables["delta"]
+    shown = CliRunner().invoke(app, ["status", str(growing.root)], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0
+    assert "delta: behind the output: run `sightline publish" in shown.output
+    for since in (None, datetime.now(UTC).date()):
+        report = verify_output(growing.output, since=since)
+        assert not report.ok
+        assert [problem for problem in report.problems if "the table delta: behind the output" in problem]
+    publish_output(growing.output)
+    assert api.status(growing.root).tables == {"delta": ""}
+    assert verify_output(growing.output).ok
+
+
+def damage_last(log: Path) -> None:
+    sorted(log.glob("*.json"))[-1].write_text("{no")
+
+
+def remove_one(log: Path) -> None:
+    sorted(log.glob("*.json"))[1].unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_last, remove_one])
+def test_what_is_to_be_done_with_a_damaged_log_is_said(growing: GrowingOutput, damage: Callable[[Path], None]) -> None:
+    for _ in range(3):
+        growing.grow(1, 3, publish=Publication("delta"))
+    damage(growing.root / "data" / "_delta_log")
+    assert "delete its folder _delta_log, and `sightline publish`" in api.status(growing.root).tables["delta"]
+    with pytest.raises(StoreError, match="delete its folder _delta_log, and `sightline publish`"):
+        publish_output(growing.output)
+    shutil.rmtree(growing.root / "data" / "_delta_log")
     publish_output(growing.output)
     check(growing)
 
