@@ -60,10 +60,10 @@ def write_ledger(output: Output, rows: list[dict[str, Any]], *, moved: bool = Fa
     assert output.put_if_absent(ledger_path(count), encode_ledger(rows, totals))
 
 
-def publish(root: str, name: str) -> None:
-    """Publish an output, and print what that took."""
+def publish(root: str, name: str, compare: bool) -> None:
+    """Publish an output, and print what that took. `compare` is what `sightline publish` does, and a run does not."""
     output = Output(root)
-    publication = Publication(name)
+    publication = Publication(name, compare=compare)
     began = time.monotonic()
     ledger = Ledger.read(output)
     read = time.monotonic()
@@ -83,9 +83,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--iceberg", action="store_true", help="an Iceberg table in an SQLite catalogue")
     parser.add_argument("--publish", metavar="OUTPUT", help=argparse.SUPPRESS)
+    parser.add_argument("--compare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.publish:
-        publish(arguments.publish, "iceberg:tests/photos.images" if arguments.iceberg else "delta")
+        publish(arguments.publish, "iceberg:tests/photos.images" if arguments.iceberg else "delta", arguments.compare)
         return
     with tempfile.TemporaryDirectory(prefix="sl-") as temporary:
         root = f"{temporary}/tags"
@@ -93,16 +94,17 @@ def main() -> None:
         environment = {**os.environ, **make_catalog(Path(temporary), temporary)}
         kind = ["--iceberg"] if arguments.iceberg else []
 
-        def step(name: str) -> None:
+        def step(name: str, *how: str) -> None:
             print(name, flush=True)
-            command = [sys.executable, "-m", "benchmarks.tables", "--publish", root, *kind]
+            command = [sys.executable, "-m", "benchmarks.tables", "--publish", root, *kind, *how]
             subprocess.run(command, check=True, env=environment)
 
         for first in range(0, arguments.files, LEDGER_FILES):
             stop = min(first + LEDGER_FILES, arguments.files)
             write_ledger(output, [make_row(number) for number in range(first, stop)])
         step(f"an output with {arguments.files:,} files")
-        step("the same once more")
+        step("a run that finds nothing to do")
+        step("`sightline publish`, which compares all files", "--compare")
         for night in range(3):
             first = arguments.files + night * NIGHT_FILES
             write_ledger(output, [make_row(number) for number in range(first, first + NIGHT_FILES)])

@@ -18,6 +18,8 @@ class Load:
         self._threads = [threading.Thread(target=self._send) for _ in range(clients)]
         self.results: list[tuple[float, int]] = []
         """When each request ended, and its status, 0 if there was no response."""
+        self.failures: list[str] = []
+        """How long each request took that did not succeed, and its response, for messages of tests."""
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -33,10 +35,13 @@ class Load:
         body = {"model": "tiny", "input": "a red circle"}
         with httpx.Client(base_url=self._url, timeout=60, headers={"host": "localhost"}) as client:
             while not self._over.is_set():
-                status = 0
+                status, text, began = 0, "no response", time.monotonic()
                 with suppress(httpx.TransportError):
-                    status = client.post("/v1/embeddings", json=body).status_code
+                    response = client.post("/v1/embeddings", json=body)
+                    status, text = response.status_code, response.text
                 self.results.append((time.monotonic(), status))
+                if status != 200:
+                    self.failures.append(f"{time.monotonic() - began:.2f} s: {status} {text[:200]}")
 
     def await_success(self, since: float) -> None:
         """Wait until a request after `since` was answered with 200."""
