@@ -16,14 +16,14 @@ from pydantic import ValidationError
 import siglip.encoder
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.files import CheckpointError
-from siglip.config import DType, Limits, ModelConfig
+from siglip.config import DType, Limits, check_model
 from siglip.cpu import release_memory
 from siglip.heads import LinearHead, build_head
 from siglip.images.decode import DecodeMode, ImageRejected, decode_image, resize_image
 from siglip.labels import LabelError, LabelSet
 from siglip.scoring import Floats
 from storage.mirror import Mirror
-from storage.settings import ConfigError, check_settings, describe_error
+from storage.settings import ConfigError, describe_error
 from storage.store import StoreError, StoreOptions
 
 ImageInput = str | PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -63,6 +63,7 @@ class Encoder:
         text_rule: Literal["auto", "canonicalize", "lowercase"] = "auto",
         image_size: int | None = None,
         patches: int | None = None,
+        min_cosine: float | None = None,
         decode: DecodeMode = "auto",
         limits: Limits | None = None,
     ) -> Encoder:
@@ -84,8 +85,9 @@ class Encoder:
             "text_rule": text_rule,
             "image_size": image_size,
             "patches": patches,
+            "min_cosine": min_cosine,
         }
-        config = check_settings("model", settings, ModelConfig)
+        config = check_model(settings)
         with _as_config_errors():
             pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
         return cls(pinned, decode, limits)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+from storage.settings import ConfigError, check_settings
 
 _MOST_BYTES = 2**31 - 1
 """Most bytes of an image, encoded or as RGB: decoders count them in signed 32-bit numbers."""
@@ -101,6 +104,17 @@ ChosenModel = Annotated[ModelConfig, AfterValidator(_refuse_unused_bound)]
 
 `ModelConfig` itself takes it, because it is also read from outputs that earlier versions have written.
 """
+
+
+def check_model(settings: Mapping[str, Any]) -> ModelConfig:
+    """Return the model of settings that a user chose, those that are None left out. Raises `ConfigError`."""
+    config = check_settings(
+        "model", {name: value for name, value in settings.items() if value is not None}, ModelConfig
+    )
+    try:
+        return _refuse_unused_bound(config)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
 
 
 class Limits(BaseModel):

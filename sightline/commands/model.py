@@ -14,7 +14,7 @@ from rich.markup import escape
 from sightline.commands.labels import read_labels
 from sightline.commands.skipped import print_skipped
 from sightline.exits import err, out, report_errors
-from storage.settings import ConfigError, check_settings
+from storage.settings import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.inputs.rows import Skipped
@@ -74,6 +74,9 @@ def check(
     image_size: Annotated[int | None, typer.Option(metavar="PIXELS", help="model.image_size.")] = None,
     patches: Annotated[int | None, typer.Option(metavar="N", help="model.patches.")] = None,
     text_rule: Annotated[str, typer.Option(metavar="RULE", help="model.text_rule.")] = "auto",
+    min_cosine: Annotated[
+        float | None, typer.Option(metavar="COSINE", help="model.min_cosine, for --dtype int8.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the cosines of the known images and texts, in float32.")
     ] = False,
@@ -88,7 +91,7 @@ def check(
         from siglip.checkpoint import pin_model
         from siglip.checkpoints.files import CheckpointError
         from siglip.checkpoints.self_test import TEXTS, draw_images
-        from siglip.config import ModelConfig
+        from siglip.config import check_model
         from siglip.encoder import Encoder
         from storage.mirror import Mirror
         from storage.store import StoreOptions
@@ -102,9 +105,10 @@ def check(
             "image_size": image_size,
             "patches": patches,
             "text_rule": text_rule,
+            "min_cosine": min_cosine,
             "compile": False,
         }
-        config = check_settings("model", settings, ModelConfig)
+        config = check_model(settings)
         try:
             pinned = pin_model(config, Mirror(StoreOptions.from_environment()))
             err.print(f"loading {escape(source)} ...", highlight=False)

@@ -291,6 +291,13 @@ def test_model_check_tells_the_cosine() -> None:
     lowest = Encoder(pin(), texts=False).min_cosine
     assert lowest is not None
     assert f"images have a cosine of {format_cosine(lowest)} at least with float32" in result.stdout
+    for arguments, message in [
+        (["--dtype", "int8", "--min-cosine", "1"], "cosine of 0.9"),
+        (["--min-cosine", "0.9"], "min_cosine is for dtype: int8, and dtype is auto"),
+    ]:
+        refused = CliRunner().invoke(app, ["model", "check", "tiny", *arguments])
+        assert refused.exit_code == 2
+        assert message in refused.stderr
 
 
 def test_images_whose_labels_differ_are_counted() -> None:
@@ -422,3 +429,5 @@ def test_the_python_encoder_gives_the_memory_of_loading_back(monkeypatch: pytest
     monkeypatch.setattr("sightline.encoder.release_memory", lambda: given_back.append(True))
     assert sightline.Encoder.load("tiny", dtype="int8").images([np.zeros((8, 8, 3), np.uint8)]).shape == (1, 128)
     assert given_back == [True]
+    with pytest.raises(sightline.ConfigError, match=r"model.dtype: int8: .*cosine of 0.9.*min_cosine"):
+        sightline.Encoder.load("tiny", dtype="int8", min_cosine=1)
