@@ -1,4 +1,7 @@
-"""The status of an output: what is planned, committed and waiting, and the latest runs. Reads a few small files."""
+"""The status of an output: what is planned, committed and waiting, the latest runs, and its tables.
+
+Reads a few small files, and if the output has a table, all ledgers: 0.2 s for a million files.
+"""
 
 from __future__ import annotations
 
