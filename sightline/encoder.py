@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import siglip.encoder
 from siglip.checkpoint import PinnedModel, pin_model
 from siglip.checkpoints.files import CheckpointError
-from siglip.config import DType, Limits, check_model
+from siglip.config import MIN_COSINE, DType, Limits, check_model
 from siglip.cpu import release_memory
 from siglip.heads import LinearHead, build_head
 from siglip.images.decode import DecodeMode, ImageRejected, decode_image, resize_image
@@ -63,7 +63,7 @@ class Encoder:
         text_rule: Literal["auto", "canonicalize", "lowercase"] = "auto",
         image_size: int | None = None,
         patches: int | None = None,
-        min_cosine: float | None = None,
+        min_cosine: float = MIN_COSINE,
         decode: DecodeMode = "auto",
         limits: Limits | None = None,
     ) -> Encoder:

@@ -24,6 +24,9 @@ LEAST_PATCH, MOST_PATCH = 2, 64
 MOST_PIXELS = 4096
 """Largest width and height of images that `model.image_size` takes: 50 MB an image, and 65,536 patches of 16 pixels."""
 
+MIN_COSINE = 0.99
+"""Default of `model.min_cosine`. docs/performance.md says what it accepted and refused."""
+
 DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
@@ -71,7 +74,7 @@ class ModelConfig(BaseModel):
         "with AVX-512 VNNI: faster, and not quite the same embeddings. See docs/performance.md.",
     )
     min_cosine: float = Field(
-        0.99,
+        MIN_COSINE,
         ge=-1,
         le=1,
         description="For int8: the lowest cosine that an image's embedding may have with that of bfloat16. It is "
@@ -94,7 +97,7 @@ class ModelConfig(BaseModel):
 
 
 def _refuse_unused_bound(config: ModelConfig) -> ModelConfig:
-    if config.dtype != "int8" and config.min_cosine != ModelConfig.model_fields["min_cosine"].default:
+    if config.dtype != "int8" and config.min_cosine != MIN_COSINE:
         raise ValueError(f"min_cosine is for dtype: int8, and dtype is {config.dtype}: leave min_cosine out")
     return config
 
@@ -107,10 +110,11 @@ ChosenModel = Annotated[ModelConfig, AfterValidator(_refuse_unused_bound)]
 
 
 def check_model(settings: Mapping[str, Any]) -> ModelConfig:
-    """Return the model of settings that a user chose, those that are None left out. Raises `ConfigError`."""
-    config = check_settings(
-        "model", {name: value for name, value in settings.items() if value is not None}, ModelConfig
-    )
+    """Check the settings of a model that a user gave to a command or a function, and return them.
+
+    Raises `ConfigError`, also for a setting that would be ignored.
+    """
+    config = check_settings("model", settings, ModelConfig)
     try:
         return _refuse_unused_bound(config)
     except ValueError as error:

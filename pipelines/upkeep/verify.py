@@ -31,7 +31,7 @@ from pipelines.output.row_files import RowFile
 from pipelines.output.state import OutputState
 from pipelines.output.writer import FINGERPRINT_KEY
 from pipelines.planning.plan import Plan, read_plan
-from pipelines.tables.publication import compare_tables
+from pipelines.tables.publication import Publication, compare_tables
 from storage.files import download
 from storage.schemes import is_remote
 from storage.settings import ConfigError
@@ -94,6 +94,8 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
         raise ConfigError(f"{output.uri}: there is no plan here, so this is no output of `sightline tag`")
     ledger = Ledger.read(output)
     report = Report(shards=plan.shards)
+    # At once: until all files are read, a run may have brought the tables up to further ledgers than these.
+    _check_tables(output, ledger, report)
     fingerprint = output.read(FINGERPRINT)
     unsealed = _find_unsealed(output, plan, ledger, report, quickly=since is not None)
     _compare_plan(plan, ledger, unsealed, report)
@@ -107,13 +109,13 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     unread = sum("commit record" in problem for problem in report.problems)
     if since is None:
         manifest = _check_manifest(output, ledger, report, unsealed)
-        # A table that is behind the ledgers may name files that these name no more.
-        behind = _check_tables(output, ledger, report)
+        # A table that is behind the ledgers may name files that these name no more. It is looked at once more, because
+        # what is deleted cannot be had again.
+        behind = remove_orphans and not Publication().is_current(OutputState(output, plan, ledger))
         _check_orphans(
             output, report, named, remove=remove_orphans, unsure=_doubt(manifest, unread, behind, output.uri)
         )
     else:
-        _check_tables(output, ledger, report)
         for path in OutputState(output, plan, ledger).find_abandoned():
             report.orphans += 1
             report.note(f"{path} belongs to no commit, a compaction was interrupted: `sightline compact` removes it")
@@ -123,17 +125,16 @@ def verify_output(output: Output, *, remove_orphans: bool = False, since: date |
     return report
 
 
-def _check_tables(output: Output, ledger: Ledger, report: Report) -> bool:
-    """Note which tables are not at the state of the ledgers. Returns whether there is one, or may be one."""
+def _check_tables(output: Output, ledger: Ledger, report: Report) -> None:
+    """Note which tables of the output are not at the state of the ledgers, by their own notes."""
     try:
         found = compare_tables(output, ledger)
     except StoreError as error:
         report.note(str(error))
-        return True
+        return
     for name, why in found.items():
         if why:
             report.note(f"the table {name}: {why}")
-    return any(found.values())
 
 
 def _find_unsealed(

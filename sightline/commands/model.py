@@ -105,8 +105,8 @@ def check(
             "image_size": image_size,
             "patches": patches,
             "text_rule": text_rule,
-            "min_cosine": min_cosine,
             "compile": False,
+            **({} if min_cosine is None else {"min_cosine": min_cosine}),
         }
         config = check_model(settings)
         try:

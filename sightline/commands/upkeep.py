@@ -39,8 +39,9 @@ def verify(
 ) -> None:
     """Verify an output by reading all its files: every planned row is there exactly once, and no file has changed.
 
-    A table of the output has to be up to it. Exits with 0 only if all of this holds. With --since, it is checked for
-    the shards that were committed since then.
+    A table of the output has to be up to date, by its own notes. Exits with 0 only if all of this holds. With --since,
+    it is checked for the shards that were committed since then.
+
     An S3 endpoint other than AWS comes from AWS_ENDPOINT_URL.
     """
     with report_errors():

@@ -37,7 +37,7 @@ from pipelines.tables import delta
 from pipelines.tables.changes import list_files
 from pipelines.tables.columns import choose_columns, convert_type
 from pipelines.tables.publication import Publication, check_table, publish_output, read_tables
-from pipelines.upkeep import compaction
+from pipelines.upkeep import compaction, verify
 from pipelines.upkeep.compaction import compact_output
 from pipelines.upkeep.verify import verify_output
 from sightline import api
@@ -252,6 +252,24 @@ def test_a_table_that_is_behind_is_told(growing: GrowingOutput) -> None:
     publish_output(growing.output)
     assert api.status(growing.root).tables == {"delta": ""}
     assert verify_output(growing.output).ok
+
+
+def test_a_run_that_publishes_during_a_verification_is_no_problem_of_the_table(
+    growing: GrowingOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing.grow(2, 5, publish=Publication("delta"))
+    check_file, runs = verify._check_file, [1]
+
+    def overtake(*arguments: Any) -> Any:
+        if runs:
+            runs.pop()
+            growing.grow(1, 3, publish=Publication("delta"))
+        return check_file(*arguments)
+
+    monkeypatch.setattr(verify, "_check_file", overtake)
+    report = verify_output(growing.output)
+    assert not runs
+    assert not [problem for problem in report.problems if "table" in problem], report.problems
 
 
 def damage_last(log: Path) -> None:

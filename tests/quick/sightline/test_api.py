@@ -127,6 +127,8 @@ def test_mistakes_are_one_line(encoder: sightline.Encoder, tmp_path: Path) -> No
         (lambda: sightline.Encoder.load(batch_size=0), "model: batch_size"),
         (lambda: sightline.Encoder.load(image_size=50), "use 48 or 64"),
         (lambda: sightline.Encoder.load(patches=64), "only NaFlex checkpoints"),
+        (lambda: sightline.Encoder.load(None), "model: source"),  # type: ignore[arg-type]
+        (lambda: sightline.Encoder.load(dtype=None), "model: dtype"),  # type: ignore[arg-type]
         (lambda: sightline.Encoder.load(min_cosine=0.9), "model: min_cosine is for dtype: int8, and dtype is auto"),
         (lambda: sightline.Encoder.load(dtype="int8", min_cosine=2), "model: min_cosine"),
         (lambda: encoder.head(["C", "C++"]), "are the same text to this model"),
